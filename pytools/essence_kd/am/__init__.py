@@ -1,0 +1,1 @@
+"""Acoustic models: architectures, training, forward passes and posterior dumps."""

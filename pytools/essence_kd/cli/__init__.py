@@ -1,0 +1,1 @@
+"""The ``essence`` command: one file a verb."""

@@ -1,0 +1,71 @@
+"""Entry point of the ``essence`` command: finds the verb, parses, calls it, and turns errors into messages."""
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from essence_kd import __version__
+from essence_kd.io.errors import UserError
+
+
+def verbs() -> dict[str, Path]:
+    """Every verb and the file that holds it."""
+    here = Path(__file__).parent
+    return {p.stem.replace("_", "-"): p for p in sorted(here.glob("*.py")) if p.stem not in ("__init__", "main")}
+
+
+def _help_line(path: Path) -> str:
+    """The value of HELP in a verb's file, read without importing it."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "HELP":
+            return ast.literal_eval(node.value)
+    return ""
+
+
+def _usage() -> str:
+    width = max(len(v) for v in verbs())
+    lines = [f"  {verb:<{width}}  {_help_line(path)}" for verb, path in verbs().items()]
+    return "\n".join(["usage: essence VERB [options] ...", "", "verbs:", *lines, "",
+                      "essence VERB --help tells a verb's options; tables are named as in Kaldi (ark:..., scp:..., pipes)."])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status (0 done, 1 a user's mistake, 2 usage, 130 interrupted)."""
+    argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("KALDI_ROOT", "")  # kaldi-io prints a banner without it
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"essence {__version__}")
+        return 0
+    verb = argv[0]
+    if verb not in verbs():
+        print(f"essence: there is no verb '{verb}'\n\n{_usage()}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"essence_kd.cli.{verb.replace('-', '_')}")
+    parser = argparse.ArgumentParser(prog=f"essence {verb}", description=module.__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    module.add_arguments(parser)
+    args = parser.parse_args(argv[1:])
+    try:
+        status = module.run(args) or 0
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"essence {verb}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our stdout has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"essence {verb}: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"essence {verb}: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,1 @@
+"""Decoding of score archives with k2 or kaldi-decoder."""

@@ -1,0 +1,1 @@
+"""Combining teachers, selecting the essence, and the losses: mathematics on arrays."""

@@ -1,0 +1,1 @@
+"""Lexicon, language model, GMM and decoding graph."""

@@ -1,0 +1,1 @@
+"""Tables, archives, data directories, settings and provenance."""
