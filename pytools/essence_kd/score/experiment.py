@@ -1,0 +1,213 @@
+"""What an experiment directory holds, collected: scores of every system, stages, essence, training curves."""
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+from essence_kd.io.errors import UserError
+from essence_kd.score import wer
+
+TEST_SETS = ("eval_swbd", "eval_che")
+SET_ORDER = TEST_SETS + ("dev",)
+EXPECTED = ("gmm", "teacher_1", "ensemble", "baseline", "student_full", "student_essence")
+
+
+@dataclass
+class System:
+    """One recogniser: its scores on each set and what its directory tells of it."""
+
+    name: str
+    path: Path
+    scores: Dict[str, wer.Score] = field(default_factory=dict)
+    decodes: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+    info: Dict[str, Any] = field(default_factory=dict)
+    progress: List[Dict[str, Any]] = field(default_factory=list)
+    params: Optional[int] = None
+
+    def counts(self, sets: Sequence[str]) -> Optional[wer.Counts]:
+        """Sum over ``sets``, or None when one of them was not decoded."""
+        if any(s not in self.scores for s in sets):
+            return None
+        return sum((self.scores[s].total for s in sets), wer.Counts())
+
+
+@dataclass
+class Experiment:
+    """Everything that the report shows; ``notices`` are losses and gaps that the reader must hear of."""
+
+    path: Path
+    systems: Dict[str, System] = field(default_factory=dict)
+    sets: List[str] = field(default_factory=list)
+    num_pdfs: Optional[int] = None
+    decoder: Optional[str] = None
+    essence: Dict[str, Any] = field(default_factory=dict)
+    stages: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+    notices: List[str] = field(default_factory=list)
+
+    @property
+    def test_sets(self) -> List[str]:
+        return [s for s in TEST_SETS if s in self.sets]
+
+
+def read_json(path: Path) -> Dict[str, Any]:
+    """A JSON object from a file; UserError when it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); remove it and run its stage again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}; run its stage again")
+    return value
+
+
+def read_json_lines(path: Path) -> List[Dict[str, Any]]:
+    """Objects of a JSON-lines file, one a line."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: line {number} is not JSON ({error}); remove the line") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number}: expected a JSON object; remove the line")
+        rows.append(row)
+    return rows
+
+
+def _rank(name: str):
+    """Sort key: gmm, teachers by number, ensemble, baseline, students in the paper's order, then the rest."""
+    fixed = {"gmm": (0,), "ensemble": (2,), "baseline": (3,), "student_full": (4,), "student_essence": (5,)}
+    if name in fixed:
+        return fixed[name]
+    teacher = re.fullmatch(r"teacher_(\d+)", name)
+    return (1, int(teacher.group(1))) if teacher else (6, name)
+
+
+def load_system(path: Path) -> System:
+    """Score every ``decode_SET`` of a system directory and read what lies beside it.
+
+    Raises:
+      UserError: hyp.txt without ref.txt, or a hypothesis of an utterance that the reference lacks.
+    """
+    system = System(path.name, path)
+    for decode_dir in sorted(path.glob("decode_*")):
+        hyp, ref = decode_dir / "hyp.txt", decode_dir / "ref.txt"
+        if not hyp.exists():
+            continue
+        if not ref.exists():
+            raise UserError(f"{ref}: no such file beside hyp.txt; run the decoding stage again")
+        set_name = decode_dir.name[len("decode_"):]
+        system.scores[set_name] = wer.score(wer.read_text(ref), wer.read_text(hyp),
+                                            ref_name=str(ref), hyp_name=str(hyp))
+        if (decode_dir / "decode.json").exists():
+            system.decodes[set_name] = read_json(decode_dir / "decode.json")
+    if (path / "info.json").exists():
+        system.info = read_json(path / "info.json")
+        system.params = system.info.get("params")
+    if (path / "progress.jsonl").exists():
+        system.progress = read_json_lines(path / "progress.jsonl")
+    return system
+
+
+def _load_essence(exp_dir: Path, essence_dir: Optional[Path], notices: List[str]) -> Dict[str, Any]:
+    if essence_dir is None:
+        found = sorted(exp_dir.glob("essence_*/essence.json"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            notices.append(f"{exp_dir}: no essence_*/essence.json (stage 7 makes it)")
+            return {}
+        if len(found) > 1:
+            notices.append(f"{exp_dir}: {len(found)} essence directories; reporting the newest, {found[-1].parent.name} "
+                           "(--essence-dir chooses)")
+        essence_dir = found[-1].parent
+    elif not (essence_dir / "essence.json").exists():
+        raise UserError(f"{essence_dir}/essence.json: no such file; stage 7 makes it")
+    sidecar = read_json(essence_dir / "essence.json")
+    sidecar["dir"] = str(essence_dir)
+    archive = essence_dir / "post.ark"
+    if archive.exists() and sidecar.get("num_frames"):
+        sidecar["bytes"] = archive.stat().st_size
+        sidecar["bytes_per_frame"] = round(archive.stat().st_size / sidecar["num_frames"], 2)
+    return sidecar
+
+
+def _load_stages(path: Path) -> Dict[str, Dict[str, Any]]:
+    """stages.jsonl: the last line of a stage stands, since a stage that is run again replaces what it left."""
+    stages: Dict[str, Dict[str, Any]] = {}
+    for row in read_json_lines(path):
+        if "stage" not in row or "seconds" not in row:
+            raise UserError(f"{path}: a line lacks 'stage' or 'seconds'; run the stage again")
+        stages[str(row["stage"])] = row
+    return dict(sorted(stages.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+def load_experiment(exp_dir: Path, *, systems: Optional[Sequence[str]] = None,
+                    essence_dir: Optional[Path] = None) -> Experiment:
+    """Collect ``exp/CORPUS``.
+
+    Args:
+      systems: names of directories to report; None takes every directory that holds a ``decode_SET/hyp.txt``.
+      essence_dir: the essence directory to describe; None takes the newest.
+
+    Raises:
+      UserError: nothing was decoded, or two systems were scored against different references of one set.
+    """
+    if not exp_dir.is_dir():
+        raise UserError(f"{exp_dir}: no such directory; stages 0 to 9 of run.sh make it")
+    exp = Experiment(exp_dir)
+    names = list(systems) if systems else sorted({p.parent.parent.name for p in exp_dir.glob("*/decode_*/hyp.txt")},
+                                                 key=_rank)
+    for name in names:
+        system = load_system(exp_dir / name)
+        if not system.scores:
+            raise UserError(f"{exp_dir / name}: no decode_SET/hyp.txt; stage 9 makes them")
+        exp.systems[name] = system
+    if not exp.systems:
+        raise UserError(f"{exp_dir}: no SYSTEM/decode_SET/hyp.txt found; run stage 9 first")
+    if not systems:
+        exp.notices += [f"{exp_dir}/{name}: not decoded, so not in the table" for name in EXPECTED
+                        if name not in exp.systems]
+    found = {s for system in exp.systems.values() for s in system.scores}
+    exp.sets = [s for s in SET_ORDER if s in found] + sorted(found - set(SET_ORDER))
+    for set_name in exp.sets:
+        first: Optional[System] = None
+        for system in exp.systems.values():
+            if set_name not in system.scores:
+                exp.notices.append(f"{system.path}: has no decode_{set_name}")
+                continue
+            score = system.scores[set_name]
+            if score.missing:
+                exp.notices.append(f"{system.path}/decode_{set_name}: {len(score.missing)} utterances without hypothesis, "
+                                   f"counted as deleted (first: {score.missing[0]})")
+            if first is None:
+                first = system
+            elif score.refs != first.scores[set_name].refs:
+                raise UserError(f"{system.path}/decode_{set_name}/ref.txt differs from "
+                                f"{first.path}/decode_{set_name}/ref.txt; decode all systems on the same data")
+    teachers = [s for name, s in exp.systems.items() if name.startswith("teacher_")]
+    if "ensemble" in exp.systems and exp.systems["ensemble"].params is None and teachers \
+            and all(t.params is not None for t in teachers):
+        exp.systems["ensemble"].params = sum(t.params for t in teachers)
+    for path in (exp_dir / "ali" / "num_pdfs", exp_dir / "gmm" / "num_pdfs"):
+        if path.exists():
+            exp.num_pdfs = int(path.read_text().split()[0])
+            break
+    decoders = sorted({d["decoder"] for s in exp.systems.values() for d in s.decodes.values() if d.get("decoder")})
+    exp.decoder = "+".join(decoders) or None
+    if len(decoders) > 1:
+        exp.notices.append(f"{exp_dir}: systems were decoded with different decoders ({', '.join(decoders)})")
+    exp.essence = _load_essence(exp_dir, essence_dir, exp.notices)
+    if (exp_dir / "stages.jsonl").exists():
+        exp.stages = _load_stages(exp_dir / "stages.jsonl")
+    return exp
+
+
+def say(notices: Sequence[str]) -> None:
+    """Print notices to stderr, one a line."""
+    for notice in notices:
+        print(f"essence report: {notice}", file=sys.stderr)

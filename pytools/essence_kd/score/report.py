@@ -1,0 +1,97 @@
+"""Writes what an experiment found: RESULTS, results.json and report.html."""
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence
+
+from essence_kd import __version__
+from essence_kd.io.errors import UserError
+from essence_kd.score import wer
+from essence_kd.score.experiment import load_experiment, say
+from essence_kd.score.results import Analysis, results_dict, results_text
+
+VERSIONS_OF = ("numpy", "torch", "lhotse", "kaldi-io", "kaldi-native-io", "kaldi-native-fbank", "kaldi-hmm-gmm",
+               "kaldifst", "kaldi-decoder", "kaldialign", "espeakng-loader")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside the place, then rename, so that no reader ever sees half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        if beside.exists():
+            beside.unlink()
+
+
+def provenance() -> Dict[str, Any]:
+    """Commit of the checkout that holds this package, versions, machine and time."""
+    root = Path(__file__).resolve().parents[3]
+    commit = dirty = None
+    try:
+        commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True,
+                                check=True).stdout.strip()
+        dirty = bool(subprocess.run(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+                                    capture_output=True, text=True, check=True).stdout.strip())
+    except (OSError, subprocess.CalledProcessError):
+        pass  # not a git checkout, or no git: the report then says so
+    versions = {"essence-kd": __version__, "python": platform.python_version()}
+    for package in VERSIONS_OF:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"commit": commit, "modified": dirty, "versions": versions, "machine": platform.machine(),
+            "cpus": os.cpu_count(), "system": f"{platform.system()} {platform.release()}",
+            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities as null, since JSON has no word for them."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "default", seed: int = 1,
+                 engine: str = "native", data_dir: Optional[Path] = None, systems: Optional[Sequence[str]] = None,
+                 essence_dir: Optional[Path] = None, draws: int = 10000) -> Dict[str, Any]:
+    """Collect ``exp_dir`` and write EXP_DIR/RESULTS, REPORT_DIR/results.json and REPORT_DIR/report.html.
+
+    Returns:
+      The content of results.json.
+    """
+    if draws < 100:
+        raise UserError(f"--draws {draws}: at least 100 are needed for a 95 % interval")
+    exp = load_experiment(exp_dir, systems=systems, essence_dir=essence_dir)
+    utt2spk = {}
+    if data_dir is not None:
+        for name in exp.sets:
+            if (data_dir / name / "utt2spk").exists():
+                utt2spk[name] = wer.read_table(data_dir / name / "utt2spk", "utt2spk")
+            else:
+                exp.notices.append(f"{data_dir / name}/utt2spk: no such file; the bootstrap of {name} draws utterances")
+    analysis = Analysis(exp, utt2spk, draws=draws, seed=seed)
+    comparisons = analysis.comparisons()
+    origin = provenance()
+    results = _finite(results_dict(analysis, corpus=corpus, size=size, seed=seed, engine=engine,
+                                   comparisons=comparisons, provenance=origin))
+    report_dir.mkdir(parents=True, exist_ok=True)
+    header = f"corpus {corpus}, size {size}, seed {seed}, engine {engine}, decoder {exp.decoder or 'unknown'}"
+    text = results_text(analysis, header, comparisons)
+    _write(exp_dir / "RESULTS", text)
+    _write(report_dir / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    say(exp.notices)
+    sys.stdout.write(text)
+    return results

@@ -1,0 +1,187 @@
+"""The figures of an experiment: intervals, comparisons, RESULTS for the terminal and results.json."""
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from essence_kd.io.errors import UserError
+from essence_kd.score import significance, wer
+from essence_kd.score.experiment import Experiment
+
+TOTAL = "total"
+SET_NAMES = {"eval_swbd": "SWBD", "eval_che": "CHE", "dev": "dev", TOTAL: "total"}
+MIN_SPEAKERS = 8
+
+
+def set_name(name: str) -> str:
+    """The short name of a set for tables."""
+    return SET_NAMES.get(name, name)
+
+
+def p_text(p: float) -> str:
+    """A p value for a table."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def best_teacher(exp: Experiment) -> Optional[str]:
+    """The teacher with the lowest WER on dev, or on the test halves where dev was not decoded."""
+    teachers = [n for n in exp.systems if n.startswith("teacher_")]
+    for sets in (["dev"], exp.test_sets):
+        rated = [(c.wer, n) for n in teachers for c in [exp.systems[n].counts(sets)] if sets and c is not None]
+        if rated:
+            return min(rated)[1]
+    return None
+
+
+def standard_pairs(exp: Experiment) -> List[Tuple[str, str]]:
+    """The questions of the method: what the student gained, what pruning did, what the ensemble gained."""
+    pairs = [("student_essence", "baseline"), ("student_essence", "student_full"), ("student_essence", "ensemble"),
+             ("student_full", "baseline"), ("ensemble", "baseline")]
+    best = best_teacher(exp)
+    if best:
+        pairs.insert(3, ("ensemble", best))
+    return [(a, b) for a, b in pairs if a in exp.systems and b in exp.systems]
+
+
+class Analysis:
+    """Bootstrap samples of every system on every set and on both test halves together.
+
+    Draws take whole speakers where a set has at least ``MIN_SPEAKERS`` of them and single utterances otherwise
+    (``unit`` says which): a handful of speakers cannot be resampled. The total draws each half on its own.
+    """
+
+    def __init__(self, exp: Experiment, utt2spk: Optional[Dict[str, Dict[str, str]]] = None, *,
+                 draws: int = significance.DRAWS, seed: int = 1):
+        self.exp, self.draws = exp, draws
+        self.unit: Dict[str, str] = {}
+        self.samples: Dict[Tuple[str, str], np.ndarray] = {}  # (system, set) -> (draws,) WER in percent
+        sums: Dict[str, Tuple[Dict[str, np.ndarray], np.ndarray]] = {}
+        for number, name in enumerate(exp.sets):
+            systems = [s for s in exp.systems.values() if name in s.scores]
+            utts = list(systems[0].scores[name].utts)
+            groups = None
+            speakers = (utt2spk or {}).get(name)
+            if speakers is not None:
+                lost = [u for u in utts if u not in speakers]
+                if lost:
+                    raise UserError(f"utt2spk of {name}: utterance '{lost[0]}' is missing ({len(lost)} of {len(utts)}); "
+                                    "give the data directory that was decoded")
+                groups = [speakers[u] for u in utts]
+                if len(set(groups)) < MIN_SPEAKERS:
+                    groups = None
+            self.unit[name] = f"{len(set(groups))} speakers" if groups else f"{len(utts)} utterances"
+            columns = [[s.scores[name].utts[u].errors for u in utts] for s in systems]
+            columns.append([systems[0].scores[name].utts[u].words for u in utts])
+            drawn = significance.bootstrap_sums(np.array(columns).T, groups, draws=draws, seed=seed + number)
+            words = np.maximum(drawn[:, -1], 1.0)
+            sums[name] = ({s.name: drawn[:, i] for i, s in enumerate(systems)}, words)
+            for i, system in enumerate(systems):
+                self.samples[system.name, name] = 100.0 * drawn[:, i] / words
+        if len(exp.test_sets) > 1:
+            words = sum(sums[t][1] for t in exp.test_sets)
+            for system in exp.systems:
+                if all(system in sums[t][0] for t in exp.test_sets):
+                    self.samples[system, TOTAL] = 100.0 * sum(sums[t][0][system] for t in exp.test_sets) / words
+        self.columns = exp.test_sets + ([TOTAL] if len(exp.test_sets) > 1 else []) \
+            + [s for s in exp.sets if s not in exp.test_sets]
+
+    def members(self, column: str) -> List[str]:
+        """The sets that a column of the table adds up."""
+        return self.exp.test_sets if column == TOTAL else [column]
+
+    def counts(self, system: str, column: str) -> Optional[wer.Counts]:
+        return self.exp.systems[system].counts(self.members(column))
+
+    def interval(self, system: str, column: str) -> Tuple[float, float]:
+        """95 % bootstrap interval of a system's WER in percent."""
+        return significance.interval(self.samples[system, column])
+
+    def compare(self, a: str, b: str, column: str) -> Optional[Dict[str, Any]]:
+        """WER of a minus WER of b on a column with interval and both p; None where one was not decoded."""
+        counts_a, counts_b = self.counts(a, column), self.counts(b, column)
+        if counts_a is None or counts_b is None or not counts_a.words:
+            return None
+        found = significance.difference(self.samples[a, column] - self.samples[b, column], counts_a.wer - counts_b.wer)
+        segments: List[Tuple[int, int]] = []
+        for name in self.members(column):
+            score_a, score_b = self.exp.systems[a].scores[name], self.exp.systems[b].scores[name]
+            for utt, ref in score_a.refs.items():
+                if score_a.utts[utt].errors or score_b.utts[utt].errors:
+                    segments += significance.segment_errors(wer.align(ref, score_a.hyps[utt]),
+                                                            wer.align(ref, score_b.hyps[utt]))
+        matched = significance.matched_pairs(segments)
+        return {"a": a, "b": b, "set": column, "diff": round(found.diff, 4), "low": round(found.low, 4),
+                "high": round(found.high, 4), "p_bootstrap": found.p, "p_matched": matched.p,
+                "segments": matched.segments}
+
+    def comparisons(self, pairs: Optional[Sequence[Tuple[str, str]]] = None) -> List[Dict[str, Any]]:
+        """All pairs on the test columns; on every set where there is no test half."""
+        pairs = standard_pairs(self.exp) if pairs is None else pairs
+        columns = [c for c in self.columns if c in self.exp.test_sets or c == TOTAL] or self.columns
+        rows = [self.compare(a, b, column) for a, b in pairs for column in columns]
+        return [row for row in rows if row]
+
+
+def results_text(analysis: Analysis, header: str, comparisons: Sequence[Dict[str, Any]]) -> str:
+    """RESULTS: %WER lines of every system and set, the table, and the differences, for the terminal."""
+    exp = analysis.exp
+    lines = [f"# {header}", "#"]
+    for system in exp.systems.values():
+        for column in analysis.columns:
+            counts = analysis.counts(system.name, column)
+            if counts is not None:
+                place = f"decode_{column}" if column != TOTAL else "total of " + " and ".join(exp.test_sets)
+                lines.append(f"{wer.wer_line(counts)} {system.path}/{place}" if column != TOTAL
+                             else f"{wer.wer_line(counts)} {system.path} ({place})")
+    rows = [["system", "parameters"] + [h for c in analysis.columns for h in (set_name(c), "95 %")]]
+    for system in exp.systems.values():
+        row = [system.name, f"{system.params:,}" if system.params is not None else "-"]
+        for column in analysis.columns:
+            counts = analysis.counts(system.name, column)
+            if counts is None:
+                row += ["-", ""]
+            else:
+                low, high = analysis.interval(system.name, column)
+                row += [f"{counts.wer:.2f}", f"{low:.1f} to {high:.1f}"]
+        rows.append(row)
+    lines += ["", wer.aligned_table(rows, right=range(1, len(rows[0])))]
+    if comparisons:
+        rows = [["WER difference in points", "set", "diff", "95 % interval", "p bootstrap", "p matched pairs"]]
+        for c in comparisons:
+            rows.append([f"{c['a']} - {c['b']}", set_name(c["set"]), f"{c['diff']:+.2f}",
+                         f"{c['low']:+.2f} to {c['high']:+.2f}", p_text(c["p_bootstrap"]), p_text(c["p_matched"])])
+        lines += ["", wer.aligned_table(rows, right=(2, 3, 4, 5))]
+        units = ", ".join(f"{set_name(s)}: {analysis.unit[s]}" for s in exp.sets)
+        lines += ["", f"# Intervals: paired bootstrap, {analysis.draws:,} draws of {units}. "
+                      "p matched pairs: NIST's sentence-segment test."]
+    if exp.notices:
+        lines += [""] + [f"# {notice}" for notice in exp.notices]
+    return "\n".join(lines) + "\n"
+
+
+def results_dict(analysis: Analysis, *, corpus: str, size: str, seed: int, engine: str,
+                 comparisons: Sequence[Dict[str, Any]], provenance: Dict[str, Any]) -> Dict[str, Any]:
+    """The content of results.json."""
+    exp = analysis.exp
+    systems: Dict[str, Dict[str, Any]] = {}
+    totals: Dict[str, Dict[str, Any]] = {}
+    for system in exp.systems.values():
+        entry: Dict[str, Any] = {"params": system.params}
+        for name in exp.sets:
+            if name in system.scores:
+                entry[name] = system.scores[name].total.as_dict()
+        systems[system.name] = entry
+        counts = system.counts(exp.test_sets) if exp.test_sets else None
+        if counts is not None:
+            totals[system.name] = counts.as_dict()
+    essence = exp.essence
+    return {
+        "corpus": corpus, "size": size, "seed": seed, "engine": engine, "decoder": exp.decoder,
+        "num_pdfs": exp.num_pdfs, "systems": systems,
+        "essence": {"select": essence.get("selection"), "k": essence.get("k"), "mean_mass": essence.get("mean_mass"),
+                    "bytes_per_frame": essence.get("bytes_per_frame")},
+        "stages": {n: {"seconds": s.get("seconds"), "bytes": s.get("bytes")} for n, s in exp.stages.items()},
+        "totals": totals, "comparisons": list(comparisons), "bootstrap": {"draws": analysis.draws, "unit": analysis.unit},
+        "notices": exp.notices, "provenance": provenance,
+    }

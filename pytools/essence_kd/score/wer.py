@@ -1,0 +1,172 @@
+"""Word errors, counted as Kaldi's ``compute-wer`` counts them, per utterance, per speaker and in total."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+
+import kaldialign
+
+from essence_kd.io.errors import UserError
+
+Words = List[str]
+PathLike = Union[str, Path]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Reference words and errors of one utterance or of many; counts add with ``+``."""
+
+    words: int = 0
+    ins: int = 0
+    dels: int = 0
+    sub: int = 0
+    utterances: int = 0
+    wrong_utterances: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.words + other.words, self.ins + other.ins, self.dels + other.dels, self.sub + other.sub,
+                      self.utterances + other.utterances, self.wrong_utterances + other.wrong_utterances)
+
+    @property
+    def errors(self) -> int:
+        return self.ins + self.dels + self.sub
+
+    @property
+    def wer(self) -> float:
+        """Word error rate in percent; 0 when there is neither a word nor an error, infinite for errors on no words."""
+        if self.words:
+            return 100.0 * self.errors / self.words
+        return float("inf") if self.errors else 0.0
+
+    def as_dict(self) -> Dict[str, Union[int, float]]:
+        """The keys of results.json: wer in percent, ins, del, sub, words, utterances."""
+        return {"wer": round(self.wer, 4), "ins": self.ins, "del": self.dels, "sub": self.sub,
+                "words": self.words, "utterances": self.utterances}
+
+
+@dataclass
+class Score:
+    """Counts of every reference utterance, in the order of the reference.
+
+    ``missing`` lists reference utterances without a hypothesis; their words are counted as deletions.
+    ``refs`` and ``hyps`` are the word sequences that were compared, after filtering.
+    """
+
+    utts: Dict[str, Counts] = field(default_factory=dict)
+    missing: List[str] = field(default_factory=list)
+    refs: Dict[str, Words] = field(default_factory=dict)
+    hyps: Dict[str, Words] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Counts:
+        return sum(self.utts.values(), Counts())
+
+    def by_speaker(self, utt2spk: Dict[str, str]) -> Dict[str, Counts]:
+        """Counts of each speaker, speakers in order of appearance."""
+        speakers: Dict[str, Counts] = {}
+        for utt, counts in self.utts.items():
+            if utt not in utt2spk:
+                raise UserError(f"utterance '{utt}' has no speaker in utt2spk; add it there")
+            speakers[utt2spk[utt]] = speakers.get(utt2spk[utt], Counts()) + counts
+        return speakers
+
+
+def read_table(path: PathLike, what: str = "text") -> Dict[str, str]:
+    """Lines ``KEY VALUE...`` of a Kaldi text-like file as an ordered dict.
+
+    Raises:
+      UserError: the file is missing, is not UTF-8, or has an id twice.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file ({what} expected)") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a directory; give its {what} file") from None
+    table: Dict[str, str] = {}
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        try:
+            line = raw.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: line {number} is not UTF-8 ({error.reason} at byte {error.start}); "
+                            f"convert the file, e.g. with iconv -t UTF-8") from None
+        if not line:
+            continue
+        key, *rest = line.split(None, 1)
+        if key in table:
+            raise UserError(f"{path}: line {number}: utterance '{key}' appears twice; keep one of its lines")
+        table[key] = rest[0] if rest else ""
+    return table
+
+
+def read_text(path: PathLike) -> Dict[str, Words]:
+    """A Kaldi ``text`` file as utterance id -> words, in file order."""
+    return {utt: words.split() for utt, words in read_table(path).items()}
+
+
+def count_errors(ref: Sequence[str], hyp: Sequence[str], *, sclite: bool = False) -> Counts:
+    """Errors of one utterance by edit distance.
+
+    With unit costs and ties broken as in Kaldi's LevenshteinEditDistance; with ``sclite`` insertions and deletions
+    cost 3 and substitutions 4, which is the weighting of NIST's sclite.
+    """
+    result = kaldialign.edit_distance(list(ref), list(hyp), sclite_mode=sclite)
+    return Counts(len(ref), result["ins"], result["del"], result["sub"], 1, int(result["total"] > 0))
+
+
+def align(ref: Sequence[str], hyp: Sequence[str], *, sclite: bool = False) -> List[Tuple[Optional[str], Optional[str]]]:
+    """Pairs (reference word, hypothesis word) of one best alignment; None marks an insertion or a deletion."""
+    gap = "\0"
+    pairs = kaldialign.align(list(ref), list(hyp), gap, sclite_mode=sclite)
+    return [(None if r == gap else r, None if h == gap else h) for r, h in pairs]
+
+
+def score(refs: Dict[str, Words], hyps: Dict[str, Words], *, ref_filter: Optional[Callable[[Words], Words]] = None,
+          hyp_filter: Optional[Callable[[Words], Words]] = None, sclite: bool = False,
+          ref_name: str = "reference", hyp_name: str = "hypothesis") -> Score:
+    """Score hypotheses against references.
+
+    Raises:
+      UserError: there is no reference, or a hypothesis belongs to no reference utterance.
+    """
+    if not refs:
+        raise UserError(f"{ref_name}: holds no utterance")
+    unknown = [utt for utt in hyps if utt not in refs]
+    if unknown:
+        raise UserError(f"{hyp_name}: utterance '{unknown[0]}' is not in {ref_name} ({len(unknown)} such of {len(hyps)}); "
+                        "score against the reference that was decoded")
+    result = Score()
+    for utt, ref in refs.items():
+        if utt not in hyps:
+            result.missing.append(utt)
+        hyp = hyps.get(utt, [])
+        ref = ref_filter(ref) if ref_filter else ref
+        hyp = hyp_filter(hyp) if hyp_filter else hyp
+        result.refs[utt], result.hyps[utt] = ref, hyp
+        result.utts[utt] = count_errors(ref, hyp, sclite=sclite)
+    return result
+
+
+def wer_line(counts: Counts) -> str:
+    """``%WER 12.34 [ 123 / 1000, 10 ins, 20 del, 93 sub ]``, the line of Kaldi's compute-wer."""
+    return (f"%WER {counts.wer:.2f} [ {counts.errors} / {counts.words}, {counts.ins} ins, {counts.dels} del, "
+            f"{counts.sub} sub ]")
+
+
+def ser_line(counts: Counts) -> str:
+    """``%SER 45.00 [ 45 / 100 ]``: utterances with at least one error."""
+    rate = 100.0 * counts.wrong_utterances / counts.utterances if counts.utterances else 0.0
+    return f"%SER {rate:.2f} [ {counts.wrong_utterances} / {counts.utterances} ]"
+
+
+def aligned_table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Rows of strings as columns padded with spaces; columns whose number is in ``right`` are right-aligned."""
+    rows = [list(row) for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
