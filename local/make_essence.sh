@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Stage 7: prunes the wide posteriors to essence targets.
+help_message="Usage: local/make_essence.sh [options] POSTERIORS ALI OUT
+ e.g.: local/make_essence.sh --top-k 20 exp/mini/posteriors exp/mini/ali exp/mini/essence_k20
+  --top-k N           classes a frame (default: 20)
+  --fuse true|false   the targets were dumped directly (default: false)"
+top_k=20
+fuse=false
+echo "$0 $*"
+. ./path.sh
+. local/parse_options.sh || exit 1
+. local/done.sh
+set -euo pipefail
+[ $# -eq 3 ] || { echo "$help_message" >&2; exit 2; }
+posteriors=$1 ali=$2 out=$3
+need 6 "$posteriors/.done"
+fp=$(fingerprint "essence k=$top_k fuse=$fuse" "$posteriors" conf/essence.yaml)
+if is_done "$out" "$fp"; then echo "$0: $out is up to date"; exit 0; fi
+rm -rf "$out"
+mkdir -p "$out"
+if [ "$fuse" = true ]; then
+  need 6 "$posteriors/essence.scp"
+  ln -f "$posteriors/essence.ark" "$out/post.ark"
+  sed "s|$posteriors/essence.ark|$out/post.ark|" "$posteriors/essence.scp" >"$out/post.scp"
+  cp "$posteriors/essence.json" "$out/essence.json"
+else
+  need 6 "$posteriors/wide.scp"
+  essence prune-post --config conf/essence.yaml --top-k "$top_k" "scp:$posteriors/wide.scp" "ark,scp:$out/post.ark,$out/post.scp"
+fi
+in=$(wc -l <"$ali/ali.scp") n=$(wc -l <"$out/post.scp")
+mark_done "$out" "$fp" post.ark post.scp essence.json
+echo "$0: essence targets of $n utterances ($in aligned) are in $out"

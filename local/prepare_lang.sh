@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Stage 1: lexicon and phones -> lang; language model -> lm.arpa.gz and G.fst.
+help_message="Usage: local/prepare_lang.sh [options] DATA
+ e.g.: local/prepare_lang.sh --lm-order 3 data/mini
+ reads DATA/dict and DATA/lm_text (DATA/TRAIN/text where there is none); leaves DATA/lang and DATA/lm
+  --lm-order N       order of the n-gram model (default: 3)
+  --train-set NAME   (default: train)"
+lm_order=3
+train_set=train
+echo "$0 $*"
+. ./path.sh
+. local/parse_options.sh || exit 1
+. local/done.sh
+set -euo pipefail
+[ $# -eq 1 ] || { echo "$help_message" >&2; exit 2; }
+data=$1
+need 0 "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/.done"
+
+text=$data/lm_text
+[ -f "$text" ] || text=$data/$train_set/text
+fp=$(fingerprint "lang order=$lm_order" "$data" "$data/dict/lexicon.txt")
+if is_done "$data/lang" "$fp"; then echo "$0: $data/lang is up to date"; exit 0; fi
+rm -rf "$data/lang" "$data/lm"
+mkdir -p "$data/lm"
+essence make-lang "$data/dict" "$data/lang"
+essence train-lm --order "$lm_order" --words "$data/lang/words.txt" --test "$data/dev/text" "$text" "$data/lm/lm.arpa.gz"
+essence make-grammar "$data/lm/lm.arpa.gz" "$data/lang"
+mark_done "$data/lang" "$fp" L.fst L_disambig.fst G.fst words.txt phones.txt topo
+echo "$0: lang and language model are in $data/lang and $data/lm"

@@ -1,0 +1,184 @@
+#!/usr/bin/env bash
+# The main job: from audio to the table of word error rates, in eleven stages.
+cd -P "$(dirname "$0")" || exit 1
+help_message="Usage: ./run.sh [options]
+ e.g.: ./run.sh                                    # everything, on the embedded corpus
+       ./run.sh --corpus fsdd --fsdd-dir ~/fsdd    # the same on real speech
+       ./run.sh --stage 7 --top-k 10               # other essence targets, and what follows from them
+
+What runs
+  --stage N, --stop-stage N   first and last stage (0 to 10, default: all)
+        0 data   1 lang and LM   2 features   3 speed perturbation   4 GMM and alignment   5 teachers
+        6 posteriors   7 essence targets   8 students   9 decoding   10 scores and report
+  --corpus NAME               a folder of recipes/ (default: mini)
+  --size NAME                 default, full or tiny (default: default)
+  --engine NAME               native (default): the wheels of Kaldi's own code
+  --fsdd-dir DIR              where the recordings of the Free Spoken Digit Dataset are (corpus fsdd)
+  --heldout-speakers 'a b'    speakers kept for eval_che (corpus fsdd)
+How it runs
+  --nj N                      jobs side by side (default: the number of cores)
+  --cmd COMMAND               how jobs run (default: local/jobs.sh, on this machine)
+  --work-dir DIR              where data/, exp/ and .venv go (default: this folder)
+  --decoder k2|kaldi|auto     default: auto (k2 where it could be set up, else kaldi-decoder)
+What is trained
+  --seed N                    of the models (default: 1)
+  --teachers 'A B ..'         files of conf/models without .yaml (default: the recipe's)
+  --student NAME              likewise
+  --combine mean|logmean      how teachers are combined (default: conf/essence.yaml)
+  --top-k N, --temperature T, --soft-weight A   the distillation (default: conf/essence.yaml)
+  --fuse true|false           dump essence targets without the wide archive (default: false)"
+
+stage=0
+stop_stage=10
+corpus=mini
+size=default
+engine=native
+fsdd_dir=
+heldout_speakers=
+nj=$(nproc)
+cmd=
+work_dir=$PWD
+decoder=auto
+seed=1
+teachers=
+student=
+combine=
+top_k=
+temperature=
+soft_weight=
+fuse=false
+. local/parse_options.sh || exit 1
+set -euo pipefail
+
+fail() { echo "$0: $*" >&2; exit 1; }
+usage() { echo "$0: $*; see ./run.sh --help" >&2; exit 2; }
+[ $# -eq 0 ] || usage "unexpected argument '$1'"
+for v in stage stop_stage nj seed; do [[ ${!v} =~ ^[0-9]+$ ]] || usage "--${v//_/-} takes a whole number, not '${!v}'"; done
+[ "$nj" -ge 1 ] || usage "--nj must be at least 1"
+[ "$stage" -le 10 ] || usage "there is no stage $stage: stages are 0 to 10"
+[ "$stop_stage" -le 10 ] || usage "there is no stage $stop_stage: stages are 0 to 10"
+[ "$stage" -le "$stop_stage" ] || usage "--stage $stage comes after --stop-stage $stop_stage"
+[ -f "recipes/$corpus/recipe.conf" ] ||
+  usage "unknown corpus '$corpus'; there are: $(cd recipes && for r in */recipe.conf; do printf '%s ' "${r%%/*}"; done)"
+[ "$engine" = native ] || usage "unknown engine '$engine'; there is: native"
+case $decoder in k2 | kaldi | auto) ;; *) usage "unknown decoder '$decoder'; there are: k2 kaldi auto" ;; esac
+
+asked_teachers=$teachers asked_student=$student
+# shellcheck source=recipes/mini/recipe.conf
+. "recipes/$corpus/recipe.conf"
+teachers=${asked_teachers:-$teachers} student=${asked_student:-$student}
+case " $sizes " in *" $size "*) ;; *) usage "corpus $corpus has no size '$size'; it has: $sizes" ;; esac
+for m in $teachers $student; do [ -f "conf/models/$m.yaml" ] || usage "no conf/models/$m.yaml for model '$m'"; done
+
+mkdir -p "$work_dir" 2>/dev/null || fail "cannot make '$work_dir'"
+work_dir=$(cd -P "$work_dir" && pwd)
+touch "$work_dir/.write_test" 2>/dev/null || fail "cannot write in '$work_dir'; name a writable folder with --work-dir"
+rm -f "$work_dir/.write_test"
+export WORK_DIR=$work_dir
+
+name=$corpus
+[ "$size" = default ] || name=${corpus}_$size
+data=$work_dir/data/$name
+exp=$work_dir/exp/$name
+mkdir -p "$data" "$exp"
+free_mb=$(df --output=avail -m "$exp" | tail -n 1 | tr -d ' ')
+used_mb=$(du -sm "$data" "$exp" | awk '{s += $1} END {print s}')
+[ $((free_mb + used_mb)) -ge "$disk_mb" ] ||
+  fail "'$work_dir' has $free_mb MB free and $corpus ($size) needs about $disk_mb; name another place with --work-dir"
+
+# One run at a time in one place: the lock is held until the last process of a run has ended.
+exec 9>"$exp/.lock"
+flock -n 9 || fail "another run is at work in '$exp' (or its jobs have outlived it); wait for it or stop it"
+
+local/setup_env.sh --work-dir "$work_dir"
+. ./path.sh
+cmd=${cmd:-}
+. ./cmd.sh
+
+setting() { sed -n "s/^$1: *\([^ #]*\).*/\1/p" conf/essence.yaml; }
+combine=${combine:-$(setting combine)}
+top_k=${top_k:-$(setting k)}
+temperature=${temperature:-$(setting temperature)}
+soft_weight=${soft_weight:-$(setting soft_weight)}
+[[ $top_k =~ ^[1-9][0-9]*$ ]] || usage "--top-k takes a whole number of at least 1, not '$top_k'"
+essence=$exp/essence_k$top_k
+sets="$train_set $dev_set $eval_sets"
+teacher_dirs=()
+for t in $teachers; do teacher_dirs+=("$exp/teacher_$((${#teacher_dirs[@]} + 1))"); done
+
+echo "$0: $corpus ($size): $description; engine $engine, seed $seed, $nj jobs; results go to $exp"
+run_start=$SECONDS did=0
+export ESSENCE_WORKED=$exp/.worked
+# run_stage N WHAT COMMAND...: runs a stage if it is asked for, and notes what it took.
+run_stage() {
+  local n=$1 what=$2 start=$SECONDS before
+  shift 2
+  if [ "$stage" -gt "$n" ] || [ "$stop_stage" -lt "$n" ]; then return 0; fi
+  echo "$0: stage $n: $what"
+  rm -f "$ESSENCE_WORKED"
+  before=$(du -sk "$data" "$exp" | awk '{s += $1} END {print s}')
+  "$@" || fail "stage $n ($what) failed; the lines above name the reason. './run.sh --stage $n' goes on from here"
+  if [ -e "$ESSENCE_WORKED" ]; then
+    did=$((did + 1))
+    rm -f "$ESSENCE_WORKED"
+    echo "{\"stage\": $n, \"name\": \"$what\", \"seconds\": $((SECONDS - start)), \"bytes\": $((($(du -sk "$data" "$exp" |
+      awk '{s += $1} END {print s}') - before) * 1024))}" >>"$exp/stages.jsonl"
+    echo "$0: stage $n took $((SECONDS - start)) s"
+  fi
+}
+
+stage_0() {
+  local args=(--size "$size" --nj "$nj")
+  [ -z "$fsdd_dir" ] || args+=(--fsdd-dir "$fsdd_dir")
+  [ -z "$heldout_speakers" ] || args+=(--heldout-speakers "$heldout_speakers")
+  "recipes/$corpus/prepare_data.sh" "${args[@]}" "$data"
+}
+stage_8() {
+  local systems=("baseline:$student")
+  if [ "$fuse" = false ]; then systems+=("student_full:$student:$exp/posteriors/full.scp"); fi
+  systems+=("student_essence:$student:$essence/post.scp")
+  local/train_models.sh --cmd "$cmd" --nj "$nj" --seed "$seed" --soft-weight "$soft_weight" \
+    --temperature "$temperature" "$data/${train_set}_sp_hires" "$exp/ali" "$exp" "${systems[@]}"
+}
+stage_5() {
+  # The baseline needs no teacher: it fills the cores while the last teacher trains.
+  local systems=() t n=0
+  for t in $teachers; do n=$((n + 1)); systems+=("teacher_$n:$t"); done
+  local/train_models.sh --cmd "$cmd" --nj "$nj" --seed "$seed" \
+    "$data/${train_set}_sp_hires" "$exp/ali" "$exp" "${systems[@]}" "baseline:$student"
+}
+stage_9() {
+  local/make_graph.sh "$data/lang" "$exp/gmm" "$exp/ali" "$exp/graph" || return 1
+  local systems=(gmm) t
+  for t in "${teacher_dirs[@]}"; do systems+=("${t##*/}"); done
+  systems+=(ensemble baseline)
+  if [ "$fuse" = false ]; then systems+=(student_full); fi
+  local/decode.sh --cmd "$cmd" --nj "$nj" --decoder "$decoder" --combine "$combine" --dev-set "$dev_set" \
+    --eval-sets "$eval_sets" --teachers "${teacher_dirs[*]##*/}" "$data" "$exp" "${systems[@]}" student_essence
+}
+
+# shellcheck disable=SC2086  # sets are words
+{
+  run_stage 0 "data preparation" stage_0
+  run_stage 1 "lexicon, lang, language model" local/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" "$data"
+  run_stage 2 "features" local/make_feats.sh --nj "$nj" "$data" $sets
+  run_stage 3 "speed perturbation" local/perturb_speed.sh --nj "$nj" "$data" "$train_set"
+  run_stage 4 "GMM training and alignment" local/train_gmm.sh --nj "$nj" "$data" "$train_set" "$exp"
+  run_stage 5 "teachers and baseline" stage_5
+  run_stage 6 "ensemble posteriors" local/dump_posteriors.sh --combine "$combine" --keep "$post_keep" --fuse "$fuse" \
+    --top-k "$top_k" "$data/${train_set}_sp_hires" "$exp/ali" "$exp/posteriors" "${teacher_dirs[@]}"
+  run_stage 7 "essence targets" local/make_essence.sh --top-k "$top_k" --fuse "$fuse" "$exp/posteriors" "$exp/ali" "$essence"
+  run_stage 8 "baseline and students" stage_8
+  run_stage 9 "decoding" stage_9
+  run_stage 10 "scores and report" local/score.sh --corpus "$corpus" --size "$size" --engine "$engine" --seed "$seed" \
+    --essence-dir "$essence" "$data" "$exp"
+}
+if [ "$stop_stage" -eq 10 ] && [ -f "$exp/RESULTS" ]; then
+  cat "$exp/RESULTS"
+  echo "$0: results: $exp/RESULTS, report: $exp/report/report.html"
+fi
+if [ "$did" -eq 0 ]; then
+  echo "$0: nothing has changed: every stage was up to date ($((SECONDS - run_start)) s)"
+else
+  echo "$0: done in $((SECONDS - run_start)) s"
+fi
