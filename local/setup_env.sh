@@ -21,6 +21,7 @@ base=${ESSENCE_BASE_PYTHON:-python3}
 say() { echo "$0: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
+mkdir -p "$work_dir" 2>/dev/null
 touch "$work_dir/.write_test" 2>/dev/null || fail "cannot write in '$work_dir'; name a writable folder with --work-dir"
 rm -f "$work_dir/.write_test"
 
@@ -29,7 +30,9 @@ for e in $extras; do
   [ -f "conf/requirements/$e.txt" ] || fail "no conf/requirements/$e.txt for --extras '$e'"
   lists+=("conf/requirements/$e.txt")
 done
-wanted=$(cat "${lists[@]}" | sha256sum | cut -c1-16)
+
+# .venv/.ready has the checksums of the lists that were installed.
+ready() { [ -f "$venv/.ready" ] && ! sha256sum "${lists[@]}" | grep -q -v -F -x -f "$venv/.ready" && "$py" -c '' 2>/dev/null; }
 
 # Does this Python have every package in its range? Prints the first that is missing. Needs nothing but the
 # standard library; "packaging" is vendored in every pip.
@@ -80,7 +83,7 @@ install() { # WHAT PIP-ARGUMENTS...
 
 venv=$work_dir/.venv
 py=$venv/bin/python
-if [ -f "$venv/.ready" ] && grep -q -F -x "$wanted" "$venv/.ready" && "$py" -c '' 2>/dev/null; then
+if ready; then
   :
 elif [ -z "${ESSENCE_BASE_PYTHON:-}" ] && suffices "$base" >/dev/null 2>&1; then
   py=$base
@@ -110,7 +113,7 @@ else
   args=()
   for l in "${lists[@]}"; do args+=(-r "$l"); done
   install "the Python packages of ${lists[*]}" "${args[@]}"
-  { cat "$venv/.ready" 2>/dev/null || true; echo "$wanted"; } >"$venv/.ready.tmp"
+  { cat "$venv/.ready" 2>/dev/null || true; sha256sum "${lists[@]}"; } >"$venv/.ready.tmp"
   mv "$venv/.ready.tmp" "$venv/.ready"
   say "the environment is ready: $venv"
 fi
