@@ -1,0 +1,436 @@
+"""Training data: lhotse cuts of a Kaldi data directory, with alignments and soft targets, as padded batches of chunks.
+
+Legend: T feature frames (10 ms) of an utterance, R = ceil(T / factor) output rows, row r at feature frame factor * r;
+B chunks of a batch, F feature bins, C pdfs, k entries of a sparse soft target.
+
+A chunk is a run of output rows of one utterance. Its features carry real context frames on both sides where the
+utterance has them; rows of context and of padding have hard label -100 and soft mass 0, and count in no loss.
+Which chunks meet in which batch depends on the seed and the epoch alone: systems that differ in their targets see
+the same batches.
+"""
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+
+from essence_kd.io.errors import UserError
+
+IGNORE = -100
+FRAME_SHIFT = 0.01  # seconds a feature frame
+
+
+def load_cuts(feats_scp):
+    """A lhotse CutSet with one cut an utterance of a feats.scp, in its order; the matrices stay on disk.
+
+    Reads only the archives' headers. ``utt2spk`` and ``utt2uniq`` beside the scp give a cut's speaker (its
+    supervision's) and ``cut.uniq``, the id of the utterance before speed perturbation; without them both are the id.
+
+    Raises:
+        UserError: a missing or empty scp, a duplicate id, an archive that cannot be read, an empty matrix.
+    """
+    import kaldi_native_io
+    from lhotse import CutSet, MonoCut, SupervisionSegment
+    from lhotse.features.base import Features
+
+    feats_scp = Path(feats_scp)
+    speakers = _read_map(feats_scp.parent / "utt2spk")
+    uniq = _read_map(feats_scp.parent / "utt2uniq")
+    cuts, seen, width = [], set(), None
+    for number, line in enumerate(_read_lines(feats_scp), 1):
+        fields = line.split(maxsplit=1)
+        if len(fields) != 2:
+            raise UserError(f"{feats_scp}:{number}: expected 'utterance file:offset', found '{line}'")
+        utt, place = fields
+        if utt in seen:
+            raise UserError(f"{feats_scp}:{number}: utterance {utt} is there twice")
+        seen.add(utt)
+        try:
+            shape = kaldi_native_io.MatrixShape.read(place)
+        except Exception:  # the reader raises a bare RuntimeError
+            raise UserError(f"{feats_scp}: utterance {utt}: cannot read the features at {place}") from None
+        if shape.num_rows == 0:
+            raise UserError(f"{feats_scp}: utterance {utt} has no frames")
+        width = width or shape.num_cols
+        if shape.num_cols != width:
+            raise UserError(f"{feats_scp}: utterance {utt} has {shape.num_cols} feature bins, the first has {width}")
+        seconds = shape.num_rows * FRAME_SHIFT
+        features = Features(type="kaldi", num_frames=shape.num_rows, num_features=width, frame_shift=FRAME_SHIFT,
+                            sampling_rate=8000, start=0.0, duration=seconds, storage_type="kaldiio",
+                            storage_path=place, storage_key=utt, recording_id=utt, channels=0)
+        speaker = SupervisionSegment(id=utt, recording_id=utt, start=0.0, duration=seconds,
+                                     speaker=speakers.get(utt, utt))
+        cuts.append(MonoCut(id=utt, start=0.0, duration=seconds, channel=0, features=features,
+                            supervisions=[speaker], custom={"uniq": uniq.get(utt, utt)}))
+    if not cuts:
+        raise UserError(f"{feats_scp}: no utterances")
+    return CutSet.from_cuts(cuts)
+
+
+class FeatureSource:
+    """Features of cuts by position, float32 (T, F), their mean removed: of nothing, the utterance or the speaker."""
+
+    def __init__(self, cuts, cmn: str) -> None:
+        if cmn not in ("none", "utterance", "speaker"):
+            raise UserError(f"data.cmn: '{cmn}' is none of none, utterance, speaker")
+        self.cuts = list(cuts)
+        self.cmn = cmn
+        self._means: Dict[str, np.ndarray] = {}
+        self._of_speaker: Dict[str, List[int]] = {}
+        if cmn == "speaker":
+            for i, cut in enumerate(self.cuts):
+                self._of_speaker.setdefault(cut.supervisions[0].speaker, []).append(i)
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def raw(self, i: int) -> np.ndarray:
+        """The stored matrix of cut i as float32 (T, F); a UserError names the utterance when it is not all finite."""
+        cut = self.cuts[i]
+        try:
+            feats = np.asarray(cut.load_features(), dtype=np.float32)
+        except Exception:
+            raise UserError(f"utterance {cut.id}: cannot read the features at {cut.features.storage_path}") from None
+        if not np.isfinite(feats).all():
+            raise UserError(f"utterance {cut.id}: NaN or infinite features at {cut.features.storage_path}")
+        return feats
+
+    def load(self, i: int) -> np.ndarray:
+        """Features of cut i, (T, F) float32, mean removed."""
+        feats = self.raw(i)
+        if self.cmn == "utterance":
+            feats = feats - feats.mean(axis=0)
+        elif self.cmn == "speaker":
+            feats = feats - self._speaker_mean(self.cuts[i].supervisions[0].speaker)
+        return feats
+
+    def _speaker_mean(self, speaker: str) -> np.ndarray:
+        if speaker not in self._means:
+            total, frames = 0.0, 0
+            for i in self._of_speaker[speaker]:
+                feats = self.raw(i)
+                total, frames = total + feats.sum(axis=0, dtype=np.float64), frames + len(feats)
+            self._means[speaker] = (total / frames).astype(np.float32)
+        return self._means[speaker]
+
+
+@dataclass
+class Batch:
+    """One padded batch; the comments give shapes."""
+
+    feats: torch.Tensor  # (B, T, F) float32, zero beyond lens
+    lens: torch.Tensor  # (B,) int64 feature frames
+    hard: torch.Tensor  # (B, R) int64 pdf-ids, IGNORE for context and padding
+    soft_ids: Optional[torch.Tensor]  # (B, R, k) int64
+    soft_probs: Optional[torch.Tensor]  # (B, R, k) float32, or (B, R, C) when dense
+    keep: Optional[torch.Tensor]  # (B, T, F) float32 of 0 and 1: SpecAugment
+    ids: List[str]  # utterance of each chunk
+
+
+class SparseTargets:
+    """Essence targets from a Posterior scp, by utterance and rows."""
+
+    dense = False
+
+    def __init__(self, scp) -> None:
+        from essence_kd.io.posterior import PosteriorTable
+
+        self.scp, self.table = str(scp), PosteriorTable(str(scp))
+
+    def read(self, utt: str, rows: int, num_pdfs: int) -> Tuple[np.ndarray, np.ndarray]:
+        """(ids (R, k) int32, probs (R, k) float32) of an utterance, checked."""
+        posterior = self.table[utt]
+        if posterior.num_frames != rows:
+            raise UserError(f"{self.scp}: utterance {utt} has {posterior.num_frames} frames, its features make {rows}")
+        k = int(np.diff(posterior.offsets).max(initial=1))
+        ids, probs = posterior.padded(k)
+        if ids.size and (ids.min() < 0 or ids.max() >= num_pdfs):
+            raise UserError(f"{self.scp}: utterance {utt} has pdf-id {ids.max()}, the alignment knows {num_pdfs} pdfs")
+        _check_probs(self.scp, utt, probs)
+        return ids, probs
+
+
+class DenseTargets:
+    """Full soft targets from an scp of matrices of probabilities, by utterance and rows."""
+
+    dense = True
+
+    def __init__(self, scp) -> None:
+        from essence_kd.io.tables import MatrixTable
+
+        self.scp, self.table = str(scp), MatrixTable(str(scp))
+
+    def read(self, utt: str, rows: int, num_pdfs: int) -> np.ndarray:
+        """Probabilities (R, C) float32 of an utterance, checked."""
+        probs = np.asarray(self.table[utt], dtype=np.float32)
+        if probs.shape != (rows, num_pdfs):
+            raise UserError(f"{self.scp}: utterance {utt} is {probs.shape[0]} x {probs.shape[1]}, "
+                            f"expected {rows} frames x {num_pdfs} pdfs")
+        _check_probs(self.scp, utt, probs)
+        return probs
+
+
+class TrainingData:
+    """Utterances with features, hard labels and maybe soft targets, cut into chunks of output rows."""
+
+    def __init__(self, source: FeatureSource, hard: List[np.ndarray], num_pdfs: int, factor: int, *, chunk_frames: int,
+                 left_context: int, right_context: int, soft=None, preload_mb: int = 0) -> None:
+        """``hard`` has one int array (R,) an utterance; ``soft`` is None, SparseTargets or DenseTargets.
+
+        Features and soft targets that together need at most ``preload_mb`` are read once and kept in memory.
+        """
+        self.source, self.num_pdfs, self.factor, self.soft = source, num_pdfs, factor, soft
+        self.ids = [cut.id for cut in source.cuts]
+        self.frames = np.array([cut.features.num_frames for cut in source.cuts], dtype=np.int64)
+        self.feat_dim = source.cuts[0].features.num_features
+        self.row_start = np.concatenate([[0], np.cumsum([len(h) for h in hard])]).astype(np.int64)
+        self.hard = np.concatenate(hard).astype(np.int32)
+        self.left = -(-left_context // factor)  # rows
+        self.right = -(-right_context // factor)
+        self.chunks = self._cut_chunks(max(1, chunk_frames // factor))
+        self._feats: Optional[List[np.ndarray]] = None
+        self._soft: Optional[list] = None
+        wide = 0 if soft is None else (num_pdfs * 4 if soft.dense else 1000)
+        if self.frames.sum() * self.feat_dim * 4 + len(self.hard) * wide <= preload_mb * 1e6:
+            self._feats = [source.load(i) for i in range(len(self.ids))]
+            if soft is not None:
+                self._soft = [self._read_soft(i) for i in range(len(self.ids))]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    @property
+    def in_memory(self) -> bool:
+        return self._feats is not None
+
+    def _cut_chunks(self, rows: int) -> np.ndarray:
+        """(N, 3) int64: utterance, first row, last row + 1. An utterance is divided into equal parts of at most ``rows``."""
+        chunks = []
+        for utt, total in enumerate(np.diff(self.row_start)):
+            parts = -(-int(total) // rows)
+            bounds = np.arange(parts + 1) * int(total) // parts
+            chunks += [(utt, bounds[p], bounds[p + 1]) for p in range(parts)]
+        return np.array(chunks, dtype=np.int64).reshape(-1, 3)
+
+    def features(self, utt: int) -> np.ndarray:
+        """Features of an utterance by position, (T, F) float32, mean removed."""
+        return self._feats[utt] if self._feats is not None else self.source.load(utt)
+
+    def _read_soft(self, utt: int):
+        return self.soft.read(self.ids[utt], int(self.row_start[utt + 1] - self.row_start[utt]), self.num_pdfs)
+
+    def global_stats(self, most_frames: int = 2_000_000) -> Tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of a bin, (F,) float64 each, over utterances spread evenly over the data."""
+        step = max(1, int(np.ceil(self.frames.sum() / most_frames)))
+        count, total, squares = 0, np.zeros(self.feat_dim), np.zeros(self.feat_dim)
+        for i in range(0, len(self.ids), step):
+            feats = self.features(i).astype(np.float64)
+            count, total, squares = count + len(feats), total + feats.sum(0), squares + (feats * feats).sum(0)
+        mean = total / count
+        return mean, np.sqrt(np.maximum(squares / count - mean * mean, 1e-8))
+
+    def plan(self, batch_frames: int, seed: int, epoch: Optional[int]) -> List[np.ndarray]:
+        """Chunk indices of every batch of an epoch; ``epoch`` None: in order (for evaluation).
+
+        Chunks are shuffled, sorted by length within pools of 16 batches so that little is padding, cut into batches of
+        at most ``batch_frames`` frames (context included), and the batches are shuffled.
+        """
+        rows = self.chunks[:, 2] - self.chunks[:, 1] + self.left + self.right
+        size = max(1, batch_frames // self.factor)
+        if epoch is None:
+            return self._fill(np.argsort(rows, kind="stable"), rows, size)
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(self.chunks))
+        pool = max(1, 16 * size // int(rows.max()))
+        batches: List[np.ndarray] = []
+        for start in range(0, len(order), pool):
+            part = order[start:start + pool]
+            batches += self._fill(part[np.argsort(rows[part], kind="stable")], rows, size)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    @staticmethod
+    def _fill(order: np.ndarray, rows: np.ndarray, size: int) -> List[np.ndarray]:
+        """Cut ``order`` (sorted by rows, ascending) into batches whose padded size stays within ``size`` rows."""
+        batches, current = [], []
+        for chunk in order:
+            if current and rows[chunk] * (len(current) + 1) > size:
+                batches.append(np.array(current))
+                current = []
+            current.append(chunk)
+        return batches + ([np.array(current)] if current else [])
+
+    def batch(self, chunks: Sequence[int], augment=None, rng: Optional[np.random.Generator] = None) -> Batch:
+        """The padded batch of some chunks; ``augment`` (AugmentSettings) with ``rng`` draws SpecAugment masks."""
+        parts = []
+        for utt, first, last in self.chunks[np.asarray(chunks)]:
+            total = self.row_start[utt + 1] - self.row_start[utt]
+            begin, end = max(0, first - self.left), min(total, last + self.right)
+            parts.append((int(utt), int(first), int(last), int(begin), int(end)))
+        size = len(parts)
+        lens = [min(int(self.frames[u]), e * self.factor) - b * self.factor for u, _, _, b, e in parts]
+        frames, rows = max(lens), max(e - b for _, _, _, b, e in parts)
+        feats = np.zeros((size, frames, self.feat_dim), dtype=np.float32)
+        hard = np.full((size, rows), IGNORE, dtype=np.int64)
+        softs = []
+        for i, (utt, first, last, begin, end) in enumerate(parts):
+            feats[i, :lens[i]] = self.features(utt)[begin * self.factor:begin * self.factor + lens[i]]
+            start = self.row_start[utt]
+            hard[i, first - begin:last - begin] = self.hard[start + first:start + last]
+            if self.soft is not None:
+                softs.append(self._soft[utt] if self._soft is not None else self._read_soft(utt))
+        soft_ids = soft_probs = None
+        if self.soft is not None and self.soft.dense:
+            soft_probs = np.zeros((size, rows, self.num_pdfs), dtype=np.float32)
+            for i, (utt, first, last, begin, end) in enumerate(parts):
+                soft_probs[i, first - begin:last - begin] = softs[i][first:last]
+        elif self.soft is not None:
+            k = max(ids.shape[1] for ids, _ in softs)
+            soft_ids = np.zeros((size, rows, k), dtype=np.int64)
+            soft_probs = np.zeros((size, rows, k), dtype=np.float32)
+            for i, (utt, first, last, begin, end) in enumerate(parts):
+                ids, probs = softs[i]
+                soft_ids[i, first - begin:last - begin, :ids.shape[1]] = ids[first:last]
+                soft_probs[i, first - begin:last - begin, :ids.shape[1]] = probs[first:last]
+        keep = None if augment is None else spec_augment(lens, frames, self.feat_dim, augment, rng)
+        tensor = (lambda a: None if a is None else torch.from_numpy(a))
+        return Batch(torch.from_numpy(feats), torch.tensor(lens, dtype=torch.int64), torch.from_numpy(hard),
+                     tensor(soft_ids), tensor(soft_probs), tensor(keep), [self.ids[p[0]] for p in parts])
+
+
+class _Batches(torch.utils.data.Dataset):
+    """The batches of an epoch by number, for a DataLoader whose workers build whole batches."""
+
+    def __init__(self, data: TrainingData, plan: List[np.ndarray], seed: int, epoch: int, augment) -> None:
+        self.data, self.plan, self.seed, self.epoch, self.augment = data, plan, seed, epoch, augment
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: int) -> Batch:
+        rng = np.random.default_rng([self.seed, self.epoch, number])
+        return self.data.batch(self.plan[number], self.augment, rng)
+
+
+def epoch_batches(data: TrainingData, batch_frames: int, *, seed: int, epoch: int, augment, workers: int
+                  ) -> Tuple[int, Iterator[Batch]]:
+    """(number of batches, the batches) of a training epoch; data in memory needs no worker and starts none."""
+    batches = _Batches(data, data.plan(batch_frames, seed, epoch), seed, epoch, augment)
+    if data.in_memory or workers == 0:
+        return len(batches), (batches[i] for i in range(len(batches)))
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers)
+    return len(batches), iter(loader)
+
+
+def spec_augment(lens: Sequence[int], frames: int, bins: int, settings, rng: np.random.Generator) -> np.ndarray:
+    """SpecAugment's masks (Park et al., Interspeech 2019, without time warping, which would move the targets).
+
+    ``freq_masks`` bands of 0 to ``freq_width`` bins and ``time_masks`` stretches of 0 to ``time_width`` frames (at most
+    a fifth of a chunk) are masked in each. Returns (B, frames, bins) float32, 0 where masked.
+    """
+    keep = np.ones((len(lens), frames, bins), dtype=np.float32)
+    draws = rng.random((len(lens), settings.freq_masks + settings.time_masks, 2))
+    for i, length in enumerate(lens):
+        for m, (a, b) in enumerate(draws[i]):
+            if m < settings.freq_masks:
+                width = int(a * (min(settings.freq_width, bins) + 1))
+                start = int(b * (bins - width + 1))
+                keep[i, :, start:start + width] = 0.0
+            else:
+                width = int(a * (min(settings.time_width, length // 5) + 1))
+                start = int(b * (length - width + 1))
+                keep[i, start:start + width] = 0.0
+    return keep
+
+
+def split_heldout(cuts, share: float) -> Tuple[List[int], List[int]]:
+    """Positions of training cuts and of held-out cuts: ``share`` of the original utterances with all their speeds.
+
+    The choice hashes the original id, so it is the same for every system and seed. At least one of each where share > 0.
+    """
+    cuts = list(cuts)
+    groups = sorted({cut.uniq for cut in cuts}, key=lambda u: hashlib.sha256(u.encode()).digest())
+    if share <= 0:
+        return list(range(len(cuts))), []
+    if len(groups) < 2:
+        raise UserError(f"utterance {groups[0]} is the only one: nothing can be held out (give --dev-data and --dev-ali, "
+                        "or --set data.heldout=0)")
+    held = set(groups[:min(len(groups) - 1, max(1, round(share * len(groups))))])
+    train = [i for i, cut in enumerate(cuts) if cut.uniq not in held]
+    return train, [i for i, cut in enumerate(cuts) if cut.uniq in held]
+
+
+def attach_alignments(cuts, ali_dir, num_pdfs: int, factor: int) -> Tuple[list, List[np.ndarray], int]:
+    """The cuts that have alignments, their pdf-ids at rows 0, factor, 2 factor, ..., and how many cuts have none.
+
+    An utterance without alignment must be listed in ``failed.txt`` of the alignment directory.
+
+    Raises:
+        UserError: another utterance lacks its alignment, a length differs, a pdf-id is out of range, nothing is left.
+    """
+    from essence_kd.io.tables import IntVectorTable
+
+    scp = Path(ali_dir) / "ali.scp"
+    if not scp.is_file():
+        raise UserError(f"{scp}: no alignments (essence gmm-align makes them)")
+    table = IntVectorTable(str(scp))
+    failed = Path(ali_dir) / "failed.txt"
+    excused = {line.split()[0] for line in _read_lines(failed)} if failed.is_file() else set()
+    kept, hard, without = [], [], 0
+    for cut in cuts:
+        if cut.id not in table:
+            if cut.id not in excused:
+                raise UserError(f"{scp}: no alignment of utterance {cut.id}, and {failed} does not list it as failed: "
+                                "features and alignments are of different data")
+            without += 1
+            continue
+        ali = np.asarray(table[cut.id])
+        if len(ali) != cut.features.num_frames:
+            raise UserError(f"{scp}: utterance {cut.id} has {len(ali)} aligned frames but "
+                            f"{cut.features.num_frames} feature frames ({cut.features.storage_path})")
+        if ali.min() < 0 or ali.max() >= num_pdfs:
+            worst = ali.max() if ali.max() >= num_pdfs else ali.min()
+            raise UserError(f"{scp}: utterance {cut.id} has pdf-id {worst}, but {Path(ali_dir) / 'num_pdfs'} says {num_pdfs}")
+        kept.append(cut)
+        hard.append(ali[::factor].astype(np.int32))
+    if not kept:
+        raise UserError(f"{scp}: no utterance of the data has an alignment")
+    return kept, hard, without
+
+
+def read_count(path) -> int:
+    """The one positive whole number of a file such as num_pdfs."""
+    lines = _read_lines(path)
+    if len(lines) != 1 or not lines[0].isdigit() or int(lines[0]) < 1:
+        raise UserError(f"{path}: expected one positive whole number")
+    return int(lines[0])
+
+
+def _check_probs(scp: str, utt: str, probs: np.ndarray) -> None:
+    if not np.isfinite(probs).all() or probs.min(initial=0.0) < 0:
+        raise UserError(f"{scp}: utterance {utt} has a target that is negative or not finite: these are not probabilities")
+
+
+def _read_lines(path) -> List[str]:
+    try:
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def _read_map(path: Path) -> Dict[str, str]:
+    """A two-column Kaldi file as a dictionary; empty when the file is not there."""
+    if not path.is_file():
+        return {}
+    pairs = {}
+    for number, line in enumerate(_read_lines(path), 1):
+        fields = line.split()
+        if len(fields) != 2:
+            raise UserError(f"{path}:{number}: expected two columns, found '{line}'")
+        pairs[fields[0]] = fields[1]
+    return pairs

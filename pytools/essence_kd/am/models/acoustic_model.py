@@ -1,0 +1,81 @@
+"""The whole acoustic model: normalisation, an encoder, an output layer over pdf-ids."""
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import nn
+
+from essence_kd.am.models.layers import FactoredTdnn, length_mask
+
+
+class AcousticModel(nn.Module):
+    """Log-mel features to pdf logits, one row every ``frame_subsampling_factor`` frames.
+
+    The buffers ``feat_mean`` and ``feat_inv_std`` (feat_dim,) hold the global normalisation of the training data.
+    """
+
+    def __init__(self, encoder: nn.Module, feat_dim: int, num_pdfs: int, frame_subsampling_factor: int) -> None:
+        super().__init__()
+        self.feat_dim, self.num_pdfs, self.frame_subsampling_factor = feat_dim, num_pdfs, frame_subsampling_factor
+        self.register_buffer("feat_mean", torch.zeros(feat_dim))
+        self.register_buffer("feat_inv_std", torch.ones(feat_dim))
+        self.encoder = encoder
+        self.output = nn.Linear(encoder.output_dim, num_pdfs)
+
+    def forward(self, feats: torch.Tensor, lens: torch.Tensor, *, keep: Optional[torch.Tensor] = None,
+                select: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Logits of a padded batch.
+
+        Args:
+            feats: (B, T, feat_dim) float32, anything beyond ``lens``.
+            lens: (B,) int64 feature frames of each.
+            keep: (B, T, feat_dim) of 0 and 1: SpecAugment's mask; what is masked becomes the mean.
+            select: (B, R) bool: only these rows go through the output layer.
+
+        Returns:
+            (B, R, num_pdfs), R = ceil(T / frame_subsampling_factor), or (select.sum(), num_pdfs).
+        """
+        x = (feats - self.feat_mean) * self.feat_inv_std
+        mask = length_mask(lens, feats.size(1))
+        if keep is not None:
+            x = x * keep
+        if mask is not None:
+            x = torch.where(mask.bool(), x, torch.zeros((), dtype=x.dtype, device=x.device))
+        hidden = self.encoder(x, lens)
+        return self.output(hidden if select is None else hidden[select])
+
+    def constrain(self) -> None:
+        """Apply the layers' constraints on parameters (the semi-orthogonal one of TDNN-F), after some of the steps."""
+        for module in self.modules():
+            if isinstance(module, FactoredTdnn):
+                module.constrain()
+
+
+def num_params(model: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def mflop_per_frame(model: AcousticModel, frames: int = 300) -> float:
+    """Multiplications and additions, in millions, of matrix products and convolutions per feature frame (10 ms)."""
+    flops = [0.0]
+
+    def count(module: nn.Module, inputs, output) -> None:
+        if isinstance(module, nn.Linear):
+            flops[0] += 2 * module.in_features * output.numel()
+        elif isinstance(module, nn.Conv2d):
+            flops[0] += 2 * module.weight[0].numel() * output.numel()
+        elif isinstance(module, nn.LSTM):
+            rows = output[0].size(0) * output[0].size(1)
+            flops[0] += 2 * rows * (module.weight_ih_l0.numel() + module.weight_hh_l0.numel())
+
+    hooks = [m.register_forward_hook(count) for m in model.modules()]
+    training = model.training
+    device = model.feat_mean.device
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, frames, model.feat_dim, device=device), torch.tensor([frames], device=device))
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return flops[0] / frames / 1e6

@@ -1,0 +1,48 @@
+"""BLSTM: bidirectional LSTM layers at the output rate over spliced features."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import List
+
+import torch
+from torch import nn
+
+from essence_kd.am.models.layers import RowLayerNorm, length_mask, masked, num_rows, reverse_rows, splice
+
+
+@dataclass
+class Settings:
+    """Sizes of a BLSTM; ``cells`` counts one direction."""
+
+    input_offsets: List[int] = field(default_factory=lambda: [-2, -1, 0, 1, 2])
+    cells: int = 128
+    layers: int = 2
+    dropout: float = 0.2
+
+
+class Encoder(nn.Module):
+    """(B, T, feat_dim) features -> (B, R, 2 * cells) hidden rows."""
+
+    def __init__(self, settings: Settings, feat_dim: int, factor: int) -> None:
+        super().__init__()
+        self.factor, self.input_offsets = factor, settings.input_offsets
+        self.forwards, self.backwards, self.norm = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        dim = feat_dim * len(settings.input_offsets)
+        for _ in range(settings.layers):
+            self.forwards.append(nn.LSTM(dim, settings.cells, batch_first=True))
+            self.backwards.append(nn.LSTM(dim, settings.cells, batch_first=True))
+            dim = 2 * settings.cells
+            self.norm.append(RowLayerNorm(dim))
+        self.dropout = nn.Dropout(settings.dropout)
+        self.output_dim = dim
+
+    def forward(self, x: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
+        rows = num_rows(lens, self.factor)
+        mask = length_mask(rows, num_rows(x.size(1), self.factor))
+        x = masked(splice(x, self.input_offsets, self.factor), mask)
+        for ahead, back, norm in zip(self.forwards, self.backwards, self.norm):
+            left, _ = ahead(x)
+            right, _ = back(reverse_rows(x, rows, mask))
+            x = torch.cat([left, reverse_rows(right, rows, mask)], dim=-1)
+            x = masked(self.dropout(norm(x)), mask)
+        return x

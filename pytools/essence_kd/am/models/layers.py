@@ -1,0 +1,129 @@
+"""Layers that several acoustic models share. Shapes: B utterances or chunks, T feature frames, R output rows, C channels.
+
+Padding is on the right and every layer leaves it zero, so that an utterance sees at its end what it would see alone:
+zeros beyond its edges. That makes a model's answer independent of what it is batched with.
+"""
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def num_rows(lens, factor: int):
+    """Output rows of ``lens`` feature frames (int or int64 tensor): ceil(lens / factor)."""
+    return (lens + factor - 1) // factor
+
+
+def length_mask(lens: torch.Tensor, size: int) -> Optional[torch.Tensor]:
+    """(B, size, 1) float32, 1 inside each length; None when nothing is padding. ``lens`` is (B,) int64."""
+    if bool((lens >= size).all()):
+        return None
+    return (torch.arange(size, device=lens.device)[None, :] < lens[:, None]).unsqueeze(-1).float()
+
+
+def masked(x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+    """``x`` (B, R, C) with padding set to zero."""
+    return x if mask is None else x * mask
+
+
+def splice(x: torch.Tensor, offsets: Sequence[int], stride: int = 1) -> torch.Tensor:
+    """Rows 0, stride, 2 stride, ... of ``x`` (B, T, C), each beside its neighbours at ``offsets``, zeros beyond the edges.
+
+    Returns (B, ceil(T / stride), len(offsets) * C). On CPU this and a matrix product are as fast as a convolution
+    and keep the channels last.
+    """
+    frames = x.size(1)
+    span = stride * (num_rows(frames, stride) - 1)  # the last row's own frame
+    left = max(0, -min(offsets))
+    right = max(0, span + max(offsets) - (frames - 1))
+    if left or right:
+        x = F.pad(x, (0, 0, left, right))
+    if len(offsets) == 1:
+        return x[:, left + offsets[0]:left + offsets[0] + span + 1:stride]
+    return torch.cat([x[:, left + o:left + o + span + 1:stride] for o in offsets], dim=-1)
+
+
+def reverse_rows(x: torch.Tensor, rows: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+    """``x`` (B, R, C) backwards in time inside each length ``rows`` (B,); padding stays on the right."""
+    if mask is None:
+        return x.flip(1)
+    index = torch.arange(x.size(1), device=x.device)[None, :]
+    index = torch.where(index < rows[:, None], rows[:, None] - 1 - index, index)
+    return x.gather(1, index.unsqueeze(-1).expand_as(x))
+
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of (B, R, C) over the rows that are not padding."""
+
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> torch.Tensor:
+        if mask is None or not self.training:
+            return super().forward(x.reshape(-1, x.size(-1))).view_as(x)
+        inside = mask.reshape(-1).bool()
+        flat = x.reshape(-1, x.size(-1))
+        out = torch.zeros_like(flat)
+        out[inside] = super().forward(flat[inside])
+        return out.view_as(x)
+
+
+class RowLayerNorm(nn.LayerNorm):
+    """Layer normalisation of (B, R, C) over C; the mask is accepted and not needed."""
+
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> torch.Tensor:
+        return super().forward(x)
+
+
+def make_norm(kind: str, dim: int) -> nn.Module:
+    """The normalisation named ``kind``: "layer" or "batch"."""
+    return {"layer": RowLayerNorm, "batch": MaskedBatchNorm}[kind](dim)
+
+
+class Tdnn(nn.Module):
+    """One time-delay layer: splice, affine, ReLU, normalisation, dropout. (B, T, in) -> (B, ceil(T/stride), out)."""
+
+    def __init__(self, in_dim: int, out_dim: int, offsets: Sequence[int], *, stride: int = 1, norm: str = "layer",
+                 dropout: float = 0.0) -> None:
+        super().__init__()
+        self.offsets, self.stride = list(offsets), stride
+        self.affine = nn.Linear(len(self.offsets) * in_dim, out_dim)
+        self.norm = make_norm(norm, out_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+        """``mask`` is that of the output rows."""
+        y = torch.relu(self.affine(splice(x, self.offsets, self.stride)))
+        return masked(self.dropout(self.norm(y, mask)), mask)
+
+
+class FactoredTdnn(nn.Module):
+    """TDNN-F layer with bypass (Povey et al., "Semi-Orthogonal Low-Rank Matrix Factorization", Interspeech 2018).
+
+    (B, R, dim) -> (B, R, dim): a bottleneck over offsets (-d, 0) whose matrix :meth:`constrain` keeps
+    semi-orthogonal, an affine map back over (0, d), ReLU, normalisation, dropout, plus ``bypass`` times the input.
+    """
+
+    def __init__(self, dim: int, bottleneck: int, dilation: int, *, bypass: float = 0.66, norm: str = "layer",
+                 dropout: float = 0.0) -> None:
+        super().__init__()
+        self.down_offsets, self.up_offsets = ([-dilation, 0], [0, dilation]) if dilation else ([0], [0])
+        self.bypass = bypass
+        self.linear = nn.Linear(len(self.down_offsets) * dim, bottleneck, bias=False)
+        self.affine = nn.Linear(len(self.up_offsets) * bottleneck, dim)
+        self.norm = make_norm(norm, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+        y = masked(self.linear(splice(x, self.down_offsets)), mask)
+        y = torch.relu(self.affine(splice(y, self.up_offsets)))
+        return masked(self.dropout(self.norm(y, mask)) + self.bypass * x, mask)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """One step of the "floating" semi-orthogonal constraint: M M' towards a multiple of the identity."""
+        m = self.linear.weight  # (bottleneck, splice * dim)
+        p = m @ m.t()
+        scale2 = (p * p).sum() / p.trace()  # alpha^2 = tr(P P') / tr(P)
+        p.diagonal().sub_(scale2)
+        m.sub_((p @ m) / (2.0 * scale2))  # nu = 1/8, the update is 4 nu / alpha^2 (P - alpha^2 I) M

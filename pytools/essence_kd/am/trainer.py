@@ -1,0 +1,502 @@
+"""Training of acoustic models: the loop, checkpoints, resuming.
+
+Everything random in an epoch (order of chunks, SpecAugment, dropout) is drawn from (seed, epoch), and a checkpoint is
+written after each, so a training that was killed and started again ends, on CPU with the same number of threads, in
+the same bytes as one that ran through.
+"""
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import numpy as np
+import torch
+
+from essence_kd import __version__
+from essence_kd.am.dataset import (DenseTargets, FeatureSource, SparseTargets, TrainingData, attach_alignments,
+                                   epoch_batches, load_cuts, read_count, split_heldout)
+from essence_kd.am.models.acoustic_model import mflop_per_frame, num_params
+from essence_kd.am.models.registry import build_model, model_settings
+from essence_kd.distill.losses import multitask_loss, retemper
+from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write, check_match, read_sidecar, sha256_file, sidecar_path
+from essence_kd.io.settings import dump_settings, to_dict
+
+
+@dataclass
+class DataSettings:
+    """How utterances become batches; frames are feature frames of 10 ms."""
+
+    chunk_frames: int = 150
+    left_context: int = 15
+    right_context: int = 15
+    batch_frames: int = 9600  # frames of a batch, context and padding included
+    cmn: str = "utterance"  # mean subtraction: none, utterance or speaker
+    heldout: float = 0.05  # share of original utterances kept for the dev loss
+    preload_mb: int = 3000  # features and soft targets up to this size are kept in memory
+    workers: int = 1  # processes that read batches when they are not
+
+
+@dataclass
+class AugmentSettings:
+    """SpecAugment; no masks: none."""
+
+    freq_masks: int = 2
+    freq_width: int = 6  # bins
+    time_masks: int = 1
+    time_width: int = 20  # frames
+
+
+@dataclass
+class OptimSettings:
+    """AdamW with linear warm-up and decay; the final model is the moving average of the parameters."""
+
+    epochs: int = 12
+    lr: float = 0.002
+    warmup: float = 0.05  # share of all steps
+    schedule: str = "cosine"  # cosine, exponential or linear decay from lr to final_lr * lr
+    final_lr: float = 0.02
+    weight_decay: float = 0.01
+    grad_clip: float = 5.0  # most norm of the gradient of the mean loss
+    ema_decay: float = 0.99  # 0: the last parameters are final
+    constrain_every: int = 4  # steps between semi-orthogonal constraints
+
+
+@dataclass
+class DistillSettings:
+    """The soft loss, when soft targets are given."""
+
+    soft_weight: float = 0.9
+    temperature: float = 1.0
+    mass: str = "renorm"  # renorm, keep or residual
+
+
+@dataclass
+class TrainSettings:
+    """All settings of a training; ``model`` holds the architecture's own (models/ARCH.py)."""
+
+    arch: str = "tdnn"
+    model: dict = field(default_factory=dict)
+    frame_subsampling_factor: int = 3
+    data: DataSettings = field(default_factory=DataSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
+    seed: int = 1
+    threads: int = 1
+    precision: str = "auto"  # auto, float32 or bfloat16
+
+
+def train(settings: TrainSettings, data_dir, ali_dir, model_dir, *, soft=None, soft_kind: str = "post", init=None,
+          dev_data=None, dev_ali=None, device: Optional[str] = None) -> dict:
+    """Train a model, or go on with one that was interrupted; returns what info.json says.
+
+    Args:
+        settings: the resolved settings.
+        data_dir: Kaldi data directory with feats.scp (utt2spk and utt2uniq are used where they are there).
+        ali_dir: alignment directory: ali.scp, num_pdfs, priors.txt, tree.txt.
+        model_dir: where final.pt, model.yaml, priors.txt, progress.jsonl, train.log and info.json go.
+        soft: scp of soft targets, one row an output frame; None trains on hard labels alone.
+        soft_kind: "post" (Kaldi Posterior) or "dense" (matrices of probabilities).
+        init: model directory whose parameters to start from (the same architecture and sizes).
+        dev_data, dev_ali: data and alignments for the dev loss instead of a held-out share.
+        device: torch device; default: cuda where there is one, else cpu.
+
+    Raises:
+        UserError: inputs that do not fit each other, a checkpoint of another training, a loss that is not finite.
+    """
+    return _Training(settings, data_dir, ali_dir, model_dir, soft, soft_kind, init, dev_data, dev_ali, device).run()
+
+
+class _Training:
+    """One training: its data, model and state."""
+
+    def __init__(self, settings, data_dir, ali_dir, model_dir, soft, soft_kind, init, dev_data, dev_ali, device) -> None:
+        self.settings, self.dir = settings, Path(model_dir)
+        self.ali_dir = Path(ali_dir)
+        _check_settings(settings)
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.log_file = open(self.dir / "train.log", "a", encoding="utf-8")
+        torch.set_num_threads(settings.threads)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.precision = _precision(settings.precision, self.device)
+        self.num_pdfs = read_count(self.ali_dir / "num_pdfs")
+        self.tree_hash = _tree_hash(self.ali_dir)
+        self.soft, self.soft_temperature = self._open_soft(soft, soft_kind)
+        self._load_data(Path(data_dir), dev_data, dev_ali)
+        self.fingerprint = self._fingerprint(soft, init)
+        self.init = init
+
+    # ---- what goes in
+
+    def _open_soft(self, soft, kind: str):
+        """The soft targets and the temperature they were made at, their sidecar checked."""
+        if soft is None:
+            return None, 1.0
+        if kind not in ("post", "dense"):
+            raise UserError(f"--soft-kind {kind}: neither post nor dense")
+        path = str(soft)[4:] if str(soft).startswith("scp:") else str(soft)
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no soft targets (essence dump-post and prune-post make them)")
+        beside = sidecar_path(path)
+        sidecar = read_sidecar(beside) if Path(beside).is_file() else {}
+        if not sidecar:
+            self.log(f"{beside} is not there: that {path} belongs to this tree is taken on trust")
+        mine = {"num_pdfs": self.num_pdfs, "tree_hash": self.tree_hash,
+                "frame_shift_ms": 10 * self.settings.frame_subsampling_factor}
+        keys = [k for k in mine if sidecar.get(k) is not None and mine[k] is not None]
+        check_match(beside, sidecar, self.ali_dir, mine, keys)
+        targets = DenseTargets(path) if kind == "dense" else SparseTargets(path)
+        return targets, float(sidecar.get("temperature") or 1.0)
+
+    def _load_data(self, data_dir: Path, dev_data, dev_ali) -> None:
+        s = self.settings
+        if (dev_data is None) != (dev_ali is None):
+            raise UserError("--dev-data and --dev-ali belong together")
+        began = time.time()
+        cuts, hard, without = attach_alignments(load_cuts(data_dir / "feats.scp"), self.ali_dir, self.num_pdfs,
+                                                s.frame_subsampling_factor)
+        if dev_data is None:
+            chosen, held = split_heldout(cuts, s.data.heldout)
+            dev = ([cuts[i] for i in held], [hard[i] for i in held])
+            cuts, hard = [cuts[i] for i in chosen], [hard[i] for i in chosen]
+        else:
+            dev = attach_alignments(load_cuts(Path(dev_data) / "feats.scp"), dev_ali, self.num_pdfs,
+                                    s.frame_subsampling_factor)[:2]
+        self.data = self._training_data(cuts, hard, self.soft)
+        self.dev = self._training_data(*dev, None) if dev[0] else None
+        if self.dev is not None and self.dev.feat_dim != self.data.feat_dim:
+            raise UserError(f"{dev_data}: features have {self.dev.feat_dim} bins, those of {data_dir} {self.data.feat_dim}")
+        self.log(f"{len(cuts)} utterances, {self.data.frames.sum() / 360000:.2f} h to train on, "
+                 f"{0 if self.dev is None else len(self.dev.ids)} for the dev loss, {without} without alignment, "
+                 f"{self.num_pdfs} pdfs; {'in memory' if self.data.in_memory else 'read from disk'}; "
+                 f"{time.time() - began:.1f} s to load")
+
+    def _training_data(self, cuts, hard, soft) -> TrainingData:
+        d = self.settings.data
+        return TrainingData(FeatureSource(cuts, d.cmn), hard, self.num_pdfs, self.settings.frame_subsampling_factor,
+                            chunk_frames=d.chunk_frames, left_context=d.left_context, right_context=d.right_context,
+                            soft=soft, preload_mb=d.preload_mb)
+
+    def _fingerprint(self, soft, init) -> Dict[str, str]:
+        """What a checkpoint must agree with, by name: settings that change the model, and the data."""
+        settings = to_dict(self.settings)
+        for key in ("threads", "precision"):
+            settings.pop(key)
+        for key in ("preload_mb", "workers"):
+            settings["data"].pop(key)
+        ids = hashlib.sha256("\n".join(self.data.ids).encode())
+        ids.update(self.data.frames.tobytes())
+        found = {"settings": json.dumps(settings, sort_keys=True), "precision": self.precision,
+                 "utterances": ids.hexdigest()[:16], "alignments": hashlib.sha256(self.data.hard.tobytes()).hexdigest()[:16],
+                 "soft targets": "none" if soft is None else _file_hash(str(soft)),
+                 "initial model": "none" if init is None else _file_hash(Path(init) / "final.pt")}
+        return found
+
+    # ---- the loop
+
+    def run(self) -> dict:
+        s = self.settings
+        if (self.dir / "final.pt").is_file() and (self.dir / "info.json").is_file():
+            info = json.loads((self.dir / "info.json").read_text(encoding="utf-8"))
+            _check_fingerprint(self.dir / "info.json", info.get("fingerprint", {}), self.fingerprint)
+            self.log(f"{self.dir} is trained already")
+            return info
+        torch.manual_seed(s.seed)
+        model = build_model(s.arch, s.model, feat_dim=self.data.feat_dim, num_pdfs=self.num_pdfs,
+                            frame_subsampling_factor=s.frame_subsampling_factor)
+        mean, std = self.data.global_stats()
+        model.feat_mean.copy_(torch.from_numpy(mean))
+        model.feat_inv_std.copy_(torch.from_numpy(1.0 / std))
+        if self.init is not None:
+            _load_init(model, Path(self.init))
+        self.model = model.to(self.device)
+        self.ema = copy.deepcopy(self.model).eval() if s.optim.ema_decay else None
+        self.optimiser = torch.optim.AdamW(_groups(self.model, s.optim.weight_decay), lr=s.optim.lr, betas=(0.9, 0.98))
+        self.epoch, self.step, self.history = 0, 0, []
+        self._resume()
+        flops, size = mflop_per_frame(self.model), num_params(self.model)
+        if self.epoch == 0:
+            self.log(f"{s.arch}: {size} parameters, {flops:.3f} MFLOP a frame, {self.precision} on {self.device}, "
+                     f"{s.threads} threads, {s.optim.epochs} epochs")
+        while self.epoch < s.optim.epochs:
+            self._train_epoch()
+        return self._finish(size, flops)
+
+    def _train_epoch(self) -> None:
+        s, began = self.settings, time.time()
+        torch.manual_seed(s.seed * 1_000_003 + self.epoch)
+        total, batches = epoch_batches(self.data, s.data.batch_frames, seed=s.seed, epoch=self.epoch,
+                                       augment=s.augment, workers=s.data.workers)
+        self.model.train()
+        sums = {"train": 0.0, "hard": 0.0, "soft": 0.0, "frames": 0}
+        said = began
+        for number, batch in enumerate(batches):
+            lr = _learning_rate(s.optim, (self.epoch + number / total) / s.optim.epochs)
+            for group in self.optimiser.param_groups:
+                group["lr"] = lr
+            loss = self._loss(self.model, batch, soft=True)
+            frames = int(loss.num_frames)
+            self.optimiser.zero_grad(set_to_none=True)
+            (loss.total / frames).backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.optim.grad_clip)
+            value = float(loss.total.detach())
+            if not (math.isfinite(value) and math.isfinite(float(norm))):
+                raise UserError(f"{self.dir}: the {'gradient' if math.isfinite(value) else 'loss'} of epoch "
+                                f"{self.epoch + 1}, batch {number + 1} is not finite; lower optim.lr, or look at these "
+                                f"utterances: {' '.join(sorted(set(batch.ids)))}")
+            self.optimiser.step()
+            self.step += 1
+            if s.optim.constrain_every and self.step % s.optim.constrain_every == 0:
+                self.model.constrain()
+            if self.ema is not None:
+                _average(self.ema, self.model, min(s.optim.ema_decay, (1 + self.step) / (10 + self.step)))
+            sums["train"] += value
+            sums["hard"] += float(loss.hard)
+            sums["soft"] += float(loss.soft)
+            sums["frames"] += frames
+            if time.time() - said > 10:
+                said = time.time()
+                done = self.epoch + (number + 1) / total
+                spent = said - began + sum(h["seconds"] for h in self.history)
+                self.say(f"epoch {self.epoch + 1}/{s.optim.epochs}, batch {number + 1}/{total}, "
+                         f"loss {sums['train'] / sums['frames']:.3f}, "
+                         f"{spent * (s.optim.epochs / done - 1):.0f} s to go")
+        self.epoch += 1
+        dev_loss, dev_acc = self._evaluate()
+        frames = sums["frames"]
+        line = {"epoch": self.epoch, "train_loss": sums["train"] / frames, "hard_loss": sums["hard"] / frames,
+                "soft_loss": sums["soft"] / frames if self.soft is not None else None, "dev_loss": dev_loss,
+                "dev_frame_acc": dev_acc, "seconds": round(time.time() - began, 3), "lr": lr}
+        self.history.append(line)
+        self._save_checkpoint()
+        left = (s.optim.epochs - self.epoch) * np.mean([h["seconds"] for h in self.history])
+        soft = "" if self.soft is None else f" (hard {line['hard_loss']:.3f}, soft {line['soft_loss']:.3f})"
+        dev = "" if dev_loss is None else f", dev loss {dev_loss:.3f}, dev frame accuracy {100 * dev_acc:.1f} %"
+        self.log(f"epoch {self.epoch}/{s.optim.epochs}: loss {line['train_loss']:.3f}{soft}{dev}, "
+                 f"{line['seconds']:.1f} s" + (f", {left:.0f} s to go" if left else ""))
+
+    def _loss(self, model, batch, soft: bool):
+        """The multitask loss of a batch (sums over its valid rows)."""
+        d = self.settings.distill
+        select = batch.hard >= 0
+        hard = batch.hard[select].to(self.device)
+        ids = probs = None
+        if soft and batch.soft_probs is not None:
+            probs = batch.soft_probs[select].to(self.device)
+            ids = None if batch.soft_ids is None else batch.soft_ids[select].to(self.device)
+            probs = retemper(probs, d.temperature, self.soft_temperature)
+        keep = None if batch.keep is None else batch.keep.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits = model(batch.feats.to(self.device), batch.lens.to(self.device), keep=keep,
+                           select=select.to(self.device))
+        logits = logits.float()
+        if probs is None:
+            loss = multitask_loss(logits, hard, soft_weight=0.0)
+        else:
+            loss = multitask_loss(logits, hard, ids, probs, soft_weight=d.soft_weight, temperature=d.temperature,
+                                  mass=d.mass)
+        self._correct = (logits.detach().argmax(1) == hard).sum()
+        return loss
+
+    @torch.no_grad()
+    def _evaluate(self):
+        """(cross-entropy, frame accuracy) of the averaged model on the dev data, or (None, None)."""
+        if self.dev is None:
+            return None, None
+        model = (self.ema if self.ema is not None else self.model).eval()
+        hard, correct, frames = 0.0, 0, 0
+        for chunks in self.dev.plan(self.settings.data.batch_frames, 0, None):
+            loss = self._loss(model, self.dev.batch(chunks), soft=False)
+            hard, correct = hard + float(loss.hard), correct + int(self._correct)
+            frames += int(loss.num_frames)
+        return hard / frames, correct / frames
+
+    # ---- what comes out
+
+    def _save_checkpoint(self) -> None:
+        state = {"fingerprint": self.fingerprint, "epoch": self.epoch, "step": self.step, "history": self.history,
+                 "model": self.model.state_dict(), "ema": None if self.ema is None else self.ema.state_dict(),
+                 "optimiser": self.optimiser.state_dict()}
+        with atomic_write(self.dir / "checkpoint.pt") as path:
+            torch.save(state, path)
+        with atomic_write(self.dir / "progress.jsonl") as path:
+            Path(path).write_text("".join(json.dumps(h) + "\n" for h in self.history), encoding="utf-8")
+
+    def _resume(self) -> None:
+        path = self.dir / "checkpoint.pt"
+        if not path.is_file():
+            return
+        state = load_checkpoint(path)
+        _check_fingerprint(path, state.get("fingerprint", {}), self.fingerprint)
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
+        self.log(f"going on after epoch {self.epoch}")
+
+    def _finish(self, size: int, flops: float) -> dict:
+        s = self.settings
+        final = self.ema if self.ema is not None else self.model
+        shutil.copyfile(self.ali_dir / "priors.txt", self.dir / "priors.txt")
+        resolved = to_dict(s)
+        resolved["model"] = model_settings(s.arch, s.model, "model")
+        dump_settings({"arch": s.arch, "model": resolved["model"], "feat_dim": self.data.feat_dim,
+                       "num_pdfs": self.num_pdfs, "frame_subsampling_factor": s.frame_subsampling_factor,
+                       "cmn": s.data.cmn, "tree_hash": self.tree_hash,
+                       "train": {k: v for k, v in resolved.items() if k not in ("arch", "model", "frame_subsampling_factor")}},
+                      self.dir / "model.yaml")
+        last = self.history[-1]
+        info = {"params": size, "mflop_per_frame": round(flops, 6), "epochs": s.optim.epochs,
+                "seconds": round(sum(h["seconds"] for h in self.history), 1), "steps": self.step,
+                "dev_loss": last["dev_loss"], "dev_frame_acc": last["dev_frame_acc"], "precision": self.precision,
+                "threads": s.threads, "device": str(self.device), "utterances": len(self.data.ids),
+                "frames": int(self.data.frames.sum()), "tool_version": __version__, "fingerprint": self.fingerprint}
+        with atomic_write(self.dir / "info.json") as path:
+            Path(path).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+        with atomic_write(self.dir / "final.pt") as path:
+            torch.save({k: v.cpu() for k, v in final.state_dict().items()}, path)
+        (self.dir / "checkpoint.pt").unlink()
+        dev = "" if last["dev_loss"] is None else \
+            f"dev loss {last['dev_loss']:.3f}, dev frame accuracy {100 * last['dev_frame_acc']:.1f} %, "
+        self.log(f"{self.dir / 'final.pt'}: {dev}{info['seconds']:.0f} s")
+        return info
+
+    def log(self, message: str) -> None:
+        """A line to train.log and stderr."""
+        self.log_file.write(message + "\n")
+        self.log_file.flush()
+        self.say(message)
+
+    @staticmethod
+    def say(message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+
+def load_checkpoint(path) -> dict:
+    """A checkpoint or state dict; a truncated or foreign file is a UserError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such model") from None
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ...
+        raise UserError(f"{path}: truncated, or not a checkpoint ({type(error).__name__}); "
+                        "remove it and train again") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: not a checkpoint of this program")
+    return state
+
+
+def _check_fingerprint(path, theirs: dict, mine: dict) -> None:
+    """Refuse a checkpoint made with other settings or data, naming what differs and both values."""
+    for key, value in mine.items():
+        if theirs.get(key) == value:
+            continue
+        found, wanted = str(theirs.get(key)), value
+        if key == "settings" and theirs.get(key):
+            a, b = _flat(json.loads(found)), _flat(json.loads(wanted))
+            name = sorted(k for k in set(a) | set(b) if a.get(k) != b.get(k))[0]
+            key, found, wanted = f"settings: {name}", a.get(name), b.get(name)
+        raise UserError(f"{path}: made by another training ({key}: {found} there, {wanted} here); "
+                        "use another model directory or remove this one")
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    out = {}
+    for key, value in values.items():
+        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return out
+
+
+def _load_init(model, init: Path) -> None:
+    state = load_checkpoint(init / "final.pt")
+    own = model.state_dict()
+    for name, value in own.items():
+        if name not in state or state[name].shape != value.shape:
+            found = tuple(state[name].shape) if name in state else "nothing"
+            raise UserError(f"{init / 'final.pt'}: a model of another kind: {name} is {found}, expected {tuple(value.shape)}")
+    model.load_state_dict({name: state[name] for name in own})
+
+
+def _groups(model, weight_decay: float) -> List[dict]:
+    """Parameter groups: matrices decay, biases and normalisation do not."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _learning_rate(optim: OptimSettings, done: float) -> float:
+    """The learning rate when ``done`` (0 to 1) of the training is over."""
+    if done < optim.warmup:
+        return optim.lr * (0.01 + 0.99 * done / optim.warmup)
+    x = (done - optim.warmup) / (1.0 - optim.warmup)
+    if optim.schedule == "exponential":
+        return optim.lr * optim.final_lr ** x
+    shape = 0.5 * (1 + math.cos(math.pi * x)) if optim.schedule == "cosine" else 1 - x
+    return optim.lr * (optim.final_lr + (1 - optim.final_lr) * shape)
+
+
+@torch.no_grad()
+def _average(average, model, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * model, for parameters; buffers are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)
+    for mine, theirs in zip(average.buffers(), model.buffers()):
+        mine.copy_(theirs)
+
+
+def _precision(wanted: str, device: torch.device) -> str:
+    """float32 or bfloat16. "auto" is a rule, not a timing: bfloat16 where the hardware multiplies it faster.
+
+    That is CUDA with bfloat16 and CPUs with AMX tiles; with AVX-512 alone, even with its bfloat16 instructions,
+    bfloat16 measured 0.7 times as fast as float32.
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        flags = []
+    return "bfloat16" if "amx_bf16" in flags else "float32"
+
+
+def _check_settings(s: TrainSettings) -> None:
+    """Refuse values that no training can use."""
+    bad = [("frame_subsampling_factor", s.frame_subsampling_factor >= 1, "at least 1"),
+           ("threads", s.threads >= 1, "at least 1"),
+           ("precision", s.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
+           ("optim.epochs", s.optim.epochs >= 1, "at least 1"),
+           ("optim.lr", s.optim.lr > 0, "above 0"),
+           ("optim.warmup", 0 <= s.optim.warmup < 1, "from 0 to below 1"),
+           ("optim.schedule", s.optim.schedule in ("cosine", "exponential", "linear"), "cosine, exponential or linear"),
+           ("optim.ema_decay", 0 <= s.optim.ema_decay < 1, "from 0 to below 1"),
+           ("data.heldout", 0 <= s.data.heldout < 1, "from 0 to below 1"),
+           ("data.batch_frames", s.data.batch_frames >= 1, "at least 1"),
+           ("data.chunk_frames", s.data.chunk_frames >= s.frame_subsampling_factor, "at least frame_subsampling_factor"),
+           ("distill.soft_weight", 0 <= s.distill.soft_weight <= 1, "from 0 to 1"),
+           ("distill.temperature", s.distill.temperature > 0, "above 0"),
+           ("distill.mass", s.distill.mass in ("renorm", "keep", "residual"), "renorm, keep or residual")]
+    for name, good, wanted in bad:
+        if not good:
+            raise UserError(f"settings: {name} must be {wanted}")
+    model_settings(s.arch, s.model, "settings")
+
+
+def _tree_hash(ali_dir: Path) -> Optional[str]:
+    path = ali_dir / "tree.txt"
+    return sha256_file(path) if path.is_file() else None
+
+
+def _file_hash(path) -> str:
+    path = Path(str(path)[4:] if str(path).startswith("scp:") else path)
+    return sha256_file(path)[:16]

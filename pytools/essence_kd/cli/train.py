@@ -1,0 +1,43 @@
+"""Train an acoustic model on alignments, with or without soft targets. Running it again goes on after the last epoch.
+
+e.g.: essence train --model conf/models/student_tdnn.yaml --soft exp/mini/essence_k20/post.scp --soft-weight 0.9 \\
+        data/mini/train_sp_hires exp/mini/ali exp/mini/student_essence
+"""
+from __future__ import annotations
+
+HELP = "train an acoustic model: a teacher, a baseline or a student"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--model", metavar="YAML", help="settings (conf/models/*.yaml); default: a small TDNN")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
+                        help="a setting that differs, such as optim.epochs=20; may be repeated")
+    parser.add_argument("--soft", metavar="SCP", help="soft targets, a row an output frame")
+    parser.add_argument("--soft-kind", choices=("post", "dense"), default="post",
+                        help="Kaldi Posterior or matrices of probabilities (default: post)")
+    parser.add_argument("--soft-weight", type=float, metavar="A", help="(1 - A) CE(hard) + A T^2 CE(soft)")
+    parser.add_argument("--temperature", type=float, metavar="T")
+    parser.add_argument("--mass", choices=("renorm", "keep", "residual"), help="what a pruned target sums to")
+    parser.add_argument("--init", metavar="MODEL_DIR", help="start from this model's parameters")
+    parser.add_argument("--dev-data", metavar="DIR", help="data for the dev loss (default: held out of DATA_DIR)")
+    parser.add_argument("--dev-ali", metavar="DIR", help="its alignments")
+    parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument("--threads", type=int, metavar="N")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument("data_dir", metavar="DATA_DIR")
+    parser.add_argument("ali_dir", metavar="ALI_DIR")
+    parser.add_argument("model_dir", metavar="MODEL_DIR")
+
+
+def run(args) -> None:
+    from essence_kd.am.trainer import TrainSettings, train
+    from essence_kd.io.settings import load_settings
+
+    overrides = list(args.set)
+    for option, key in (("soft_weight", "distill.soft_weight"), ("temperature", "distill.temperature"),
+                        ("mass", "distill.mass"), ("seed", "seed"), ("threads", "threads")):
+        if getattr(args, option) is not None:
+            overrides.append(f"{key}={getattr(args, option)}")
+    settings = load_settings(TrainSettings, args.model, overrides)
+    train(settings, args.data_dir, args.ali_dir, args.model_dir, soft=args.soft, soft_kind=args.soft_kind,
+          init=args.init, dev_data=args.dev_data, dev_ali=args.dev_ali, device=args.device)
