@@ -1,0 +1,43 @@
+"""Copies posteriors between Kaldi's binary form, its text form, and the compact form.
+
+  essence copy-post scp:post.scp ark,t:-                          # look at an archive
+  essence copy-post scp:post.scp compact:ark,scp:small.ark,small.scp
+  essence copy-post ark:small.ark ark,scp:post.ark,post.scp       # back to what Kaldi reads
+
+The input's form is recognised. The output is Kaldi's unless the wspecifier starts with compact:. A sidecar
+(essence.json) beside the input is copied beside the output.
+"""
+from __future__ import annotations
+
+import os
+import sys
+
+HELP = "copy posteriors between Kaldi's binary and text forms and the compact form"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("rspecifier", metavar="RSPECIFIER", help="posteriors: binary, text or compact")
+    parser.add_argument("wspecifier", metavar="WSPECIFIER",
+                        help="ark:, ark,t:, ark,scp:A,S, or one of them (not text) after compact:")
+    parser.add_argument("--num-pdfs", type=int, default=None, metavar="N",
+                        help="number of pdfs; refuses larger pdf-ids and fixes the widths of a compact archive "
+                             "(default: as in the input's sidecar)")
+
+
+def run(args) -> int:
+    from essence_kd.io.posterior import PosteriorWriter, read_posteriors
+    from essence_kd.io.provenance import read_sidecar, sidecar_path, write_sidecar
+
+    source, target = sidecar_path(args.rspecifier), sidecar_path(args.wspecifier.replace("compact:", "", 1))
+    fields = read_sidecar(source) if source and os.path.exists(source) else None
+    num_pdfs = args.num_pdfs if args.num_pdfs is not None else (fields or {}).get("num_pdfs")
+    frames = entries = 0
+    with PosteriorWriter(args.wspecifier, num_pdfs=num_pdfs) as writer:
+        for utt, post in read_posteriors(args.rspecifier):
+            writer.write(utt, post)
+            frames += post.num_frames
+            entries += post.num_entries
+    if fields is not None and target and os.path.abspath(target) != os.path.abspath(source):
+        write_sidecar(target, {**fields, "form": "compact" if writer.compact else "kaldi"})
+    print(f"copy-post: {writer.count} utterances, {frames} frames, {entries} entries", file=sys.stderr)
+    return 0

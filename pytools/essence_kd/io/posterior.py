@@ -1,0 +1,483 @@
+"""Kaldi's Posterior over pdf-ids: for each frame a list of (pdf-id, weight), read and written without a Python loop.
+
+Binary layout after the utterance id and a blank: ``\\0B``, then cells of five bytes, each the byte 4 and a 32-bit
+little-endian value: the number of frames; then for each frame the number of entries n and n times pdf-id (int32),
+weight (float32). A frame of k entries takes 5 + 10 k bytes. Where every frame has the same k, one NumPy structured
+dtype is the whole codec and a frame range can be cut out of a memory-mapped file.
+
+Compact archives (essence_kd.io.compact) are read by the same functions, told apart by their first bytes.
+"""
+from __future__ import annotations
+
+import functools
+import struct
+from typing import Any, Iterator
+
+import numpy as np
+
+from essence_kd.io import compact
+from essence_kd.io.errors import UserError
+from essence_kd.io.tables import (Mapped, ScpTable, TableWriter, Truncated, _guarded, read_table, row_span)
+
+_CELL = np.dtype([("tag", "u1"), ("value", "<i4")])
+_ENTRY = np.dtype([("tag_id", "u1"), ("id", "<i4"), ("tag_prob", "u1"), ("prob", "<f4")])
+_SMALLEST_NORMAL = 0x00800000  # bit pattern of the smallest normal float32; counts and pdf-ids are below it
+_WINDOW = 1 << 16  # bytes looked at first where the length of an utterance is not known
+
+
+@functools.lru_cache(maxsize=64)
+def _frame_dtype(k: int) -> np.dtype:
+    """One frame of k entries in Kaldi's binary format."""
+    return np.dtype([("tag", "u1"), ("count", "<i4"), ("entries", _ENTRY, (k,))])
+
+
+class Posterior:
+    """The posterior of one utterance in compressed-row form.
+
+    offsets: int64 (T+1,), the entries of frame t are offsets[t]:offsets[t+1]; ids: int32 (N,) pdf-ids;
+    probs: float32 (N,) probabilities (or weights).
+    """
+
+    __slots__ = ("offsets", "ids", "probs", "_k")
+
+    def __init__(self, offsets: np.ndarray, ids: np.ndarray, probs: np.ndarray):
+        self.offsets = np.ascontiguousarray(offsets, np.int64)
+        self.ids = np.ascontiguousarray(ids, np.int32)
+        self.probs = np.ascontiguousarray(probs, np.float32)
+        self._k: int | None = None
+
+    @classmethod
+    def from_fixed(cls, ids: np.ndarray, probs: np.ndarray) -> "Posterior":
+        """From ids and probs of shape (T, k)."""
+        frames, k = ids.shape
+        made = cls(np.arange(frames + 1, dtype=np.int64) * k, ids.reshape(-1), probs.reshape(-1))
+        made._k = k
+        return made
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_entries(self) -> int:
+        """N, over all frames."""
+        return len(self.ids)
+
+    def counts(self) -> np.ndarray:
+        """Entries of each frame: int64 (T,)."""
+        return np.diff(self.offsets)
+
+    def is_fixed(self) -> bool:
+        """True when every frame has the same number of entries."""
+        if self._k is None:
+            counts = self.counts()
+            if len(counts) and not (counts == counts[0]).all():
+                return False
+            self._k = int(counts[0]) if len(counts) else 0
+        return True
+
+    def fixed_k(self) -> tuple[np.ndarray, np.ndarray]:
+        """(ids (T, k) int32, probs (T, k) float32), views. Raises UserError when k varies over the frames."""
+        if not self.is_fixed():
+            counts = self.counts()
+            raise UserError(f"frames hold from {counts.min()} to {counts.max()} entries where one number is wanted; "
+                            f"prune with --select top-k")
+        shape = (self.num_frames, self._k)
+        return self.ids.reshape(shape), self.probs.reshape(shape)
+
+    def padded(self, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(ids (T, k) int32, probs (T, k) float32) with pdf-id 0 and probability 0 where a frame has fewer than k.
+
+        k is the longest frame when it is not given. Raises UserError when a frame has more than k entries.
+        """
+        counts = self.counts()
+        longest = int(counts.max()) if len(counts) else 0
+        k = longest if k is None else k
+        if longest > k:
+            raise UserError(f"a frame holds {longest} entries where at most {k} are wanted")
+        if self.is_fixed() and self._k == k:
+            ids, probs = self.fixed_k()
+            return ids.copy(), probs.copy()
+        ids = np.zeros((self.num_frames, k), np.int32)
+        probs = np.zeros((self.num_frames, k), np.float32)
+        there = np.arange(k) < counts[:, None]
+        ids[there], probs[there] = self.ids, self.probs
+        return ids, probs
+
+    def mass(self) -> np.ndarray:
+        """Sum of the probabilities of each frame: float64 (T,)."""
+        if self.is_fixed():
+            return self.fixed_k()[1].sum(axis=1, dtype=np.float64)
+        total = np.concatenate([[0.0], np.cumsum(self.probs, dtype=np.float64)])
+        return total[self.offsets[1:]] - total[self.offsets[:-1]]
+
+    def __getitem__(self, frames: slice) -> "Posterior":
+        """The frames of a slice with step 1."""
+        start, stop, step = frames.indices(self.num_frames)
+        if step != 1:
+            raise ValueError("only slices with step 1")
+        stop = max(start, stop)
+        low, high = self.offsets[start], self.offsets[stop]
+        made = Posterior(self.offsets[start:stop + 1] - low, self.ids[low:high], self.probs[low:high])
+        made._k = self._k
+        return made
+
+    def __repr__(self) -> str:
+        return f"Posterior({self.num_frames} frames, {self.num_entries} entries)"
+
+
+# ---------------------------------------------------------------------------------------------------------- encode
+
+@functools.lru_cache(maxsize=4)
+def _template(k: int, capacity: int) -> np.ndarray:
+    """`capacity` frames of k entries with their tags and counts filled in, written over and over."""
+    frames = np.zeros(capacity, _frame_dtype(k))
+    frames["tag"], frames["count"] = 4, k
+    frames["entries"]["tag_id"] = frames["entries"]["tag_prob"] = 4
+    return frames
+
+
+def _header(num_frames: int) -> bytes:
+    return b"\0B" + struct.pack("<bi", 4, num_frames)
+
+
+def encode_fixed(ids: np.ndarray, probs: np.ndarray) -> list:
+    """Kaldi's bytes for ids and probs of shape (T, k), as buffers; the second is reused by the next call."""
+    count, k = ids.shape
+    capacity = 1 << max(6, (count - 1).bit_length())
+    frames = _template(k, capacity)[:count]
+    entries = frames["entries"]
+    entries["id"], entries["prob"] = ids, probs
+    return [_header(count), memoryview(frames.view(np.uint8))]
+
+
+def encode_ragged(offsets: np.ndarray, ids: np.ndarray, probs: np.ndarray) -> list:
+    """Kaldi's bytes for a posterior in compressed-row form, as buffers."""
+    count = len(offsets) - 1
+    cells = np.empty(count + 2 * len(ids), _CELL)
+    cells["tag"] = 4
+    values = np.empty(len(cells), np.int32)
+    heads = 2 * offsets[:-1] + np.arange(count)
+    values[heads] = np.diff(offsets)
+    rest = np.ones(len(cells), bool)
+    rest[heads] = False
+    values[rest] = np.stack([ids, probs.view(np.int32)], axis=1).reshape(-1)
+    cells["value"] = values
+    return [_header(count), memoryview(cells.view(np.uint8))]
+
+
+def _encode_text(post: Posterior) -> bytes:
+    """Kaldi's text form: ``[ id prob id prob ] [ ... ]`` on one line, numbers as C's %.7g."""
+    shape = "".join("[ " + "%d %.7g " * count + "] " for count in post.counts().tolist()) + "\n"
+    numbers: list = [None] * (2 * post.num_entries)
+    numbers[0::2], numbers[1::2] = post.ids.tolist(), post.probs.tolist()
+    return (shape % tuple(numbers)).encode("ascii")
+
+
+# ---------------------------------------------------------------------------------------------------------- decode
+
+@functools.lru_cache(maxsize=8)
+def _tag_masks(words: int) -> tuple[np.ndarray, np.ndarray]:
+    """For 64-bit words over cells of five bytes: the mask of the tag bytes and what they must be."""
+    mask = np.zeros(40, np.uint8)
+    mask[::5] = 255
+    mask = np.tile(mask.view("<u8"), words // 5)
+    return mask, mask & np.uint64(0x0404040404040404)
+
+
+_TAG_WORDS = 5 * 1024
+
+
+def _tags_are_four(data: np.ndarray) -> bool:
+    """True when every fifth byte of `data` (uint8, a multiple of 5 bytes), from the first on, is 4."""
+    whole = len(data) // 40 * 5  # 64-bit words
+    words = data[:8 * whole].view("<u8")
+    mask, wanted = _tag_masks(_TAG_WORDS)
+    found = np.empty(min(whole, _TAG_WORDS), np.uint64)
+    for start in range(0, whole, _TAG_WORDS):
+        block = words[start:start + _TAG_WORDS]
+        size = len(block)
+        np.bitwise_and(block, mask[:size], out=found[:size])
+        if not np.array_equal(found[:size], wanted[:size]):
+            return False
+    return bool((data[8 * whole::5] == 4).all())
+
+
+def _check_entries(ids: np.ndarray, probs: np.ndarray) -> None:
+    if ids.size and ids.min() < 0:
+        raise ValueError(f"pdf-id {ids.min()} is negative")
+    if not np.isfinite(probs).all():
+        raise ValueError("a probability is not a finite number")
+
+
+def _fixed_frames(data: np.ndarray, k: int) -> Posterior | None:
+    """Decodes frames of k entries each; None when the bytes are not that."""
+    frames = data.view(_frame_dtype(k))
+    if not (frames["count"] == k).all() or not _tags_are_four(data):
+        return None
+    ids = np.ascontiguousarray(frames["entries"]["id"])
+    probs = np.ascontiguousarray(frames["entries"]["prob"])
+    _check_entries(ids, probs)
+    return Posterior.from_fixed(ids, probs)
+
+
+def _frame_heads(values: np.ndarray, tags: np.ndarray, num_frames: int) -> np.ndarray | None:
+    """Cell positions of the counts of all frames: int64 (num_frames,); None when they do not all lie in the window.
+
+    values: int32 (n,) and tags: uint8 (n,), cells that follow the number of frames. A count is below the smallest
+    normal float and so is what follows it (a pdf-id, or the next count): that leaves the counts and, only next to
+    weights of zero, some pdf-ids. Which of these candidates are counts follows from the chain of lengths: at once
+    when there are no false ones, else by doubling jumps (log2 T steps). Raises ValueError for a broken chain.
+    """
+    small = values.view(np.uint32) < _SMALLEST_NORMAL
+    if not len(small) or not small[0]:
+        raise ValueError("damaged: a frame does not start with its number of entries")
+    follows = np.ones(len(small), bool)  # beyond the window anything may follow
+    follows[:-1] = small[1:] | (tags[1:] != 4)
+    heads = np.flatnonzero(small & follows)
+    if len(heads) > 1 and heads[0] != 0:
+        raise ValueError("damaged: the lengths of the frames do not add up")
+    targets = heads + 1 + 2 * values[heads].astype(np.int64)
+    if len(heads) >= num_frames and (targets[:num_frames - 1] == heads[1:num_frames]).all():
+        chain = heads[:num_frames]
+    else:
+        jump = np.searchsorted(heads, targets)
+        hit = jump < len(heads)
+        hit[hit] = heads[jump[hit]] == targets[hit]
+        jump = np.append(np.where(hit, jump, len(heads)), len(heads))
+        steps = np.zeros(1, np.int64)
+        while len(steps) < num_frames:
+            steps = np.concatenate([steps, jump[steps]])
+            jump = jump[jump]
+        steps = steps[:num_frames]
+        last = steps[steps < len(heads)][-1]
+        if steps[-1] == len(heads):
+            if targets[last] < len(values):
+                raise ValueError("damaged: the lengths of the frames do not add up")
+            return None
+        chain = heads[steps]
+    end = chain[-1] + 1 + 2 * int(values[chain[-1]])
+    return chain if end <= len(values) else None
+
+
+def _varying_frames(source: Any, num_frames: int, guess: int) -> Posterior:
+    """Decodes frames of any lengths from a source that stands at the first frame, and consumes them."""
+    size = max(_WINDOW, guess) // 5 * 5
+    while True:
+        data = source.peek(size)
+        whole = data[:len(data) // 5 * 5]
+        cells = whole.view(_CELL)
+        values, tags = np.ascontiguousarray(cells["value"]), np.ascontiguousarray(cells["tag"])
+        heads = _frame_heads(values, tags, num_frames) if len(values) else None
+        if heads is not None:
+            break
+        if len(data) < size:
+            raise Truncated(f"{source.name}: ends in the middle")
+        size *= 2
+    counts = values[heads].astype(np.int64)
+    end = int(heads[-1] + 1 + 2 * counts[-1])
+    if not (tags[:end] == 4).all():
+        raise ValueError("damaged: a number is not marked as 32 bits wide")
+    rest = np.ones(end, bool)
+    rest[heads] = False
+    entries = values[:end][rest].reshape(-1, 2)
+    ids = np.ascontiguousarray(entries[:, 0])
+    probs = np.ascontiguousarray(entries[:, 1]).view(np.float32)
+    _check_entries(ids, probs)
+    source.skip(5 * end)
+    offsets = np.zeros(num_frames + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return Posterior(offsets, ids, probs)
+
+
+def _read_counts(source: Any) -> tuple[int, int]:
+    """(number of frames, entries of the first frame) of a binary Posterior; nothing is consumed."""
+    head = source.peek(12).tobytes()
+    if len(head) < 7:
+        raise Truncated(f"{source.name}: ends in the middle")
+    tag, num_frames = struct.unpack("<bi", head[2:7])
+    if tag != 4 or num_frames < 0:
+        raise ValueError("its header is damaged")
+    if num_frames == 0:
+        return 0, 0
+    if len(head) < 12:
+        raise Truncated(f"{source.name}: ends in the middle")
+    tag, k = struct.unpack("<bi", head[7:])
+    if tag != 4 or k < 0:
+        raise ValueError("the header of its first frame is damaged")
+    if not source.holds(7 + 5 * num_frames + 10 * k):
+        raise Truncated(f"{source.name}: ends in the middle")
+    return num_frames, k
+
+
+def read_posterior(source: Any) -> Posterior:
+    """One Posterior from a tables.Source or tables.Mapped that stands behind the utterance id: binary, text, compact.
+
+    Raises UserError, Truncated or ValueError; tables.read_table adds the file and the utterance.
+    """
+    start = source.peek(6).tobytes()
+    if start[:2] != b"\0B":
+        return _read_text(source)
+    if start == compact.MAGIC:
+        return Posterior(*compact.read(source))
+    num_frames, k = _read_counts(source)
+    if num_frames == 0:
+        source.skip(7)
+        return Posterior(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+    size = num_frames * (5 + 10 * k)
+    if source.holds(7 + size):
+        data = source.peek(7 + size)
+        if len(data) == 7 + size:
+            post = _fixed_frames(data[7:], k)
+            if post is not None:
+                source.skip(7 + size)
+                return post
+    source.skip(7)
+    return _varying_frames(source, num_frames, 5 * num_frames + 10 * k)
+
+
+def _read_text(source: Any) -> Posterior:
+    line = source.readline()
+    if not line.endswith(b"\n"):
+        raise Truncated(f"{source.name}: ends in the middle")
+    tokens = np.array(line.split(), dtype=np.bytes_)
+    opens, closes = np.flatnonzero(tokens == b"["), np.flatnonzero(tokens == b"]")
+    sizes = closes - opens - 1 if len(opens) == len(closes) else np.array([-1])
+    if len(tokens) and not (len(opens) and opens[0] == 0 and closes[-1] == len(tokens) - 1 and
+                            (sizes >= 0).all() and (sizes % 2 == 0).all() and (opens[1:] == closes[:-1] + 1).all()):
+        raise ValueError("not '[ pdf-id prob ... ] [ ... ]'")
+    inside = np.ones(len(tokens), bool)
+    inside[opens] = inside[closes] = False
+    numbers = tokens[inside]
+    ids = np.array([int(token) for token in numbers[0::2].tolist()], dtype=np.int32)
+    probs = numbers[1::2].astype(np.float64).astype(np.float32) if len(numbers) else np.zeros(0, np.float32)
+    _check_entries(ids, probs)
+    return Posterior(np.concatenate([[0], np.cumsum(sizes // 2)]) if len(tokens) else np.zeros(1), ids, probs)
+
+
+def _cut(post: Posterior, span: str) -> Posterior:
+    return post[row_span(span, post.num_frames)]
+
+
+def read_posteriors(rspecifier: str) -> Iterator[tuple[str, Posterior]]:
+    """Every (utterance, Posterior) of a table: Kaldi binary, Kaldi text, or compact. Raises UserError."""
+    return read_table(rspecifier, read_posterior, _cut, "posterior")
+
+
+class PosteriorTable(ScpTable):
+    """Random access through an scp file: ``table[utt]`` is a Posterior; ``table.frames(utt, start, stop)`` a part.
+
+    Archives are memory-mapped. A frame range of an utterance with a fixed number of entries (Kaldi binary or
+    compact) touches only those frames and, in Kaldi's format, the counts of the frames before them.
+    """
+
+    what = "posterior"
+    _read = staticmethod(read_posterior)
+    _cut = staticmethod(_cut)
+
+    def frames(self, utt: str, start: int, stop: int) -> Posterior:
+        """Frames start..stop-1 (0 <= start <= stop <= T) of an utterance. Raises UserError when they do not exist."""
+        source, span = self.open(utt)
+        if span is None and isinstance(source, Mapped):
+            post = _guarded(lambda s: self._part(s, start, stop), source, utt, self.what)
+            if post is not None:
+                return post
+        post = self[utt]
+        if not 0 <= start <= stop <= post.num_frames:
+            raise UserError(f"{self.name}: utterance {utt}: frames {start}:{stop} of {post.num_frames}")
+        return post[start:stop]
+
+    @staticmethod
+    def _part(source: Mapped, start: int, stop: int) -> Posterior | None:
+        """The frames of an utterance with a fixed stride; None when it has none or the range is outside."""
+        head = source.peek(6).tobytes()
+        if head[:2] != b"\0B" or start < 0 or stop < start:
+            return None
+        if head == compact.MAGIC:
+            part = compact.read_part(source, start, stop)
+            return None if part is None else Posterior(*part)
+        num_frames, k = _read_counts(source)
+        stride = 5 + 10 * k
+        if stop > num_frames or not source.holds(7 + num_frames * stride):
+            return None
+        data = source.peek(7 + stop * stride)[7:]
+        if not (data.view(_frame_dtype(k))["count"] == k).all():
+            return None
+        post = _fixed_frames(data[start * stride:], k)
+        if post is None:
+            raise ValueError("damaged: a number is not marked as 32 bits wide")
+        return post
+
+
+# ----------------------------------------------------------------------------------------------------------- write
+
+class PosteriorWriter(TableWriter):
+    """Writes posteriors: a context manager over a wspecifier (``ark:``, ``ark,t:``, ``ark,scp:``, pipes).
+
+    ``compact:ark,scp:A,S`` writes the compact form instead of Kaldi's; then `num_pdfs` fixes the widths of its fields
+    for the whole archive (else they follow from each utterance's largest pdf-id).
+    """
+
+    def __init__(self, wspecifier: str, *, num_pdfs: int | None = None):
+        self.compact = wspecifier.startswith("compact:")
+        self._num_pdfs = num_pdfs
+        super().__init__(wspecifier[len("compact:"):] if self.compact else wspecifier)
+        if self.compact and self.text:
+            self.abort()
+            raise UserError(f"'{wspecifier}': a compact archive has no text form")
+
+    def write(self, utt: str, ids: Any, probs: Any = None) -> None:
+        """Writes one utterance: ids int (T, k) and probs float (T, k), or a Posterior.
+
+        Raises UserError for shapes that differ, negative pdf-ids, and probabilities that are not finite.
+        """
+        if isinstance(ids, Posterior):
+            if not ids.is_fixed():
+                self.write_ragged(utt, ids.offsets, ids.ids, ids.probs)
+                return
+            ids, probs = ids.fixed_k()
+        ids, probs = np.asarray(ids), np.asarray(probs)
+        if ids.ndim != 2 or ids.shape != probs.shape:
+            raise UserError(f"{self._ark}: utterance {utt}: ids {ids.shape} and probabilities {probs.shape} "
+                            f"are not both (frames, k)")
+        ids, probs = self._checked(utt, ids, probs)
+        if self.text or self.compact:
+            self._put_other(utt, Posterior.from_fixed(ids, probs))
+        else:
+            self.put(utt, encode_fixed(ids, probs))
+
+    def write_ragged(self, utt: str, offsets: Any, ids: Any, probs: Any) -> None:
+        """Writes one utterance in compressed-row form: offsets (T+1,), ids (N,), probs (N,). Raises UserError."""
+        offsets, ids, probs = np.asarray(offsets), np.asarray(ids), np.asarray(probs)
+        if offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or (np.diff(offsets) < 0).any() or \
+                ids.shape != (int(offsets[-1]),) or probs.shape != ids.shape:
+            raise UserError(f"{self._ark}: utterance {utt}: offsets, ids {ids.shape} and probabilities {probs.shape} "
+                            f"do not describe one posterior")
+        ids, probs = self._checked(utt, ids, probs)
+        post = Posterior(offsets, ids, probs)
+        if self.text or self.compact:
+            self._put_other(utt, post)
+        else:
+            self.put(utt, encode_ragged(post.offsets, post.ids, post.probs))
+
+    def _put_other(self, utt: str, post: Posterior) -> None:
+        if self.text:
+            self.put(utt, [_encode_text(post)])
+            return
+        try:
+            self.put(utt, compact.encode(post.offsets, post.ids, post.probs, num_pdfs=self._num_pdfs))
+        except ValueError as error:
+            raise UserError(f"{self._ark}: utterance {utt}: {error}") from error
+
+    def _checked(self, utt: str, ids: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if ids.size and (ids.dtype.kind not in "iu" or ids.max() >= 2**31):
+            raise UserError(f"{self._ark}: utterance {utt}: pdf-ids are not 32-bit integers")
+        ids, probs = np.ascontiguousarray(ids, np.int32), np.ascontiguousarray(probs, np.float32)
+        try:
+            _check_entries(ids, probs)
+            if self._num_pdfs is not None and ids.size and ids.max() >= self._num_pdfs:
+                raise ValueError(f"pdf-id {ids.max()} where there are {self._num_pdfs} pdfs")
+        except ValueError as error:
+            raise UserError(f"{self._ark}: utterance {utt}: {error}") from error
+        return ids, probs
