@@ -1,0 +1,210 @@
+"""Decode scores (log-likelihoods, a row an output frame) with a graph made by 'essence make-graph'.
+
+  essence decode exp/mini/graph scp:scores.scp exp/mini/baseline/decode_eval
+  essence decode --sweep data/mini/dev/text exp/mini/graph ark:dev.ark exp/mini/baseline/decode_dev
+  essence decode --scale-from exp/mini/baseline/decode_dev/sweep.json exp/mini/graph ark:eval.ark OUT_DIR
+  essence decode --jobs-file jobs.txt exp/mini/graph     (lines: SCORES OUT_DIR [SWEEP_JSON]; the graph is loaded once)
+
+OUT_DIR gets hyp.txt (every utterance of the scores), hyp.ctm and decode.json. A path costs the graph's weights plus
+the word insertion penalty a word, less acoustic scale x score. k2 is taken from this Python, from $ESSENCE_K2_PYTHON,
+or from .venv-k2 of the work directory or the checkout.
+"""
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from essence_kd.io.errors import UserError
+
+HELP = "words from scores: k2 or kaldi-decoder, with word times, n-best, lattices, and sweeps of scales"
+
+_NO_K2 = 97  # exit status of a Python that cannot import k2
+# k2's own Python starts here: says why k2 cannot be used there, or runs the same verb.
+_BOOT = f"""
+import importlib.util, sys
+try:
+    import numpy, yaml, torch, k2
+    torch.zeros(1)
+    if importlib.util.find_spec("kaldi_io") is None:
+        raise ImportError("No module named 'kaldi_io'")
+except BaseException as error:
+    open(sys.argv[1], "w").write(" ".join(f"{{type(error).__name__}}: {{error}}".split())[:300])
+    sys.exit({_NO_K2})
+from essence_kd.cli.main import main
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[2:]))
+"""
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("graph", metavar="GRAPH_DIR", help="directory with graph.npz")
+    parser.add_argument("scores", metavar="SCORES-RSPECIFIER", nargs="?", help="matrices: a row a frame, a column a pdf")
+    parser.add_argument("out_dir", metavar="OUT_DIR", nargs="?")
+    parser.add_argument("--jobs-file", metavar="FILE", help="several SCORES OUT_DIR [SWEEP_JSON], one a line")
+    parser.add_argument("--decoder", choices=("k2", "kaldi", "auto"), default="auto",
+                        help="auto: k2 where it can be had, else kaldi with a notice (default)")
+    parser.add_argument("--config", metavar="YAML", help="settings, e.g. conf/decode.yaml; options here win")
+    parser.add_argument("--acoustic-scale", type=float, help="multiplies the scores (default 0.3)")
+    parser.add_argument("--word-insertion-penalty", type=float, help="cost a word; positive: fewer words (default 0)")
+    parser.add_argument("--scale-from", metavar="SWEEP_JSON", help="take scale and penalty from a sweep's best")
+    parser.add_argument("--beam", type=float, help="search beam (default 12)")
+    parser.add_argument("--output-beam", type=float, help="lattice beam (default 5)")
+    parser.add_argument("--max-active", type=int, help="graph states a frame (default 2000)")
+    parser.add_argument("--min-active", type=int, help="graph states a frame (default 30)")
+    parser.add_argument("--frame-shift-ms", type=float, help="between two rows of the scores (default 30)")
+    parser.add_argument("--batch-rows", type=int, help="rows k2 decodes at once (default 4000)")
+    parser.add_argument("--nj", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--n-best", type=int, default=0, metavar="N",
+                        help="also write nbest.txt and nbest.cost: the N best different word sequences")
+    parser.add_argument("--lattices", action="store_true", help="also write lat.txt, lattices in Kaldi's text form")
+    parser.add_argument("--sweep", metavar="TEXT", help="reference words: try all scales and penalties, write "
+                        "sweep.json, decode at the best")
+    parser.add_argument("--sweep-scales", metavar="S,S,...", help="acoustic scales of a sweep")
+    parser.add_argument("--sweep-penalties", metavar="P,P,...", help="word insertion penalties of a sweep")
+    parser.add_argument("--pooled", metavar="JSON", help="with --sweep and --jobs-file: one best setting for all jobs, "
+                        "from their errors together, written here")
+
+
+def run(args) -> int | None:
+    if args.nj < 1:
+        raise UserError(f"--nj is {args.nj}, but must be at least 1")
+    backend = args.decoder
+    if backend != "kaldi" and importlib.util.find_spec("k2") is None:
+        status, reason = _run_in_k2_python(args)
+        if status is not None:
+            return status
+        if backend == "k2":
+            raise UserError(f"{reason}; decode with --decoder kaldi meanwhile")
+        print(f"essence decode: {reason}: kaldi-decoder decodes instead", file=sys.stderr)
+        backend = "kaldi"
+    elif backend == "auto":
+        backend = "k2"
+    return _decode(args, backend)
+
+
+def _k2_python() -> tuple[str | None, str]:
+    """The Python to look for k2 in, and the fix to tell when it fails."""
+    named = os.environ.get("ESSENCE_K2_PYTHON")
+    if named:
+        return named, "set ESSENCE_K2_PYTHON to a Python that has k2"
+    root = Path(__file__).resolve().parents[3]
+    for place in (os.environ.get("WORK_DIR"), root):
+        if place and (Path(place) / ".venv-k2" / "bin").is_dir():
+            venv = Path(place) / ".venv-k2"
+            return str(venv / "bin" / "python"), f"make it anew: rm -r {venv}; local/setup_env.sh"
+    return None, ""
+
+
+def _run_in_k2_python(args) -> tuple[int | None, str]:
+    """Run this very command in the Python that has k2: its exit status, or None and why k2 cannot be used."""
+    python, fix = _k2_python()
+    if python is None:
+        return None, "there is no k2: neither in this Python, nor $ESSENCE_K2_PYTHON, nor .venv-k2 (local/setup_env.sh " \
+                     "sets it up)"
+    environment = dict(os.environ)
+    package = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [environment.get("PYTHONPATH")])])
+    with tempfile.NamedTemporaryFile("r", prefix="essence-k2-") as reason:
+        try:
+            status = subprocess.call([python, "-c", _BOOT, reason.name, *_command_line(args)], env=environment)
+        except OSError as error:
+            return None, f"k2's Python {python} cannot be started ({error.strerror}); {fix}"
+        why = reason.read()
+    if status == _NO_K2:
+        return None, f"k2's Python {python} has no usable k2 ({why}); {fix}"
+    if status < 0:
+        raise UserError(f"k2's process was ended by signal {-status}, perhaps for want of memory; try a smaller "
+                        "--batch-rows or --max-active, or --decoder kaldi")
+    return status, ""
+
+
+def _command_line(args) -> list[str]:
+    """The arguments of the essence command that parse to ``args``."""
+    positional = [args.graph] + ([args.scores] if args.scores else []) + ([args.out_dir] if args.out_dir else [])
+    options = {name: value for name, value in vars(args).items() if name not in ("graph", "scores", "out_dir")}
+    flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+             for name, value in options.items() if value is not None and value is not False]
+    return ["decode", *flags, "--", *positional]
+
+
+def _decode(args, backend: str) -> None:
+    from essence_kd.decode.options import DecodeOptions
+    from essence_kd.decode.runner import Job, Request, Runner, read_best
+    from essence_kd.io.settings import load_settings
+
+    jobs = _jobs(args, Job)
+    options = load_settings(DecodeOptions, args.config)
+    for name in ("acoustic_scale", "word_insertion_penalty", "beam", "output_beam", "max_active", "min_active",
+                 "frame_shift_ms", "batch_rows"):
+        if getattr(args, name) is not None:
+            setattr(options, name, getattr(args, name))
+    for name in ("sweep_scales", "sweep_penalties"):
+        if getattr(args, name) is not None:
+            setattr(options, name, _numbers(getattr(args, name), f"--{name.replace('_', '-')}"))
+    if args.scale_from:
+        for name, value in read_best(args.scale_from).items():
+            setattr(options, name, value)
+    if args.sweep is None and args.pooled:
+        raise UserError("--pooled belongs to --sweep")
+    if args.sweep and (args.n_best or args.lattices):
+        raise UserError("--n-best and --lattices do not go with --sweep; decode again with --scale-from")
+    if backend == "kaldi" and (args.n_best or args.lattices):
+        raise UserError("kaldi-decoder makes no lattices: --n-best and --lattices need --decoder k2")
+    options.check()
+    reference = _read_text(args.sweep) if args.sweep else None
+    runner = Runner(args.graph, backend, options, nj=args.nj)
+    if reference is not None:
+        runner.sweep(jobs, reference, pooled=args.pooled)
+    else:
+        runner.decode(jobs, Request(n_best=args.n_best, lattices=args.lattices))
+
+
+def _jobs(args, job) -> list:
+    if args.jobs_file is None:
+        if args.scores is None or args.out_dir is None:
+            raise UserError("give SCORES-RSPECIFIER and OUT_DIR, or --jobs-file")
+        return [job(args.scores, Path(args.out_dir))]
+    if args.scores is not None:
+        raise UserError("give either SCORES-RSPECIFIER and OUT_DIR, or --jobs-file, not both")
+    jobs = []
+    for number, line in enumerate(Path(args.jobs_file).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            fields = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise UserError(f"{args.jobs_file}: line {number}: {error}") from None
+        if not fields:
+            continue
+        if len(fields) not in (2, 3):
+            raise UserError(f"{args.jobs_file}: line {number} has {len(fields)} fields; wanted SCORES OUT_DIR "
+                            "[SWEEP_JSON], with quotes around a field that has spaces")
+        jobs.append(job(fields[0], Path(fields[1]), Path(fields[2]) if len(fields) == 3 else None))
+    if not jobs:
+        raise UserError(f"{args.jobs_file}: there are no jobs in it")
+    if len({str(j.out_dir.resolve()) for j in jobs}) < len(jobs):
+        raise UserError(f"{args.jobs_file}: two jobs write into the same directory")
+    return jobs
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(field) for field in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} is '{text}', but must be numbers with commas between") from None
+
+
+def _read_text(path: str) -> dict[str, list[str]]:
+    """Kaldi's text: utterance -> words."""
+    text: dict[str, list[str]] = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            raise UserError(f"{path}: line {number} is empty")
+        if fields[0] in text:
+            raise UserError(f"{path}: utterance '{fields[0]}' is there twice")
+        text[fields[0]] = fields[1:]
+    return text

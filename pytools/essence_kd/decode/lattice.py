@@ -1,0 +1,266 @@
+"""Paths and lattices over the arcs of a decoding graph: words, word times, confidences, CTM, n-best, word errors.
+
+Both decoders answer with *arc indices* into the arrays of ``hmm.graph.Graph``: a path is the int64 sequence of graph
+arcs from the start to a final state, epsilon arcs included, so that words, times and costs come from one place for
+every decoder. Costs have OpenFst's sign (-log p) and a path costs
+
+    sum of graph weights + final cost + word_insertion_penalty * words - acoustic_scale * sum of scores.
+
+A positive word insertion penalty therefore makes fewer words. Frames are rows of the score matrix. Numpy only.
+"""
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+
+from essence_kd.hmm.graph import Graph
+
+_NONWORD, _BEGIN, _END, _INTERNAL, _SINGLETON = range(5)
+
+
+@dataclass
+class Hypothesis:
+    """The best words of one utterance: W words with their times in rows of the scores.
+
+    ``words`` int32 (W,), ``start`` and ``length`` int32 (W,) in rows, ``confidence`` float32 (W,) in [0, 1].
+    """
+
+    words: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    confidence: np.ndarray
+
+
+def empty_hypothesis() -> Hypothesis:
+    """No words at all: what an utterance without a surviving path answers."""
+    none = np.zeros(0, np.int32)
+    return Hypothesis(none, none, none, np.zeros(0, np.float32))
+
+
+def path_words(graph: Graph, path: np.ndarray) -> np.ndarray:
+    """Word-ids (int32) on a path of arc indices."""
+    labels = graph.olabel[path]
+    return labels[labels > 0]
+
+
+def label_frames(graph: Graph, path: np.ndarray) -> np.ndarray:
+    """The row at which each word label of a path is emitted (int64, one a word): rows consumed before its arc."""
+    consumed = np.cumsum(graph.ilabel[path] > 0) - (graph.ilabel[path] > 0)
+    return consumed[graph.olabel[path] > 0]
+
+
+def path_word_spans(graph: Graph, path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First row and number of rows (both int32 (W,)) of each word of a path.
+
+    The n-th word label belongs to the n-th group of phones "singleton" or "begin internal* end" (hmm.graph). Where
+    phones do not show word positions, so that groups and labels differ in number, a word reaches from its
+    label to the next one.
+    """
+    frames = path[graph.ilabel[path] > 0]
+    phone = graph.unit_phone[graph.unit[frames]]
+    first = graph.begin[frames] > 0
+    if len(first):
+        first = first.copy()
+        first[0] = True
+    starts = np.flatnonzero(first)  # of phone instances
+    kind = graph.phone_kind[phone[starts]]
+    ends = np.append(starts[1:], len(frames))
+    opening = (kind == _BEGIN) | (kind == _SINGLETON)
+    closing = (kind == _END) | (kind == _SINGLETON)
+    word_start, word_end = starts[opening], ends[closing]
+    count = int(np.count_nonzero(graph.olabel[path]))
+    if len(word_start) == len(word_end) == count and np.all(word_start < word_end):
+        return word_start.astype(np.int32), (word_end - word_start).astype(np.int32)
+    label = np.minimum(label_frames(graph, path), max(len(frames) - 1, 0))
+    return label.astype(np.int32), np.diff(np.append(label, len(frames))).astype(np.int32)
+
+
+def path_cost(graph: Graph, path: np.ndarray, scores: np.ndarray, acoustic_scale: float,
+              word_insertion_penalty: float = 0.0) -> float:
+    """Cost of a path against scores (T, C), in double precision; see the module's docstring."""
+    labels = graph.ilabel[path]
+    labels = labels[labels > 0]
+    acoustic = np.asarray(scores, np.float64)[np.arange(len(labels)), labels - 1].sum()
+    words = np.count_nonzero(graph.olabel[path])
+    return float(graph.weight[path].astype(np.float64).sum() + graph.final[graph.dst[path[-1]]]
+                 + word_insertion_penalty * words - acoustic_scale * acoustic)
+
+
+@dataclass
+class Occurrences:
+    """Word labels in a lattice: ``word`` int32 (N,), ``frame`` int32 (N,) and ``posterior`` float64 (N,) of the arc."""
+
+    word: np.ndarray
+    frame: np.ndarray
+    posterior: np.ndarray
+
+
+def word_confidences(words: np.ndarray, frames: np.ndarray, occurrences: Occurrences, reach: int = 15) -> np.ndarray:
+    """Posterior of each word of the best path: float32 (W,), in [0, 1].
+
+    The expected number of times that a path of the lattice shows the same word label within ``reach`` rows of the
+    best path's label (``frames`` (W,)), where two equal words of the best path share the lattice's labels by nearness.
+    """
+    confidence = np.zeros(len(words), np.float64)
+    by_word: dict[int, list[int]] = {}
+    for index, word in enumerate(words):
+        by_word.setdefault(int(word), []).append(index)
+    for word, indices in by_word.items():
+        mine = np.flatnonzero(occurrences.word == word)
+        distance = np.abs(occurrences.frame[mine, None].astype(np.int64) - frames[None, indices])
+        nearest = distance.argmin(axis=1)
+        keep = distance[np.arange(len(mine)), nearest] <= reach
+        np.add.at(confidence, np.asarray(indices)[nearest[keep]], occurrences.posterior[mine[keep]])
+    return np.clip(confidence, 0.0, 1.0).astype(np.float32)
+
+
+def hypothesis(graph: Graph, path: np.ndarray, occurrences: Occurrences | None) -> Hypothesis:
+    """Words, times and confidences of a path; confidence 1 without a lattice."""
+    words = path_words(graph, path)
+    start, length = path_word_spans(graph, path)
+    if occurrences is None:
+        confidence = np.ones(len(words), np.float32)
+    else:
+        confidence = word_confidences(words, label_frames(graph, path), occurrences)
+    return Hypothesis(words.astype(np.int32), start, length, confidence)
+
+
+def ctm_lines(utt: str, hyp: Hypothesis, words: np.ndarray, frame_shift: float, *, recording: str | None = None,
+              channel: str = "1", offset: float = 0.0) -> list[str]:
+    """NIST CTM: "recording channel start duration word confidence", times in seconds from the recording's start."""
+    name = utt if recording is None else recording
+    return [f"{name} {channel} {offset + start * frame_shift:.3f} {length * frame_shift:.3f} {words[word]} {conf:.3f}"
+            for word, start, length, conf in zip(hyp.words, hyp.start, hyp.length, hyp.confidence)]
+
+
+@dataclass
+class Lattice:
+    """What survived of the search for one utterance: N arcs between M states; state 0 is the start.
+
+    ``src``, ``dst`` int32 (N,), every arc leads to a higher state; ``graph_arcs`` int64 and ``offsets`` int64 (N+1,):
+    the graph arcs that lattice arc i stands for are ``graph_arcs[offsets[i]:offsets[i+1]]`` (one that consumes a row
+    and the epsilons around it, or epsilons alone). ``final`` float32 (M,) final costs (+inf: not final).
+    ``frame`` int32 (N,): the row that the arc consumes or stands before.
+    ``graph_cost`` and ``score`` float32 (N,): weights of the graph, and the unscaled score of the row (0 where none).
+    """
+
+    src: np.ndarray
+    dst: np.ndarray
+    offsets: np.ndarray
+    graph_arcs: np.ndarray
+    frame: np.ndarray
+    graph_cost: np.ndarray
+    score: np.ndarray
+    final: np.ndarray
+    num_frames: int
+
+    def arc_words(self, graph: Graph) -> np.ndarray:
+        """How many word labels each arc carries: int64 (N,)."""
+        labels = np.append(0, np.cumsum(graph.olabel[self.graph_arcs] > 0))
+        return labels[self.offsets[1:]] - labels[self.offsets[:-1]]
+
+    def arc_costs(self, graph: Graph, acoustic_scale: float, word_insertion_penalty: float) -> np.ndarray:
+        """Cost of each arc: float64 (N,)."""
+        return (self.graph_cost.astype(np.float64) + word_insertion_penalty * self.arc_words(graph)
+                - acoustic_scale * self.score)
+
+    def path_of(self, arcs: np.ndarray) -> np.ndarray:
+        """Graph arcs of a sequence of lattice arcs."""
+        pieces = [self.graph_arcs[self.offsets[a]:self.offsets[a + 1]] for a in arcs]
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+
+
+def n_best(lattice: Lattice, graph: Graph, count: int, acoustic_scale: float,
+           word_insertion_penalty: float = 0.0, max_expansions: int = 200000) -> list[tuple[float, np.ndarray]]:
+    """The ``count`` best different word sequences: (cost, path of graph arcs), best first.
+
+    A* over the lattice with the exact cost to go as heuristic: paths come out in order of cost, and a partial path is
+    dropped when ``count`` cheaper ones with the same words have been seen at its state, which keeps
+    the first path of every word sequence. Gives fewer than ``count`` when the lattice has no more or after
+    ``max_expansions`` steps.
+    """
+    cost = lattice.arc_costs(graph, acoustic_scale, word_insertion_penalty)
+    num_states = len(lattice.final)
+    to_go = lattice.final.astype(np.float64).copy()
+    order = np.argsort(lattice.src, kind="stable")
+    for arc in order[::-1]:
+        to_go[lattice.src[arc]] = min(to_go[lattice.src[arc]], cost[arc] + to_go[lattice.dst[arc]])
+    splits = np.searchsorted(lattice.src[order], np.arange(num_states + 1))
+    if not num_states or not np.isfinite(to_go[0]):
+        return []
+    arc_labels = []
+    for arc in range(len(lattice.src)):
+        labels = graph.olabel[lattice.graph_arcs[lattice.offsets[arc]:lattice.offsets[arc + 1]]]
+        arc_labels.append(tuple(int(w) for w in labels[labels > 0]))
+
+    serial = 0
+    heap: list = [(to_go[0], serial, 0, 0.0, (), None)]  # estimate, tie, state, cost so far, words, arcs as linked list
+    visits: set[tuple[int, tuple[int, ...]]] = set()
+    found: list[tuple[float, np.ndarray]] = []
+    seen: set[tuple[int, ...]] = set()
+    for _ in range(max_expansions):
+        if not heap or len(found) == count:
+            break
+        estimate, _, state, so_far, words, arcs = heapq.heappop(heap)
+        if state < 0:
+            if words not in seen:
+                seen.add(words)
+                chain = []
+                while arcs is not None:
+                    arcs, arc = arcs
+                    chain.append(arc)
+                found.append((float(estimate), lattice.path_of(np.asarray(chain[::-1], np.int64))))
+            continue
+        if (state, words) in visits:
+            continue  # a cheaper way to the same state with the same words was expanded before
+        visits.add((state, words))
+        if np.isfinite(lattice.final[state]):
+            serial += 1
+            heapq.heappush(heap, (so_far + lattice.final[state], serial, -1, so_far, words, arcs))
+        for arc in order[splits[state]:splits[state + 1]]:
+            target = int(lattice.dst[arc])
+            if np.isfinite(to_go[target]):
+                serial += 1
+                new = so_far + cost[arc]
+                heapq.heappush(heap, (new + to_go[target], serial, target, new, words + arc_labels[arc], (arcs, arc)))
+    return found
+
+
+def edit_distance(ref: Sequence, hyp: Sequence) -> int:
+    """Fewest insertions, deletions and substitutions that turn ``ref`` into ``hyp`` (the WER's numerator)."""
+    row = list(range(len(hyp) + 1))
+    for i, word in enumerate(ref, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(hyp, 1):
+            diagonal, row[j] = row[j], min(diagonal + (word != other), row[j] + 1, row[j - 1] + 1)
+    return row[-1]
+
+
+def lattice_lines(lattice: Lattice, graph: Graph, word_insertion_penalty: float = 0.0) -> list[str]:
+    """Kaldi's text form of a state-level lattice (an OpenFst listing), one line an arc: "from to pdf words costs".
+
+    Input labels are pdf-id + 1, output labels words (``<eps>`` where there is none); an arc with several words is
+    split. Weights are "graph,acoustic" costs, the acoustic one unscaled (-score) as in Kaldi's lattices; penalties are
+    part of the graph cost.
+    """
+    lines, extra = [], len(lattice.final)
+    graph_cost = lattice.arc_costs(graph, 0.0, word_insertion_penalty)
+    for arc in np.argsort(lattice.src, kind="stable"):
+        chain = lattice.graph_arcs[lattice.offsets[arc]:lattice.offsets[arc + 1]]
+        labels = [str(graph.words[w]) for w in graph.olabel[chain] if w > 0] or ["<eps>"]
+        emitting = graph.ilabel[chain]
+        emitting = int(emitting[emitting > 0][0]) if (emitting > 0).any() else 0
+        source = int(lattice.src[arc])
+        for position, label in enumerate(labels):
+            last = position == len(labels) - 1
+            target = int(lattice.dst[arc]) if last else extra
+            weight = "0,0" if position else f"{graph_cost[arc]:.6g},{-float(lattice.score[arc]):.6g}"
+            lines.append(f"{source}\t{target}\t{0 if position else emitting}\t{label}\t{weight}")
+            if not last:
+                source, extra = extra, extra + 1
+    for state in np.flatnonzero(np.isfinite(lattice.final)):
+        lines.append(f"{state}\t{float(lattice.final[state]):.6g},0")
+    return lines

@@ -1,0 +1,502 @@
+"""Decoding whole score archives: checks, batches by duration, processes, and the files that come out.
+
+Several sets are decoded in one go (:class:`Job`), so that the graph is loaded once a process. Every utterance of the
+scores comes out, in the order of the scores; those without a path have an empty hypothesis and are counted and named.
+"""
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Iterable, Iterator
+
+import numpy as np
+
+from essence_kd.decode.lattice import (Hypothesis, ctm_lines, edit_distance, empty_hypothesis, hypothesis,
+                                       lattice_lines, n_best, path_words)
+from essence_kd.decode.options import Decoded, DecodeOptions
+from essence_kd.hmm.graph import Graph, load_graph
+from essence_kd.io.errors import UserError
+
+_BUFFER_CELLS = 1 << 26  # score cells that are held to sort utterances by duration: 256 MiB of float32
+_BATCH_CELLS = 1 << 25  # score cells of one batch, padding included
+
+
+@dataclass
+class Job:
+    """One archive to decode: scores (rspecifier of float matrices (T, C)) into a directory.
+
+    ``scale_from``: a sweep.json whose best acoustic scale and word insertion penalty replace the options'.
+    """
+
+    scores: str
+    out_dir: Path
+    scale_from: "Path | None" = None
+
+
+@dataclass
+class Request:
+    """What is wanted besides words and times. ``reference``: utterance -> words, for a sweep."""
+
+    n_best: int = 0
+    lattices: bool = False
+    reference: "dict[str, list[str]] | None" = None
+
+
+@dataclass
+class _Task:
+    """A batch of one job for one process."""
+
+    job: int
+    utts: list
+    batch: list
+    options: DecodeOptions
+    n_best: int
+    lattices: bool
+    sweep: bool
+
+
+@dataclass
+class _Outcome:
+    """What a process answers for one utterance."""
+
+    hyp: Hypothesis
+    found: bool
+    retried: bool = False
+    states: "int | None" = None
+    arcs: "int | None" = None
+    n_best: list = field(default_factory=list)  # (cost, word-ids)
+    lattice: list = field(default_factory=list)  # lines
+    sweep: list = field(default_factory=list)  # [scale][penalty] of word-ids
+
+
+# --- one process -----------------------------------------------------------------------------------------------
+
+def make_decoder(graph: Graph, backend: str, options: DecodeOptions):
+    """The decoder named ``backend``: "k2" or "kaldi"."""
+    if backend == "k2":
+        from essence_kd.decode.k2_decoder import K2Decoder
+        return K2Decoder(graph, options)
+    from essence_kd.decode.kaldi_decoder import KaldiDecoder
+    return KaldiDecoder(graph, options)
+
+
+_decoder = None  # of a worker process
+
+
+def _start_worker(graph_path: str, backend: str, options: DecodeOptions) -> None:
+    global _decoder
+    _decoder = make_decoder(load_graph(graph_path), backend, options)
+
+
+def _work(task: _Task) -> tuple[list[_Outcome], float]:
+    return _run_task(_decoder, task)
+
+
+def _run_task(decoder, task: _Task) -> tuple[list[_Outcome], float]:
+    """Decode a batch; the outcomes and the seconds it took."""
+    begin = time.perf_counter()
+    decoder.set_options(task.options)
+    graph, options = decoder.graph, task.options
+    if task.sweep:
+        grids = decoder.sweep(task.batch, options.sweep_scales, options.sweep_penalties)
+        outcomes = [_Outcome(empty_hypothesis(), True, sweep=grid) for grid in grids]
+        return outcomes, time.perf_counter() - begin
+    outcomes = []
+    for answer in decoder.decode(task.batch, lattices=task.lattices or task.n_best > 0):
+        outcomes.append(_outcome(graph, answer, task))
+    return outcomes, time.perf_counter() - begin
+
+
+def _outcome(graph: Graph, answer: Decoded, task: _Task) -> _Outcome:
+    found = answer.path is not None
+    hyp = hypothesis(graph, answer.path, answer.occurrences) if found else empty_hypothesis()
+    outcome = _Outcome(hyp, found, answer.retried, answer.states, answer.arcs)
+    if answer.lattice is not None:
+        scale, penalty = task.options.acoustic_scale, task.options.word_insertion_penalty
+        if task.n_best:
+            outcome.n_best = [(cost, path_words(graph, path))
+                              for cost, path in n_best(answer.lattice, graph, task.n_best, scale, penalty)]
+        if task.lattices:
+            outcome.lattice = lattice_lines(answer.lattice, graph, penalty)
+    return outcome
+
+
+# --- checks and batches ----------------------------------------------------------------------------------------
+
+def check_graph(graph: Graph, path) -> None:
+    """UserError where the graph names words that words.txt lacks, or pdfs beyond num_pdfs."""
+    if graph.num_arcs and int(graph.olabel.max()) >= len(graph.words):
+        raise UserError(f"{path}: word-id {int(graph.olabel.max())} is on an arc, but the graph's words.txt ends at "
+                        f"{len(graph.words) - 1}: graph and words.txt belong to different langs; make the graph again")
+    if graph.num_arcs and int(graph.ilabel.max()) > graph.num_pdfs:
+        raise UserError(f"{path}: pdf-id {int(graph.ilabel.max()) - 1} is on an arc, but num_pdfs is "
+                        f"{graph.num_pdfs}; make the graph again")
+
+
+def check_scores(matrix: np.ndarray, utt: str, scores: str, graph: Graph, graph_path) -> np.ndarray:
+    """Scores of one utterance as float32 (T, C), T possibly 0; UserError for what cannot be decoded.
+
+    Minus infinity (the logarithm of zero) is kept possible to decode as -1e5 while a row has anything better.
+    """
+    matrix = np.asarray(matrix, np.float32)
+    if matrix.size == 0:
+        return np.zeros((0, graph.num_pdfs), np.float32)
+    if matrix.ndim != 2 or matrix.shape[1] != graph.num_pdfs:
+        raise UserError(f"{scores}: utterance '{utt}' has {matrix.shape[-1]} columns, but the graph {graph_path} has "
+                        f"{graph.num_pdfs} pdfs: model and graph belong to different trees; decode with the "
+                        "graph made from the model's own alignments")
+    if not np.isfinite(matrix.sum()):
+        bad = np.isnan(matrix) | np.isposinf(matrix)
+        if bad.any():
+            row, column = (int(x) for x in np.argwhere(bad)[0])
+            raise UserError(f"{scores}: utterance '{utt}' has {matrix[row, column]} in row {row}, column {column}; "
+                            "the model that wrote it has diverged or the archive is damaged")
+        if np.isneginf(matrix).all(axis=1).any():
+            row = int(np.flatnonzero(np.isneginf(matrix).all(axis=1))[0])
+            raise UserError(f"{scores}: utterance '{utt}' gives every pdf probability 0 in row {row}")
+        matrix = np.maximum(matrix, np.float32(-1e5))
+    return matrix
+
+
+def cut_batches(lengths: list[int], width: int, max_rows: int) -> list[list[int]]:
+    """Groups of utterance indices of like length whose padded size stays within bounds; longest first.
+
+    A batch has at most ``max_rows`` rows and 2^25 cells, padding included, or is one utterance.
+    """
+    batches: list[list[int]] = []
+    limit = max(1, min(max_rows, _BATCH_CELLS // max(width, 1)))
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= limit:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+# --- all of it -------------------------------------------------------------------------------------------------
+
+class _SetInProgress:
+    """Counts and results of one job until its files can be written."""
+
+    def __init__(self, job: Job, options: DecodeOptions):
+        self.job, self.options = job, options
+        self.order: list[str] = []
+        self.rows: dict[str, int] = {}
+        self.outcomes: dict[str, _Outcome] = {}
+        self.seconds = 0.0
+
+
+class Runner:
+    """Decodes jobs with one backend in ``nj`` processes; ``graph_dir`` holds graph.npz."""
+
+    def __init__(self, graph_dir, backend: str, options: DecodeOptions, nj: int = 1):
+        options.check()
+        self.graph_path = Path(graph_dir) / "graph.npz"
+        self.graph = load_graph(self.graph_path)
+        check_graph(self.graph, self.graph_path)
+        self.backend, self.options, self.nj = backend, options, nj
+        self._decoder = make_decoder(self.graph, backend, options) if nj == 1 else None
+
+    # .. tasks
+
+    def _tasks(self, jobs: list[Job], sets: list[_SetInProgress], request: Request, sweep: bool) -> Iterator[_Task]:
+        from essence_kd.io.tables import read_matrices
+
+        for number, (job, progress) in enumerate(zip(jobs, sets)):
+            held: list[tuple[str, np.ndarray]] = []
+            cells = 0
+            for utt, matrix in read_matrices(job.scores):
+                if utt in progress.rows:
+                    raise UserError(f"{job.scores}: utterance '{utt}' is there twice")
+                matrix = check_scores(matrix, utt, job.scores, self.graph, self.graph_path)
+                progress.order.append(utt)
+                progress.rows[utt] = len(matrix)
+                if sweep and utt not in request.reference:
+                    raise UserError(f"{job.scores}: utterance '{utt}' is not in the reference text of the sweep")
+                if not len(matrix):
+                    grid = [[np.zeros(0, np.int32)] * len(self.options.sweep_penalties)] * len(self.options.sweep_scales)
+                    progress.outcomes[utt] = _Outcome(empty_hypothesis(), False, sweep=grid if sweep else [])
+                    continue
+                held.append((utt, matrix))
+                cells += matrix.size
+                if cells >= _BUFFER_CELLS:
+                    yield from self._cut(number, held, progress.options, request, sweep)
+                    held, cells = [], 0
+            if held:
+                yield from self._cut(number, held, progress.options, request, sweep)
+            if not progress.order:
+                raise UserError(f"{job.scores}: there are no utterances in it")
+
+    def _cut(self, number: int, held, options: DecodeOptions, request: Request, sweep: bool) -> Iterator[_Task]:
+        for group in cut_batches([len(m) for _, m in held], self.graph.num_pdfs, options.batch_rows):
+            yield _Task(number, [held[i][0] for i in group], [held[i][1] for i in group], options,
+                        request.n_best, request.lattices, sweep)
+
+    def _run(self, tasks: Iterable[_Task]) -> Iterator[tuple[_Task, list[_Outcome], float]]:
+        """Outcomes of tasks, in their order; at most two tasks a process are held."""
+        if self.nj == 1:
+            for task in tasks:
+                yield (task, *_run_task(self._decoder, task))
+            return
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.nj, context, _start_worker,
+                                 (str(self.graph_path), self.backend, self.options)) as pool:
+            waiting: collections.deque = collections.deque()
+            try:
+                for task in tasks:
+                    waiting.append((task, pool.submit(_work, task)))
+                    if len(waiting) > 2 * self.nj:
+                        task, future = waiting.popleft()
+                        yield (task, *future.result())
+                while waiting:
+                    task, future = waiting.popleft()
+                    yield (task, *future.result())
+            except BrokenProcessPool:
+                raise UserError("a decoding process died, perhaps for want of memory; decode with --nj 1 or a "
+                                "smaller --max-active") from None
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def _collect(self, jobs: list[Job], all_options: list[DecodeOptions], request: Request,
+                 sweep: bool) -> Iterator[_SetInProgress]:
+        """Every job's results as soon as they are whole, in the order of the jobs."""
+        sets = [_SetInProgress(job, options) for job, options in zip(jobs, all_options)]
+        done, utterances, shown = 0, 0, time.monotonic()
+        for task, outcomes, seconds in self._run(self._tasks(jobs, sets, request, sweep)):
+            while done < task.job:
+                yield sets[done]
+                sets[done].outcomes = {}
+                done += 1
+            sets[task.job].seconds += seconds
+            sets[task.job].outcomes.update(zip(task.utts, outcomes))
+            utterances += len(outcomes)
+            if time.monotonic() - shown > 10:
+                shown = time.monotonic()
+                print(f"essence decode: {utterances} utterances, at {task.job + 1} of {len(jobs)} sets",
+                      file=sys.stderr)
+        while done < len(jobs):
+            yield sets[done]
+            sets[done].outcomes = {}
+            done += 1
+
+    # .. decoding
+
+    def decode(self, jobs: list[Job], request: Request | None = None) -> list[dict]:
+        """Decode every job and write its files; what went into each decode.json, in the order of the jobs."""
+        request = request or Request()
+        options = [self._job_options(job) for job in jobs]
+        reports = []
+        begin = time.perf_counter()
+        for progress in self._collect(jobs, options, request, sweep=False):
+            reports.append(self._write(progress, request, time.perf_counter() - begin))
+            begin = time.perf_counter()
+        return reports
+
+    def _job_options(self, job: Job) -> DecodeOptions:
+        if job.scale_from is None:
+            return self.options
+        best = read_best(job.scale_from)
+        return dataclasses.replace(self.options, acoustic_scale=best["acoustic_scale"],
+                                   word_insertion_penalty=best["word_insertion_penalty"])
+
+    def _write(self, progress: _SetInProgress, request: Request, wall: float) -> dict:
+        from essence_kd.io.provenance import atomic_write
+
+        out, words, shift = Path(progress.job.out_dir), self.graph.words, progress.options.frame_shift_ms / 1000
+        out.mkdir(parents=True, exist_ok=True)
+        texts: dict[str, list[str]] = {"hyp.txt": [], "hyp.ctm": []}
+        if request.n_best:
+            texts["nbest.txt"], texts["nbest.cost"] = [], []
+        if request.lattices:
+            texts["lat.txt"] = []
+        for utt in progress.order:
+            outcome = progress.outcomes[utt]
+            texts["hyp.txt"].append(" ".join([utt, *words[outcome.hyp.words]]))
+            texts["hyp.ctm"] += ctm_lines(utt, outcome.hyp, words, shift)
+            for rank, (cost, ids) in enumerate(outcome.n_best, 1):
+                texts["nbest.txt"].append(" ".join([f"{utt}-{rank}", *words[ids]]))
+                texts["nbest.cost"].append(f"{utt}-{rank} {cost:.4f}")
+            if request.lattices and outcome.lattice:
+                texts["lat.txt"] += [utt, *outcome.lattice, ""]
+        for name, lines in texts.items():
+            with atomic_write(out / name) as temporary:
+                Path(temporary).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        report = self._report(progress, wall)
+        with atomic_write(out / "decode.json") as temporary:
+            Path(temporary).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        self._tell(progress.job, report)
+        return report
+
+    def _report(self, progress: _SetInProgress, wall: float) -> dict:
+        options, rows = progress.options, sum(progress.rows.values())
+        audio = rows * options.frame_shift_ms / 1000
+        empty = [utt for utt in progress.order if not progress.rows[utt]]
+        lost = [utt for utt in progress.order if progress.rows[utt] and not progress.outcomes[utt].found]
+        sizes = [(o.states, o.arcs) for o in progress.outcomes.values() if o.states is not None]
+        per_row = (lambda i: round(sum(size[i] for size in sizes) / max(rows, 1), 2) if sizes else None)
+        return {
+            "decoder": self.backend, "decoder_version": decoder_version(self.backend),
+            "graph": str(self.graph_path), "num_pdfs": self.graph.num_pdfs,
+            "tree_hash": self.graph.meta.get("tree_hash"), "scores": progress.job.scores,
+            "acoustic_scale": options.acoustic_scale, "word_insertion_penalty": options.word_insertion_penalty,
+            "beam": options.beam, "output_beam": options.output_beam, "max_active": options.max_active,
+            "min_active": options.min_active, "retry_factor": options.retry_factor,
+            "frame_shift_ms": options.frame_shift_ms, "num_utts": len(progress.order), "num_frames": rows,
+            "num_words": int(sum(len(o.hyp.words) for o in progress.outcomes.values())),
+            "audio_seconds": round(audio, 3), "decode_seconds": round(progress.seconds, 3),
+            "rtf": round(progress.seconds / audio, 5) if audio else None, "wall_seconds": round(wall, 3), "nj": self.nj,
+            "lattice_states_per_frame": per_row(0), "lattice_arcs_per_frame": per_row(1),
+            "retried": sum(o.retried for o in progress.outcomes.values()),
+            "no_path": len(lost), "no_path_utts": lost, "empty_audio": len(empty), "empty_audio_utts": empty,
+        }
+
+    def _tell(self, job: Job, report: dict) -> None:
+        print(f"essence decode: {job.out_dir}: {report['num_utts']} utterances, {report['audio_seconds']:.0f} s of "
+              f"audio, {report['num_words']} words, RTF {report['rtf']} with {self.backend}", file=sys.stderr)
+        for key, why in (("no_path_utts", "no path survived the search"), ("empty_audio_utts", "no audio")):
+            names = report[key]
+            if names:
+                more = " ..." if len(names) > 5 else ""
+                print(f"essence decode: {job.out_dir}: {len(names)} of {report['num_utts']} utterances have an empty "
+                      f"hypothesis ({why}): {' '.join(names[:5])}{more}", file=sys.stderr)
+
+    # .. sweeps
+
+    def sweep(self, jobs: list[Job], reference: dict[str, list[str]], pooled=None) -> list[dict]:
+        """WER of every (acoustic scale, word insertion penalty) on a set with known words; then decode at the best.
+
+        k2 makes one lattice an utterance (at the options' scale, with the sweep's output beam) and rescores it for
+        the whole grid. kaldi decodes for every scale at the options' penalty, then for every penalty at the best scale.
+        Each job gets a sweep.json and is decoded at its own best; with ``pooled`` (a path) the errors of
+        all jobs are added, written there, and every job is decoded at the common best.
+        """
+        request = Request(reference=reference)
+        if self.backend == "k2":
+            options = dataclasses.replace(self.options, output_beam=self.options.sweep_output_beam)
+            grids = self._sweep_points(jobs, [options] * len(jobs), request)
+        else:
+            grids = self._sweep_in_turn(jobs, request, together=pooled is not None)
+        tables = [_sweep_table(points, words) for points, words in grids]
+        if pooled is not None:
+            total: dict = collections.Counter()
+            for points, _ in grids:
+                total.update(points)
+            common = _sweep_table(total, sum(words for _, words in grids))
+            self._write_sweep(Path(pooled), common)
+        targets = []
+        for job, table in zip(jobs, tables):
+            path = Path(job.out_dir) / "sweep.json"
+            self._write_sweep(path, table)
+            targets.append(Job(job.scores, job.out_dir, path if pooled is None else Path(pooled)))
+        self.decode(targets)
+        return tables
+
+    def _sweep_points(self, jobs, options, request) -> list[tuple[dict, int]]:
+        """For every job errors by (scale, penalty), and the number of reference words."""
+        grids = []
+        for progress in self._collect(jobs, options, request, sweep=True):
+            opts = progress.options
+            errors: collections.Counter = collections.Counter()
+            for utt in progress.order:
+                ref, known = request.reference[utt], {}
+                for i, scale in enumerate(opts.sweep_scales):
+                    for j, penalty in enumerate(opts.sweep_penalties):
+                        ids = progress.outcomes[utt].sweep[i][j]
+                        key = ids.tobytes()
+                        if key not in known:
+                            known[key] = edit_distance(ref, list(self.graph.words[ids]))
+                        errors[scale, penalty] += known[key]
+            missing = [utt for utt in request.reference if utt not in progress.rows]
+            if missing:
+                print(f"essence decode: {progress.job.scores}: {len(missing)} reference utterances have no scores and "
+                      f"count as deletions: {' '.join(missing[:5])}", file=sys.stderr)
+                lost = sum(len(request.reference[utt]) for utt in missing)
+                errors.update({point: lost for point in list(errors)})
+            grids.append((dict(errors), sum(len(ref) for ref in request.reference.values())))
+        return grids
+
+    def _sweep_in_turn(self, jobs, request, together: bool) -> list[tuple[dict, int]]:
+        """The sweep of a decoder without lattices: scales first, then penalties at the best scale (of each job)."""
+        grids: list[tuple[dict, int]] = [({}, 0) for _ in jobs]
+
+        def add(scales, penalties, which):
+            options = [dataclasses.replace(self.options, sweep_scales=[s], sweep_penalties=[p])
+                       for s, p in zip(scales, penalties)]
+            some = self._sweep_points([jobs[i] for i in which], options, request)
+            for i, (points, words) in zip(which, some):
+                grids[i] = ({**grids[i][0], **points}, words)
+
+        everyone = list(range(len(jobs)))
+        start = self.options.word_insertion_penalty
+        for scale in self.options.sweep_scales:
+            add([scale] * len(jobs), [start] * len(jobs), everyone)
+        if together:
+            total: dict = collections.Counter()
+            for points, _ in grids:
+                total.update(points)
+            best = [_sweep_table(total, 1)["best"]["acoustic_scale"]] * len(jobs)
+        else:
+            best = [_sweep_table(points, 1)["best"]["acoustic_scale"] for points, _ in grids]
+        for penalty in self.options.sweep_penalties:
+            if penalty != start:
+                add(best, [penalty] * len(jobs), everyone)
+        return grids
+
+    def _write_sweep(self, path: Path, table: dict) -> None:
+        from essence_kd.io.provenance import atomic_write
+
+        table = {"decoder": self.backend, "graph": str(self.graph_path), **table}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            Path(temporary).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        best = table["best"]
+        edge = " (at the edge of the grid: widen it)" if table["scale_at_edge"] else ""
+        print(f"essence decode: {path}: best of {len(table['points'])} settings: acoustic scale "
+              f"{best['acoustic_scale']}, word insertion penalty {best['word_insertion_penalty']}: "
+              f"{best['wer']:.2f} % WER{edge}", file=sys.stderr)
+
+
+def _sweep_table(errors: dict, words: int) -> dict:
+    """Points sorted by scale and penalty, and the best: fewest errors, then the smallest penalty, then the scale.
+
+    Among scales with equally few errors the middle one is taken.
+    """
+    points = [{"acoustic_scale": scale, "word_insertion_penalty": penalty, "errors": int(count),
+               "wer": round(100.0 * count / words, 4) if words else None}
+              for (scale, penalty), count in sorted(errors.items())]
+    fewest = min(point["errors"] for point in points)
+    ties = [point for point in points if point["errors"] == fewest]
+    smallest = min(abs(point["word_insertion_penalty"]) for point in ties)
+    ties = [point for point in ties if abs(point["word_insertion_penalty"]) == smallest]
+    best = ties[(len(ties) - 1) // 2]
+    scales = sorted({point["acoustic_scale"] for point in points})
+    return {"reference_words": words, "best": best, "points": points,
+            "scale_at_edge": len(scales) > 2 and best["acoustic_scale"] in (scales[0], scales[-1])}
+
+
+def read_best(path) -> dict:
+    """The best point of a sweep.json; UserError where it is missing or something else."""
+    try:
+        best = json.loads(Path(path).read_text(encoding="utf-8"))["best"]
+        return {key: float(best[key]) for key in ("acoustic_scale", "word_insertion_penalty")}
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such sweep; make it with 'essence decode --sweep TEXT'") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a sweep.json of 'essence decode --sweep'") from None
+
+
+def decoder_version(backend: str) -> str:
+    """Release of the decoder's library, for decode.json."""
+    from importlib import metadata
+
+    return metadata.version("k2" if backend == "k2" else "kaldi-decoder")
