@@ -1,28 +1,72 @@
-"""Word error rate of a hypothesis text against a reference text, both in Kaldi's ``text`` format."""
+"""Word error rate of a hypothesis against a reference.
+
+Two Kaldi text files are counted as Kaldi's compute-wer counts them (mode "all": a reference utterance without a
+hypothesis is deleted). With --glm the rules of the Hub5 evaluations apply: mapping rules, case, alternatives { a / b },
+optional words (word), fragments. An .stm reference and a .ctm hypothesis are scored by time, with sclite where it is
+installed and with the same counts by our own aligner where it is not.
+"""
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-HELP = "%WER of a hypothesis text against a reference text"
+HELP = "%WER of a hypothesis against a reference"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("ref", metavar="REF_TEXT", help="reference: lines UTTERANCE WORD WORD ...")
-    parser.add_argument("hyp", metavar="HYP_TEXT", help="hypothesis in the same format")
-    parser.add_argument("--utt2spk", metavar="FILE", help="print a %%WER line per speaker too")
-    parser.add_argument("--per-utt", metavar="FILE", help="write counts of every utterance: UTT WORDS INS DEL SUB")
+    parser.add_argument("ref", metavar="REF", help="reference: Kaldi text (UTTERANCE WORD WORD ...), or FILE.stm")
+    parser.add_argument("hyp", metavar="HYP", help="hypothesis: Kaldi text, or FILE.ctm")
+    parser.add_argument("--glm", metavar="FILE",
+                        help="mapping rules in NIST's format; 'default' takes ours: hesitations (uh, um, ...) are one "
+                             "token, optional in the reference")
+    parser.add_argument("--drop-noise", action="store_true",
+                        help="take noises, <unk>, hesitations and fragments out of the hypothesis, as the swbd recipe "
+                             "does")
+    parser.add_argument("--scorer", choices=("auto", "sclite", "native"), default="auto",
+                        help="for STM and CTM: sclite, our own aligner, or sclite where it is installed (%(default)s)")
+    parser.add_argument("--per-speaker", action="store_true", help="a %%WER line per speaker of the STM too")
+    parser.add_argument("--utt2spk", metavar="FILE", help="a %%WER line per speaker too, speakers from FILE (texts)")
+    parser.add_argument("--per-utt", metavar="FILE", help="write the counts of every utterance: UTT WORDS INS DEL SUB")
     parser.add_argument("--sclite-weights", action="store_true",
-                        help="insertions and deletions cost 3, substitutions 4 (sclite's), instead of Kaldi's 1, 1, 1")
+                        help="texts without --glm: insertions and deletions cost 3, substitutions 4, not 1, 1, 1")
 
 
-def run(args) -> None:
-    from essence_kd.score import wer
+def _write_counts(path: str, rows) -> None:
+    from essence_kd.io.provenance import atomic_write
 
-    result = wer.score(wer.read_text(args.ref), wer.read_text(args.hyp), sclite=args.sclite_weights,
-                       ref_name=args.ref, hyp_name=args.hyp)
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(f"{name} {c.words} {c.ins} {c.dels} {c.sub}\n" for name, c in rows), "utf-8")
+
+
+def _score_times(args, glm) -> None:
+    from essence_kd.score import hub5, wer
+
+    scores, scorer = hub5.score_hub5(args.ref, args.hyp, glm=glm, scorer=args.scorer, drop_noise=args.drop_noise)
+    total = sum((s.counts for s in scores), wer.Counts())
+    print(f"{wer.wer_line(total)}\n{wer.ser_line(total)}")
+    print(f"Scored {total.utterances} segments with {'sclite' if scorer == 'sclite' else 'the native aligner'}.")
+    groups = dict(hub5.halves(scores))
+    if args.per_speaker:
+        for s in scores:
+            groups[s.segment.speaker] = groups.get(s.segment.speaker, wer.Counts()) + s.counts
+    for name, counts in groups.items():
+        print(f"{wer.wer_line(counts)} {name}")
+    if args.per_utt:
+        _write_counts(args.per_utt, ((f"{s.segment.recording}-{s.segment.channel}-{s.segment.start:.2f}", s.counts)
+                                     for s in scores))
+
+
+def _score_texts(args, glm) -> None:
+    from essence_kd.score import hub5, wer
+
+    names = {"ref_name": args.ref, "hyp_name": args.hyp}
+    if args.glm is not None or args.drop_noise:
+        result = hub5.score_text(wer.read_table(args.ref), wer.read_table(args.hyp), glm=glm,
+                                 drop_noise=args.drop_noise, **names)
+    else:
+        result = wer.score(wer.read_text(args.ref), wer.read_text(args.hyp), sclite=args.sclite_weights, **names)
     total = result.total
-    print(wer.wer_line(total))
-    print(wer.ser_line(total))
+    print(f"{wer.wer_line(total)}\n{wer.ser_line(total)}")
     print(f"Scored {total.utterances} sentences, {len(result.missing)} not present in hyp.")
     if result.missing:
         shown = " ".join(result.missing[:5]) + (" ..." if len(result.missing) > 5 else "")
@@ -32,6 +76,17 @@ def run(args) -> None:
         for speaker, counts in result.by_speaker(wer.read_table(args.utt2spk, "utt2spk")).items():
             print(f"{wer.wer_line(counts)} {speaker}")
     if args.per_utt:
-        with open(args.per_utt, "w", encoding="utf-8") as out:
-            for utt, c in result.utts.items():
-                out.write(f"{utt} {c.words} {c.ins} {c.dels} {c.sub}\n")
+        _write_counts(args.per_utt, result.utts.items())
+
+
+def run(args) -> None:
+    from essence_kd.io.errors import UserError
+
+    glm = None if args.glm in (None, "default") else args.glm
+    kinds = (Path(args.ref).suffix == ".stm", Path(args.hyp).suffix == ".ctm")
+    if kinds == (True, True):
+        _score_times(args, glm)
+    elif any(kinds):
+        raise UserError(f"{args.ref}, {args.hyp}: an .stm reference goes with a .ctm hypothesis, a text with a text")
+    else:
+        _score_texts(args, glm)

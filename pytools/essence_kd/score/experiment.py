@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Sequence
 
 from essence_kd.io.errors import UserError
 from essence_kd.score import wer
@@ -22,13 +22,13 @@ class System:
 
     name: str
     path: Path
-    scores: Dict[str, wer.Score] = field(default_factory=dict)
-    decodes: Dict[str, Dict[str, Any]] = field(default_factory=dict)
-    info: Dict[str, Any] = field(default_factory=dict)
-    progress: List[Dict[str, Any]] = field(default_factory=list)
-    params: Optional[int] = None
+    scores: dict[str, wer.Score] = field(default_factory=dict)
+    decodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    progress: list[dict[str, Any]] = field(default_factory=list)
+    params: int | None = None
 
-    def counts(self, sets: Sequence[str]) -> Optional[wer.Counts]:
+    def counts(self, sets: Sequence[str]) -> wer.Counts | None:
         """Sum over ``sets``, or None when one of them was not decoded."""
         if any(s not in self.scores for s in sets):
             return None
@@ -40,20 +40,20 @@ class Experiment:
     """Everything that the report shows; ``notices`` are losses and gaps that the reader must hear of."""
 
     path: Path
-    systems: Dict[str, System] = field(default_factory=dict)
-    sets: List[str] = field(default_factory=list)
-    num_pdfs: Optional[int] = None
-    decoder: Optional[str] = None
-    essence: Dict[str, Any] = field(default_factory=dict)
-    stages: Dict[str, Dict[str, Any]] = field(default_factory=dict)
-    notices: List[str] = field(default_factory=list)
+    systems: dict[str, System] = field(default_factory=dict)
+    sets: list[str] = field(default_factory=list)
+    num_pdfs: int | None = None
+    decoder: str | None = None
+    essence: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
 
     @property
-    def test_sets(self) -> List[str]:
+    def test_sets(self) -> list[str]:
         return [s for s in TEST_SETS if s in self.sets]
 
 
-def read_json(path: Path) -> Dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; UserError when it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def read_json(path: Path) -> Dict[str, Any]:
     return value
 
 
-def read_json_lines(path: Path) -> List[Dict[str, Any]]:
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Objects of a JSON-lines file, one a line."""
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -115,15 +115,15 @@ def load_system(path: Path) -> System:
     return system
 
 
-def _load_essence(exp_dir: Path, essence_dir: Optional[Path], notices: List[str]) -> Dict[str, Any]:
+def _load_essence(exp_dir: Path, essence_dir: Path | None, notices: list[str]) -> dict[str, Any]:
     if essence_dir is None:
         found = sorted(exp_dir.glob("essence_*/essence.json"), key=lambda p: p.stat().st_mtime)
         if not found:
             notices.append(f"{exp_dir}: no essence_*/essence.json (stage 7 makes it)")
             return {}
         if len(found) > 1:
-            notices.append(f"{exp_dir}: {len(found)} essence directories; reporting the newest, {found[-1].parent.name} "
-                           "(--essence-dir chooses)")
+            notices.append(f"{exp_dir}: {len(found)} essence directories; reporting the newest, "
+                           f"{found[-1].parent.name} (--essence-dir chooses)")
         essence_dir = found[-1].parent
     elif not (essence_dir / "essence.json").exists():
         raise UserError(f"{essence_dir}/essence.json: no such file; stage 7 makes it")
@@ -136,9 +136,9 @@ def _load_essence(exp_dir: Path, essence_dir: Optional[Path], notices: List[str]
     return sidecar
 
 
-def _load_stages(path: Path) -> Dict[str, Dict[str, Any]]:
+def _load_stages(path: Path) -> dict[str, dict[str, Any]]:
     """stages.jsonl: the last line of a stage stands, since a stage that is run again replaces what it left."""
-    stages: Dict[str, Dict[str, Any]] = {}
+    stages: dict[str, dict[str, Any]] = {}
     for row in read_json_lines(path):
         if "stage" not in row or "seconds" not in row:
             raise UserError(f"{path}: a line lacks 'stage' or 'seconds'; run the stage again")
@@ -146,8 +146,8 @@ def _load_stages(path: Path) -> Dict[str, Dict[str, Any]]:
     return dict(sorted(stages.items(), key=lambda item: (len(item[0]), item[0])))
 
 
-def load_experiment(exp_dir: Path, *, systems: Optional[Sequence[str]] = None,
-                    essence_dir: Optional[Path] = None) -> Experiment:
+def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
+                    essence_dir: Path | None = None) -> Experiment:
     """Collect ``exp/CORPUS``.
 
     Args:
@@ -175,15 +175,15 @@ def load_experiment(exp_dir: Path, *, systems: Optional[Sequence[str]] = None,
     found = {s for system in exp.systems.values() for s in system.scores}
     exp.sets = [s for s in SET_ORDER if s in found] + sorted(found - set(SET_ORDER))
     for set_name in exp.sets:
-        first: Optional[System] = None
+        first: System | None = None
         for system in exp.systems.values():
             if set_name not in system.scores:
                 exp.notices.append(f"{system.path}: has no decode_{set_name}")
                 continue
             score = system.scores[set_name]
             if score.missing:
-                exp.notices.append(f"{system.path}/decode_{set_name}: {len(score.missing)} utterances without hypothesis, "
-                                   f"counted as deleted (first: {score.missing[0]})")
+                exp.notices.append(f"{system.path}/decode_{set_name}: {len(score.missing)} utterances without a "
+                                   f"hypothesis, counted as deleted (first: {score.missing[0]})")
             if first is None:
                 first = system
             elif score.refs != first.scores[set_name].refs:

@@ -10,10 +10,11 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Sequence
 
 from essence_kd import __version__
 from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write
 from essence_kd.score import wer
 from essence_kd.score.experiment import load_experiment, say
 from essence_kd.score.results import Analysis, results_dict, results_text
@@ -23,17 +24,11 @@ VERSIONS_OF = ("numpy", "torch", "lhotse", "kaldi-io", "kaldi-native-io", "kaldi
 
 
 def _write(path: Path, text: str) -> None:
-    """Write beside the place, then rename, so that no reader ever sees half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        if beside.exists():
-            beside.unlink()
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def provenance() -> Dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """Commit of the checkout that holds this package, versions, machine and time."""
     root = Path(__file__).resolve().parents[3]
     commit = dirty = None
@@ -65,8 +60,8 @@ def _finite(value: Any) -> Any:
 
 
 def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "default", seed: int = 1,
-                 engine: str = "native", data_dir: Optional[Path] = None, systems: Optional[Sequence[str]] = None,
-                 essence_dir: Optional[Path] = None, draws: int = 10000) -> Dict[str, Any]:
+                 engine: str = "native", data_dir: Path | None = None, systems: Sequence[str] | None = None,
+                 essence_dir: Path | None = None, draws: int = 10000) -> dict[str, Any]:
     """Collect ``exp_dir`` and write EXP_DIR/RESULTS, REPORT_DIR/results.json and REPORT_DIR/report.html.
 
     Returns:

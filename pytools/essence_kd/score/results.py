@@ -1,7 +1,7 @@
 """The figures of an experiment: intervals, comparisons, RESULTS for the terminal and results.json."""
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def best_teacher(exp: Experiment) -> Optional[str]:
+def best_teacher(exp: Experiment) -> str | None:
     """The teacher with the lowest WER on dev, or on the test halves where dev was not decoded."""
     teachers = [n for n in exp.systems if n.startswith("teacher_")]
     for sets in (["dev"], exp.test_sets):
@@ -34,7 +34,7 @@ def best_teacher(exp: Experiment) -> Optional[str]:
     return None
 
 
-def standard_pairs(exp: Experiment) -> List[Tuple[str, str]]:
+def standard_pairs(exp: Experiment) -> list[tuple[str, str]]:
     """The questions of the method: what the student gained, what pruning did, what the ensemble gained."""
     pairs = [("student_essence", "baseline"), ("student_essence", "student_full"), ("student_essence", "ensemble"),
              ("student_full", "baseline"), ("ensemble", "baseline")]
@@ -51,12 +51,12 @@ class Analysis:
     (``unit`` says which): a handful of speakers cannot be resampled. The total draws each half on its own.
     """
 
-    def __init__(self, exp: Experiment, utt2spk: Optional[Dict[str, Dict[str, str]]] = None, *,
+    def __init__(self, exp: Experiment, utt2spk: dict[str, dict[str, str]] | None = None, *,
                  draws: int = significance.DRAWS, seed: int = 1):
         self.exp, self.draws = exp, draws
-        self.unit: Dict[str, str] = {}
-        self.samples: Dict[Tuple[str, str], np.ndarray] = {}  # (system, set) -> (draws,) WER in percent
-        sums: Dict[str, Tuple[Dict[str, np.ndarray], np.ndarray]] = {}
+        self.unit: dict[str, str] = {}
+        self.samples: dict[tuple[str, str], np.ndarray] = {}  # (system, set) -> (draws,) WER in percent
+        sums: dict[str, tuple[dict[str, np.ndarray], np.ndarray]] = {}
         for number, name in enumerate(exp.sets):
             systems = [s for s in exp.systems.values() if name in s.scores]
             utts = list(systems[0].scores[name].utts)
@@ -65,8 +65,8 @@ class Analysis:
             if speakers is not None:
                 lost = [u for u in utts if u not in speakers]
                 if lost:
-                    raise UserError(f"utt2spk of {name}: utterance '{lost[0]}' is missing ({len(lost)} of {len(utts)}); "
-                                    "give the data directory that was decoded")
+                    raise UserError(f"utt2spk of {name}: utterance '{lost[0]}' is missing "
+                                    f"({len(lost)} of {len(utts)}); give the data directory that was decoded")
                 groups = [speakers[u] for u in utts]
                 if len(set(groups)) < MIN_SPEAKERS:
                     groups = None
@@ -86,24 +86,24 @@ class Analysis:
         self.columns = exp.test_sets + ([TOTAL] if len(exp.test_sets) > 1 else []) \
             + [s for s in exp.sets if s not in exp.test_sets]
 
-    def members(self, column: str) -> List[str]:
+    def members(self, column: str) -> list[str]:
         """The sets that a column of the table adds up."""
         return self.exp.test_sets if column == TOTAL else [column]
 
-    def counts(self, system: str, column: str) -> Optional[wer.Counts]:
+    def counts(self, system: str, column: str) -> wer.Counts | None:
         return self.exp.systems[system].counts(self.members(column))
 
-    def interval(self, system: str, column: str) -> Tuple[float, float]:
+    def interval(self, system: str, column: str) -> tuple[float, float]:
         """95 % bootstrap interval of a system's WER in percent."""
         return significance.interval(self.samples[system, column])
 
-    def compare(self, a: str, b: str, column: str) -> Optional[Dict[str, Any]]:
+    def compare(self, a: str, b: str, column: str) -> dict[str, Any] | None:
         """WER of a minus WER of b on a column with interval and both p; None where one was not decoded."""
         counts_a, counts_b = self.counts(a, column), self.counts(b, column)
         if counts_a is None or counts_b is None or not counts_a.words:
             return None
         found = significance.difference(self.samples[a, column] - self.samples[b, column], counts_a.wer - counts_b.wer)
-        segments: List[Tuple[int, int]] = []
+        segments: list[tuple[int, int]] = []
         for name in self.members(column):
             score_a, score_b = self.exp.systems[a].scores[name], self.exp.systems[b].scores[name]
             for utt, ref in score_a.refs.items():
@@ -115,7 +115,7 @@ class Analysis:
                 "high": round(found.high, 4), "p_bootstrap": found.p, "p_matched": matched.p,
                 "segments": matched.segments}
 
-    def comparisons(self, pairs: Optional[Sequence[Tuple[str, str]]] = None) -> List[Dict[str, Any]]:
+    def comparisons(self, pairs: Sequence[tuple[str, str]] | None = None) -> list[dict[str, Any]]:
         """All pairs on the test columns; on every set where there is no test half."""
         pairs = standard_pairs(self.exp) if pairs is None else pairs
         columns = [c for c in self.columns if c in self.exp.test_sets or c == TOTAL] or self.columns
@@ -123,7 +123,7 @@ class Analysis:
         return [row for row in rows if row]
 
 
-def results_text(analysis: Analysis, header: str, comparisons: Sequence[Dict[str, Any]]) -> str:
+def results_text(analysis: Analysis, header: str, comparisons: Sequence[dict[str, Any]]) -> str:
     """RESULTS: %WER lines of every system and set, the table, and the differences, for the terminal."""
     exp = analysis.exp
     lines = [f"# {header}", "#"]
@@ -161,13 +161,13 @@ def results_text(analysis: Analysis, header: str, comparisons: Sequence[Dict[str
 
 
 def results_dict(analysis: Analysis, *, corpus: str, size: str, seed: int, engine: str,
-                 comparisons: Sequence[Dict[str, Any]], provenance: Dict[str, Any]) -> Dict[str, Any]:
+                 comparisons: Sequence[dict[str, Any]], provenance: dict[str, Any]) -> dict[str, Any]:
     """The content of results.json."""
     exp = analysis.exp
-    systems: Dict[str, Dict[str, Any]] = {}
-    totals: Dict[str, Dict[str, Any]] = {}
+    systems: dict[str, dict[str, Any]] = {}
+    totals: dict[str, dict[str, Any]] = {}
     for system in exp.systems.values():
-        entry: Dict[str, Any] = {"params": system.params}
+        entry: dict[str, Any] = {"params": system.params}
         for name in exp.sets:
             if name in system.scores:
                 entry[name] = system.scores[name].total.as_dict()
@@ -182,6 +182,6 @@ def results_dict(analysis: Analysis, *, corpus: str, size: str, seed: int, engin
         "essence": {"select": essence.get("selection"), "k": essence.get("k"), "mean_mass": essence.get("mean_mass"),
                     "bytes_per_frame": essence.get("bytes_per_frame")},
         "stages": {n: {"seconds": s.get("seconds"), "bytes": s.get("bytes")} for n, s in exp.stages.items()},
-        "totals": totals, "comparisons": list(comparisons), "bootstrap": {"draws": analysis.draws, "unit": analysis.unit},
-        "notices": exp.notices, "provenance": provenance,
+        "totals": totals, "comparisons": list(comparisons),
+        "bootstrap": {"draws": analysis.draws, "unit": analysis.unit}, "notices": exp.notices, "provenance": provenance,
     }

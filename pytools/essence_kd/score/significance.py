@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Dict, Hashable, List, Optional, Sequence, Tuple
+from typing import Hashable, Sequence
 
 import numpy as np
 
@@ -12,21 +12,21 @@ from essence_kd.io.errors import UserError
 DRAWS = 10000
 
 
-def group_sums(values: np.ndarray, groups: Optional[Sequence[Hashable]]) -> np.ndarray:
+def group_sums(values: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
     """Sum rows of ``values`` (U, S) by group: (G, S), groups in order of appearance; None leaves each row alone."""
     values = np.asarray(values, dtype=np.float64)
     if groups is None:
         return values
     if len(groups) != len(values):
         raise ValueError(f"{len(groups)} groups for {len(values)} rows")
-    numbers: Dict[Hashable, int] = {}
+    numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(g, len(numbers)) for g in groups], dtype=np.int64)
     sums = np.zeros((len(numbers), values.shape[1]))
     np.add.at(sums, index, values)
     return sums
 
 
-def bootstrap_sums(values: np.ndarray, groups: Optional[Sequence[Hashable]] = None, *, draws: int = DRAWS,
+def bootstrap_sums(values: np.ndarray, groups: Sequence[Hashable] | None = None, *, draws: int = DRAWS,
                    seed: int = 0) -> np.ndarray:
     """Resample groups with replacement and sum what they hold.
 
@@ -66,7 +66,7 @@ class Difference:
     p: float
 
 
-def interval(samples: np.ndarray, level: float = 0.95) -> Tuple[float, float]:
+def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Percentile interval of bootstrap samples."""
     tail = 50.0 * (1.0 - level)
     low, high = np.percentile(samples, [tail, 100.0 - tail])
@@ -85,7 +85,7 @@ def difference(samples: np.ndarray, diff: float) -> Difference:
 
 
 def paired_bootstrap(errors_a: Sequence[int], errors_b: Sequence[int], words: Sequence[int],
-                     groups: Optional[Sequence[Hashable]] = None, *, draws: int = DRAWS, seed: int = 0) -> Difference:
+                     groups: Sequence[Hashable] | None = None, *, draws: int = DRAWS, seed: int = 0) -> Difference:
     """Compare two systems on the same utterances; see :func:`bootstrap_sums` and :func:`difference`."""
     if not len(errors_a) == len(errors_b) == len(words):
         raise UserError(f"significance: the systems have {len(errors_a)} and {len(errors_b)} utterances and the "
@@ -109,12 +109,12 @@ class MatchedPairs:
     p: float
 
 
-Pairs = Sequence[Tuple[Optional[str], Optional[str]]]
+Pairs = Sequence[tuple[str | None, str | None]]
 
 
-def _errors_by_word(pairs: Pairs) -> Tuple[List[int], List[int]]:
+def _errors_by_word(pairs: Pairs) -> tuple[list[int], list[int]]:
     """(errors on each reference word, insertions before each reference word and, last, after all of them)."""
-    wrong: List[int] = []
+    wrong: list[int] = []
     inserted = [0]
     for ref, hyp in pairs:
         if ref is None:
@@ -125,7 +125,7 @@ def _errors_by_word(pairs: Pairs) -> Tuple[List[int], List[int]]:
     return wrong, inserted
 
 
-def segment_errors(pairs_a: Pairs, pairs_b: Pairs, *, min_good: int = 2) -> List[Tuple[int, int]]:
+def segment_errors(pairs_a: Pairs, pairs_b: Pairs, *, min_good: int = 2) -> list[tuple[int, int]]:
     """Errors of two systems in each segment of an utterance.
 
     A segment holds at least one error of either system and ends with the utterance or at ``min_good`` words in a row
@@ -139,7 +139,7 @@ def segment_errors(pairs_a: Pairs, pairs_b: Pairs, *, min_good: int = 2) -> List
     wrong_b, inserted_b = _errors_by_word(pairs_b)
     if len(wrong_a) != len(wrong_b):
         raise ValueError(f"alignments with {len(wrong_a)} and {len(wrong_b)} reference words")
-    segments: List[Tuple[int, int]] = []
+    segments: list[tuple[int, int]] = []
     errors_a = errors_b = good = 0
     for i in range(len(inserted_a)):
         new_a, new_b = inserted_a[i], inserted_b[i]
@@ -159,7 +159,7 @@ def segment_errors(pairs_a: Pairs, pairs_b: Pairs, *, min_good: int = 2) -> List
     return segments
 
 
-def matched_pairs(segments: Sequence[Tuple[int, int]]) -> MatchedPairs:
+def matched_pairs(segments: Sequence[tuple[int, int]]) -> MatchedPairs:
     """NIST's matched-pair sentence-segment word-error test on segments of :func:`segment_errors`.
 
     z = mean / (s / sqrt(n)) of the n differences with the unbiased s; p from the normal distribution, two-sided.

@@ -3,13 +3,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Iterable, Sequence, Union
 
 import kaldialign
 
 from essence_kd.io.errors import UserError
 
-Words = List[str]
+Words = list[str]
 PathLike = Union[str, Path]
 
 
@@ -39,7 +39,7 @@ class Counts:
             return 100.0 * self.errors / self.words
         return float("inf") if self.errors else 0.0
 
-    def as_dict(self) -> Dict[str, Union[int, float]]:
+    def as_dict(self) -> dict[str, Union[int, float]]:
         """The keys of results.json: wer in percent, ins, del, sub, words, utterances."""
         return {"wer": round(self.wer, 4), "ins": self.ins, "del": self.dels, "sub": self.sub,
                 "words": self.words, "utterances": self.utterances}
@@ -53,18 +53,18 @@ class Score:
     ``refs`` and ``hyps`` are the word sequences that were compared, after filtering.
     """
 
-    utts: Dict[str, Counts] = field(default_factory=dict)
-    missing: List[str] = field(default_factory=list)
-    refs: Dict[str, Words] = field(default_factory=dict)
-    hyps: Dict[str, Words] = field(default_factory=dict)
+    utts: dict[str, Counts] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    refs: dict[str, Words] = field(default_factory=dict)
+    hyps: dict[str, Words] = field(default_factory=dict)
 
     @property
     def total(self) -> Counts:
         return sum(self.utts.values(), Counts())
 
-    def by_speaker(self, utt2spk: Dict[str, str]) -> Dict[str, Counts]:
+    def by_speaker(self, utt2spk: dict[str, str]) -> dict[str, Counts]:
         """Counts of each speaker, speakers in order of appearance."""
-        speakers: Dict[str, Counts] = {}
+        speakers: dict[str, Counts] = {}
         for utt, counts in self.utts.items():
             if utt not in utt2spk:
                 raise UserError(f"utterance '{utt}' has no speaker in utt2spk; add it there")
@@ -72,7 +72,7 @@ class Score:
         return speakers
 
 
-def read_table(path: PathLike, what: str = "text") -> Dict[str, str]:
+def read_table(path: PathLike, what: str = "text") -> dict[str, str]:
     """Lines ``KEY VALUE...`` of a Kaldi text-like file as an ordered dict.
 
     Raises:
@@ -85,7 +85,7 @@ def read_table(path: PathLike, what: str = "text") -> Dict[str, str]:
         raise UserError(f"{path}: no such file ({what} expected)") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a directory; give its {what} file") from None
-    table: Dict[str, str] = {}
+    table: dict[str, str] = {}
     for number, raw in enumerate(data.split(b"\n"), 1):
         try:
             line = raw.decode("utf-8").strip()
@@ -101,7 +101,7 @@ def read_table(path: PathLike, what: str = "text") -> Dict[str, str]:
     return table
 
 
-def read_text(path: PathLike) -> Dict[str, Words]:
+def read_text(path: PathLike) -> dict[str, Words]:
     """A Kaldi ``text`` file as utterance id -> words, in file order."""
     return {utt: words.split() for utt, words in read_table(path).items()}
 
@@ -116,34 +116,36 @@ def count_errors(ref: Sequence[str], hyp: Sequence[str], *, sclite: bool = False
     return Counts(len(ref), result["ins"], result["del"], result["sub"], 1, int(result["total"] > 0))
 
 
-def align(ref: Sequence[str], hyp: Sequence[str], *, sclite: bool = False) -> List[Tuple[Optional[str], Optional[str]]]:
+def align(ref: Sequence[str], hyp: Sequence[str], *, sclite: bool = False) -> list[tuple[str | None, str | None]]:
     """Pairs (reference word, hypothesis word) of one best alignment; None marks an insertion or a deletion."""
     gap = "\0"
     pairs = kaldialign.align(list(ref), list(hyp), gap, sclite_mode=sclite)
     return [(None if r == gap else r, None if h == gap else h) for r, h in pairs]
 
 
-def score(refs: Dict[str, Words], hyps: Dict[str, Words], *, ref_filter: Optional[Callable[[Words], Words]] = None,
-          hyp_filter: Optional[Callable[[Words], Words]] = None, sclite: bool = False,
+def check_utterances(refs: dict[str, Any], hyps: dict[str, Any], ref_name: str, hyp_name: str) -> None:
+    """Refuse an empty reference and hypotheses of utterances that the reference lacks."""
+    if not refs:
+        raise UserError(f"{ref_name}: holds no utterance")
+    unknown = [utt for utt in hyps if utt not in refs]
+    if unknown:
+        raise UserError(f"{hyp_name}: utterance '{unknown[0]}' is not in {ref_name} "
+                        f"({len(unknown)} such of {len(hyps)}); score against the reference that was decoded")
+
+
+def score(refs: dict[str, Words], hyps: dict[str, Words], *, sclite: bool = False,
           ref_name: str = "reference", hyp_name: str = "hypothesis") -> Score:
     """Score hypotheses against references.
 
     Raises:
       UserError: there is no reference, or a hypothesis belongs to no reference utterance.
     """
-    if not refs:
-        raise UserError(f"{ref_name}: holds no utterance")
-    unknown = [utt for utt in hyps if utt not in refs]
-    if unknown:
-        raise UserError(f"{hyp_name}: utterance '{unknown[0]}' is not in {ref_name} ({len(unknown)} such of {len(hyps)}); "
-                        "score against the reference that was decoded")
+    check_utterances(refs, hyps, ref_name, hyp_name)
     result = Score()
     for utt, ref in refs.items():
         if utt not in hyps:
             result.missing.append(utt)
         hyp = hyps.get(utt, [])
-        ref = ref_filter(ref) if ref_filter else ref
-        hyp = hyp_filter(hyp) if hyp_filter else hyp
         result.refs[utt], result.hyps[utt] = ref, hyp
         result.utts[utt] = count_errors(ref, hyp, sclite=sclite)
     return result
