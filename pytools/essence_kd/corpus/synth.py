@@ -1,0 +1,371 @@
+"""The mini corpus: invented telephone conversations, spoken by eSpeak NG over noisy lines.
+
+Everything that decides how large and how difficult it is stands in ``SIZES`` and ``POPULATIONS``. The same seed gives
+the same bytes on the same machine, whatever the number of processes.
+"""
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from essence_kd.corpus import channel
+from essence_kd.corpus.channel import Condition
+from essence_kd.corpus.grammar import Grammar
+from essence_kd.corpus.jobs import run_jobs
+from essence_kd.io.data_dir import DataDir
+from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write
+from essence_kd.io.wave import write_wav
+
+
+@dataclass(frozen=True)
+class Size:
+    """Words of each set (a word takes about a third of a second), topics, and extra sentences of LM text."""
+
+    words: dict[str, int]
+    topics: int
+    lm_sentences: int
+    speakers: dict[str, int]
+
+
+SIZES = {
+    "tiny": Size({"train": 1250, "dev": 350, "eval_swbd": 350, "eval_che": 350}, 3, 1000,
+                 {"train": 24, "dev": 6, "eval_swbd": 6, "eval_che": 6}),
+    "default": Size({"train": 10600, "dev": 1100, "eval_swbd": 2000, "eval_che": 2000}, 10, 4000,
+                    {"train": 48, "dev": 8, "eval_swbd": 16, "eval_che": 16}),
+    "full": Size({"train": 85000, "dev": 5000, "eval_swbd": 10500, "eval_che": 10500}, 12, 20000,
+                 {"train": 240, "dev": 16, "eval_swbd": 40, "eval_che": 40}),
+}
+
+
+@dataclass(frozen=True)
+class Population:
+    """Who speaks in a set, and over what lines. Pairs are ranges.
+
+    women, men: variants of eSpeak's voices, in no other set. accents: weights. rate: words a minute. pitch,
+    pitch_range: eSpeak's 0 to 100. formants: factor on all formants (the length of the vocal tract). fillers: probability
+    of a filler before a word. repeats: probability that a sentence starts over.
+    """
+
+    women: tuple[str, ...]
+    men: tuple[str, ...]
+    accents: dict[str, float]
+    rate: tuple[int, int] = (150, 205)
+    pitch: tuple[int, int] = (25, 75)
+    pitch_range: tuple[int, int] = (30, 80)
+    formants: tuple[float, float] = (0.92, 1.12)
+    fillers: tuple[float, float] = (0.0, 0.05)
+    repeats: tuple[float, float] = (0.0, 0.12)
+    condition: Condition = Condition()
+
+
+_AMERICAN = {"en-us": 0.7, "en-us-nyc": 0.15, "en-gb-x-rp": 0.15}
+POPULATIONS = {
+    "train": Population(
+        ("Andrea", "aunty", "belinda", "f1", "shelby", "steph"),
+        ("adam", "Alex", "Andy", "boris", "david", "Denis", "edward", "Gene", "grandpa", "ian", "iven3", "klatt3", "Lee", "m1",
+         "m3", "m4", "m7", "marcelo", "Mario", "Michael", "michel", "Mike", "mike2", "norbert", "pablo", "quincy", "rob"),
+        _AMERICAN),
+    "dev": Population(("grandma", "steph2"), ("m5", "miguel", "iven2"), _AMERICAN),
+    "eval_swbd": Population(("f4", "linda"), ("m6", "robert", "benjamin", "max", "travis"), _AMERICAN),
+    "eval_che": Population(
+        ("Annie", "zac"), ("m2", "Hugo", "iven4", "edward2", "Nguyen", "klatt6", "m8"),
+        {"en-029": 0.2, "en-gb-scotland": 0.25, "en-gb-x-gbclan": 0.3, "en-gb-x-gbcwmd": 0.25},
+        rate=(185, 240), fillers=(0.0, 0.08), repeats=(0.05, 0.2),
+        condition=Condition(snr_db=(4.0, 16.0), reverb_seconds=(0.1, 0.5), direct_db=(0.0, 10.0), low_hz=(250.0, 450.0),
+                            high_hz=(2900.0, 3400.0), tilt_db=(-12.0, 6.0))),
+}
+LEXICON_ACCENTS = ("en-us", "en-us", "en-us-nyc", "en-gb-x-rp")  # weights of pronunciations by repetition
+SETS = tuple(POPULATIONS)
+WORDS_A_CALL = 200
+CALLS_A_SHARD = 2  # calls spoken by one process, in order
+
+
+@dataclass(frozen=True)
+class Speaker:
+    name: str
+    gender: str
+    accent: str
+    variant: str
+    rate: float
+    pitch: float
+    pitch_range: float
+    formants: float
+    fillers: float
+    repeats: float
+
+
+@dataclass(frozen=True)
+class Call:
+    """One telephone conversation: two speakers and who says what in which order."""
+
+    name: str
+    corpus_set: str
+    sides: tuple[Speaker, Speaker]
+    turns: tuple[tuple[int, str, bool], ...]  # (side, words, whether it is said while the other speaks)
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    name: str
+    speaker: str
+    recording: str
+    start: float
+    end: float
+    words: str
+
+
+def make_speakers(rng: random.Random, corpus_set: str, population: Population, count: int, first: int) -> list[Speaker]:
+    """``count`` speakers numbered from ``first``; every second one a woman, variants and accents in turn."""
+    accents: list[str] = []
+    heard = Counter()
+    for n in range(1, count + 1):  # the accent that is furthest behind its share
+        accent = max(population.accents, key=lambda a: (population.accents[a] * n - heard[a], a))
+        heard[accent] += 1
+        accents.append(accent)
+    rng.shuffle(accents)
+    speakers = []
+    for i, accent in enumerate(accents):
+        variants = population.women if i % 2 else population.men
+        uniform = rng.uniform
+        speakers.append(Speaker(
+            f"{'mf'[i % 2]}{first + i:04d}", "mf"[i % 2], accent, variants[i // 2 % len(variants)], uniform(*population.rate),
+            uniform(*population.pitch), uniform(*population.pitch_range), uniform(*population.formants),
+            uniform(*population.fillers), uniform(*population.repeats)))
+    return speakers
+
+
+def plan_calls(seed: int, size: Size) -> tuple[list[Call], list[str]]:
+    """Writes every conversation. Returns the calls and the extra sentences for the language model.
+
+    No sentence of dev or a test set occurs in train, in another of these sets, or in the LM text, and every word of
+    theirs occurs in train.
+    """
+    grammar = Grammar()
+    rng = random.Random(f"mini text {seed}")
+    topics = sorted(grammar.topics)
+    rng.shuffle(topics)
+    topics = topics[: size.topics]
+    calls: list[Call] = []
+    vocabulary: set[str] = set()
+    seen: set[str] = set()  # sentences that the sets to come must not have
+    first = 1
+    for corpus_set in SETS:
+        speakers = make_speakers(rng, corpus_set, POPULATIONS[corpus_set], size.speakers[corpus_set], first)
+        first += len(speakers)
+        written, turn_of, mine = 0, 0, set()
+        while written < size.words[corpus_set]:
+            budget = min(WORDS_A_CALL, max(60, size.words[corpus_set] - written))
+            pair = (speakers[turn_of % len(speakers)], speakers[(turn_of + 1) % len(speakers)])
+            turn_of += 2
+            accept = None if corpus_set == "train" else (lambda s: s not in seen and vocabulary.issuperset(s.split()))
+            turns = _write_call(grammar, rng, topics[len(calls) % len(topics)], pair, budget, accept)
+            calls.append(Call(f"mini{len(calls) + 1:04d}", corpus_set, pair, turns, (seed, len(calls))))
+            written += sum(len(words.split()) for _, words, _ in turns)
+            mine.update(words for _, words, _ in turns)
+        if corpus_set == "train":
+            vocabulary.update(word for words in mine for word in words.split())
+        seen |= mine
+    tests = {words for call in calls if call.corpus_set != "train" for _, words, _ in call.turns}
+    extra: list[str] = []
+    while len(extra) < size.lm_sentences:
+        symbol = rng.choice(("say", "say", "say", "question", "reply"))
+        sentence = grammar.sentence(rng, rng.choice(topics), symbol, 0.02, 0.05)
+        if sentence not in tests and vocabulary.issuperset(sentence.split()):
+            extra.append(sentence)
+    return calls, extra
+
+
+def _write_call(grammar: Grammar, rng: random.Random, topic: str, pair, budget: int, accept) -> tuple:
+    def draw(side: int, symbol: str) -> str | None:
+        for _ in range(400):
+            text = grammar.sentence(rng, topic, symbol, pair[side].fillers, pair[side].repeats)
+            if accept is None or accept(text):
+                return text
+        return None
+
+    turns: list[tuple[int, str, bool]] = []
+    plan = [(0, "hello"), (1, "hello"), (0, "topic")]
+    words = 0
+    side = 1
+    while words < budget or plan:
+        if not plan:
+            for _ in range(rng.choice((1, 1, 2, 3))):
+                plan.append((side, rng.choice(("say", "say", "say", "question"))))
+            if rng.random() < 0.4:
+                plan.append((1 - side, "backchannel"))
+            plan.append((1 - side, "reply"))
+            side = 1 - side
+            if words > budget - 25:
+                plan.extend([(side, "bye"), (1 - side, "bye")])
+        who, symbol = plan.pop(0)
+        text = draw(who, symbol)
+        if text is None:
+            continue
+        overlap = symbol == "backchannel" and bool(turns) and turns[-1][0] != who
+        turns.append((who, text, overlap))
+        words += len(text.split())
+    return tuple(turns)
+
+
+def _speak(espeak, rng: np.random.Generator, speaker: Speaker, text: str) -> np.ndarray:
+    """One utterance, 8 kHz float32, trimmed to what is audible. The formants are moved by resampling."""
+    from scipy.signal import firwin, resample_poly
+
+    words = text.split()
+    spoken = " ".join(w + ("," if w in ("well", "yeah", "uh", "um", "oh", "okay", "right") and rng.random() < 0.4 else "")
+                      for w in words)
+    if words[0] in ("do", "did", "what", "how", "are", "is", "why", "where", "have", "would", "don't"):
+        spoken += "?"
+    shift = speaker.formants
+    samples = espeak.speak(spoken, rate=round(speaker.rate / shift * rng.uniform(0.9, 1.1)),
+                           pitch=round(np.clip(speaker.pitch + rng.uniform(-6, 6), 0, 99)),
+                           pitch_range=round(np.clip(speaker.pitch_range + rng.uniform(-10, 10), 0, 99)))
+    up, down = 160, round(441 * shift)
+    taps = firwin(8 * down + 1, 0.94 / down, window=("kaiser", 5.0)).astype(np.float32)
+    voice = resample_poly(samples.astype(np.float32) / 32768, up, down, window=taps)
+    loud = np.flatnonzero(np.abs(voice) > 0.02 * np.abs(voice).max())
+    return voice[loud[0]: loud[-1] + 1] * np.float32(10 ** (rng.uniform(-2, 2) / 20))
+
+
+def speak_calls(calls: list[Call], wav_dir: str) -> list[Utterance]:
+    """Speaks, mixes and writes ``wav_dir/SET/CALL-SIDE.wav``; returns the utterances in the order of time.
+
+    Meant for a process of its own: what eSpeak computes depends on what it spoke before.
+    """
+    from essence_kd.corpus.espeak import Espeak
+
+    espeak = Espeak()
+    voices: dict[tuple[str, int], np.ndarray] = {}
+    placed: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
+    for call in calls:
+        rng = np.random.default_rng([*call.seed, 1])
+        spoken: list[np.ndarray] = [None] * len(call.turns)  # type: ignore[list-item]
+        for side in (0, 1):
+            espeak.set_voice(call.sides[side].accent, call.sides[side].variant)
+            for i, (who, text, _) in enumerate(call.turns):
+                if who == side:
+                    spoken[i] = _speak(espeak, rng, call.sides[side], text)
+        starts, total = _schedule(rng, call, spoken)
+        for side in (0, 1):
+            track = np.zeros(total, np.float32)
+            placed[call.name, side] = []
+            for (who, text, _), start, voice in zip(call.turns, starts, spoken):
+                if who == side:
+                    track[start: start + len(voice)] += voice
+                    placed[call.name, side].append((start, start + len(voice), text))
+            voices[call.name, side] = track
+    # What others say, without their silence: the babble behind each side.
+    crowd = {key: np.concatenate([voices[key][start:end] for start, end, _ in placed[key]]) for key in voices}
+    utterances: list[Utterance] = []
+    for call in calls:
+        for side in (0, 1):
+            key = (call.name, side)
+            speaker = call.sides[side]
+            recording = f"{call.name}-{'AB'[side]}"
+            active = np.zeros(len(voices[key]), bool)
+            for start, end, _ in placed[key]:
+                active[start:end] = True
+            rng = np.random.default_rng([*call.seed, 2 + side])
+            others = [crowd[k] for k in sorted(crowd) if k != key]
+            samples, _ = channel.record(rng, POPULATIONS[call.corpus_set].condition, voices[key], active, others)
+            folder = Path(wav_dir) / call.corpus_set
+            folder.mkdir(parents=True, exist_ok=True)
+            write_wav(folder / f"{recording}.wav", samples, channel.SAMPLE_RATE)
+            utterances.extend(_segments(rng, speaker, recording, placed[key], len(samples)))
+    return utterances
+
+
+def _schedule(rng: np.random.Generator, call: Call, spoken: list[np.ndarray]) -> tuple[list[int], int]:
+    """The first sample of each turn, and the length of the call. No side ever speaks over itself."""
+    rate = channel.SAMPLE_RATE
+    starts: list[int] = []
+    free = [int(0.5 * rate), int(0.5 * rate)]  # when each side may speak again
+    floor = int(0.5 * rate)  # when the turn that holds the floor is over
+    for (side, _, overlap), voice in zip(call.turns, spoken):
+        if overlap:
+            start = max(free[side], floor - int(rng.uniform(0.3, 1.5) * rate))
+        else:
+            start = max(free[side], floor + int(np.clip(rng.normal(0.25, 0.35), -0.3, 1.2) * rate))
+            floor = start + len(voice)
+        starts.append(start)
+        free[side] = start + len(voice) + int(0.35 * rate)
+    return starts, max(free) + int(0.3 * rate)
+
+
+def _segments(rng: np.random.Generator, speaker: Speaker, recording: str, placed, total: int) -> list[Utterance]:
+    """Segments with a random margin of 0.05 to 0.17 s at each end, in whole hundredths of a second."""
+    out = []
+    for start, end, words in placed:
+        first = max(0, round(100 * (start / channel.SAMPLE_RATE - rng.uniform(0.05, 0.17))))
+        last = min(total * 100 // channel.SAMPLE_RATE, round(100 * (end / channel.SAMPLE_RATE + rng.uniform(0.05, 0.17))))
+        name = f"{speaker.name}-{recording}_{first:06d}-{last:06d}"
+        out.append(Utterance(name, speaker.name, recording, first / 100, last / 100, words))
+    return out
+
+
+def _pronounce(sentences: list[str]) -> dict[str, list[str]]:
+    from essence_kd.corpus.espeak import Espeak
+    from essence_kd.corpus.phones import count_pronunciations, make_lexicon
+
+    return make_lexicon(count_pronunciations(Espeak(), sentences, LEXICON_ACCENTS))
+
+
+def synthesize(out: str | Path, size: str = "default", seed: int = 1, nj: int = 2) -> dict[str, dict[str, float]]:
+    """Makes the whole corpus in ``out``: train, dev, eval_swbd, eval_che, dict, lm_text, speakers.json and wav/.
+
+    Returns per set the number of words, utterances, speakers and seconds of segments.
+    """
+    from essence_kd.corpus.phones import write_dict
+
+    if size not in SIZES:
+        raise UserError(f"there is no size '{size}' of the mini corpus: it has {', '.join(SIZES)}")
+    out = Path(out).absolute()
+    calls, extra = plan_calls(seed, SIZES[size])
+    out.mkdir(parents=True, exist_ok=True)
+    for corpus_set in SETS:
+        shutil.rmtree(out / corpus_set, ignore_errors=True)
+        shutil.rmtree(out / "wav" / corpus_set, ignore_errors=True)
+    train_text = [words for call in calls if call.corpus_set == "train" for _, words, _ in call.turns]
+    by_set = [[call for call in calls if call.corpus_set == corpus_set] for corpus_set in SETS]
+    shards = [part[i: i + CALLS_A_SHARD] for part in by_set for i in range(0, len(part), CALLS_A_SHARD)]
+    spoken = run_jobs(_work, [("lexicon", train_text)] + [("speak", shard, str(out / "wav")) for shard in shards], nj)
+    write_dict(out / "dict", spoken[0])
+    with atomic_write(out / "lm_text") as temporary:
+        Path(temporary).write_text("".join(f"{line}\n" for line in train_text + extra), encoding="utf-8")
+    people = {speaker.name: {**asdict(speaker), "set": call.corpus_set} for call in calls for speaker in call.sides}
+    with atomic_write(out / "speakers.json") as temporary:
+        Path(temporary).write_text(json.dumps(people, indent=1, sort_keys=True), encoding="utf-8")
+    counts = {}
+    for corpus_set in SETS:
+        utterances = [u for shard, result in zip(shards, spoken[1:]) if shard[0].corpus_set == corpus_set for u in result]
+        counts[corpus_set] = write_set(out / corpus_set, utterances, out / "wav" / corpus_set,
+                                       {name: who["gender"] for name, who in people.items()})
+    return counts
+
+
+def _work(kind: str, *args):
+    return _pronounce(*args) if kind == "lexicon" else speak_calls(*args)
+
+
+def write_set(path: Path, utterances: list[Utterance], wav_dir: Path, genders: dict[str, str]) -> dict[str, float]:
+    """Writes one data directory with segments, stm, reco2file_and_channel and spk2gender; returns its counts."""
+    recordings = sorted({u.recording for u in utterances})
+    speakers = {u.speaker for u in utterances}
+    data = DataDir(
+        path, {reco: str(wav_dir / f"{reco}.wav") for reco in recordings}, {u.name: u.words for u in utterances},
+        {u.name: u.speaker for u in utterances}, {u.name: (u.recording, u.start, u.end) for u in utterances},
+        {"spk2gender": {spk: genders[spk] for spk in speakers},
+         "reco2file_and_channel": {reco: f"{reco[:-2]} {reco[-1]}" for reco in recordings}})
+    ordered = sorted(utterances, key=lambda u: (u.recording, u.start))
+    data.write(path, [f"{u.recording[:-2]} {u.recording[-1]} {u.speaker} {u.start:.2f} {u.end:.2f} "
+                      f"<O,{genders[u.speaker].upper()}> {u.words}" for u in ordered])
+    return {"words": sum(len(u.words.split()) for u in utterances), "utterances": len(utterances), "speakers": len(speakers),
+            "seconds": round(sum(u.end - u.start for u in utterances), 2)}
