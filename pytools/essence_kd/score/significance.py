@@ -76,11 +76,12 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 def difference(samples: np.ndarray, diff: float) -> Difference:
     """Interval and p of a difference from its bootstrap samples (draws,).
 
-    p is twice the smaller share of draws on either side of zero (a draw counts on both sides when it is zero), with
-    one draw added so that it is never 0.
+    p is twice the smaller share of draws on either side of zero (a draw at zero counts half on each), with one draw
+    added so that it is never 0.
     """
     low, high = interval(samples)
-    side = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
+    below, zero = int((samples < 0).sum()), int((samples == 0).sum())
+    side = min(below, len(samples) - below - zero) + zero / 2
     return Difference(diff, low, high, min(1.0, 2.0 * (side + 1) / (len(samples) + 1)))
 
 
