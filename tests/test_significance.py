@@ -36,7 +36,7 @@ def test_bootstrap_matches_the_standard_error():
     a = rng.poisson(2.0, 400)
     b = rng.poisson(2.2, 400)
     words = np.full(400, 10)
-    found = significance.paired_bootstrap(a, b, words, draws=4000, seed=1)
+    found = significance.paired_bootstrap(a, b, words, draws=20000, seed=1)
     error = 100.0 * np.std((a - b) / 10.0) / math.sqrt(400)
     assert found.diff == pytest.approx(100.0 * (a.sum() - b.sum()) / 4000)
     assert found.low == pytest.approx(found.diff - 1.96 * error, abs=0.15 * error)
