@@ -1,0 +1,142 @@
+"""Posterior archives for the verbs: dense or sparse input told apart, sidecars carried on, frames named in errors."""
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
+
+import numpy as np
+
+from essence_kd.distill.essence import Essence, EssenceSettings
+from essence_kd.io import compact
+from essence_kd.io.errors import UserError
+from essence_kd.io.posterior import Posterior, PosteriorWriter, _cut as _cut_posterior, read_posterior
+from essence_kd.io.provenance import read_sidecar, sidecar_path
+from essence_kd.io.tables import Source, _cut_matrix, _read_matrix, parse_rspecifier, read_scp, read_table
+
+CARRIED = ("num_pdfs", "temperature", "combine", "weights", "frame_shift_ms", "tree_hash", "models", "prior_scale")
+
+
+def _is_sparse(source: Source) -> bool:
+    """True when the object ahead is a Posterior (Kaldi's binary or text form, or compact), False for a matrix."""
+    head = source.peek(6).tobytes()
+    if head[:2] == b"\0B":
+        return head == compact.MAGIC or head[2:3] == b"\4"
+    size = 256  # text: a matrix opens its bracket at the end of a line, a posterior does not
+    while b"\n" not in source.peek(size).tobytes() and len(source.peek(size)) == size:
+        size *= 4
+    return source.peek(size).tobytes().partition(b"\n")[0].strip() != b"["
+
+
+def _read_either(source: Source) -> Union[np.ndarray, Posterior]:
+    return read_posterior(source) if _is_sparse(source) else _read_matrix(source)
+
+
+def _cut_either(value: Union[np.ndarray, Posterior], span: str) -> Union[np.ndarray, Posterior]:
+    return _cut_matrix(value, span) if isinstance(value, np.ndarray) else _cut_posterior(value, span)
+
+
+def read_dense_or_sparse(rspecifier: str) -> Iterator[Tuple[str, Union[np.ndarray, Posterior]]]:
+    """Every (utterance, matrix or Posterior) of a table, whichever it holds. Raises UserError."""
+    return read_table(rspecifier, _read_either, _cut_either, "matrix or posterior")
+
+
+def sidecar_of(specifier: str) -> Dict[str, Any]:
+    """The fields of the sidecar beside an archive; empty when there is none (a pipe, somebody else's archive)."""
+    path = sidecar_path(specifier)
+    return read_sidecar(path) if path is not None and os.path.isfile(path) else {}
+
+
+def num_utterances(rspecifier: str) -> Optional[int]:
+    """How many utterances an scp file lists; None for anything else."""
+    spec = parse_rspecifier(rspecifier)
+    if spec.scp is None or spec.scp in ("", "-") or spec.scp.endswith("|"):
+        return None
+    return sum(1 for _ in read_scp(spec.scp))
+
+
+def frame_error(source: str, utt: str, error: Exception) -> UserError:
+    """The message for an utterance that cannot be used."""
+    return UserError(f"{source}: utterance {utt}: {error}")
+
+
+def check_kind(source: str, utt: str, is_sparse: bool, wanted: Optional[str]) -> None:
+    """Refuse a Posterior where --input names a kind of matrix, and the other way round."""
+    if wanted == "post" and not is_sparse:
+        raise UserError(f"{source}: utterance {utt}: a matrix, but --input says post; say --input prob, log or logit")
+    if wanted not in (None, "post") and is_sparse:
+        raise UserError(f"{source}: utterance {utt}: a Posterior, but --input says {wanted}; leave --input out")
+
+
+def describe(settings: EssenceSettings) -> Dict[str, Any]:
+    """The fields of a sidecar that say how an essence was selected."""
+    fields: Dict[str, Any] = {"selection": settings.select, "mass": settings.mass, "temperature": settings.temperature}
+    if settings.select in ("top-k", "agree"):
+        fields["k"] = settings.top_k
+    if settings.select == "top-p":
+        fields.update(top_p=settings.top_p, max_k=settings.max_k)
+    if settings.select in ("min-post", "random-prune"):
+        fields["min_post"] = settings.min_post
+    if settings.select == "random-prune":
+        fields["seed"] = settings.seed
+    if settings.select == "agree":
+        fields["agree"] = settings.agree
+    return fields
+
+
+class Tally:
+    """Counts for a sidecar and for the closing line: utterances, frames, entries, retained mass."""
+
+    def __init__(self):
+        self.num_utts = self.num_frames = self.num_entries = 0
+        self.mass = 0.0
+        self.began = time.time()
+
+    def add(self, frames: int, entries: int, kept: np.ndarray) -> None:
+        """One utterance; ``kept`` (T,) is the mass its frames retain."""
+        self.num_utts += 1
+        self.num_frames += frames
+        self.num_entries += entries
+        self.mass += float(kept.sum(dtype=np.float64))
+
+    def fields(self) -> Dict[str, Any]:
+        """For the sidecar."""
+        mean = self.mass / self.num_frames if self.num_frames else None
+        return {"num_utts": self.num_utts, "num_frames": self.num_frames, "num_entries": self.num_entries,
+                "mean_mass": mean}
+
+    def __str__(self) -> str:
+        seconds = max(1e-9, time.time() - self.began)
+        frames = max(1, self.num_frames)
+        return (f"{self.num_utts} utterances, {self.num_frames} frames, {self.num_entries / frames:.1f} entries and "
+                f"mass {self.mass / frames:.4f} a frame; {seconds:.1f} s, {self.num_frames / seconds:.0f} frames/s")
+
+
+class Progress:
+    """A line on stderr now and then: how far, how fast, and when it will be done."""
+
+    def __init__(self, name: str, total: Optional[int], every: float = 10.0):
+        self.name, self.total, self.every = name, total, every
+        self.began = self.last = time.time()
+
+    def show(self, tally: Tally) -> None:
+        """Called after every utterance; prints at most every ``every`` seconds."""
+        now = time.time()
+        if now - self.last < self.every:
+            return
+        self.last = now
+        done, seconds = tally.num_utts, now - self.began
+        left = ""
+        if self.total:
+            left = f" of {self.total}, {(self.total - done) * seconds / done:.0f} s left"
+        print(f"{self.name}: {done} utterances{left}; {tally.num_frames / seconds:.0f} frames/s", file=sys.stderr)
+
+
+def write_essence(writer: PosteriorWriter, utt: str, essence: Essence) -> None:
+    """Write one utterance, by the fixed-stride path where every frame has the same number of entries."""
+    fixed = essence.fixed()
+    if fixed is not None:
+        writer.write(utt, *fixed)
+    else:
+        writer.write_ragged(utt, essence.offsets, essence.ids, essence.probs)

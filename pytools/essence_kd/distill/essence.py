@@ -1,0 +1,697 @@
+"""Selection of the essence of a posterior, and the rules for the mass that is left out.
+
+Legend: T frames, C pdfs, k entries a frame. A posterior is a row of C probabilities; its essence is a few
+(pdf-id, probability) pairs, ordered by falling probability, ties by rising pdf-id. Values are compared as float32,
+the type in which they are stored.
+
+The definition of every rule is `reference_select`, a plain loop over frames. What `select` does instead: a frame is
+cut into blocks of columns with a stride, the k-th largest of the blocks' maxima is a bound that at least k elements
+reach and few others do, and only those few are looked at one by one. The maxima cost one pass over the memory, the
+rest does not depend on C. The result is the same, ties included.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+RULES = ("top-k", "top-p", "min-post", "random-prune", "agree")
+MASS_RULES = ("renorm", "keep", "residual")
+KINDS = ("prob", "log", "logit")
+SUM_TOLERANCE = 0.01  # a row of probabilities may miss 1 by this much (compressed archives do)
+
+_ROWS = 1 << 18  # elements of a block of rows: 1 MB, half of a core's second-level cache
+_NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)  # sorts behind every key
+
+
+class FrameError(ValueError):
+    """A frame that is no posterior: ``frame`` (0-based) and what is wrong with it."""
+
+    def __init__(self, frame: int, reason: str):
+        super().__init__(f"frame {frame}: {reason}")
+        self.frame = frame
+        self.reason = reason
+
+
+@dataclass
+class EssenceSettings:
+    """What to keep of a posterior (conf/essence.yaml)."""
+
+    select: str = "top-k"  # top-k, top-p, min-post, random-prune, agree
+    top_k: int = 20  # classes a frame (top-k); each teacher's own best (agree)
+    top_p: float = 0.95  # the fewest classes whose sum reaches this (top-p)
+    max_k: int = 100  # but never more than this many (top-p)
+    min_post: float = 0.01  # the threshold of min-post and random-prune
+    agree: int = 2  # how many teachers must hold a class among their own best (agree)
+    mass: str = "renorm"  # renorm, keep, residual
+    temperature: float = 1.0  # of the stored posterior
+    seed: int = 0  # of random-prune
+    soft_weight: float = 0.9  # of the soft target, where hard and soft are mixed
+
+    def check(self) -> None:
+        """Raises ValueError, naming the field, for a value that has no meaning."""
+        for name, ok, wants in (
+                ("select", self.select in RULES, f"one of {', '.join(RULES)}"),
+                ("mass", self.mass in MASS_RULES, f"one of {', '.join(MASS_RULES)}"),
+                ("top_k", self.top_k >= 1, "1 or more"),
+                ("max_k", self.max_k >= 1, "1 or more"),
+                ("agree", self.agree >= 1, "1 or more"),
+                ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+                ("min_post", 0 < self.min_post <= 1, "above 0 and at most 1"),
+                ("temperature", 0 < self.temperature < float("inf"), "above 0"),
+                ("seed", self.seed >= 0, "0 or more"),
+                ("soft_weight", 0 <= self.soft_weight <= 1, "from 0 to 1")):
+            if not ok:
+                raise ValueError(f"{name} must be {wants}, not {getattr(self, name)}")
+
+
+class Essence(NamedTuple):
+    """The kept entries of T frames: frame t has entries offsets[t] to offsets[t + 1]."""
+
+    offsets: np.ndarray  # (T + 1,) int64
+    ids: np.ndarray  # (n,) int32
+    probs: np.ndarray  # (n,) float32, after the mass rule
+    kept: np.ndarray  # (T,) float32: mass of the entries before the mass rule
+
+    def fixed(self) -> Optional[Tuple[np.ndarray, np.ndarray]]:
+        """(ids (T, k), probs (T, k)) when every frame has the same number of entries, else None."""
+        counts = np.diff(self.offsets)
+        if len(counts) == 0 or (counts != counts[0]).any():
+            return None
+        return self.ids.reshape(len(counts), -1), self.probs.reshape(len(counts), -1)
+
+
+# ------------------------------------------------------------------------------------------- the plain definition
+
+def reference_select(probs: np.ndarray, settings: EssenceSettings, utt: str = "") -> List[List[Tuple[int, float]]]:
+    """The definition of every selection rule over one posterior: (T, C) float32 -> a list of entries a frame.
+
+    Probabilities before the mass rule, save that random-prune has changed what it kept. A rule that would leave a
+    frame without entries keeps its largest.
+    """
+    frames = []
+    starts = frame_uniforms(len(probs), settings.seed, utt) if settings.select == "random-prune" else None
+    for t, row in enumerate(probs):
+        order = sorted(range(len(row)), key=lambda c: (-row[c], c))
+        if settings.select == "top-k":
+            entries = [(c, float(row[c])) for c in order[:settings.top_k]]
+        elif settings.select == "top-p":
+            entries, mass = [], 0.0
+            for c in order[:settings.max_k]:
+                entries.append((c, float(row[c])))
+                mass += float(row[c])
+                if mass >= settings.top_p:
+                    break
+        elif settings.select == "min-post":
+            entries = [(c, float(row[c])) for c in order if row[c] >= np.float32(settings.min_post)]
+        else:
+            # systematic sampling: one uniform start a frame, then a mark every `threshold` along the running sum of
+            # the small values; a value is kept for each mark that falls on it, so with probability value / threshold
+            threshold = np.float32(settings.min_post)
+            position, entries = float(starts[t]), []
+            for c, value in enumerate(row):
+                if value >= threshold:
+                    entries.append((c, float(value)))
+                else:
+                    before = np.floor(position)
+                    position += float(value) / float(threshold)
+                    if np.floor(position) > before:
+                        entries.append((c, float(threshold)))
+            entries.sort(key=lambda entry: (-entry[1], entry[0]))
+        frames.append(entries or [(order[0], float(row[order[0]]))])
+    return frames
+
+
+def reference_agree(teachers: Sequence[np.ndarray], combined: np.ndarray, settings: EssenceSettings) -> list:
+    """The definition of ``agree``: classes that at least ``agree`` teachers hold in their own top-k, at the combined
+    posterior's value; a frame without agreement keeps the combined posterior's largest."""
+    frames = []
+    for t, row in enumerate(combined):
+        votes = [0] * len(row)
+        for teacher in teachers:
+            for c in sorted(range(len(row)), key=lambda c: (-teacher[t][c], c))[:settings.top_k]:
+                votes[c] += 1
+        order = sorted(range(len(row)), key=lambda c: (-row[c], c))
+        entries = [(c, float(row[c])) for c in order if votes[c] >= settings.agree]
+        frames.append(entries or [(order[0], float(row[order[0]]))])
+    return frames
+
+
+def frame_uniforms(num_frames: int, seed: int, utt: str) -> np.ndarray:
+    """(num_frames,) float64 in [0, 1): the same for an utterance however the work is split into jobs."""
+    digest = hashlib.sha256(f"{seed} {utt}".encode("utf-8")).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little"))).random(num_frames)
+
+
+# ------------------------------------------------------------------------------------------------ the fast kernels
+
+def default_threads() -> int:
+    """OMP_NUM_THREADS where it is set, else the cores this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def over_rows(work: Callable[[slice], None], rows: int, columns: int, threads: Optional[int] = None) -> None:
+    """Call ``work(slice)`` for blocks of rows that fit in a cache, on several threads (NumPy lets go of the lock)."""
+    step = max(1, _ROWS // max(1, columns))
+    slices = [slice(i, min(rows, i + step)) for i in range(0, rows, step)]
+    threads = min(threads or default_threads(), len(slices))
+    if threads <= 1:
+        for rows_of in slices:
+            work(rows_of)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, rows_of) for rows_of in slices]:
+            done.result()
+
+
+def _ordered_bits(values: np.ndarray) -> np.ndarray:
+    """float32 -> uint32 in the same order; -0 and 0 are one value."""
+    bits = np.ascontiguousarray(values + np.float32(0)).view(np.int32)
+    flip = bits >> 31
+    flip |= np.int32(-0x80000000)  # negative: all bits; else: the sign bit alone
+    return (bits ^ flip).view(np.uint32)
+
+
+def _values(bits: np.ndarray) -> np.ndarray:
+    """The inverse of `_ordered_bits`."""
+    bits = bits.view(np.int32)
+    flip = ~(bits >> 31)
+    flip |= np.int32(-0x80000000)
+    return (bits ^ flip).view(np.float32)
+
+
+class Blocks:
+    """The cut of C columns into blocks: block j holds the columns j, j + n, j + 2n, ... below C.
+
+    A block's maximum is then an elementwise maximum of rows of n consecutive columns, which is what vector units do.
+    """
+
+    def __init__(self, columns: int, k: int):
+        size = max(1, int(round((columns / max(1, k)) ** 0.5 * 0.75)))
+        self.columns = columns
+        self.n = -(-columns // size)
+        self.size = -(-columns // self.n)
+        self.full = columns // self.n  # blocks of columns that are complete
+        self.steps = np.arange(self.size, dtype=np.intp) * self.n
+
+    def maxima(self, x: np.ndarray) -> np.ndarray:
+        """(R, C) -> (R, n): the largest of each block, NaN where there is one."""
+        rows, full = len(x), self.full * self.n
+        if self.full == 1:
+            best = x[:, :self.n].copy()
+        else:
+            strides = (x.strides[0], self.n * x.strides[1], x.strides[1])
+            view = np.lib.stride_tricks.as_strided(x, (rows, self.full, self.n), strides, writeable=False)
+            best = np.maximum.reduce(view, axis=1)
+        rest = self.columns - full
+        if rest:
+            np.maximum(best[:, :rest], x[:, full:], out=best[:, :rest])
+        return best
+
+    def gather(self, chosen: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """Elements of the blocks where ``chosen`` (R, n) is true: flat indices into (R, C), ascending by row."""
+        flat = np.flatnonzero(chosen)
+        row = flat // self.n
+        index = (flat + row * (self.columns - self.n))[:, None] + self.steps  # (blocks, size)
+        if self.full != self.size:
+            beyond = (flat - row * self.n) >= self.columns - self.full * self.n
+            inside = np.ones(index.shape, bool)
+            inside[beyond, -1] = False
+            return index[inside], np.repeat(row, self.size - beyond)
+        return index.ravel(), np.repeat(row, self.size)
+
+
+def rank(rows: np.ndarray, ids: np.ndarray, values: np.ndarray, num_rows: int, k: int):
+    """The k best of each row's candidates: (ids (R, k) int32, values (R, k) float32), falling, ties by lower id.
+
+    ``rows`` (n,) ascending, every row at least k times; ``ids``, ``values`` (n,) float32.
+    """
+    counts = np.bincount(rows, minlength=num_rows)
+    width = int(counts.max(initial=0))
+    keys = np.full((num_rows, width), _NEVER)
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    keys[rows, place] = (~_ordered_bits(values)).astype(np.uint64) << np.uint64(32) | ids.astype(np.uint64)
+    if width > 4 * k:
+        keys = np.partition(keys, k - 1, axis=1)[:, :k]
+    keys.sort(axis=1)
+    keys = keys[:, :k]
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int32), _values(~(keys >> np.uint64(32)).astype(np.uint32))
+
+
+def kth_largest(maxima: np.ndarray, k: int) -> np.ndarray:
+    """(R, n) -> (R, 1): the k-th largest of each row, a bound that at least k elements of the row reach."""
+    n = maxima.shape[1]
+    return np.partition(maxima, n - k, axis=1)[:, n - k, None]
+
+
+def check_finite(maxima: np.ndarray, start: int) -> None:
+    """Raise FrameError for a row whose maxima hold a NaN or +Inf."""
+    bad = ~(maxima < np.inf).all(axis=1)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise FrameError(start + row, "holds a NaN" if np.isnan(maxima[row]).any() else "holds an infinite value")
+
+
+def as_float32(matrix: np.ndarray) -> np.ndarray:
+    """A (T, C) float32 array with contiguous rows."""
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2:
+        raise ValueError(f"a posterior is a matrix (frames, pdfs), not an array of shape {matrix.shape}")
+    return np.ascontiguousarray(matrix, dtype=np.float32)
+
+
+def top_k(matrix: np.ndarray, k: int, *, threads: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
+    """The k largest of each row: (T, C) float -> ids (T, k) int32 and values (T, k) float32.
+
+    Ordered by falling value, ties by rising pdf-id. Any order-preserving scale will do (probabilities, logs, logits).
+    Raises ValueError when k is not in 1..C, FrameError for NaN or +Inf.
+    """
+    matrix = as_float32(matrix)
+    frames, columns = matrix.shape
+    if not 1 <= k <= columns and frames:
+        raise ValueError(f"k is {k}, but must be from 1 to the {columns} pdfs there are")
+    ids, values = np.empty((frames, k), np.int32), np.empty((frames, k), np.float32)
+    blocks = Blocks(max(1, columns), k)
+
+    def work(rows: slice) -> None:
+        x = matrix[rows]
+        maxima = blocks.maxima(x)
+        check_finite(maxima, rows.start)
+        bound = kth_largest(maxima, k)
+        index, row = blocks.gather(maxima >= bound)
+        found = x.ravel()[index]
+        hit = np.flatnonzero(found >= bound[row, 0])
+        row = row[hit]
+        ids[rows], values[rows] = rank(row, index[hit] - row * columns, found[hit], len(x), k)
+
+    over_rows(work, frames, columns, threads)
+    return ids, values
+
+
+# ---------------------------------------------------------------------------------------------------- normalisers
+
+def log_normalisers(matrix: np.ndarray, temperature: float = 1.0, *, threads: Optional[int] = None) -> np.ndarray:
+    """log sum_c exp(matrix / temperature) of each row: (T, C) float32 -> (T,) float64. Raises FrameError for NaN, +Inf."""
+    matrix = as_float32(matrix)
+    result = np.empty(len(matrix), np.float64)
+
+    def work(rows: slice) -> None:
+        x = matrix[rows]
+        best = x.max(axis=1, keepdims=True)
+        check_finite(best, rows.start)
+        if (best == -np.inf).any():
+            raise FrameError(rows.start + int(np.argmax(best == -np.inf)), "all its values are -Inf")
+        shifted = x - best
+        if temperature != 1:
+            shifted *= np.float32(1 / temperature)
+        np.exp(shifted, out=shifted)
+        result[rows] = np.log(shifted.sum(axis=1, dtype=np.float64)) + best[:, 0].astype(np.float64) / temperature
+
+    over_rows(work, *matrix.shape, threads)
+    return result
+
+
+def to_probabilities(matrix: np.ndarray, kind: str, temperature: float = 1.0, *,
+                     threads: Optional[int] = None) -> np.ndarray:
+    """A posterior as probabilities at a temperature: (T, C) float -> (T, C) float32, after `check_posterior`.
+
+    ``kind``: prob, log (log-probabilities) or logit (anything whose softmax is the posterior).
+    """
+    matrix = as_float32(matrix)
+    check_posterior(matrix, kind, threads=threads)
+    if kind == "prob" and temperature == 1:
+        return matrix
+    result = np.empty_like(matrix)
+
+    def work(rows: slice) -> None:
+        x = matrix[rows]
+        if kind == "prob":
+            with np.errstate(divide="ignore"):
+                x = np.log(x)
+        norm = 0.0 if kind == "log" and temperature == 1 else log_normalisers(x, temperature, threads=1)[:, None]
+        out = result[rows]
+        np.multiply(x, np.float32(1 / temperature), out=out)
+        np.subtract(out, norm, out=out, casting="same_kind")
+        np.exp(out, out=out)
+
+    over_rows(work, *matrix.shape, threads)
+    return result
+
+
+def check_posterior(matrix: np.ndarray, kind: str, *, threads: Optional[int] = None) -> None:
+    """Raise FrameError where a (T, C) float32 matrix cannot be posteriors of its kind (prob, log, logit).
+
+    Probabilities are finite, from 0 to 1, and a row's sum is 1 within `SUM_TOLERANCE`; log-probabilities are at most
+    0 and their exponentials sum to 1 (seen on the first row of every block: it is the kind that is in question, and
+    exponentials are dear); logits are neither NaN nor +Inf.
+    """
+    ones = np.ones(matrix.shape[1], np.float32)
+
+    def work(rows: slice) -> None:
+        x = matrix[rows]
+        if kind == "logit":
+            check_finite(x.max(axis=1, keepdims=True), rows.start)
+            return
+        if kind == "log":
+            best = x.max(axis=1, keepdims=True)
+            check_finite(best, rows.start)
+            if (best > 1e-3).any():
+                row = int(np.argmax(best))
+                raise FrameError(rows.start + row, f"a log-probability is {best[row, 0]:.4g}, above 0; "
+                                                   f"{_guess(x[row])}")
+            total = float(np.exp(x[0].astype(np.float64)).sum())
+            if abs(total - 1) > SUM_TOLERANCE:
+                raise FrameError(rows.start, f"its log-probabilities sum to {total:.4g} as probabilities, not 1; "
+                                             f"{_guess(x[0])}")
+            return
+        total = x @ ones
+        largest = x.view(np.uint32).max(axis=1)  # a sign bit, NaN or Inf makes it larger than any probability
+        if (np.abs(total - 1) <= SUM_TOLERANCE).all() and (largest <= _ONE).all():
+            return
+        check_finite(x.max(axis=1, keepdims=True), rows.start)
+        for row in np.flatnonzero((largest > _ONE) | ~(np.abs(total - 1) <= SUM_TOLERANCE)):
+            least, most, mass = float(x[row].min()), float(x[row].max()), float(x[row].sum(dtype=np.float64))
+            if least < 0 or most > 1 + SUM_TOLERANCE:
+                what = f"a probability is {least if least < 0 else most:.4g}"
+            elif abs(mass - 1) > SUM_TOLERANCE:
+                what = f"its probabilities sum to {mass:.4g}, not 1"
+            else:
+                continue  # a negative zero
+            raise FrameError(rows.start + int(row), f"{what}; {_guess(x[row])}")
+
+    over_rows(work, *matrix.shape, threads)
+
+
+_ONE = np.float32(1 + SUM_TOLERANCE).view(np.uint32)
+
+
+def _guess(row: np.ndarray) -> str:
+    """What a row looks like, for the end of a message."""
+    row = row.astype(np.float64)
+    if row.min() >= 0 and abs(row.sum() - 1) <= SUM_TOLERANCE:
+        return "it looks like probabilities (--input prob)"
+    if row.max() <= 1e-3 and abs(np.exp(row).sum() - 1) <= SUM_TOLERANCE:
+        return "it looks like log-probabilities (--input log)"
+    if row.min() < 0 or row.max() > 1:
+        return "it looks like logits or likelihoods (--input logit)"
+    return "it is no posterior; if its scale is arbitrary, say --input logit"
+
+
+# -------------------------------------------------------------------------------------------------------- selection
+
+class _Sorted(NamedTuple):
+    """Entries that a rule chooses from, by frame: falling probability, ties by lower id; row t has counts[t]."""
+
+    ids: np.ndarray  # (T, W) int32
+    probs: np.ndarray  # (T, W) float32, 0 beyond counts
+    counts: np.ndarray  # (T,) int64
+
+
+def select(matrix: np.ndarray, settings: EssenceSettings, *, kind: str = "prob", utt: str = "",
+           threads: Optional[int] = None) -> Essence:
+    """The essence of a dense posterior at ``settings.temperature``: (T, C) float -> Essence of T frames.
+
+    ``kind``: prob, log or logit. ``utt`` seeds random-prune together with ``settings.seed``. For ``agree`` use
+    `select_agree`. Raises FrameError (NaN, not a posterior), ValueError (k above C, a rule without meaning).
+    """
+    settings.check()
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    matrix = as_float32(matrix)
+    columns = matrix.shape[1]
+    if len(matrix) == 0:
+        return _empty()
+    if settings.select == "agree":
+        raise ValueError("agree needs the teachers themselves (dump-post --fuse), not one posterior")
+    if settings.select == "random-prune":
+        return _random_prune(to_probabilities(matrix, kind, settings.temperature, threads=threads),
+                             settings, utt, threads)
+    check_posterior(matrix, kind, threads=threads)
+    t = settings.temperature
+    plain = t == 1 and kind != "logit"
+    if kind == "prob" and t != 1:
+        with np.errstate(divide="ignore"):
+            norm = log_normalisers(np.log(matrix), t, threads=threads)
+    else:
+        norm = None if plain else log_normalisers(matrix, t, threads=threads)
+
+    if settings.select == "min-post":
+        bound = np.float64(np.float32(settings.min_post))
+        if not (plain and kind == "prob"):  # the threshold in the scale of the matrix, and a little lower
+            bound = t * (np.log(bound) + (0 if norm is None else norm)) - 1e-4
+            bound = np.exp(bound) if kind == "prob" else bound
+        ids, values, counts = _at_least(matrix, np.broadcast_to(bound, len(matrix)).astype(np.float32), threads)
+    else:
+        k = settings.top_k if settings.select == "top-k" else min(settings.max_k, columns)
+        ids, values = top_k(matrix, k, threads=threads)
+        counts = np.full(len(ids), k, np.int64)
+    return _finish(_Sorted(ids, _as_probs(values, kind, t, norm), counts), settings)
+
+
+def select_sparse(offsets: np.ndarray, ids: np.ndarray, probs: np.ndarray, settings: EssenceSettings, *,
+                  utt: str = "", source_temperature: float = 1.0) -> Essence:
+    """The essence of a sparse posterior, such as a wide archive: entries offsets[t] to offsets[t + 1] of frame t.
+
+    A frame with fewer entries than a rule asks for keeps them all; one without any stays empty. A temperature other
+    than the source's is possible where no other class matters: top-k with mass renorm. Raises FrameError (entries
+    that are no probabilities, a pdf-id twice), ValueError.
+    """
+    settings.check()
+    offsets = np.asarray(offsets, np.int64)
+    if len(offsets) <= 1:
+        return _empty()
+    if settings.select == "agree":
+        raise ValueError("agree needs the teachers themselves (dump-post --fuse), not one posterior")
+    tempered = settings.temperature != source_temperature
+    if tempered and (settings.select != "top-k" or settings.mass != "renorm"):
+        raise ValueError(f"temperature {settings.temperature} from entries at {source_temperature} needs every class, "
+                         f"except with top-k and mass renorm")
+    probs = np.ascontiguousarray(probs, np.float32)
+    counts = np.diff(offsets)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    _check_entries(rows, np.asarray(ids), probs, len(counts))
+    if settings.select == "random-prune":
+        order = np.lexsort((ids, rows))
+        return _random_prune_entries(rows, np.asarray(ids)[order], probs[order], len(counts), settings, utt)
+    entries = _sort_entries(rows, np.asarray(ids), probs, len(counts))
+    essence = _finish(entries, settings)
+    if tempered:
+        powered = essence.probs.astype(np.float64) ** (source_temperature / settings.temperature)
+        return essence._replace(probs=_apply_mass(essence.offsets, powered, "renorm"))
+    return essence
+
+
+def select_agree(teachers: Sequence[np.ndarray], combined: np.ndarray, settings: EssenceSettings, *,
+                 threads: Optional[int] = None) -> Essence:
+    """``agree``: classes that at least ``settings.agree`` teachers hold in their own top-k, at the combined value.
+
+    ``teachers``: (T, C) each, on any order-preserving scale; ``combined``: (T, C) probabilities. A frame without
+    agreement keeps the combined posterior's largest class.
+    """
+    settings.check()
+    combined = as_float32(combined)
+    if settings.agree > len(teachers):
+        raise ValueError(f"agree is {settings.agree}, but there are {len(teachers)} teachers")
+    if len(combined) == 0:
+        return _empty()
+    frames, columns = combined.shape
+    held = [top_k(teacher, settings.top_k, threads=threads)[0] for teacher in teachers]
+    cells = np.concatenate([(ids + np.arange(frames, dtype=np.int64)[:, None] * columns).ravel() for ids in held])
+    best = np.argmax(combined, axis=1) + np.arange(frames, dtype=np.int64) * columns
+    cells, votes = np.unique(cells, return_counts=True)
+    cells = cells[votes >= settings.agree]
+    alone = np.bincount(cells // columns, minlength=frames) == 0
+    cells = np.sort(np.concatenate([cells, best[alone]]))
+    rows, ids = np.divmod(cells, columns)
+    return _finish(_sort_entries(rows, ids, combined.ravel()[cells], frames), settings)
+
+
+def entries_of(ids: np.ndarray, probs: np.ndarray, settings: EssenceSettings) -> Essence:
+    """Apply top-k, top-p or min-post, and the mass rule, to the largest entries of each frame.
+
+    ``ids``, ``probs`` (T, W), by falling probability; W must reach as far as the rule can (top_k, max_k).
+    """
+    return _finish(_Sorted(ids, probs, np.full(len(ids), ids.shape[1], np.int64)), settings)
+
+
+def _empty() -> Essence:
+    return Essence(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32))
+
+
+def _as_probs(values: np.ndarray, kind: str, temperature: float, norm: Optional[np.ndarray]) -> np.ndarray:
+    """Selected values (T, W) as probabilities."""
+    if kind == "prob" and temperature == 1:
+        return values
+    values = values.astype(np.float64)
+    if kind == "prob":
+        with np.errstate(divide="ignore"):
+            values = np.log(values)
+    return np.exp(values / temperature - (0 if norm is None else norm[:, None])).astype(np.float32)
+
+
+def _at_least(matrix: np.ndarray, bound: np.ndarray, threads: Optional[int]):
+    """Every value of row t that reaches bound[t], and the row's largest: ids and values (T, W), counts (T,)."""
+    frames, columns = matrix.shape
+    blocks = Blocks(columns, 20)
+    parts: dict = {}
+
+    def work(rows: slice) -> None:
+        x = matrix[rows]
+        maxima = blocks.maxima(x)
+        check_finite(maxima, rows.start)
+        least = np.minimum(bound[rows], maxima.max(axis=1))[:, None]
+        index, row = blocks.gather(maxima >= least)
+        found = x.ravel()[index]
+        hit = np.flatnonzero(found >= least[row, 0])
+        row = row[hit]
+        counts = np.bincount(row, minlength=len(x))
+        ids, values = rank(row, index[hit] - row * columns, found[hit], len(x), int(counts.max()))
+        parts[rows.start] = ids, values, counts
+
+    over_rows(work, frames, columns, threads)
+    width = max(part[0].shape[1] for part in parts.values())
+    ids, values = np.zeros((frames, width), np.int32), np.full((frames, width), -np.inf, np.float32)
+    counts = np.zeros(frames, np.int64)
+    for start, (some_ids, some_values, some_counts) in parts.items():
+        rows = slice(start, start + len(some_counts))
+        ids[rows, :some_ids.shape[1]], values[rows, :some_ids.shape[1]] = some_ids, some_values
+        counts[rows] = some_counts
+    return ids, values, counts
+
+
+def _check_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int) -> None:
+    """Raise FrameError where entries are not probabilities of different pdfs."""
+    good = (probs >= 0) & (probs <= np.float32(1 + SUM_TOLERANCE)) & (ids >= 0)
+    if not good.all():
+        at = int(np.argmin(good))
+        raise FrameError(int(rows[at]), f"pdf-id {int(ids[at])} has probability {float(probs[at]):.4g}")
+    mass = np.bincount(rows, weights=probs, minlength=frames)
+    if (mass > 1 + SUM_TOLERANCE).any():
+        frame = int(np.argmax(mass))
+        raise FrameError(frame, f"its probabilities sum to {mass[frame]:.4g}, more than 1")
+    cells = np.sort(rows << 32 | ids.astype(np.int64))
+    twice = np.flatnonzero(cells[1:] == cells[:-1])
+    if len(twice):
+        raise FrameError(int(cells[twice[0]] >> 32), f"pdf-id {int(cells[twice[0]] & 0xFFFFFFFF)} occurs twice")
+
+
+def _sort_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int) -> _Sorted:
+    """Entries (rows ascending) in the order of an essence, padded."""
+    counts = np.bincount(rows, minlength=frames)
+    width = max(1, int(counts.max(initial=0)))
+    ids, probs = rank(rows, ids, probs, frames, width)
+    beyond = np.arange(ids.shape[1]) >= counts[:, None]
+    return _Sorted(np.where(beyond, 0, ids), np.where(beyond, np.float32(0), probs), counts)
+
+
+def _finish(entries: _Sorted, settings: EssenceSettings) -> Essence:
+    """How many of its sorted entries each frame keeps, and the mass rule."""
+    ids, probs, counts = entries
+    if settings.select == "top-k":
+        counts = np.minimum(counts, settings.top_k)
+    elif settings.select == "top-p":
+        mass = np.cumsum(probs[:, :settings.max_k], axis=1, dtype=np.float64)
+        counts = np.minimum(counts, np.minimum((mass < settings.top_p).sum(axis=1) + 1, settings.max_k))
+    elif settings.select == "min-post":
+        inside = np.arange(probs.shape[1]) < counts[:, None]
+        enough = ((probs >= np.float32(settings.min_post)) & inside).sum(axis=1)
+        counts = np.minimum(counts, np.maximum(enough, 1))
+    width = int(counts.max(initial=0))
+    ids, probs = ids[:, :width], probs[:, :width]
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    if (counts == width).all():
+        ids, probs = ids.reshape(-1), probs.reshape(-1)
+    else:
+        chosen = np.arange(width) < counts[:, None]
+        ids, probs = ids[chosen], probs[chosen]
+    return Essence(offsets, np.ascontiguousarray(ids, np.int32), _apply_mass(offsets, probs, settings.mass),
+                   _mass(offsets, probs).astype(np.float32))
+
+
+def _mass(offsets: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """(T,) float64: the sum of each frame's entries."""
+    counts = np.diff(offsets)
+    if len(counts) and (counts == counts[0]).all():
+        return probs.reshape(len(counts), -1).sum(axis=1, dtype=np.float64)
+    return np.bincount(np.repeat(np.arange(len(counts)), counts), weights=probs, minlength=len(counts))
+
+
+def _apply_mass(offsets: np.ndarray, probs: np.ndarray, rule: str) -> np.ndarray:
+    """Entries (n,) after the mass rule, float32. ``residual`` stores what ``keep`` stores; the loss adds the bucket."""
+    if rule != "renorm":
+        return np.ascontiguousarray(probs, np.float32)
+    counts, mass = np.diff(offsets), _mass(offsets, probs)
+    empty = (mass <= 0) & (counts > 0)
+    if empty.any():
+        raise FrameError(int(np.argmax(empty)), "its entries have no mass, so they cannot be scaled to 1")
+    return (probs / np.repeat(mass, counts)).astype(np.float32)
+
+
+def _random_prune(probs: np.ndarray, settings: EssenceSettings, utt: str, threads: Optional[int]) -> Essence:
+    """random-prune over a dense posterior (T, C) float32, as `reference_select` defines it."""
+    frames, columns = probs.shape
+    threshold = np.float32(settings.min_post)
+    starts = frame_uniforms(frames, settings.seed, utt)
+    size = 64  # columns of a block; only blocks on which a mark falls are looked at again
+    num = -(-columns // size)
+    ones = np.ones(size)
+    parts: dict = {}
+
+    def work(rows: slice) -> None:
+        x = probs[rows]
+        large = x >= threshold
+        small = np.zeros((len(x), num * size))
+        np.multiply(x, ~large, out=small[:, :columns])
+        small /= np.float64(threshold)
+        ends = np.cumsum((small.reshape(-1, size) @ ones).reshape(len(x), num), axis=1)
+        ends += starts[rows, None]
+        begins = np.concatenate([starts[rows, None], ends[:, :-1]], axis=1)
+        row, block = np.nonzero(np.floor(ends) > np.floor(begins))
+        inner = np.cumsum(small.reshape(len(x), num, size)[row, block], axis=1) + begins[row, block, None]
+        before = np.concatenate([begins[row, block, None], inner[:, :-1]], axis=1)
+        hit, column = np.nonzero(np.floor(inner) > np.floor(before))
+        big_row, big_id = np.nonzero(large)
+        parts[rows.start] = (rows.start + np.concatenate([big_row, row[hit]]),
+                             np.concatenate([big_id, block[hit] * size + column]),
+                             np.concatenate([x[big_row, big_id], np.full(len(hit), threshold)]))
+
+    over_rows(work, frames, columns, threads)
+    parts_in_order = [parts[start] for start in sorted(parts)]
+    rows, ids, values = (np.concatenate([part[i] for part in parts_in_order]) for i in range(3))
+    alone = np.flatnonzero(np.bincount(rows, minlength=frames) == 0)
+    best = np.argmax(probs[alone], axis=1)
+    rows, ids, values = (np.concatenate(pair) for pair in
+                         ((rows, alone), (ids, best), (values, probs[alone, best])))
+    order = np.argsort(rows, kind="stable")
+    return _finish(_sort_entries(rows[order], ids[order], values[order], frames), settings)
+
+
+def _random_prune_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int,
+                          settings: EssenceSettings, utt: str) -> Essence:
+    """random-prune over sparse entries, ordered by frame and pdf-id."""
+    threshold = np.float32(settings.min_post)
+    large = probs >= threshold
+    steps = np.where(large, 0, probs.astype(np.float64) / np.float64(threshold))
+    counts = np.bincount(rows, minlength=frames)
+    width = int(counts.max(initial=0))
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    padded = np.zeros((frames, width + 1))
+    padded[:, 0] = frame_uniforms(frames, settings.seed, utt)
+    padded[rows, place + 1] = steps
+    marks = np.diff(np.floor(np.cumsum(padded, axis=1)), axis=1)[rows, place] > 0
+    kept = large | marks
+    alone = (np.bincount(rows, weights=kept, minlength=frames) == 0) & (counts > 0)
+    if alone.any():
+        entries = _sort_entries(rows, ids, probs, frames)
+        position = np.full((frames, 1), -1, np.int64)
+        position[alone, 0] = entries.ids[alone, 0]
+        kept |= ids == position[rows, 0]
+    values = np.where(marks, threshold, probs)
+    return _finish(_sort_entries(rows[kept], ids[kept], values[kept], frames), settings)

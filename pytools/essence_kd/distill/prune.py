@@ -1,0 +1,75 @@
+"""Pruning of whole archives: dense or sparse posteriors in, essence targets and their sidecar out."""
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Optional
+
+import numpy as np
+
+from essence_kd.distill.archives import (CARRIED, Progress, Tally, check_kind, describe, frame_error, num_utterances,
+                                         read_dense_or_sparse, sidecar_of, write_essence)
+from essence_kd.distill.essence import EssenceSettings, select, select_sparse
+from essence_kd.io.errors import UserError
+from essence_kd.io.posterior import PosteriorWriter
+from essence_kd.io.provenance import sidecar_path, write_sidecar
+
+
+def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: Optional[str] = None,
+          threads: Optional[int] = None, keep_temperature: bool = False) -> Tally:
+    """Prune every utterance of a table (``kind``: prob, log, logit, post; None: recognised, matrices are prob).
+
+    ``keep_temperature``: the result has the temperature of the source whatever the settings say. Writes the sidecar
+    of ``wspecifier`` when that is a file. Raises UserError; nothing is left then.
+    """
+    if settings.select == "agree":
+        raise UserError("--select agree needs the teachers themselves: essence dump-post --fuse --select agree")
+    source = sidecar_of(rspecifier)
+    temperature = float(source.get("temperature") or 1.0)
+    if keep_temperature:
+        settings = replace(settings, temperature=temperature)
+    beside = sidecar_path(rspecifier)
+    if settings.select == "top-k" and source.get("selection") == "top-k" and source.get("k", 0) < settings.top_k:
+        raise UserError(f"{beside}: the archive holds {source['k']} classes a frame, --top-k asks for {settings.top_k}")
+    renormed = source.get("mass") == "renorm" and source.get("mean_mass") is not None and source["mean_mass"] < 0.9999
+    if renormed and settings.mass != "renorm":
+        raise UserError(f"{beside}: the archive was scaled to mass 1 (it had {source['mean_mass']:.4f}); "
+                        f"--mass {settings.mass} needs one made with --mass keep")
+
+    tally, num_pdfs, most, least = Tally(), source.get("num_pdfs"), 0, None
+    progress = Progress("prune-post", num_utterances(rspecifier))
+    with PosteriorWriter(wspecifier, num_pdfs=num_pdfs) as writer:
+        for utt, value in read_dense_or_sparse(rspecifier):
+            sparse = not isinstance(value, np.ndarray)
+            check_kind(rspecifier, utt, sparse, kind)
+            try:
+                if sparse:
+                    essence = select_sparse(value.offsets, value.ids, value.probs, settings, utt=utt,
+                                            source_temperature=temperature)
+                    counts = value.counts()
+                    most = max(most, int(counts.max(initial=0)))
+                    least = min(counts.min(), most if least is None else least) if len(counts) else least
+                else:
+                    if value.size and value.shape[1] != (num_pdfs or value.shape[1]):
+                        raise ValueError(f"{value.shape[1]} columns, but there are {num_pdfs} pdfs")
+                    num_pdfs = num_pdfs or value.shape[1] or None
+                    relative = replace(settings, temperature=settings.temperature / temperature)
+                    essence = select(value, relative, kind=kind or "prob", utt=utt, threads=threads)
+            except ValueError as error:
+                raise frame_error(rspecifier, utt, error) from None
+            write_essence(writer, utt, essence)
+            tally.add(len(essence.kept), len(essence.ids), essence.kept)
+            progress.show(tally)
+        if not tally.num_utts:
+            raise UserError(f"{rspecifier}: holds no utterance")
+        if settings.select == "top-k" and most and most == least and most < min(settings.top_k, num_pdfs or 1 << 31):
+            raise UserError(f"{rspecifier}: holds {most} classes a frame, --top-k asks for {settings.top_k}")
+    target = sidecar_path(wspecifier[len("compact:"):] if writer.compact else wspecifier)
+    if target is not None:
+        fields = {name: source[name] for name in CARRIED if name in source}
+        fields.update(describe(settings), **tally.fields(), kind="essence", source=rspecifier,
+                      form="compact" if writer.compact else "kaldi")
+        fields["num_pdfs"] = num_pdfs
+        if renormed:
+            fields["mean_mass"] = None  # what the source lost is not known frame by frame
+        write_sidecar(target, fields)
+    return tally
