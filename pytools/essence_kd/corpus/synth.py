@@ -26,21 +26,22 @@ from essence_kd.io.wave import write_wav
 
 @dataclass(frozen=True)
 class Size:
-    """Words of each set (a word takes about a third of a second), topics, and extra sentences of LM text."""
+    """Words and speakers of each set (a word takes 0.28 s), words of a call, topics, extra sentences of LM text."""
 
     words: dict[str, int]
+    speakers: dict[str, int]
+    call: int
     topics: int
     lm_sentences: int
-    speakers: dict[str, int]
 
 
 SIZES = {
-    "tiny": Size({"train": 1250, "dev": 350, "eval_swbd": 350, "eval_che": 350}, 3, 1000,
-                 {"train": 24, "dev": 6, "eval_swbd": 6, "eval_che": 6}),
-    "default": Size({"train": 10600, "dev": 1100, "eval_swbd": 2000, "eval_che": 2000}, 10, 4000,
-                    {"train": 48, "dev": 8, "eval_swbd": 16, "eval_che": 16}),
-    "full": Size({"train": 85000, "dev": 5000, "eval_swbd": 10500, "eval_che": 10500}, 12, 20000,
-                 {"train": 240, "dev": 16, "eval_swbd": 40, "eval_che": 40}),
+    "tiny": Size({"train": 1500, "dev": 420, "eval_swbd": 420, "eval_che": 420},
+                 {"train": 20, "dev": 6, "eval_swbd": 6, "eval_che": 6}, call=130, topics=3, lm_sentences=1000),
+    "default": Size({"train": 12800, "dev": 1300, "eval_swbd": 2200, "eval_che": 2400},
+                    {"train": 52, "dev": 8, "eval_swbd": 16, "eval_che": 16}, call=200, topics=10, lm_sentences=4000),
+    "full": Size({"train": 103000, "dev": 5000, "eval_swbd": 10500, "eval_che": 10500},
+                 {"train": 240, "dev": 16, "eval_swbd": 40, "eval_che": 40}, call=300, topics=12, lm_sentences=20000),
 }
 
 
@@ -83,7 +84,6 @@ POPULATIONS = {
 }
 LEXICON_ACCENTS = ("en-us", "en-us", "en-us-nyc", "en-gb-x-rp")  # weights of pronunciations by repetition
 SETS = tuple(POPULATIONS)
-WORDS_A_CALL = 200
 CALLS_A_SHARD = 2  # calls spoken by one process, in order
 
 
@@ -162,7 +162,7 @@ def plan_calls(seed: int, size: Size) -> tuple[list[Call], list[str]]:
         first += len(speakers)
         written, turn_of, mine = 0, 0, set()
         while written < size.words[corpus_set]:
-            budget = min(WORDS_A_CALL, max(60, size.words[corpus_set] - written))
+            budget = min(size.call, max(60, size.words[corpus_set] - written))
             pair = (speakers[turn_of % len(speakers)], speakers[(turn_of + 1) % len(speakers)])
             turn_of += 2
             accept = None if corpus_set == "train" else (lambda s: s not in seen and vocabulary.issuperset(s.split()))
@@ -355,17 +355,22 @@ def _work(kind: str, *args):
     return _pronounce(*args) if kind == "lexicon" else speak_calls(*args)
 
 
-def write_set(path: Path, utterances: list[Utterance], wav_dir: Path, genders: dict[str, str]) -> dict[str, float]:
-    """Writes one data directory with segments, stm, reco2file_and_channel and spk2gender; returns its counts."""
+def write_set(path: Path, utterances: list[Utterance], wav_dir: Path, genders: dict[str, str] | None = None) -> dict[str, float]:
+    """Writes one data directory with segments, stm, reco2file_and_channel and, where known, spk2gender; returns its counts.
+
+    A recording is named FILE-CHANNEL, with a channel of one letter.
+    """
     recordings = sorted({u.recording for u in utterances})
     speakers = {u.speaker for u in utterances}
+    extra = {"reco2file_and_channel": {reco: f"{reco[:-2]} {reco[-1]}" for reco in recordings}}
+    if genders is not None:
+        extra["spk2gender"] = {speaker: genders[speaker] for speaker in speakers}
     data = DataDir(
         path, {reco: str(wav_dir / f"{reco}.wav") for reco in recordings}, {u.name: u.words for u in utterances},
-        {u.name: u.speaker for u in utterances}, {u.name: (u.recording, u.start, u.end) for u in utterances},
-        {"spk2gender": {spk: genders[spk] for spk in speakers},
-         "reco2file_and_channel": {reco: f"{reco[:-2]} {reco[-1]}" for reco in recordings}})
+        {u.name: u.speaker for u in utterances}, {u.name: (u.recording, u.start, u.end) for u in utterances}, extra)
+    label = {speaker: f"<O,{genders[speaker].upper()}>" if genders else "<O>" for speaker in speakers}
     ordered = sorted(utterances, key=lambda u: (u.recording, u.start))
-    data.write(path, [f"{u.recording[:-2]} {u.recording[-1]} {u.speaker} {u.start:.2f} {u.end:.2f} "
-                      f"<O,{genders[u.speaker].upper()}> {u.words}" for u in ordered])
+    data.write(path, [f"{u.recording[:-2]} {u.recording[-1]} {u.speaker} {u.start:.2f} {u.end:.2f} {label[u.speaker]} {u.words}"
+                      for u in ordered])
     return {"words": sum(len(u.words.split()) for u in utterances), "utterances": len(utterances), "speakers": len(speakers),
             "seconds": round(sum(u.end - u.start for u in utterances), 2)}

@@ -46,7 +46,7 @@ class DataDir:
         out: dict[str, list[str]] = {}
         for utt, spk in self.utt2spk.items():
             out.setdefault(spk, []).append(utt)
-        return dict(sorted(out.items(), key=lambda item: _order(item[0])))
+        return {spk: sorted(out[spk], key=_order) for spk in sorted(out, key=_order)}
 
     def utterances(self) -> dict[str, tuple[str, float, float]]:
         """utterance -> (recording, start, end); end -1 means the end of the recording."""

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Stage 0 of the corpus mini: synthetic telephone conversations.
+help_message="Usage: recipes/mini/prepare_data.sh [options] DATA
+ e.g.: recipes/mini/prepare_data.sh --size default --nj 2 data/mini
+ leaves DATA/{train,dev,eval_swbd,eval_che}, DATA/dict, DATA/lm_text, DATA/speakers.json and DATA/wav
+  --size tiny|default|full   (default: default)
+  --seed N                   another seed, another corpus (default: 1)
+  --nj N                     processes (default: 2)"
+size=default
+seed=1
+nj=2
+echo "$0 $*"
+. ./path.sh
+. local/parse_options.sh || exit 1
+set -euo pipefail
+[ $# -eq 1 ] || { echo "$help_message" >&2; exit 2; }
+data=$1
+
+mkdir -p "$data"
+essence synth --size "$size" --seed "$seed" --nj "$nj" "$data"
+for set in train dev eval_swbd eval_che; do
+  essence validate-data --lexicon "$data/dict/lexicon.txt" "$data/$set"
+done
+echo "$0: the corpus is in $data"
