@@ -1,0 +1,37 @@
+"""Turns an ARPA language model into the grammar G.fst of a lang directory.
+
+e.g.: essence make-grammar data/mini/lm/lm.arpa.gz data/mini/lang
+"""
+from __future__ import annotations
+
+HELP = "turn an ARPA language model into LANG/G.fst"
+
+
+def add_arguments(parser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("arpa", metavar="ARPA", help="any ARPA file, gzip or not")
+    parser.add_argument("lang_dir", metavar="LANG", help="lang directory; G.fst is written there")
+
+
+def run(args) -> int:
+    """Write G.fst; say which words had to be left out."""
+    import sys
+    from pathlib import Path
+
+    from essence_kd.hmm.fst import write_fst
+    from essence_kd.hmm.lang import read_symbols
+    from essence_kd.hmm.lm import make_grammar, read_arpa
+    from essence_kd.io.errors import UserError
+
+    lang = Path(args.lang_dir)
+    words = read_symbols(lang / "words.txt")
+    try:
+        grammar, missing = make_grammar(read_arpa(args.arpa), words)
+    except UserError as error:
+        raise UserError(f"{args.arpa} and {lang}: {error}") if str(error)[0] != "/" and args.arpa not in str(error) else error
+    if missing:
+        print(f"{args.arpa}: {len(missing)} words are not in {lang / 'words.txt'}; their n-grams are left out (first: "
+              f"{', '.join(missing[:5])})", file=sys.stderr)
+    write_fst(lang / "G.fst", grammar)
+    print(f"{lang / 'G.fst'}: {grammar.num_states} states, {grammar.num_arcs} arcs")
+    return 0

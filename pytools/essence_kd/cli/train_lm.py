@@ -1,0 +1,51 @@
+"""Estimates an n-gram model (interpolated modified Kneser-Ney) from text and writes it as an ARPA file.
+
+e.g.: essence train-lm --order 3 --words data/mini/lang/words.txt --test data/mini/dev/text data/mini/lm_text data/mini/lm/lm.arpa.gz
+
+The text is a Kaldi text file or has a sentence a line; prints the perplexity of the training text and of each --test.
+"""
+from __future__ import annotations
+
+HELP = "estimate an n-gram model from text (ARPA out)"
+
+
+def add_arguments(parser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("text", metavar="TEXT", help="sentences; utterance-ids are recognised")
+    parser.add_argument("arpa", metavar="ARPA", help="model to write (.gz: compressed)")
+    parser.add_argument("--order", type=int, default=3, metavar="N", help="longest n-gram (default: 3)")
+    parser.add_argument("--words", metavar="WORDS-TXT", help="vocabulary: a lang's words.txt (default: the text's words)")
+    parser.add_argument("--map-oov", metavar="WORD", help="write this word for words that --words lacks (default: refuse)")
+    parser.add_argument("--ids", choices=("auto", "true", "false"), default="auto", help="do lines begin with ids?")
+    parser.add_argument("--test", metavar="TEXT", action="append", default=[], help="print the perplexity of this text")
+
+
+def run(args) -> int:
+    """Estimate, write, and print perplexities."""
+    from essence_kd.hmm import lm
+    from essence_kd.io.errors import UserError
+
+    if args.order < 1:
+        raise UserError(f"--order {args.order}: must be at least 1")
+    words = lm.vocabulary(args.words) if args.words else None
+    known = {word: i for i, word in enumerate(words)} if words else None
+    text = lm.read_text(args.text, args.ids, known)
+    if known is not None:
+        known = set(known)
+        if args.map_oov:
+            known.add(args.map_oov)
+            text = [(utt, [w if w in known else args.map_oov for w in row]) for utt, row in text]
+        for utt, row in text:
+            for word in row:
+                if word not in known:
+                    raise UserError(f"{args.text}: {utt}: the word '{word}' is not in {args.words}; add it to the "
+                                    "lexicon, or pass --map-oov WORD")
+    model = lm.estimate([row for _, row in text], args.order, words)
+    lm.write_arpa(args.arpa, model)
+    print(f"{args.arpa}: {len(text)} sentences, {len(model.words) - 2} words, n-grams "
+          + " ".join(str(len(table.key)) for table in model.orders))
+    for name in [args.text, *args.test]:
+        rows = [row for _, row in (text if name == args.text else lm.read_text(name, args.ids, {w: 0 for w in model.words}))]
+        value, tokens, unknown = lm.perplexity(model, rows)
+        print(f"{name}: perplexity {value:.2f} over {tokens} words and sentence ends, {unknown} unknown words left out")
+    return 0
