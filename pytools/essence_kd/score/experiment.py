@@ -45,6 +45,7 @@ class Experiment:
     num_pdfs: int | None = None
     decoder: str | None = None
     essence: dict[str, Any] = field(default_factory=dict)
+    post_stats: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
@@ -202,6 +203,8 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
     if len(decoders) > 1:
         exp.notices.append(f"{exp_dir}: systems were decoded with different decoders ({', '.join(decoders)})")
     exp.essence = _load_essence(exp_dir, essence_dir, exp.notices)
+    if (exp_dir / "posteriors" / "post_stats.json").exists():
+        exp.post_stats = read_json(exp_dir / "posteriors" / "post_stats.json")
     if (exp_dir / "stages.jsonl").exists():
         exp.stages = _load_stages(exp_dir / "stages.jsonl")
     return exp

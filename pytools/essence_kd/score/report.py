@@ -6,7 +6,6 @@ import math
 import os
 import platform
 import subprocess
-import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +15,9 @@ from essence_kd import __version__
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write
 from essence_kd.score import wer
+from essence_kd.score.alignment import load_alignment
 from essence_kd.score.experiment import load_experiment, say
+from essence_kd.score.page import render
 from essence_kd.score.results import Analysis, results_dict, results_text
 
 VERSIONS_OF = ("numpy", "torch", "lhotse", "kaldi-io", "kaldi-native-io", "kaldi-native-fbank", "kaldi-hmm-gmm",
@@ -87,6 +88,9 @@ def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "d
     text = results_text(analysis, header, comparisons)
     _write(exp_dir / "RESULTS", text)
     _write(report_dir / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    aligned = load_alignment(exp_dir / "ali", data_dir) if data_dir is not None else None
+    _write(report_dir / "report.html", render(analysis, comparisons, results, origin, aligned))
     say(exp.notices)
-    sys.stdout.write(text)
+    print(f"essence report: {len(exp.systems)} systems on {', '.join(exp.sets)}: {exp_dir / 'RESULTS'}, "
+          f"{report_dir / 'results.json'}, {report_dir / 'report.html'}")
     return results

@@ -1,0 +1,138 @@
+"""One utterance of the training alignment, ready to be drawn: log-mel picture, phones and words over time."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from essence_kd.io.errors import UserError
+from essence_kd.score.wer import read_table
+
+FRAME_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Span:
+    """A phone or word from frame ``start`` to before frame ``end``."""
+
+    label: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class AlignedUtterance:
+    """``features``: (T, bins) log-mel energies of an utterance, one row every 10 ms."""
+
+    utt: str
+    text: str
+    features: np.ndarray
+    phones: tuple[Span, ...]
+    words: tuple[Span, ...]
+
+
+def read_tree(path: Path) -> dict[int, tuple[str, int]]:
+    """tree.txt: pdf-id -> (phone, state); a pdf that several phones share keeps the first."""
+    tree: dict[int, tuple[str, int]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split()
+        try:
+            pdf, phone, state = int(fields[0]), fields[1], int(fields[2])
+        except (IndexError, ValueError):
+            raise UserError(f"{path}: line {number}: expected 'PDF-ID PHONE STATE'") from None
+        tree.setdefault(pdf, (phone, state))
+    return tree
+
+
+def phone_spans(pdfs: np.ndarray, tree: dict[int, tuple[str, int]]) -> list[Span]:
+    """Runs of a phone; a step back to an earlier state begins the phone anew.
+
+    Args:
+      pdfs: (T,) pdf-id of each frame.
+    """
+    spans: list[Span] = []
+    previous = None
+    for t, pdf in enumerate(pdfs.tolist()):
+        if pdf not in tree:
+            raise UserError(f"pdf-id {pdf} of the alignment is not in tree.txt; both come from stage 4")
+        phone, state = tree[pdf]
+        if previous is None or phone != previous[0] or state < previous[1]:
+            spans.append(Span(phone, t, t + 1))
+        else:
+            spans[-1] = Span(phone, spans[-1].start, t + 1)
+        previous = (phone, state)
+    return spans
+
+
+def base_phone(phone: str) -> str:
+    """A phone without its position in the word (``AH_B`` -> ``AH``)."""
+    head, _, tail = phone.rpartition("_")
+    return head if head and tail in ("B", "E", "I", "S") else phone
+
+
+def word_spans(phones: list[Span], words: list[str]) -> list[Span]:
+    """Words from position-dependent phones: _B begins one, _E ends it, _S is one; empty when they do not fit."""
+    bounds: list[tuple[int, int]] = []
+    start = None
+    for span in phones:
+        position = span.label.rpartition("_")[2]
+        if position == "S":
+            bounds.append((span.start, span.end))
+        elif position == "B":
+            start = span.start
+        elif position == "E" and start is not None:
+            bounds.append((start, span.end))
+            start = None
+    if len(bounds) != len(words):
+        return []
+    return [Span(word, begin, end) for word, (begin, end) in zip(words, bounds)]
+
+
+def _pick(frames: dict[str, int], texts: dict[str, str]) -> str | None:
+    """An utterance that reads well: unperturbed, 1.5 to 3 s, 4 to 8 words; else the nearest to that."""
+
+    def distance(utt: str):
+        seconds, words = frames[utt] * FRAME_SECONDS, len(texts[utt].split())
+        return (utt.startswith("sp"), max(0.0, 1.5 - seconds, seconds - 3.0), max(0, 4 - words, words - 8), utt)
+
+    known = [utt for utt in frames if utt in texts]
+    return min(known, key=distance) if known else None
+
+
+def load_alignment(ali_dir: Path, data_dir: Path) -> AlignedUtterance | None:
+    """Read one utterance of ``exp/CORPUS/ali`` with its features; None where a part of it is absent.
+
+    Args:
+      data_dir: data/CORPUS; its ``*_sp_hires`` or ``train_hires`` directory holds feats.scp and text.
+    """
+    from essence_kd.io.tables import IntVectorTable, MatrixTable
+
+    if not (ali_dir / "ali.scp").exists() or not (ali_dir / "tree.txt").exists():
+        return None
+    folders = [p.parent for p in sorted(data_dir.glob("*_hires/feats.scp")) if (p.parent / "text").exists()]
+    alignments = IntVectorTable(str(ali_dir / "ali.scp"))
+    folder = next((f for f in folders if any(u in alignments for u in read_table(f / "text"))), None)
+    if folder is None:
+        return None
+    texts = read_table(folder / "text")
+    features = MatrixTable(str(folder / "feats.scp"))
+    frames = {}
+    counts = read_table(folder / "utt2num_frames", "utt2num_frames") if (folder / "utt2num_frames").exists() else {}
+    candidates = [u for u in texts if u in alignments and u in features]
+    for utt in candidates if counts else candidates[:200]:
+        frames[utt] = int(counts[utt]) if utt in counts else len(alignments[utt])
+    utt = _pick(frames, texts)
+    if utt is None:
+        return None
+    phones = phone_spans(np.asarray(alignments[utt]), read_tree(ali_dir / "tree.txt"))
+    words = word_spans(phones, texts[utt].split())
+    plain = tuple(Span(base_phone(p.label), p.start, p.end) for p in phones)
+    return AlignedUtterance(utt, texts[utt], np.asarray(features[utt]), plain, tuple(words))
+
+
+def mel_image(features: np.ndarray) -> np.ndarray:
+    """Log-mel energies (T, bins) as a uint8 picture (bins, T), low bins at the bottom, loud dark."""
+    low, high = np.percentile(features, [5, 99.5])
+    scaled = np.clip((features - low) / max(high - low, 1e-6), 0.0, 1.0)
+    return (255 - 235 * scaled ** 1.2).astype(np.uint8).T[::-1]

@@ -1,0 +1,465 @@
+"""report.html: one file without script or outside resource, for screens of every width, light and dark, and paper."""
+from __future__ import annotations
+
+import math
+from typing import Any, Sequence
+
+import numpy as np
+
+from essence_kd.score import wer
+from essence_kd.score.alignment import FRAME_SECONDS, AlignedUtterance, mel_image
+from essence_kd.score.charts import Interval, Series, bar_rows, esc, interval_chart, line_chart, number, png_gray
+from essence_kd.score.experiment import Experiment, System
+from essence_kd.score.results import TOTAL, Analysis, p_text, set_name
+from essence_kd.score.style import STYLE
+
+NAMES = {"gmm": "GMM", "ensemble": "Ensemble", "baseline": "Baseline", "student_full": "Student, all soft labels",
+         "student_essence": "Student, essence"}
+
+
+def system_name(name: str) -> str:
+    """What a reader calls a system."""
+    if name in NAMES:
+        return NAMES[name]
+    return name.replace("teacher_", "Teacher ").replace("_", " ")
+
+
+def css_class(name: str) -> str:
+    """The CSS class that colours a system: one for each of the paper's, one for all teachers, one for the rest."""
+    if name in NAMES:
+        return "c-" + name.replace("_", "-")
+    return "c-teacher" if name.startswith("teacher_") else "c-other"
+
+
+def wer_text(value: float) -> str:
+    return f"{value:.1f}" if math.isfinite(value) else "\u221e"
+
+
+def points(value: float) -> str:
+    """A difference with its sign, a real minus."""
+    return f"{value:+.1f}".replace("-", "\u2212")
+
+
+def size_text(count: float | None) -> str:
+    """Parameters or bytes with a decimal prefix: 304 k, 3.7 M."""
+    if count is None:
+        return "\u2013"
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= limit:
+            value = count / limit
+            return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+    return f"{count:.0f}"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds, or minutes and seconds, or hours and minutes."""
+    seconds = int(round(seconds))
+    if seconds < 100:
+        return f"{seconds} s"
+    if seconds < 6000:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+# ---- headline
+
+def _main_column(analysis: Analysis) -> str:
+    """What the headline is about: both halves together, or the only set there is."""
+    return TOTAL if TOTAL in analysis.columns else analysis.columns[0]
+
+
+def _find(comparisons: Sequence[dict[str, Any]], a: str, b: str, column: str) -> dict[str, Any] | None:
+    return next((c for c in comparisons if (c["a"], c["b"], c["set"]) == (a, b, column)), None)
+
+
+def verdict(comparison: dict[str, Any]) -> int:
+    """-1: a is better, +1: a is worse, 0: the 95 % interval holds zero."""
+    return -1 if comparison["high"] < 0 else 1 if comparison["low"] > 0 else 0
+
+
+def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
+    """The finding in one sentence, and the sentences below it; a gain that may be chance is called so."""
+    column = _main_column(analysis)
+    where = "both test halves" if column == TOTAL else f"the set {set_name(column)}"
+    found = _find(comparisons, "student_essence", "baseline", column)
+    if found is None:
+        return "Word error rates", [f"{len(analysis.exp.systems)} systems on {', '.join(map(set_name, analysis.exp.sets))}."]
+    student, baseline = (analysis.counts(n, column).wer for n in ("student_essence", "baseline"))
+    relative = 100.0 * abs(found["diff"]) / baseline if baseline else 0.0
+    title = {-1: f"The essence student makes {relative:.0f} % fewer word errors than the baseline",
+             1: f"The essence student makes {relative:.0f} % more word errors than the baseline",
+             0: "The essence student and the baseline cannot be told apart"}[verdict(found)]
+    lines = [f"Over {where} the word error rate goes from {wer_text(baseline)} % to {wer_text(student)} %: "
+             f"{points(found['diff'])} points, 95 % interval {points(found['low'])} to {points(found['high'])}."]
+    teacher = _find(comparisons, "student_essence", "ensemble", column)
+    if teacher:
+        rate = wer_text(analysis.counts("ensemble", column).wer)
+        lines.append({-1: f"It is better than the ensemble that taught it ({rate} %).",
+                      1: f"The ensemble that taught it remains better ({rate} %).",
+                      0: f"It cannot be told from the ensemble that taught it ({rate} %)."}[verdict(teacher)])
+    full = _find(comparisons, "student_essence", "student_full", column)
+    if full:
+        rate = wer_text(analysis.counts("student_full", column).wer)
+        lines.append({-1: f"Pruning helped: with every soft label the same student gets {rate} %.",
+                      1: f"Pruning cost accuracy: with every soft label the same student gets {rate} %.",
+                      0: f"Pruning neither helped nor hurt measurably: with every soft label the same student gets "
+                         f"{rate} %."}[verdict(full)])
+    return title, lines
+
+
+def _figures(analysis: Analysis) -> str:
+    column = _main_column(analysis)
+    out = []
+    for name in ("baseline", "student_essence", "student_full", "ensemble"):
+        counts = analysis.counts(name, column) if name in analysis.exp.systems else None
+        if counts is None:
+            continue
+        low, high = analysis.interval(name, column)
+        out.append(f'<div class="figure {css_class(name)}"><div class="label">{esc(system_name(name))}</div>'
+                   f'<div class="big">{wer_text(counts.wer)}<span>%</span></div>'
+                   f'<div class="muted">{wer_text(low)} to {wer_text(high)}</div></div>')
+    return f'<div class="figures">{"".join(out)}</div>' if out else ""
+
+
+# ---- sections
+
+def _section(title: str, body: str, lead: str = "", ident: str = "") -> str:
+    lead = f'<p class="lead">{lead}</p>' if lead else ""
+    mark = f' id="{ident}"' if ident else ""
+    return f"<section{mark}><h2>{esc(title)}</h2>{lead}{body}</section>" if body else ""
+
+
+def _table(analysis: Analysis) -> str:
+    exp = analysis.exp
+    columns = [c for c in analysis.columns if c in exp.test_sets or c == TOTAL] or analysis.columns
+    best = {}
+    for column in columns:
+        rated = [c.wer for n in exp.systems for c in [analysis.counts(n, column)] if c is not None]
+        best[column] = min(rated) if rated else None
+    head = "".join(f'<th class="num{" total" if c == TOTAL else ""}">{esc(set_name(c))}</th>' for c in columns)
+    rows = []
+    group = None
+    for system in exp.systems.values():
+        kind = "teacher" if system.name.startswith("teacher_") else "student" if "student" in system.name else system.name
+        rule = ' class="rule"' if group is not None and kind != group and not {kind, group} == {"baseline", "student"} \
+            else ""
+        group = kind
+        cells = []
+        for column in columns:
+            counts = analysis.counts(system.name, column)
+            if counts is None:
+                cells.append('<td class="num">\u2013</td>')
+                continue
+            low, high = analysis.interval(system.name, column)
+            mark = " best" if counts.wer == best[column] else ""
+            total = " total" if column == TOTAL else ""
+            cells.append(f'<td class="num{mark}{total}">{wer_text(counts.wer)}'
+                         f'<small>{wer_text(low)}\u2013{wer_text(high)}</small></td>')
+        size = f'<small>{size_text(system.params)} parameters</small>' if system.params is not None else ""
+        rows.append(f'<tr{rule}><th scope="row"><i class="swatch {css_class(system.name)}"></i>'
+                    f'{esc(system_name(system.name))}{size}</th>{"".join(cells)}</tr>')
+    words = ", ".join(f"{set_name(s)} {next(x.scores[s].total for x in exp.systems.values() if s in x.scores).words:,} "
+                      f"words" for s in exp.sets if s in columns)
+    return (f'<table class="wer"><thead><tr><th>System</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+            f'<p class="muted fine">Word error rate in percent; below it the 95 % bootstrap interval. Lowest in bold. '
+            f'{esc(words)}.</p>')
+
+
+def _differences(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> str:
+    if not comparisons:
+        return ""
+    blocks = []
+    pairs = list(dict.fromkeys((c["a"], c["b"]) for c in comparisons))
+    for a, b in pairs:
+        own = [c for c in comparisons if (c["a"], c["b"]) == (a, b)]
+        rows = []
+        for c in own:
+            css = {-1: "good", 1: "bad", 0: "open"}[verdict(c)]
+            p = f'p {p_text(c["p_bootstrap"])}, matched pairs {p_text(c["p_matched"])}'
+            rows.append(Interval(set_name(c["set"]), c["diff"], c["low"], c["high"],
+                                 f'{points(c["diff"])}', css, p))
+        blocks.append((f"{system_name(a)} against {system_name(b)}", rows))
+    every = [r for _, rows in blocks for r in rows]
+    low, high = min(r.low for r in every), max(r.high for r in every)
+    out = []
+    for title, rows in blocks:
+        out.append(f'<div class="block"><h3>{esc(title)}</h3>'
+                   f'{interval_chart(rows, zero=True, unit="points", title=title, span=(low, high))}</div>')
+    units = "; ".join(f"{set_name(s)}: {analysis.unit[s]}" for s in analysis.exp.sets if s in analysis.exp.test_sets)
+    fine = (f'<p class="muted fine">Differences of word error rates in points with 95 % intervals of the paired '
+            f'bootstrap ({analysis.draws:,} draws of {esc(units)}); left of the line the first system is better. '
+            f'Matched pairs: NIST\u2019s sentence-segment test.</p>')
+    return f'<div class="columns">{"".join(out)}</div>{fine}'
+
+
+def _essence(exp: Experiment) -> str:
+    essence, stats = exp.essence, exp.post_stats
+    parts = []
+    curve = stats.get("f_k") or []
+    k = essence.get("k")
+    if curve:
+        ks = list(range(1, len(curve) + 1))
+        marks = []
+        if isinstance(k, int) and 1 <= k <= len(curve):
+            marks = [(k, curve[k - 1], f"k = {k}: {100 * curve[k - 1]:.1f} %", "c-student-essence")]
+        shown = [t for t in (1, 2, 5, 10, 20, 40, 100, 200, 500, 1000, 2000, 5000) if t <= len(curve)]
+        parts.append(line_chart([Series("f_k", ks, curve, "c-student-essence")], log_x=True, x_ticks=shown,
+                                y_range=(min(0.5, 0.98 * min(curve)), 1.0), points=marks,
+                                x_label="k, classes kept a frame", y_label="f_k, mean mass of the k largest posteriors",
+                                title="Mean mass of the k largest posteriors against k"))
+    facts = []
+    if essence:
+        for label, value in (("Selection", essence.get("selection")), ("k", k), ("Mass rule", essence.get("mass")),
+                             ("Temperature", essence.get("temperature")), ("Combination", essence.get("combine")),
+                             ("Classes", essence.get("num_pdfs")), ("Frames", essence.get("num_frames")),
+                             ("Retained mass", essence.get("mean_mass")),
+                             ("Bytes a frame", essence.get("bytes_per_frame"))):
+            if value is not None:
+                if label == "Retained mass":
+                    value = f"{100 * value:.2f} %"
+                elif isinstance(value, int):
+                    value = f"{value:,}"
+                elif isinstance(value, float):
+                    value = number(value)
+                facts.append(f"<div><dt>{esc(label)}</dt><dd>{esc(value)}</dd></div>")
+    if facts:
+        parts.append(f'<dl class="facts">{"".join(facts)}</dl>')
+    return f'<div class="columns">{"".join(parts)}</div>' if parts else ""
+
+
+def _training(exp: Experiment) -> str:
+    models = [s for s in exp.systems.values() if s.progress]
+    if not models:
+        return ""
+
+    def values(system: System, key: str) -> list[float]:
+        return [float(row[key]) if isinstance(row.get(key), (int, float)) else math.nan for row in system.progress]
+
+    every = [v for s in models for key in ("hard_loss", "soft_loss", "dev_loss") for v in values(s, key)
+             if math.isfinite(v)]
+    if not every:
+        return ""
+    low, high = min(every), float(np.percentile(every, 99))
+    room = 0.06 * (high - low) or 0.5
+    out = []
+    for system in models:
+        epochs = [float(row.get("epoch", i + 1)) for i, row in enumerate(system.progress)]
+        series = []
+        for key, name, css in (("hard_loss", "training, hard labels", "c-hard"), ("soft_loss", "training, soft labels", "c-soft"),
+                               ("dev_loss", "dev, hard labels", "c-dev")):
+            numbers = [min(v, high) if math.isfinite(v) else v for v in values(system, key)]
+            if any(math.isfinite(v) for v in numbers):
+                series.append(Series(name, epochs, numbers, css))
+        if not series:
+            continue
+        last = [row["dev_frame_acc"] for row in system.progress if isinstance(row.get("dev_frame_acc"), (int, float))]
+        note = f"{len(epochs)} epochs" + (f", dev frame accuracy {100 * last[-1]:.1f} %" if last else "")
+        out.append(f'<div class="block"><h3><i class="swatch {css_class(system.name)}"></i>{esc(system_name(system.name))}'
+                   f'<small>{esc(note)}</small></h3>'
+                   + line_chart(series, x_label="epoch", y_label="cross-entropy a frame", height=150,
+                                x_range=(min(epochs), max(epochs)) if len(epochs) > 1 else (0.0, 2.0),
+                                y_range=(low - room, high + room), title=f"Training of {system_name(system.name)}")
+                   + "</div>")
+    return f'<div class="columns three">{"".join(out)}</div>'
+
+
+def _picture(aligned: AlignedUtterance | None) -> str:
+    if aligned is None:
+        return ""
+    frames = len(aligned.features)
+    total = max([frames] + [p.end for p in aligned.phones])
+
+    def lane(spans, css: str) -> str:
+        return f'<div class="lane {css}">' + "".join(
+            f'<span style="left:{100 * s.start / total:.3f}%;width:{100 * (s.end - s.start) / total:.3f}%" '
+            f'title="{esc(s.label)} {s.start * FRAME_SECONDS:.2f}\u2013{s.end * FRAME_SECONDS:.2f} s"><b>{esc(s.label)}</b>'
+            f"</span>" for s in spans) + "</div>"
+
+    seconds = "".join(f'<span style="left:{100 * t / FRAME_SECONDS / total:.3f}%">{number(t)} s</span>'
+                      for t in np.arange(0, total * FRAME_SECONDS, 0.5))
+    return (f'<div class="alignment">{lane(aligned.words, "words") if aligned.words else ""}'
+            f'<img alt="Log-mel energies of {esc(aligned.utt)}" src="{png_gray(mel_image(aligned.features))}">'
+            f'{lane(aligned.phones, "phones")}<div class="lane time">{seconds}</div></div>'
+            f'<p class="muted fine">{esc(aligned.utt)}: \u201c{esc(aligned.text)}\u201d; log-mel energies, the words and '
+            f'the phones of the training alignment.</p>')
+
+
+def _cost(exp: Experiment) -> str:
+    rows = []
+    for system in exp.systems.values():
+        rtf = [d["rtf"] for d in system.decodes.values() if isinstance(d.get("rtf"), (int, float))]
+        mflop = system.info.get("mflop_per_frame")
+        seconds = system.info.get("seconds")
+        cells = [size_text(system.params), f"{mflop:.2f}" if isinstance(mflop, (int, float)) else "\u2013",
+                 time_text(seconds) if isinstance(seconds, (int, float)) else "\u2013",
+                 f"{sum(rtf) / len(rtf):.3f}" if rtf else "\u2013"]
+        rows.append(f'<tr><th scope="row"><i class="swatch {css_class(system.name)}"></i>{esc(system_name(system.name))}</th>'
+                    + "".join(f'<td class="num">{esc(c)}</td>' for c in cells) + "</tr>")
+    return ('<table class="cost"><thead><tr><th>System</th><th class="num">Parameters</th>'
+            '<th class="num">MFLOP<br>a frame</th><th class="num">Training</th><th class="num">Decoding,<br>\u00d7 real time'
+            f'</th></tr></thead><tbody>{"".join(rows)}</tbody></table>')
+
+
+def _stages(exp: Experiment) -> str:
+    stages = exp.stages
+    if not stages:
+        return ""
+    total = sum(float(s["seconds"]) for s in stages.values())
+    longest = sorted(stages.values(), key=lambda s: -float(s["seconds"]))[:3]
+    most = {id(s) for s in longest}
+    rows = [(f'{n} {s.get("name", "")}', float(s["seconds"]), time_text(float(s["seconds"])),
+             "c-student-essence" if id(s) in most else "c-other") for n, s in stages.items()]
+    disk = [(f'{n} {s.get("name", "")}', float(s.get("bytes") or 0), size_text(max(0, s.get("bytes") or 0)) + "B",
+             "c-other") for n, s in stages.items()]
+    names = ", ".join(f'{s.get("name", "stage " + str(s["stage"]))} ({time_text(float(s["seconds"]))})' for s in longest)
+    return (f'<p class="lead">{time_text(total)} in all; the longest stages: {esc(names)}.</p><div class="columns">'
+            f'<div class="block"><h3>Time</h3>{bar_rows(rows, title="Time a stage")}</div>'
+            f'<div class="block"><h3>Disk</h3>{bar_rows(disk, title="Disk a stage")}</div></div>')
+
+
+def merge_alignments(first, second) -> list[tuple[str | None, str | None, str | None]]:
+    """Two alignments to one reference as columns (reference, first hypothesis, second hypothesis)."""
+    columns: list[tuple[str | None, str | None, str | None]] = []
+    i = j = 0
+    while i < len(first) or j < len(second):
+        a = first[i] if i < len(first) else None
+        b = second[j] if j < len(second) else None
+        insert_a, insert_b = a is not None and a[0] is None, b is not None and b[0] is None
+        if insert_a or insert_b:
+            columns.append((None, a[1] if insert_a else None, b[1] if insert_b else None))
+            i, j = i + insert_a, j + insert_b
+        else:
+            columns.append((a[0], a[1], b[1]))
+            i, j = i + 1, j + 1
+    return columns
+
+
+def _columns_html(columns) -> str:
+    out = []
+    for ref, a, b in columns:
+        cells = [f'<span class="ref">{esc(ref) if ref is not None else "&nbsp;"}</span>']
+        for word in (a, b):
+            if word is None and ref is None:
+                cells.append("<span>&nbsp;</span>")
+            elif word is None:
+                cells.append('<span class="del">\u2013</span>')
+            elif ref is None:
+                cells.append(f'<span class="ins">{esc(word)}</span>')
+            else:
+                cells.append(f'<span class="{"ok" if word == ref else "sub"}">{esc(word)}</span>')
+        out.append(f'<div class="word">{"".join(cells)}</div>')
+    return "".join(out)
+
+
+def _utterances(analysis: Analysis, count: int = 6) -> str:
+    exp = analysis.exp
+    a, b = "baseline", "student_essence"
+    if a not in exp.systems or b not in exp.systems:
+        return ""
+    changes = []
+    for name in exp.test_sets or exp.sets:
+        if name not in exp.systems[a].scores or name not in exp.systems[b].scores:
+            continue
+        before, after = exp.systems[a].scores[name], exp.systems[b].scores[name]
+        changes += [(after.utts[u].errors - before.utts[u].errors, name, u) for u in before.utts]
+    better = sorted((c for c in changes if c[0] < 0), key=lambda c: (c[0], c[2]))[:count]
+    worse = sorted((c for c in changes if c[0] > 0), key=lambda c: (-c[0], c[2]))[:count]
+    fewer, more = sum(c[0] < 0 for c in changes), sum(c[0] > 0 for c in changes)
+
+    def listing(title: str, rows) -> str:
+        if not rows:
+            return f'<div class="block"><h3>{esc(title)}</h3><p class="muted">none</p></div>'
+        out = []
+        for _, name, utt in rows:
+            before, after = exp.systems[a].scores[name], exp.systems[b].scores[name]
+            ref = before.refs[utt]
+            columns = merge_alignments(wer.align(ref, before.hyps[utt]), wer.align(ref, after.hyps[utt]))
+            out.append(f'<li><div class="utt"><span>{esc(utt)}</span><span class="muted">{esc(set_name(name))} \u00b7 '
+                       f'{before.utts[utt].errors} \u2192 {after.utts[utt].errors} errors</span></div>'
+                       f'<div class="words3"><div class="word heads"><span>reference</span><span>baseline</span>'
+                       f'<span>student</span></div>{_columns_html(columns)}</div></li>')
+        return f'<div class="block"><h3>{esc(title)}</h3><ol class="utts">{"".join(out)}</ol></div>'
+
+    lead = (f'<p class="lead">Of {len(changes):,} test utterances the essence student has fewer errors than the baseline '
+            f'in {fewer:,} and more in {more:,}.</p>')
+    key = ('<p class="muted fine"><span class="sub">substituted</span> <span class="ins">inserted</span> '
+           '<span class="del">\u2013</span> deleted</p>')
+    return (lead + listing("Most improved", better) + listing("Most harmed", worse) + key)
+
+
+def _provenance(exp: Experiment, facts: dict[str, Any], origin: dict[str, Any]) -> str:
+    commit = origin.get("commit")
+    commit = (commit[:12] + (" (with uncommitted changes)" if origin.get("modified") else "")) if commit \
+        else "unknown (not a git checkout)"
+    rows = [("Corpus", f'{facts["corpus"]}, size {facts["size"]}'), ("Seed", facts["seed"]), ("Engine", facts["engine"]),
+            ("Decoder", exp.decoder or "unknown"), ("Classes (pdfs)", exp.num_pdfs), ("Commit", commit),
+            ("Written", origin["written"]), ("Machine", f'{origin["system"]}, {origin["machine"]}, {origin["cpus"]} CPUs')]
+    for system in exp.systems.values():
+        chosen = next((d for d in system.decodes.values() if "acoustic_scale" in d), None)
+        if chosen:
+            rows.append((f"{system_name(system.name)}: decoding",
+                         f'acoustic scale {number(chosen["acoustic_scale"])}, word insertion penalty '
+                         f'{number(chosen.get("word_insertion_penalty") or 0.0)}'))
+    body = "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in rows if v is not None)
+    versions = ", ".join(f"{k} {v}" for k, v in origin["versions"].items())
+    notices = "".join(f"<li>{esc(n)}</li>" for n in exp.notices)
+    notices = f'<h3>To know</h3><ul class="notices">{notices}</ul>' if notices else ""
+    return f'{notices}<dl class="facts wide">{body}<div><dt>Versions</dt><dd>{esc(versions)}</dd></div></dl>'
+
+
+def render(analysis: Analysis, comparisons: Sequence[dict[str, Any]], facts: dict[str, Any], origin: dict[str, Any],
+           aligned: AlignedUtterance | None = None) -> str:
+    """The whole page.
+
+    Args:
+      facts: corpus, size, seed, engine.
+      origin: what ``report.provenance`` says.
+    """
+    exp = analysis.exp
+    title, lines = headline(analysis, comparisons)
+    eyebrow = f'{facts["corpus"]} \u00b7 {facts["size"]} \u00b7 seed {facts["seed"]} \u00b7 {facts["engine"]} engine' \
+              f' \u00b7 decoded by {exp.decoder or "an unknown decoder"}'
+    column = _main_column(analysis)
+    rows = []
+    for name in exp.systems:
+        counts = analysis.counts(name, column)
+        if counts is not None and name != "gmm":
+            low, high = analysis.interval(name, column)
+            rows.append(Interval(system_name(name), counts.wer, low, high, wer_text(counts.wer), css_class(name)))
+    overview = interval_chart(rows, unit="% WER", title="Word error rates with 95 % intervals") if rows else ""
+    sections = [
+        _section("Word error rates", f'{_table(analysis)}<div class="block">{overview}</div>', ident="wer"),
+        _section("Is it more than chance?", _differences(analysis, comparisons), ident="differences"),
+        _section("The essence of the posteriors", _essence(exp), ident="essence"),
+        _section("Training", _training(exp), ident="training"),
+        _section("One alignment", _picture(aligned), ident="alignment"),
+        _section("Size and speed", _cost(exp), ident="cost"),
+        _section("Time and disk", _stages(exp), ident="stages"),
+        _section("Utterances", _utterances(analysis), ident="utterances"),
+        _section("Provenance", _provenance(exp, facts, origin), ident="provenance"),
+    ]
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Essence distillation: {esc(facts["corpus"])}</title>
+<style>
+{STYLE}</style>
+</head>
+<body>
+<main>
+<header>
+<p class="eyebrow">{esc(eyebrow)}</p>
+<h1>{esc(title)}</h1>
+<p class="summary">{esc(" ".join(lines))}</p>
+{_figures(analysis)}
+</header>
+{"".join(sections)}
+<footer>Counted from <code>SYSTEM/decode_SET/hyp.txt</code> and <code>ref.txt</code>; recount any line with
+<code>essence score ref.txt hyp.txt</code>.</footer>
+</main>
+</body>
+</html>
+"""
