@@ -55,6 +55,7 @@ usage() { echo "$0: $*; see ./run.sh --help" >&2; exit 2; }
 [ $# -eq 0 ] || usage "unexpected argument '$1'"
 for v in stage stop_stage nj seed; do [[ ${!v} =~ ^[0-9]+$ ]] || usage "--${v//_/-} takes a whole number, not '${!v}'"; done
 [ "$nj" -ge 1 ] || usage "--nj must be at least 1"
+[[ $top_k =~ ^([1-9][0-9]*)?$ ]] || usage "--top-k takes a whole number of at least 1, not '$top_k'"
 [ "$stage" -le 10 ] || usage "there is no stage $stage: stages are 0 to 10"
 [ "$stop_stage" -le 10 ] || usage "there is no stage $stop_stage: stages are 0 to 10"
 [ "$stage" -le "$stop_stage" ] || usage "--stage $stage comes after --stop-stage $stop_stage"
@@ -88,7 +89,8 @@ used_mb=$(du -sm "$data" "$exp" | awk '{s += $1} END {print s}')
 
 # One run at a time in one place: the lock is held until the last process of a run has ended.
 exec 9>"$exp/.lock"
-flock -n 9 || fail "another run is at work in '$exp' (or its jobs have outlived it); wait for it or stop it"
+flock -n 9 || fail "another run is at work in '$exp', or its jobs have outlived it; wait, or stop it: kill $(
+  find /proc/[0-9]*/fd -lname "$exp/.lock" 2>/dev/null | cut -d/ -f3 | sort -un | tr '\n' ' ')"
 
 local/setup_env.sh --work-dir "$work_dir"
 . ./path.sh
@@ -100,7 +102,6 @@ combine=${combine:-$(setting combine)}
 top_k=${top_k:-$(setting k)}
 temperature=${temperature:-$(setting temperature)}
 soft_weight=${soft_weight:-$(setting soft_weight)}
-[[ $top_k =~ ^[1-9][0-9]*$ ]] || usage "--top-k takes a whole number of at least 1, not '$top_k'"
 essence=$exp/essence_k$top_k
 sets="$train_set $dev_set $eval_sets"
 teacher_dirs=()

@@ -21,8 +21,9 @@ done
 log=$1
 shift
 pids=() logs=() failed=0 next=0
-# Stopping this script stops its jobs.
-trap 'trap - TERM INT; kill "${pids[@]}" 2>/dev/null; wait; exit 130' TERM INT
+# Stopping this script stops its jobs, each a process group of its own, with all that they started.
+set -m
+trap 'trap - TERM INT; for p in "${pids[@]}"; do kill -- "-$p" 2>/dev/null; done; wait; exit 130' TERM INT
 collect() { # waits for the oldest job
   local status=0 l=${logs[next]}
   wait "${pids[next]}" || status=$?

@@ -12,14 +12,12 @@
 _po_fail() { echo "$0: $*" >&2; [ -z "${help_message:-}" ] || echo "$0: see --help" >&2; exit 2; }
 
 _po_set() { # NAME VALUE
-  local name=${1//-/_} old
-  [[ $name =~ ^[A-Za-z][A-Za-z0-9_]*$ ]] || _po_fail "invalid option --$1"
-  [ -n "${!name+set}" ] || _po_fail "invalid option --$1"
-  old=${!name}
-  if [[ $old == true || $old == false ]] && [[ $2 != true && $2 != false ]]; then
+  local _po_var=${1//-/_}
+  [[ $_po_var =~ ^[a-z][a-z0-9_]*$ && -n ${!_po_var+set} ]] || _po_fail "invalid option --$1"
+  if [[ ${!_po_var} == true || ${!_po_var} == false ]] && [[ $2 != true && $2 != false ]]; then
     _po_fail "--$1 takes true or false, not '$2'"
   fi
-  printf -v "$name" %s "$2"
+  printf -v "$_po_var" %s "$2"
 }
 
 _po_args=("$@")

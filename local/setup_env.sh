@@ -5,7 +5,8 @@ help_message="Usage: local/setup_env.sh [options]
   --work-dir DIR        where .venv and .venv-k2 go (default: the checkout)
   --extras 'core ...'   lists of conf/requirements that must be there (default: core recipe)
   --k2 true|false       set up k2 for decoding (default: true; without it kaldi-decoder decodes)
-Environment: ESSENCE_BASE_PYTHON (the Python that makes .venv; default: python3)
+Environment: ESSENCE_PYTHON (an interpreter that has every package: it is used, nothing is made)
+             ESSENCE_BASE_PYTHON (the Python that makes .venv; default: python3)
              ESSENCE_TORCH_INDEX (wheel page of a torch build of your choice)"
 
 cd -P "$(dirname "$0")/.." || exit 1
@@ -17,7 +18,7 @@ set -euo pipefail
 [ $# -eq 0 ] || { echo "$0: unexpected argument '$1'; see --help" >&2; exit 2; }
 
 log=$work_dir/setup.log
-base=${ESSENCE_BASE_PYTHON:-python3}
+base=${ESSENCE_BASE_PYTHON:-${ESSENCE_PYTHON:-python3}}
 say() { echo "$0: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
@@ -87,6 +88,8 @@ if ready; then
   :
 elif [ -z "${ESSENCE_BASE_PYTHON:-}" ] && suffices "$base" >/dev/null 2>&1; then
   py=$base
+elif [ -n "${ESSENCE_PYTHON:-}" ] && [ -z "${ESSENCE_BASE_PYTHON:-}" ]; then
+  fail "ESSENCE_PYTHON is set to '$ESSENCE_PYTHON', where $(suffices "$base" 2>&1); unset it to have .venv made"
 else
   command -v "$base" >/dev/null || fail "no '$base' on PATH: install Python 3.9 or newer, or set ESSENCE_BASE_PYTHON"
   "$base" -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||

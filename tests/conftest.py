@@ -1,0 +1,28 @@
+"""What the tests share: the checkout's root and a way to run a command as a user does."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "pytools"))
+os.environ.setdefault("KALDI_ROOT", "")  # keeps kaldi-io's banner out
+
+
+@pytest.fixture
+def root():
+    return ROOT
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Runs a command of the checkout; returns the finished process with text output."""
+
+    def run(*command, cwd=ROOT, env=None, timeout=120, stdin=subprocess.DEVNULL):
+        environment = {**os.environ, "ESSENCE_PYTHON": sys.executable, "WORK_DIR": str(tmp_path), **(env or {})}
+        return subprocess.run([str(c) for c in command], cwd=cwd, env=environment, capture_output=True, text=True,
+                              timeout=timeout, stdin=stdin)
+
+    return run

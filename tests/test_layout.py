@@ -1,0 +1,75 @@
+"""The house rules that a machine can check: imports flow one way, importing does nothing, help is there."""
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "pytools" / "essence_kd"
+WINGS = ["io", "corpus", "hmm", "distill", "am", "decode", "score", "cli"]
+FILES = sorted(PACKAGE.rglob("*.py"))
+VERBS = sorted(p.stem.replace("_", "-") for p in (PACKAGE / "cli").glob("*.py") if p.stem not in ("__init__", "main"))
+
+
+def wing_of(path):
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_flow_one_way(path):
+    wing = wing_of(path)
+    if wing is None:
+        return  # __init__ and __main__
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides its wing"
+            names = [f"{node.module}.{a.name}" for a in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("essence_kd."):
+                target = name.split(".")[1]
+                if target in WINGS:
+                    assert WINGS.index(target) <= WINGS.index(wing), f"{path} imports {name}"
+
+
+def test_no_circular_imports_and_nothing_heavy_at_import():
+    """Every module of io, hmm.graph and decode loads where only NumPy, kaldi-io and PyYAML are."""
+    light = ["essence_kd.io.tables", "essence_kd.io.posterior", "essence_kd.io.provenance", "essence_kd.hmm.graph",
+             "essence_kd.decode.k2_decoder", "essence_kd.decode.lattice", "essence_kd.cli.main"]
+    code = ("import importlib, sys\n"
+            f"for m in {light!r}: importlib.import_module(m)\n"
+            "heavy = {'torch', 'lhotse', 'k2', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+            "sys.exit(f'imported at once: {heavy}' if heavy else 0)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={"PYTHONPATH": str(ROOT / "pytools"), "KALDI_ROOT": "", "PATH": "/usr/bin:/bin"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_refuses_unknown_options(verb, shell):
+    done = shell("local/bin/essence", verb, "--help")
+    assert done.returncode == 0 and "usage: essence " + verb in done.stdout
+    done = shell("local/bin/essence", verb, "--no-such-option")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_the_command_itself(shell):
+    listing = shell("local/bin/essence", "--help")
+    assert listing.returncode == 0
+    for verb in VERBS:
+        assert f"  {verb} " in listing.stdout
+    assert shell("local/bin/essence").returncode == 2
+    unknown = shell("local/bin/essence", "distil")
+    assert unknown.returncode == 2 and "no verb 'distil'" in unknown.stderr
+
+
+def test_a_users_mistake_is_one_line(shell, tmp_path):
+    done = shell("local/bin/essence", "prune-post", f"scp:{tmp_path}/none.scp", "ark:/dev/null")
+    assert done.returncode == 1
+    assert "none.scp" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,209 @@
+"""The shell side: option parsing, fingerprints, jobs, usage and exit codes of every stage script."""
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import ROOT
+
+STAGES = sorted(p for p in (ROOT / "local").glob("*.sh") if os.access(p, os.X_OK) and p.name != "jobs.sh")
+RECIPES = sorted((ROOT / "recipes").glob("*/prepare_data.sh"))
+
+TAKES_MANY = ("make_feats.sh", "train_models.sh", "dump_posteriors.sh", "decode.sh")
+
+
+def script(tmp_path, body, options="name=x\nflag=false\nnj=4\n"):
+    path = tmp_path / "script.sh"
+    path.write_text(f"#!/usr/bin/env bash\nhelp_message='the help'\n{options}"
+                    f". {ROOT}/local/parse_options.sh\nset -euo pipefail\n{body}\n")
+    return path
+
+
+SHOW = 'echo "$name|$flag|$nj|$*"'
+
+
+@pytest.mark.parametrize("args, shown", [
+    ([], "x|false|4|"),
+    (["--name", "a b", "--flag", "true", "one", "two"], "a b|true|4|one two"),
+    (["--name=v=w", "pos"], "v=w|false|4|pos"),
+    (["--nj", "8", "--", "--name", "y"], "x|false|8|--name y"),
+    (["--name", ""], "|false|4|"),
+    (["--name", "$(echo no)"], "$(echo no)|false|4|"),
+])
+def test_options_are_parsed(shell, tmp_path, args, shown):
+    done = shell("bash", script(tmp_path, SHOW), *args)
+    assert (done.returncode, done.stdout.strip()) == (0, shown), done.stderr
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--unknown", "1"], "invalid option --unknown"),
+    (["--PATH", "/"], "invalid option --PATH"),
+    (["--flag", "yes"], "takes true or false"),
+    (["--name"], "needs a value"),
+    (["-n", "3"], "invalid option -n"),
+    (["--config", "/nowhere"], "cannot read '/nowhere'"),
+    (["--na;me", "1"], "invalid option"),
+])
+def test_bad_options_are_refused(shell, tmp_path, args, message):
+    done = shell("bash", script(tmp_path, SHOW), *args)
+    assert done.returncode == 2 and message in done.stderr and done.stdout == ""
+
+
+def test_a_config_file_comes_before_the_command_line(shell, tmp_path):
+    config = tmp_path / "conf"
+    config.write_text("# a comment\nname=from-file\nnj=2   # two\n")
+    done = shell("bash", script(tmp_path, SHOW), "--nj", "3", "--config", config)
+    assert done.stdout.strip() == "from-file|false|3|"
+    config.write_text("what is this\n")
+    done = shell("bash", script(tmp_path, SHOW), "--config", config)
+    assert done.returncode == 2 and "expected name=value" in done.stderr
+
+
+def test_help_prints_and_ends(shell, tmp_path):
+    done = shell("bash", script(tmp_path, "echo after"), "--help")
+    assert (done.returncode, done.stdout) == (0, "the help\n")
+
+
+DONE = f". {ROOT}/local/done.sh\n"
+
+
+def test_a_marker_knows_settings_inputs_and_outputs(shell, tmp_path):
+    out, given = tmp_path / "out", tmp_path / "in"
+    out.mkdir()
+    given.write_text("1")
+    (out / "f").write_text("abc")
+    make = f'{DONE}mark_done {out} "$(fingerprint "k=1" {given})" f'
+
+    def up_to_date(settings):
+        return shell("bash", "-c", f'{DONE}is_done {out} "$(fingerprint "{settings}" {given})"').returncode == 0
+
+    assert not up_to_date("k=1")
+    assert shell("bash", "-c", make).returncode == 0
+    assert up_to_date("k=1") and not up_to_date("k=2")
+    given.write_text("2")
+    assert not up_to_date("k=1")
+    given.write_text("1")
+    assert up_to_date("k=1")
+    (out / "f").write_text("ab")  # a truncated output is not whole
+    assert not up_to_date("k=1")
+    (out / "f").unlink()
+    assert not up_to_date("k=1")
+    done = shell("bash", "-c", make)  # and a missing one is not marked
+    assert done.returncode != 0 and "should have been made" in done.stderr
+
+
+def test_a_missing_input_names_the_stage(shell, tmp_path):
+    done = shell("bash", "-c", f"{DONE}need 4 {tmp_path}/ali.scp; echo on")
+    assert done.returncode == 1 and "stage 4 makes it" in done.stderr and done.stdout == ""
+
+
+def test_jobs_write_logs_and_a_failure_names_its_own(shell, tmp_path):
+    log = tmp_path / "log" / "j.JOB.log"
+    done = shell("local/jobs.sh", "--mem", "4G", "--max-jobs-run", "2", "JOB=1:5", log, "bash", "-c", "echo I am JOB; [ JOB != 3 ]")
+    assert done.returncode == 1
+    assert "j.3.log" in done.stderr and "j.2.log" not in done.stderr and "1 of 5 jobs failed" in done.stderr
+    for j in range(1, 6):
+        assert f"I am {j}\n" in (tmp_path / "log" / f"j.{j}.log").read_text()
+    assert shell("local/jobs.sh", tmp_path / "one.log", "true").returncode == 0
+    assert shell("local/jobs.sh", "JOB=3:1", log, "true").returncode == 2
+    assert shell("local/jobs.sh", "JOB=1:3").returncode == 2
+
+
+def test_stopping_the_runner_stops_its_jobs(tmp_path):
+    seconds = f"61.{os.getpid()}"
+    runner = subprocess.Popen(["local/jobs.sh", "JOB=1:2", str(tmp_path / "JOB.log"), "sleep", seconds], cwd=ROOT)
+    try:
+        for _ in range(100):
+            if (tmp_path / "2.log").exists():
+                break
+            time.sleep(0.05)
+        runner.send_signal(signal.SIGTERM)
+        assert runner.wait(timeout=10) == 130
+    finally:
+        left = subprocess.run(["pkill", "-f", f"sleep {seconds}"]).returncode
+    assert left == 1, "a job outlived its runner"
+
+
+@pytest.mark.parametrize("path", STAGES + RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_script_has_help_and_refuses_nonsense(shell, path):
+    relative = path.relative_to(ROOT)
+    done = shell("bash", relative, "--help")
+    assert done.returncode == 0 and "Usage: " in done.stdout and str(relative) in done.stdout
+    done = shell("bash", relative, "--no-such-option", "1")
+    assert done.returncode == 2 and "invalid option --no-such-option" in done.stderr
+    if path.name not in TAKES_MANY:
+        done = shell("bash", relative, *["surplus"] * 40)
+        assert done.returncode == 2
+    if path.name != "setup_env.sh":
+        assert shell("bash", relative).returncode == 2
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--stage", "11"], "no stage 11"),
+    (["--stage", "x"], "whole number"),
+    (["--stage", "5", "--stop-stage", "3"], "comes after"),
+    (["--corpus", "nope"], "unknown corpus 'nope'"),
+    (["--engine", "nope"], "unknown engine 'nope'"),
+    (["--decoder", "nope"], "unknown decoder 'nope'"),
+    (["--size", "nope"], "no size 'nope'"),
+    (["--teachers", "nope"], "no conf/models/nope.yaml"),
+    (["--top-k", "0"], "--top-k"),
+    (["--nj", "0"], "--nj"),
+    (["surplus"], "unexpected argument"),
+])
+def test_run_sh_refuses_nonsense_before_any_work(shell, tmp_path, args, message):
+    done = shell("./run.sh", "--work-dir", tmp_path, *args)
+    assert done.returncode == 2 and message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_sh_help_names_every_option(shell):
+    text = (ROOT / "run.sh").read_text()
+    options = re.findall(r"^([a-z_]+)=", text[text.index("\nstage=0"):text.index(". local/parse_options")], re.M)
+    help_text = shell("./run.sh", "--help").stdout
+    assert len(options) > 15
+    for option in options:
+        assert "--" + option.replace("_", "-") in help_text
+
+
+def test_run_sh_says_which_stage_is_missing(shell, tmp_path):
+    done = shell("./run.sh", "--work-dir", tmp_path, "--stage", "7", "--stop-stage", "7")
+    assert done.returncode == 1 and "stage 6 makes it" in done.stderr
+
+
+def test_only_one_run_at_a_time(shell, tmp_path):
+    exp = tmp_path / "exp" / "mini"
+    exp.mkdir(parents=True)
+    with subprocess.Popen(["flock", str(exp / ".lock"), "sleep", "30"]) as holder:
+        try:
+            time.sleep(0.3)
+            done = shell("./run.sh", "--work-dir", tmp_path, "--stage", "7", "--stop-stage", "7")
+        finally:
+            holder.kill()
+            subprocess.run(["pkill", "-P", str(holder.pid)])
+    assert done.returncode == 1 and "another run is at work" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named(shell):
+    done = shell("./run.sh", "--work-dir", "/proc/essence")
+    assert done.returncode == 1 and "/proc/essence" in done.stderr
+
+
+def test_setup_names_a_python_that_is_too_old(shell, tmp_path):
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\ncase $1 in --version) echo Python 3.6.9;; *) exit 1;; esac\n")
+    old.chmod(0o755)
+    done = shell("local/setup_env.sh", "--work-dir", tmp_path, env={"ESSENCE_BASE_PYTHON": str(old)})
+    assert done.returncode == 1 and "3.6.9 is too old" in done.stderr
+
+
+def test_setup_without_a_network_names_the_packages_and_the_way_out(shell, tmp_path):
+    env = {"ESSENCE_BASE_PYTHON": "python3", "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_FIND_LINKS": "",
+           "PIP_EXTRA_INDEX_URL": "", "PIP_CONFIG_FILE": "/dev/null"}
+    (tmp_path / ".venv").mkdir()  # a broken environment is made anew
+    done = shell("local/setup_env.sh", "--work-dir", tmp_path, "--k2", "false", env=env, timeout=300)
+    assert done.returncode == 1
+    assert "is broken" in done.stderr and "could not install torch" in done.stderr and "PIP_INDEX_URL" in done.stderr
+    assert not (tmp_path / ".venv" / ".ready").exists()
