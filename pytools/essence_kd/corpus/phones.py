@@ -21,7 +21,7 @@ _PHONES = {
     "A:": "AA", "A": "AA", "0": "AA", "O": "AO", "O:": "AO", "O2": "AO", "V": "AH", "U": "UH", "u": "UW", "u:": "UW",
     "@": "AX", "@2": "AX", "@5": "AX", "@-": "AX", "@L": "AX L", "3": "ER", "3:": "ER", "VR": "ER", "IR": "ER",
     "eI": "EY", "aI": "AY", "aI2": "AY", "aU": "AW", "OI": "OY", "oU": "OW", "@U": "OW",
-    "A@": f"AA {_R}", "O@": f"AO {_R}", "o@": f"AO {_R}", "e@": f"EH {_R}", "i@": f"IY AX {_R}", "i@3": f"IY {_R}", "I@": f"IH {_R}",
+    "A@": f"AA {_R}", "O@": f"AO {_R}", "o@": f"AO {_R}", "e@": f"EH {_R}", "i@": f"IY AX {_R}", "i@3": f"IY AX {_R}", "I@": f"IH {_R}",
     "U@": f"UH {_R}", "aI@": f"AY AX {_R}", "aI3": f"AY AX {_R}", "aU@": f"AW AX {_R}",
 }
 NONSILENCE_PHONES = tuple(sorted({p for phones in _PHONES.values() for p in phones.split()} - {_R}))

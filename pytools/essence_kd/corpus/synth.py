@@ -79,7 +79,7 @@ POPULATIONS = {
         ("Annie", "zac"), ("m2", "Hugo", "iven4", "edward2", "Nguyen", "klatt6", "m8"),
         {"en-029": 0.2, "en-gb-scotland": 0.25, "en-gb-x-gbclan": 0.3, "en-gb-x-gbcwmd": 0.25},
         rate=(185, 240), fillers=(0.0, 0.08), repeats=(0.05, 0.2),
-        condition=Condition(snr_db=(4.0, 16.0), reverb_seconds=(0.1, 0.5), direct_db=(0.0, 10.0), low_hz=(250.0, 450.0),
+        condition=Condition(snr_db=(2.0, 14.0), reverb_seconds=(0.1, 0.5), direct_db=(0.0, 10.0), low_hz=(250.0, 450.0),
                             high_hz=(2900.0, 3400.0), tilt_db=(-12.0, 6.0))),
 }
 LEXICON_ACCENTS = ("en-us", "en-us", "en-us-nyc", "en-gb-x-rp")  # weights of pronunciations by repetition
