@@ -1,0 +1,29 @@
+"""Writes log-likelihoods of a GMM, log p(x | pdf), as matrices that a decoder reads: a row each N-th frame, a column a pdf.
+
+e.g.: essence gmm-scores data/mini/dev exp/mini/gmm ark,scp:scores.ark,scores.scp
+"""
+from __future__ import annotations
+
+HELP = "write a GMM's log-likelihoods for decoding"
+
+
+def add_arguments(parser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("data_dir", metavar="DATA", help="data directory with feats.scp, cmvn.scp, utt2spk")
+    parser.add_argument("gmm_dir", metavar="GMM_DIR")
+    parser.add_argument("wspecifier", metavar="SCORES-WSPECIFIER")
+    parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N")
+
+
+def run(args) -> int:
+    """Write the scores and count them."""
+    from essence_kd.hmm.gmm import load_gmm, write_scores
+    from essence_kd.io.errors import UserError
+
+    if args.frame_subsampling_factor < 1:
+        raise UserError("--frame-subsampling-factor must be at least 1")
+    import sys
+
+    utts, rows = write_scores(args.data_dir, load_gmm(args.gmm_dir), args.wspecifier, args.frame_subsampling_factor)
+    print(f"{args.wspecifier}: {utts} utterances, {rows} rows", file=sys.stderr)
+    return 0

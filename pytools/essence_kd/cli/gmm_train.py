@@ -1,0 +1,40 @@
+"""Trains a GMM-HMM on a data directory with MFCC features (feats.scp, cmvn.scp), after Kaldi's steps/train_mono.sh.
+
+e.g.: essence gmm-train --nj 2 data/mini/train data/mini/lang exp/mini/gmm
+"""
+from __future__ import annotations
+
+HELP = "train a GMM-HMM (flat start, position-dependent monophones)"
+
+
+def add_arguments(parser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("data_dir", metavar="DATA", help="data directory with feats.scp, cmvn.scp, text, utt2spk")
+    parser.add_argument("lang_dir", metavar="LANG")
+    parser.add_argument("gmm_dir", metavar="GMM_DIR", help="gmm.npz, tree.txt, num_pdfs and phones.txt are written there")
+    parser.add_argument("--nj", type=int, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--num-iters", type=int, default=40, metavar="N", help="passes over the data (default: 40)")
+    parser.add_argument("--num-gauss", type=int, default=1500, metavar="N", help="Gaussians in all (default: 1500)")
+    parser.add_argument("--min-tokens", type=int, default=20, metavar="N",
+                        help="a position of a phone seen less often shares pdfs (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--map-oov", choices=("true", "false"), default="false",
+                        help="take words that the lang lacks as its oov word (default: refuse them)")
+
+
+def run(args) -> int:
+    """Train, save, and say what was trained."""
+    from essence_kd.hmm.gmm import TrainOptions, save_gmm, train
+    from essence_kd.io.errors import UserError
+
+    for name, least in (("nj", 1), ("num_iters", 4), ("num_gauss", 1), ("min_tokens", 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
+    model = train(args.data_dir, args.lang_dir, TrainOptions(
+        num_gauss=args.num_gauss, num_iters=args.num_iters, min_tokens=args.min_tokens, nj=args.nj, seed=args.seed,
+        map_oov=args.map_oov == "true"))
+    save_gmm(args.gmm_dir, model)
+    print(f"{args.gmm_dir}: {model.num_pdfs} pdfs, {len(model.weights)} Gaussians, {model.meta['utterances']} utterances "
+          f"of which {model.meta['failed']} failed, log-likelihood per frame {model.meta['log_likelihood_per_frame']:.3f}, "
+          f"{model.meta['seconds']} s")
+    return 0
