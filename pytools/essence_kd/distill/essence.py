@@ -267,23 +267,31 @@ def as_float32(matrix: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(matrix, dtype=np.float32)
 
 
-def top_k(matrix: np.ndarray, k: int, *, threads: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
+def top_k(matrix: np.ndarray, k: int, *, kind: Optional[str] = None,
+          threads: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
     """The k largest of each row: (T, C) float -> ids (T, k) int32 and values (T, k) float32.
 
-    Ordered by falling value, ties by rising pdf-id. Any order-preserving scale will do (probabilities, logs, logits).
-    Raises ValueError when k is not in 1..C, FrameError for NaN or +Inf.
+    Ordered by falling value, ties by rising pdf-id. Any order-preserving scale will do; with ``kind`` "prob" the rows
+    must be probabilities. Raises ValueError when k is not in 1..C, FrameError for NaN, +Inf, or no probabilities.
     """
     matrix = as_float32(matrix)
     frames, columns = matrix.shape
-    if not 1 <= k <= columns and frames:
-        raise ValueError(f"k is {k}, but must be from 1 to the {columns} pdfs there are")
+    check_k(k, matrix.shape)
     ids, values = np.empty((frames, k), np.int32), np.empty((frames, k), np.float32)
     blocks = Blocks(max(1, columns), k)
+    ones = np.ones(columns, np.float32)
 
     def work(rows: slice) -> None:
         x = matrix[rows]
-        maxima = blocks.maxima(x)
-        check_finite(maxima, rows.start)
+        if kind == "prob":  # a sign bit, NaN or Inf makes an integer larger than any probability
+            maxima = blocks.maxima(x.view(np.uint32))
+            clean = (maxima <= _ONE).all() and (np.abs(x @ ones - 1) <= SUM_TOLERANCE).all()
+            if not clean:
+                _check_probabilities(x, rows.start)
+            maxima = maxima.view(np.float32) if clean else blocks.maxima(x)  # negative zeros
+        else:
+            maxima = blocks.maxima(x)
+            check_finite(maxima, rows.start)
         bound = kth_largest(maxima, k)
         index, row = blocks.gather(maxima >= bound)
         found = x.ravel()[index]
@@ -295,101 +303,174 @@ def top_k(matrix: np.ndarray, k: int, *, threads: Optional[int] = None) -> Tuple
     return ids, values
 
 
-# ---------------------------------------------------------------------------------------------------- normalisers
+def top_k_of_mixture(logs: Callable[[slice], Sequence[Tuple[np.ndarray, np.ndarray, float]]], shape: Tuple[int, int],
+                     k: int, *, threads: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
+    """The k largest of p(c) = sum_m w_m exp(z_m(c) - norm_m), without p: ids (T, k) int32 and probs (T, k) float32.
 
-def log_normalisers(matrix: np.ndarray, temperature: float = 1.0, *, threads: Optional[int] = None) -> np.ndarray:
-    """log sum_c exp(matrix / temperature) of each row: (T, C) float32 -> (T,) float64. Raises FrameError for NaN, +Inf."""
-    matrix = as_float32(matrix)
-    result = np.empty(len(matrix), np.float64)
-
-    def work(rows: slice) -> None:
-        x = matrix[rows]
-        best = x.max(axis=1, keepdims=True)
-        check_finite(best, rows.start)
-        if (best == -np.inf).any():
-            raise FrameError(rows.start + int(np.argmax(best == -np.inf)), "all its values are -Inf")
-        shifted = x - best
-        if temperature != 1:
-            shifted *= np.float32(1 / temperature)
-        np.exp(shifted, out=shifted)
-        result[rows] = np.log(shifted.sum(axis=1, dtype=np.float64)) + best[:, 0].astype(np.float64) / temperature
-
-    over_rows(work, *matrix.shape, threads)
-    return result
-
-
-def to_probabilities(matrix: np.ndarray, kind: str, temperature: float = 1.0, *,
-                     threads: Optional[int] = None) -> np.ndarray:
-    """A posterior as probabilities at a temperature: (T, C) float -> (T, C) float32, after `check_posterior`.
-
-    ``kind``: prob, log (log-probabilities) or logit (anything whose softmax is the posterior).
+    ``logs(rows)`` gives (z (R, C) float32, norm (R,) float64, w > 0) of each m for some rows. With
+    a(c) = max_m log(w_m) + z_m(c) - norm_m we have exp(a) <= p <= M exp(a). At least k classes reach t, the k-th
+    largest of the blocks' maxima of a, so the k largest all have a >= t - log M: exponentials are taken of those
+    only. p is computed in float64 and rounded to float32, and the rounded values are what is ordered.
     """
-    matrix = as_float32(matrix)
-    check_posterior(matrix, kind, threads=threads)
-    if kind == "prob" and temperature == 1:
-        return matrix
-    result = np.empty_like(matrix)
+    frames, columns = shape
+    check_k(k, shape)
+    ids, probs = np.empty((frames, k), np.int32), np.empty((frames, k), np.float32)
+    blocks = Blocks(max(1, columns), k)
 
     def work(rows: slice) -> None:
-        x = matrix[rows]
-        if kind == "prob":
+        terms = logs(rows)
+        shifts = [(norm - np.log(weight)).astype(np.float32) for _, norm, weight in terms]
+        maxima = None
+        for (z, _, _), shift in zip(terms, shifts):
+            own = blocks.maxima(z)
+            check_finite(own, rows.start)
+            own -= shift[:, None]
+            maxima = own if maxima is None else np.maximum(maxima, own, out=maxima)
+        bound = kth_largest(maxima, k)
+        # 1e-4: what rounding may hide; near float32's smallest numbers probabilities tie over a wide range of logs
+        bound = np.where(bound < -85, np.float32(-np.inf), bound - np.float32(np.log(len(terms)) + 1e-4))
+        index, row = blocks.gather(maxima >= bound)
+        values = [z.ravel()[index] for z, _, _ in terms]
+        best = values[0] - shifts[0][row]
+        for value, shift in zip(values[1:], shifts[1:]):
+            np.maximum(best, value - shift[row], out=best)
+        hit = np.flatnonzero(best >= bound[row, 0])
+        row = row[hit]
+        total = np.zeros(len(hit))
+        for (_, norm, weight), value in zip(terms, values):
+            total += weight * np.exp(value[hit].astype(np.float64) - norm[row])
+        ids[rows], probs[rows] = rank(row, index[hit] - row * columns, total.astype(np.float32), len(maxima), k)
+
+    over_rows(work, frames, columns, threads)
+    return ids, probs
+
+
+def check_k(k: int, shape: Tuple[int, int]) -> None:
+    """Raise ValueError for a k that a matrix of this shape does not have."""
+    if k < 1 or (k > shape[1] and shape[0]):
+        raise ValueError(f"k is {k}, but must be from 1 to the {shape[1]} pdfs there are")
+
+
+# ------------------------------------------------------------------------------------- from any scale to posteriors
+
+@dataclass
+class Scale:
+    """What the numbers of a matrix are, and which posterior is made of them.
+
+    ``kind``: prob (probabilities), log (log-probabilities), logit (anything whose softmax is the posterior). The
+    posterior is softmax((log p or z) / temperature - log_prior): tempered, and with a scaled prior divided out.
+    """
+
+    kind: str = "prob"
+    temperature: float = 1.0
+    log_prior: Optional[np.ndarray] = None  # (C,)
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
+        if not 0 < self.temperature < np.inf:
+            raise ValueError(f"the temperature must be above 0, not {self.temperature}")
+
+    @property
+    def plain(self) -> bool:
+        """True when the matrix is the posterior itself or its log."""
+        return self.temperature == 1 and self.log_prior is None and self.kind != "logit"
+
+    def logs(self, x: np.ndarray, start: int) -> Tuple[np.ndarray, np.ndarray]:
+        """(z, norm) with log p = z - norm, of some rows, checked: (R, C) float32 -> (R, C) float32, (R,) float64.
+
+        ``start``: the number of the first row, for messages. Raises FrameError where the rows are not of this kind.
+        """
+        check_rows(x, self.kind, start)
+        z = x
+        if self.kind == "prob":
             with np.errstate(divide="ignore"):
-                x = np.log(x)
-        norm = 0.0 if kind == "log" and temperature == 1 else log_normalisers(x, temperature, threads=1)[:, None]
-        out = result[rows]
-        np.multiply(x, np.float32(1 / temperature), out=out)
-        np.subtract(out, norm, out=out, casting="same_kind")
-        np.exp(out, out=out)
+                z = np.log(x)
+        if self.temperature != 1:
+            z = z * np.float32(1 / self.temperature)
+        if self.log_prior is not None:
+            if len(self.log_prior) != x.shape[1]:
+                raise ValueError(f"{len(self.log_prior)} priors for {x.shape[1]} pdfs")
+            z = z - self.log_prior.astype(np.float32)
+        return z, np.zeros(len(z)) if self.plain else log_normalisers(z, start)
+
+    def probabilities(self, x: np.ndarray, start: int) -> np.ndarray:
+        """Some rows as probabilities: (R, C) float32 -> (R, C) float64 (float32 where they are probabilities)."""
+        if self.plain and self.kind == "prob":
+            check_rows(x, self.kind, start)
+            return x
+        z, norm = self.logs(x, start)
+        p = np.subtract(z, norm[:, None], dtype=np.float64)
+        return np.exp(p, out=p)
+
+
+def log_normalisers(z: np.ndarray, start: int = 0) -> np.ndarray:
+    """log sum_c exp z of each row: (R, C) float32 -> (R,) float64. Raises FrameError for NaN, +Inf, and all -Inf."""
+    best = z.max(axis=1, keepdims=True)
+    check_finite(best, start)
+    if (best == -np.inf).any():
+        raise FrameError(start + int(np.argmax(best == -np.inf)), "all its values are -Inf")
+    shifted = z - best
+    np.exp(shifted, out=shifted)
+    return np.log(shifted.sum(axis=1, dtype=np.float64)) + best[:, 0]
+
+
+def to_probabilities(matrix: np.ndarray, scale: Scale, *, threads: Optional[int] = None) -> np.ndarray:
+    """A whole posterior as probabilities: (T, C) float -> (T, C) float32, which may be ``matrix`` itself.
+
+    Raises FrameError, ValueError.
+    """
+    matrix = as_float32(matrix)
+    same = scale.plain and scale.kind == "prob"
+    result = matrix if same else np.empty_like(matrix)
+
+    def work(rows: slice) -> None:
+        if same:
+            check_rows(matrix[rows], "prob", rows.start)
+        else:
+            result[rows] = scale.probabilities(matrix[rows], rows.start)
 
     over_rows(work, *matrix.shape, threads)
     return result
-
-
-def check_posterior(matrix: np.ndarray, kind: str, *, threads: Optional[int] = None) -> None:
-    """Raise FrameError where a (T, C) float32 matrix cannot be posteriors of its kind (prob, log, logit).
-
-    Probabilities are finite, from 0 to 1, and a row's sum is 1 within `SUM_TOLERANCE`; log-probabilities are at most
-    0 and their exponentials sum to 1 (seen on the first row of every block: it is the kind that is in question, and
-    exponentials are dear); logits are neither NaN nor +Inf.
-    """
-    ones = np.ones(matrix.shape[1], np.float32)
-
-    def work(rows: slice) -> None:
-        x = matrix[rows]
-        if kind == "logit":
-            check_finite(x.max(axis=1, keepdims=True), rows.start)
-            return
-        if kind == "log":
-            best = x.max(axis=1, keepdims=True)
-            check_finite(best, rows.start)
-            if (best > 1e-3).any():
-                row = int(np.argmax(best))
-                raise FrameError(rows.start + row, f"a log-probability is {best[row, 0]:.4g}, above 0; "
-                                                   f"{_guess(x[row])}")
-            total = float(np.exp(x[0].astype(np.float64)).sum())
-            if abs(total - 1) > SUM_TOLERANCE:
-                raise FrameError(rows.start, f"its log-probabilities sum to {total:.4g} as probabilities, not 1; "
-                                             f"{_guess(x[0])}")
-            return
-        total = x @ ones
-        largest = x.view(np.uint32).max(axis=1)  # a sign bit, NaN or Inf makes it larger than any probability
-        if (np.abs(total - 1) <= SUM_TOLERANCE).all() and (largest <= _ONE).all():
-            return
-        check_finite(x.max(axis=1, keepdims=True), rows.start)
-        for row in np.flatnonzero((largest > _ONE) | ~(np.abs(total - 1) <= SUM_TOLERANCE)):
-            least, most, mass = float(x[row].min()), float(x[row].max()), float(x[row].sum(dtype=np.float64))
-            if least < 0 or most > 1 + SUM_TOLERANCE:
-                what = f"a probability is {least if least < 0 else most:.4g}"
-            elif abs(mass - 1) > SUM_TOLERANCE:
-                what = f"its probabilities sum to {mass:.4g}, not 1"
-            else:
-                continue  # a negative zero
-            raise FrameError(rows.start + int(row), f"{what}; {_guess(x[row])}")
-
-    over_rows(work, *matrix.shape, threads)
 
 
 _ONE = np.float32(1 + SUM_TOLERANCE).view(np.uint32)
+
+
+def check_rows(x: np.ndarray, kind: str, start: int) -> None:
+    """Raise FrameError where rows (R, C) float32 cannot be posteriors of their kind (prob, log, logit).
+
+    Probabilities are finite, from 0 to 1, and a row's sum is 1 within `SUM_TOLERANCE`; log-probabilities are at most
+    0 and their exponentials sum to 1 (seen on the first row only: it is the kind that is in question, and
+    exponentials are dear); logits are neither NaN nor +Inf.
+    """
+    if kind == "prob":
+        _check_probabilities(x, start)
+        return
+    best = x.max(axis=1, keepdims=True)
+    check_finite(best, start)
+    if kind == "log" and len(x):
+        if (best > 1e-3).any():
+            row = int(np.argmax(best))
+            raise FrameError(start + row, f"a log-probability is {best[row, 0]:.4g}, above 0; {_guess(x[row])}")
+        total = float(np.exp(x[0].astype(np.float64)).sum())
+        if abs(total - 1) > SUM_TOLERANCE:
+            raise FrameError(start, f"its log-probabilities sum to {total:.4g} as probabilities, not 1; {_guess(x[0])}")
+
+
+def _check_probabilities(x: np.ndarray, start: int) -> None:
+    least, most = x.min(axis=1), x.max(axis=1)
+    check_finite(most[:, None], start)
+    total = x.sum(axis=1, dtype=np.float64)
+    good = (least >= 0) & (most <= 1 + SUM_TOLERANCE) & (np.abs(total - 1) <= SUM_TOLERANCE)
+    if good.all():
+        return
+    row = int(np.argmin(good))
+    if least[row] < 0 or most[row] > 1 + SUM_TOLERANCE:
+        what = f"a probability is {least[row] if least[row] < 0 else most[row]:.4g}"
+    else:
+        what = f"its probabilities sum to {total[row]:.4g}, not 1"
+    raise FrameError(start + row, f"{what}; {_guess(x[row])}")
 
 
 def _guess(row: np.ndarray) -> str:
@@ -422,37 +503,24 @@ def select(matrix: np.ndarray, settings: EssenceSettings, *, kind: str = "prob",
     `select_agree`. Raises FrameError (NaN, not a posterior), ValueError (k above C, a rule without meaning).
     """
     settings.check()
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    scale = Scale(kind, settings.temperature)
     matrix = as_float32(matrix)
-    columns = matrix.shape[1]
-    if len(matrix) == 0:
+    frames, columns = matrix.shape
+    if frames == 0:
         return _empty()
     if settings.select == "agree":
         raise ValueError("agree needs the teachers themselves (dump-post --fuse), not one posterior")
     if settings.select == "random-prune":
-        return _random_prune(to_probabilities(matrix, kind, settings.temperature, threads=threads),
-                             settings, utt, threads)
-    check_posterior(matrix, kind, threads=threads)
-    t = settings.temperature
-    plain = t == 1 and kind != "logit"
-    if kind == "prob" and t != 1:
-        with np.errstate(divide="ignore"):
-            norm = log_normalisers(np.log(matrix), t, threads=threads)
-    else:
-        norm = None if plain else log_normalisers(matrix, t, threads=threads)
-
+        return _random_prune(to_probabilities(matrix, scale, threads=threads), settings, utt, threads)
     if settings.select == "min-post":
-        bound = np.float64(np.float32(settings.min_post))
-        if not (plain and kind == "prob"):  # the threshold in the scale of the matrix, and a little lower
-            bound = t * (np.log(bound) + (0 if norm is None else norm)) - 1e-4
-            bound = np.exp(bound) if kind == "prob" else bound
-        ids, values, counts = _at_least(matrix, np.broadcast_to(bound, len(matrix)).astype(np.float32), threads)
+        return _finish(_at_least(to_probabilities(matrix, scale, threads=threads), settings.min_post, threads), settings)
+    k = settings.top_k if settings.select == "top-k" else min(settings.max_k, columns)
+    if scale.plain and kind == "prob":
+        ids, probs = top_k(matrix, k, kind="prob", threads=threads)
     else:
-        k = settings.top_k if settings.select == "top-k" else min(settings.max_k, columns)
-        ids, values = top_k(matrix, k, threads=threads)
-        counts = np.full(len(ids), k, np.int64)
-    return _finish(_Sorted(ids, _as_probs(values, kind, t, norm), counts), settings)
+        ids, probs = top_k_of_mixture(lambda rows: [(*scale.logs(matrix[rows], rows.start), 1.0)], matrix.shape, k,
+                                      threads=threads)
+    return entries_of(ids, probs, settings)
 
 
 def select_sparse(offsets: np.ndarray, ids: np.ndarray, probs: np.ndarray, settings: EssenceSettings, *,
@@ -525,45 +593,28 @@ def _empty() -> Essence:
     return Essence(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32))
 
 
-def _as_probs(values: np.ndarray, kind: str, temperature: float, norm: Optional[np.ndarray]) -> np.ndarray:
-    """Selected values (T, W) as probabilities."""
-    if kind == "prob" and temperature == 1:
-        return values
-    values = values.astype(np.float64)
-    if kind == "prob":
-        with np.errstate(divide="ignore"):
-            values = np.log(values)
-    return np.exp(values / temperature - (0 if norm is None else norm[:, None])).astype(np.float32)
-
-
-def _at_least(matrix: np.ndarray, bound: np.ndarray, threads: Optional[int]):
-    """Every value of row t that reaches bound[t], and the row's largest: ids and values (T, W), counts (T,)."""
-    frames, columns = matrix.shape
+def _at_least(probs: np.ndarray, threshold: float, threads: Optional[int]) -> _Sorted:
+    """Every probability of a row that reaches a threshold, and the row's largest."""
+    frames, columns = probs.shape
     blocks = Blocks(columns, 20)
     parts: dict = {}
 
     def work(rows: slice) -> None:
-        x = matrix[rows]
+        x = probs[rows]
         maxima = blocks.maxima(x)
-        check_finite(maxima, rows.start)
-        least = np.minimum(bound[rows], maxima.max(axis=1))[:, None]
+        least = np.minimum(np.float32(threshold), maxima.max(axis=1))[:, None]
         index, row = blocks.gather(maxima >= least)
         found = x.ravel()[index]
         hit = np.flatnonzero(found >= least[row, 0])
-        row = row[hit]
-        counts = np.bincount(row, minlength=len(x))
-        ids, values = rank(row, index[hit] - row * columns, found[hit], len(x), int(counts.max()))
-        parts[rows.start] = ids, values, counts
+        parts[rows.start] = rows.start + row[hit], index[hit] - row[hit] * columns, found[hit]
 
     over_rows(work, frames, columns, threads)
-    width = max(part[0].shape[1] for part in parts.values())
-    ids, values = np.zeros((frames, width), np.int32), np.full((frames, width), -np.inf, np.float32)
-    counts = np.zeros(frames, np.int64)
-    for start, (some_ids, some_values, some_counts) in parts.items():
-        rows = slice(start, start + len(some_counts))
-        ids[rows, :some_ids.shape[1]], values[rows, :some_ids.shape[1]] = some_ids, some_values
-        counts[rows] = some_counts
-    return ids, values, counts
+    return _sort_entries(*_in_order(parts), frames)
+
+
+def _in_order(parts: dict) -> List[np.ndarray]:
+    """(rows, ids, values) of blocks of rows, put together."""
+    return [np.concatenate([parts[start][i] for start in sorted(parts)]) for i in range(3)]
 
 
 def _check_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int) -> None:
@@ -663,8 +714,7 @@ def _random_prune(probs: np.ndarray, settings: EssenceSettings, utt: str, thread
                              np.concatenate([x[big_row, big_id], np.full(len(hit), threshold)]))
 
     over_rows(work, frames, columns, threads)
-    parts_in_order = [parts[start] for start in sorted(parts)]
-    rows, ids, values = (np.concatenate([part[i] for part in parts_in_order]) for i in range(3))
+    rows, ids, values = _in_order(parts)
     alone = np.flatnonzero(np.bincount(rows, minlength=frames) == 0)
     best = np.argmax(probs[alone], axis=1)
     rows, ids, values = (np.concatenate(pair) for pair in
