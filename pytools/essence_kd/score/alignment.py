@@ -1,6 +1,7 @@
 """One utterance of the training alignment, ready to be drawn: log-mel picture, phones and words over time."""
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def _pick(frames: dict[str, int], texts: dict[str, str]) -> str | None:
 
     def distance(utt: str):
         seconds, words = frames[utt] * FRAME_SECONDS, len(texts[utt].split())
-        return (utt.startswith("sp"), max(0.0, 1.5 - seconds, seconds - 3.0), max(0, 4 - words, words - 8), utt)
+        return (re.match(r"sp\d", utt) is not None, max(0.0, 1.5 - seconds, seconds - 3.0), max(0, 4 - words, words - 8), utt)
 
     known = [utt for utt in frames if utt in texts]
     return min(known, key=distance) if known else None

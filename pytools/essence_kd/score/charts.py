@@ -29,7 +29,6 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     css: str
-    dashed: bool = False
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -54,7 +53,13 @@ def _percent(value: float, low: float, high: float) -> float:
     return 100.0 * (value - low) / (high - low) if high > low else 50.0
 
 
-def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, x_range: tuple[float, float] | None = None,
+def legend(series: Sequence[Series]) -> str:
+    """Names and colours of lines."""
+    return '<div class="legend">' + "".join(
+        f'<span><i class="key {s.css}"></i>{esc(s.name)}</span>' for s in series) + "</div>"
+
+
+def line_chart(series: Sequence[Series], *, x_label: str = "", y_label: str = "", x_range: tuple[float, float] | None = None,
                y_range: tuple[float, float] | None = None, x_ticks: Sequence[float] | None = None, log_x: bool = False,
                points: Sequence[tuple[float, float, str, str]] = (), height: int = 220, title: str = "") -> str:
     """A line chart.
@@ -81,7 +86,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, x_range:
         out.append(f'<line class="grid" x1="0" x2="100%" y1="{at:.2f}%" y2="{at:.2f}%"/>'
                    f'<text class="tick" x="-7" y="{at:.2f}%" dy=".32em" text-anchor="end">{number(y)}</text>')
     chosen = list(x_ticks) if x_ticks is not None else ticks(x_low, x_high, 5)
-    for i, x in enumerate(chosen):
+    for x in chosen:
         at = _percent(scale(x), left, right)
         out.append(f'<text class="tick" x="{at:.2f}%" y="100%" dy="1.5em" text-anchor="middle">{number(x)}</text>')
         out.append(f'<line class="axis" x1="{at:.2f}%" x2="{at:.2f}%" y1="100%" y2="100%" '
@@ -98,8 +103,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, x_range:
             px, py = 10 * _percent(scale(x), left, right), 1000 - 10 * _percent(y, y_low, y_high)
             pieces.append(f"{'L' if pen_down else 'M'}{px:.1f} {py:.1f}")
             pen_down = True
-        dashed = " dashed" if s.dashed else ""
-        out.append(f'<path class="line {s.css}{dashed}" d="{"".join(pieces)}" vector-effect="non-scaling-stroke"/>')
+        out.append(f'<path class="line {s.css}" d="{"".join(pieces)}" vector-effect="non-scaling-stroke"/>')
     out.append("</svg>")
     for x, y, label, css in points:
         at_x, at_y = _percent(scale(x), left, right), 100.0 - _percent(y, y_low, y_high)
@@ -109,65 +113,46 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, x_range:
                    f'<text class="note {css}" x="{at_x:.2f}%" y="{at_y:.2f}%" dx="{shift}" dy="1.5em" '
                    f'text-anchor="{side}">{esc(label)}</text>')
     out.append("</svg></div>")
-    legend = "" if len(series) < 2 else '<div class="legend">' + "".join(
-        f'<span><i class="key {s.css}{" dashed" if s.dashed else ""}"></i>{esc(s.name)}</span>' for s in series) + "</div>"
-    return (f'<div class="chart"><div class="axis-title">{esc(y_label)}</div>{"".join(out)}'
-            f'<div class="axis-title x">{esc(x_label)}</div>{legend}</div>')
+    above = f'<div class="axis-title">{esc(y_label)}</div>' if y_label else ""
+    below = f'<div class="axis-title x">{esc(x_label)}</div>' if x_label else ""
+    return f'<div class="chart">{above}{"".join(out)}{below}</div>'
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A row of an interval chart: a value with its bounds."""
+class Axis:
+    """A common horizontal axis for intervals that stand in different rows: values to percent, with round ticks."""
 
-    name: str
-    value: float
-    low: float
-    high: float
-    text: str
-    css: str = ""
-    note: str = ""
+    def __init__(self, values: Sequence[float], *, zero: bool = False, count: int = 5):
+        low, high = min([*values, 0.0] if zero else values), max([*values, 0.0] if zero else values)
+        room = 0.05 * (high - low) or 1.0
+        self.low, self.high, self.zero = low - room, high + room, zero
+        self.ticks = ticks(self.low, self.high, count)
 
+    def at(self, value: float) -> str:
+        return f"{_percent(value, self.low, self.high):.2f}%"
 
-def interval_chart(rows: Sequence[Interval], *, zero: bool = False, unit: str = "%", title: str = "",
-                   span: tuple[float, float] | None = None) -> str:
-    """Dots with whiskers, one row each, on a common axis.
+    def mark(self, value: float, low: float, high: float, css: str) -> str:
+        """The SVG of one row: grid, whisker from ``low`` to ``high``, dot at ``value``."""
+        lines = "".join(f'<line class="{"nil" if self.zero and m == 0 else "grid"}" x1="{self.at(m)}" x2="{self.at(m)}" '
+                        f'y1="0" y2="100%"/>' for m in self.ticks)
+        return (f'<div class="cell"><svg class="{css}" aria-hidden="true">{lines}'
+                f'<line class="whisker" x1="{self.at(low)}" x2="{self.at(high)}" y1="50%" y2="50%"/>'
+                f'<circle class="dot" cx="{self.at(value)}" cy="50%" r="4.5"/></svg></div>')
 
-    Args:
-      zero: draw the line of no difference, and make room for it.
-      span: what the axis must cover, so that several charts can share it.
-    """
-    low = min([r.low for r in rows] + ([0.0] if zero else []) + ([span[0]] if span else []))
-    high = max([r.high for r in rows] + ([0.0] if zero else []) + ([span[1]] if span else []))
-    room = 0.05 * (high - low) or 1.0
-    low, high = low - room, high + room
-    out = [f'<div class="intervals" role="img" aria-label="{esc(title)}">']
-    marks = ticks(low, high, 4)
-    for r in rows:
-        a, b, at = (_percent(v, low, high) for v in (r.low, r.high, r.value))
-        lines = "".join(f'<line class="grid" x1="{_percent(m, low, high):.2f}%" x2="{_percent(m, low, high):.2f}%" '
-                        f'y1="0" y2="100%"/>' for m in marks)
-        if zero:
-            nil = _percent(0.0, low, high)
-            lines += f'<line class="nil" x1="{nil:.2f}%" x2="{nil:.2f}%" y1="0" y2="100%"/>'
-        note = f'<small>{esc(r.note)}</small>' if r.note else ""
-        out.append(
-            f'<div class="row"><div class="name">{esc(r.name)}{note}</div><svg class="{r.css}">{lines}'
-            f'<line class="whisker" x1="{a:.2f}%" x2="{b:.2f}%" y1="50%" y2="50%"/>'
-            f'<circle class="dot" cx="{at:.2f}%" cy="50%" r="4.5"/></svg><div class="num">{esc(r.text)}</div></div>')
-    labels = "".join(f'<text class="tick" x="{_percent(m, low, high):.2f}%" y="1em" text-anchor="middle">{number(m)}</text>'
-                     for m in marks)
-    out.append(f'<div class="row foot"><div></div><svg>{labels}</svg><div class="num muted">{esc(unit)}</div></div></div>')
-    return "".join(out)
+    def labels(self) -> str:
+        """The SVG of the tick labels, for the last row."""
+        texts = "".join(f'<text class="tick" x="{self.at(m)}" y="1em" text-anchor="middle">{number(m)}</text>'
+                        for m in self.ticks)
+        return f'<div class="cell labels"><svg aria-hidden="true">{texts}</svg></div>'
 
 
 def bar_rows(rows: Sequence[tuple[str, float, str, str]], *, title: str = "") -> str:
     """Horizontal bars: (name, value, text, CSS class) a row, from zero to the largest."""
     most = max([value for _, value, _, _ in rows] + [0.0]) or 1.0
-    out = [f'<div class="intervals bars" role="img" aria-label="{esc(title)}">']
+    out = [f'<div class="rows bars" role="img" aria-label="{esc(title)}">']
     for name, value, text, css in rows:
         width = max(0.0, 100.0 * value / most)
-        out.append(f'<div class="row"><div class="name">{esc(name)}</div><svg class="{css}">'
-                   f'<rect class="bar" x="0" y="22%" width="{width:.2f}%" height="56%" rx="2"/></svg>'
+        out.append(f'<div class="row"><div class="name">{esc(name)}</div><div class="cell"><svg class="{css}">'
+                   f'<rect class="bar" x="0" y="22%" width="{width:.2f}%" height="56%" rx="2"/></svg></div>'
                    f'<div class="num">{esc(text)}</div></div>')
     return "".join(out) + "</div>"
 

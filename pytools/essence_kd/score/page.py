@@ -8,7 +8,7 @@ import numpy as np
 
 from essence_kd.score import wer
 from essence_kd.score.alignment import FRAME_SECONDS, AlignedUtterance, mel_image
-from essence_kd.score.charts import Interval, Series, bar_rows, esc, interval_chart, line_chart, number, png_gray
+from essence_kd.score.charts import Axis, Series, bar_rows, esc, legend, line_chart, number, png_gray
 from essence_kd.score.experiment import Experiment, System
 from essence_kd.score.results import TOTAL, Analysis, p_text, set_name
 from essence_kd.score.style import STYLE
@@ -132,18 +132,22 @@ def _section(title: str, body: str, lead: str = "", ident: str = "") -> str:
 def _table(analysis: Analysis) -> str:
     exp = analysis.exp
     columns = [c for c in analysis.columns if c in exp.test_sets or c == TOTAL] or analysis.columns
-    best = {}
+    main = _main_column(analysis)
+    best, bounds = {}, []
     for column in columns:
         rated = [c.wer for n in exp.systems for c in [analysis.counts(n, column)] if c is not None]
         best[column] = min(rated) if rated else None
-    head = "".join(f'<th class="num{" total" if c == TOTAL else ""}">{esc(set_name(c))}</th>' for c in columns)
+    for name in exp.systems:
+        if name != "gmm" and analysis.counts(name, main) is not None:
+            bounds += analysis.interval(name, main)
+    axis = Axis(bounds) if bounds else None
+    head = "".join(f'<th class="num">{esc(set_name(c))}</th>' for c in columns)
     rows = []
-    group = None
+    previous = None
     for system in exp.systems.values():
-        kind = "teacher" if system.name.startswith("teacher_") else "student" if "student" in system.name else system.name
-        rule = ' class="rule"' if group is not None and kind != group and not {kind, group} == {"baseline", "student"} \
-            else ""
-        group = kind
+        kind = system.name.split("_")[0].replace("student", "baseline")
+        rule = ' class="rule"' if previous not in (None, kind) else ""
+        previous = kind
         cells = []
         for column in columns:
             counts = analysis.counts(system.name, column)
@@ -151,44 +155,48 @@ def _table(analysis: Analysis) -> str:
                 cells.append('<td class="num">\u2013</td>')
                 continue
             low, high = analysis.interval(system.name, column)
-            mark = " best" if counts.wer == best[column] else ""
-            total = " total" if column == TOTAL else ""
-            cells.append(f'<td class="num{mark}{total}">{wer_text(counts.wer)}'
+            cells.append(f'<td class="num{" best" if counts.wer == best[column] else ""}">{wer_text(counts.wer)}'
                          f'<small>{wer_text(low)}\u2013{wer_text(high)}</small></td>')
+        mark = ""
+        counts = analysis.counts(system.name, main)
+        if axis and counts is not None and system.name != "gmm":
+            mark = axis.mark(counts.wer, *analysis.interval(system.name, main), css_class(system.name))
         size = f'<small>{size_text(system.params)} parameters</small>' if system.params is not None else ""
         rows.append(f'<tr{rule}><th scope="row"><i class="swatch {css_class(system.name)}"></i>'
-                    f'{esc(system_name(system.name))}{size}</th>{"".join(cells)}</tr>')
+                    f'{esc(system_name(system.name))}{size}</th>{"".join(cells)}<td class="graph">{mark}</td></tr>')
     words = ", ".join(f"{set_name(s)} {next(x.scores[s].total for x in exp.systems.values() if s in x.scores).words:,} "
                       f"words" for s in exp.sets if s in columns)
-    return (f'<table class="wer"><thead><tr><th>System</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-            f'<p class="muted fine">Word error rate in percent; below it the 95 % bootstrap interval. Lowest in bold. '
-            f'{esc(words)}.</p>')
+    foot = f'<tfoot><tr><td colspan="{len(columns) + 1}"></td><td class="graph">{axis.labels()}</td></tr></tfoot>' \
+        if axis else ""
+    gmm = " The picture leaves the GMM out." if "gmm" in exp.systems and axis else ""
+    return (f'<table class="wer"><thead><tr><th>System</th>{head}<th class="graph">{esc(set_name(main))}, 95 % interval'
+            f'</th></tr></thead><tbody>{"".join(rows)}</tbody>{foot}</table>'
+            f'<p class="muted fine">Word error rate in percent, lowest in bold; below it the 95 % bootstrap interval. '
+            f'{esc(words)}.<span class="graph">{gmm}</span></p>')
 
 
 def _differences(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> str:
     if not comparisons:
         return ""
-    blocks = []
-    pairs = list(dict.fromkeys((c["a"], c["b"]) for c in comparisons))
-    for a, b in pairs:
-        own = [c for c in comparisons if (c["a"], c["b"]) == (a, b)]
-        rows = []
-        for c in own:
-            css = {-1: "good", 1: "bad", 0: "open"}[verdict(c)]
-            p = f'p {p_text(c["p_bootstrap"])}, matched pairs {p_text(c["p_matched"])}'
-            rows.append(Interval(set_name(c["set"]), c["diff"], c["low"], c["high"],
-                                 f'{points(c["diff"])}', css, p))
-        blocks.append((f"{system_name(a)} against {system_name(b)}", rows))
-    every = [r for _, rows in blocks for r in rows]
-    low, high = min(r.low for r in every), max(r.high for r in every)
+    axis = Axis([v for c in comparisons for v in (c["low"], c["high"])], zero=True)
     out = []
-    for title, rows in blocks:
-        out.append(f'<div class="block"><h3>{esc(title)}</h3>'
-                   f'{interval_chart(rows, zero=True, unit="points", title=title, span=(low, high))}</div>')
+    for a, b in dict.fromkeys((c["a"], c["b"]) for c in comparisons):
+        rows = []
+        for c in comparisons:
+            if (c["a"], c["b"]) != (a, b):
+                continue
+            css = {-1: "good", 1: "bad", 0: "open"}[verdict(c)]
+            rows.append(f'<div class="row"><div class="name">{esc(set_name(c["set"]))}<small>p {p_text(c["p_bootstrap"])}'
+                        f' \u00b7 {p_text(c["p_matched"])}</small></div>'
+                        f'{axis.mark(c["diff"], c["low"], c["high"], css)}<div class="num">{points(c["diff"])}'
+                        f'<small>{points(c["low"])} to {points(c["high"])}</small></div></div>')
+        out.append(f'<div class="block"><h3>{esc(system_name(a))} <span class="muted">against</span> '
+                   f'{esc(system_name(b))}</h3><div class="rows">{"".join(rows)}'
+                   f'<div class="row foot"><div></div>{axis.labels()}<div></div></div></div></div>')
     units = "; ".join(f"{set_name(s)}: {analysis.unit[s]}" for s in analysis.exp.sets if s in analysis.exp.test_sets)
     fine = (f'<p class="muted fine">Differences of word error rates in points with 95 % intervals of the paired '
             f'bootstrap ({analysis.draws:,} draws of {esc(units)}); left of the line the first system is better. '
-            f'Matched pairs: NIST\u2019s sentence-segment test.</p>')
+            f'The two p: bootstrap, and NIST\u2019s matched-pair sentence-segment test.</p>')
     return f'<div class="columns">{"".join(out)}</div>{fine}'
 
 
@@ -241,26 +249,26 @@ def _training(exp: Experiment) -> str:
         return ""
     low, high = min(every), float(np.percentile(every, 99))
     room = 0.06 * (high - low) or 0.5
-    out = []
+    lines = (("hard_loss", "training, hard labels", "c-hard"), ("soft_loss", "training, soft labels", "c-soft"),
+             ("dev_loss", "dev, hard labels", "c-dev"))
+    out, drawn = [], set()
     for system in models:
         epochs = [float(row.get("epoch", i + 1)) for i, row in enumerate(system.progress)]
         series = []
-        for key, name, css in (("hard_loss", "training, hard labels", "c-hard"), ("soft_loss", "training, soft labels", "c-soft"),
-                               ("dev_loss", "dev, hard labels", "c-dev")):
+        for key, name, css in lines:
             numbers = [min(v, high) if math.isfinite(v) else v for v in values(system, key)]
             if any(math.isfinite(v) for v in numbers):
                 series.append(Series(name, epochs, numbers, css))
-        if not series:
-            continue
+                drawn.add(key)
         last = [row["dev_frame_acc"] for row in system.progress if isinstance(row.get("dev_frame_acc"), (int, float))]
         note = f"{len(epochs)} epochs" + (f", dev frame accuracy {100 * last[-1]:.1f} %" if last else "")
-        out.append(f'<div class="block"><h3><i class="swatch {css_class(system.name)}"></i>{esc(system_name(system.name))}'
-                   f'<small>{esc(note)}</small></h3>'
-                   + line_chart(series, x_label="epoch", y_label="cross-entropy a frame", height=150,
-                                x_range=(min(epochs), max(epochs)) if len(epochs) > 1 else (0.0, 2.0),
-                                y_range=(low - room, high + room), title=f"Training of {system_name(system.name)}")
-                   + "</div>")
-    return f'<div class="columns three">{"".join(out)}</div>'
+        chart = line_chart(series, height=150, x_range=(min(epochs), max(epochs)) if len(epochs) > 1 else (0.0, 2.0),
+                           y_range=(low - room, high + room), title=f"Training of {system_name(system.name)}")
+        out.append(f'<div class="block"><h3><i class="swatch {css_class(system.name)}"></i>'
+                   f'{esc(system_name(system.name))}<small>{esc(note)}</small></h3>{chart}</div>')
+    key = legend([Series(name, (), (), css) for k, name, css in lines if k in drawn])
+    return (f'<p class="lead">Cross-entropy a frame, epoch by epoch.</p>{key}'
+            f'<div class="columns three">{"".join(out)}</div>')
 
 
 def _picture(aligned: AlignedUtterance | None) -> str:
@@ -294,10 +302,11 @@ def _cost(exp: Experiment) -> str:
                  time_text(seconds) if isinstance(seconds, (int, float)) else "\u2013",
                  f"{sum(rtf) / len(rtf):.3f}" if rtf else "\u2013"]
         rows.append(f'<tr><th scope="row"><i class="swatch {css_class(system.name)}"></i>{esc(system_name(system.name))}</th>'
-                    + "".join(f'<td class="num">{esc(c)}</td>' for c in cells) + "</tr>")
+                    + "".join(f'<td class="num{" optional" if i == 2 else ""}">{esc(c)}</td>'
+                              for i, c in enumerate(cells)) + "</tr>")
     return ('<table class="cost"><thead><tr><th>System</th><th class="num">Parameters</th>'
-            '<th class="num">MFLOP<br>a frame</th><th class="num">Training</th><th class="num">Decoding,<br>\u00d7 real time'
-            f'</th></tr></thead><tbody>{"".join(rows)}</tbody></table>')
+            '<th class="num">MFLOP<br>a frame</th><th class="num optional">Training</th><th class="num">Decoding,<br>'
+            f'\u00d7 real time</th></tr></thead><tbody>{"".join(rows)}</tbody></table>')
 
 
 def _stages(exp: Experiment) -> str:
@@ -376,8 +385,8 @@ def _utterances(analysis: Analysis, count: int = 6) -> str:
             columns = merge_alignments(wer.align(ref, before.hyps[utt]), wer.align(ref, after.hyps[utt]))
             out.append(f'<li><div class="utt"><span>{esc(utt)}</span><span class="muted">{esc(set_name(name))} \u00b7 '
                        f'{before.utts[utt].errors} \u2192 {after.utts[utt].errors} errors</span></div>'
-                       f'<div class="words3"><div class="word heads"><span>reference</span><span>baseline</span>'
-                       f'<span>student</span></div>{_columns_html(columns)}</div></li>')
+                       f'<div class="compared"><div class="heads"><span>reference</span><span>baseline</span>'
+                       f'<span>student</span></div><div class="words">{_columns_html(columns)}</div></div></li>')
         return f'<div class="block"><h3>{esc(title)}</h3><ol class="utts">{"".join(out)}</ol></div>'
 
     lead = (f'<p class="lead">Of {len(changes):,} test utterances the essence student has fewer errors than the baseline '
@@ -394,12 +403,16 @@ def _provenance(exp: Experiment, facts: dict[str, Any], origin: dict[str, Any]) 
     rows = [("Corpus", f'{facts["corpus"]}, size {facts["size"]}'), ("Seed", facts["seed"]), ("Engine", facts["engine"]),
             ("Decoder", exp.decoder or "unknown"), ("Classes (pdfs)", exp.num_pdfs), ("Commit", commit),
             ("Written", origin["written"]), ("Machine", f'{origin["system"]}, {origin["machine"]}, {origin["cpus"]} CPUs')]
+    chosen: dict[str, list[str]] = {}
     for system in exp.systems.values():
-        chosen = next((d for d in system.decodes.values() if "acoustic_scale" in d), None)
-        if chosen:
-            rows.append((f"{system_name(system.name)}: decoding",
-                         f'acoustic scale {number(chosen["acoustic_scale"])}, word insertion penalty '
-                         f'{number(chosen.get("word_insertion_penalty") or 0.0)}'))
+        for name, d in system.decodes.items():
+            if name in exp.test_sets and "acoustic_scale" in d:
+                weights = f'{number(d["acoustic_scale"])}, {number(d.get("word_insertion_penalty") or 0.0)}'
+                if system_name(system.name) not in chosen.setdefault(weights, []):
+                    chosen[weights].append(system_name(system.name))
+    if chosen:
+        rows.append(("Acoustic scale, word insertion penalty", "; ".join(
+            weights if len(chosen) == 1 else f'{weights}: {", ".join(names)}' for weights, names in chosen.items())))
     body = "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in rows if v is not None)
     versions = ", ".join(f"{k} {v}" for k, v in origin["versions"].items())
     notices = "".join(f"<li>{esc(n)}</li>" for n in exp.notices)
@@ -419,16 +432,8 @@ def render(analysis: Analysis, comparisons: Sequence[dict[str, Any]], facts: dic
     title, lines = headline(analysis, comparisons)
     eyebrow = f'{facts["corpus"]} \u00b7 {facts["size"]} \u00b7 seed {facts["seed"]} \u00b7 {facts["engine"]} engine' \
               f' \u00b7 decoded by {exp.decoder or "an unknown decoder"}'
-    column = _main_column(analysis)
-    rows = []
-    for name in exp.systems:
-        counts = analysis.counts(name, column)
-        if counts is not None and name != "gmm":
-            low, high = analysis.interval(name, column)
-            rows.append(Interval(system_name(name), counts.wer, low, high, wer_text(counts.wer), css_class(name)))
-    overview = interval_chart(rows, unit="% WER", title="Word error rates with 95 % intervals") if rows else ""
     sections = [
-        _section("Word error rates", f'{_table(analysis)}<div class="block">{overview}</div>', ident="wer"),
+        _section("Word error rates", _table(analysis), ident="wer"),
         _section("Is it more than chance?", _differences(analysis, comparisons), ident="differences"),
         _section("The essence of the posteriors", _essence(exp), ident="essence"),
         _section("Training", _training(exp), ident="training"),

@@ -19,7 +19,7 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 sy
   Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", sans-serif; font-variant-numeric: tabular-nums; }
 main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 .eyebrow { margin: 0 0 .6rem; color: var(--muted); font-size: .85rem; }
-h1 { margin: 0 0 .8rem; max-width: 40rem; font-size: clamp(1.55rem, 1.1rem + 2.2vw, 2.3rem); line-height: 1.18;
+h1 { margin: 0 0 .8rem; max-width: 44rem; font-size: clamp(1.55rem, 1.1rem + 2.2vw, 2.3rem); line-height: 1.18;
   font-weight: 650; letter-spacing: -.015em; text-wrap: balance; }
 .summary { margin: 0 0 2rem; max-width: 42rem; font-size: 1.06rem; }
 section { margin-top: 3.5rem; border-top: 1px solid var(--rule); padding-top: 1.1rem; }
@@ -33,6 +33,8 @@ h3 small { display: block; color: var(--muted); font-weight: 400; font-size: .8r
 .columns { display: grid; gap: 0 2.75rem; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); }
 .columns.three { grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); gap: 0 2rem; }
 .columns > * { min-width: 0; }
+h2 + .columns { margin-top: -1rem; }
+h2 + .columns > :not(.block) { margin-top: 1rem; }
 
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 1.25rem 1.5rem; }
 .figure { border-top: 3px solid var(--c); padding-top: .5rem; }
@@ -55,7 +57,7 @@ table.wer td { font-size: 1.05rem; }
 table .best { font-weight: 700; }
 table .best small { font-weight: 400; }
 table.cost th, table.cost td { font-size: .92rem; }
-table.cost thead th { font-size: .8rem; }
+table.cost thead th { font-size: .8rem; white-space: normal; }
 .swatch { display: inline-block; width: .62em; height: .62em; border-radius: 2px; margin-right: .5em;
   background: var(--c); }
 
@@ -72,33 +74,34 @@ table.cost thead th { font-size: .8rem; }
 
 .chart { margin: 0; }
 .plot { position: relative; margin: .35rem .6rem 1.9rem 2.6rem; }
-.plot > svg, .intervals svg { display: block; width: 100%; height: 100%; overflow: visible; }
+.plot > svg, .cell svg { display: block; width: 100%; height: 100%; overflow: visible; }
 .axis-title { font-size: .8rem; color: var(--muted); }
 .axis-title.x { text-align: right; margin-top: -.4rem; padding-right: .6rem; }
 .grid { stroke: var(--grid); stroke-width: 1; }
 .axis { stroke: var(--muted); stroke-width: 1; }
 .tick { fill: var(--muted); font-size: 12px; }
 .line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-.dashed { stroke-dasharray: 5 4; }
 .dot { fill: var(--c); stroke: var(--paper); stroke-width: 1.5; }
 .note { fill: var(--c); font-size: 13px; font-weight: 600; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .8rem; color: var(--muted); margin-top: .25rem; }
 .key { display: inline-block; width: 1.1em; height: 0; border-top: 2.5px solid var(--c); vertical-align: .3em;
   margin-right: .4em; }
 
-.intervals .row { display: grid; grid-template-columns: minmax(5.5rem, 30%) 1fr 3.4rem; gap: .75rem;
-  align-items: center; min-height: 2.1rem; font-size: .9rem; }
-.intervals .row svg { height: 100%; min-height: 2.1rem; }
-.intervals .name { line-height: 1.2; overflow-wrap: anywhere; }
-.intervals .name small { display: block; color: var(--muted); font-size: .74rem; }
-.intervals .foot { min-height: 1.2rem; }
-.intervals .foot svg { min-height: 1.2rem; }
-.intervals .foot .num { font-size: .78rem; }
+.cell { position: relative; align-self: stretch; min-height: 1.5rem; }
+.cell svg { position: absolute; inset: 0; }
 .whisker { stroke: var(--c); stroke-width: 2.5; stroke-linecap: round; }
 .nil { stroke: var(--ink); stroke-width: 1; }
 .bar { fill: var(--c); }
-.bars .row { grid-template-columns: minmax(7rem, 42%) 1fr 5rem; min-height: 1.7rem; gap: .6rem; }
-.bars .row svg { min-height: 1.7rem; }
+.rows .row { display: grid; grid-template-columns: 6.5rem 1fr 5.6rem; gap: .75rem; align-items: center;
+  min-height: 2.6rem; font-size: .95rem; line-height: 1.25; }
+.rows small { display: block; color: var(--muted); font-size: .75rem; white-space: nowrap; }
+.rows .foot { min-height: 1.3rem; }
+.rows.bars .row { grid-template-columns: minmax(7rem, 45%) 1fr 5.6rem; min-height: 1.75rem; gap: .6rem;
+  font-size: .9rem; }
+table .cell { height: 2.4rem; }
+table .cell.labels { height: 1.3rem; }
+td.graph, th.graph { width: 34%; padding-left: 1.6rem; }
+tfoot td { padding-top: 0; padding-bottom: 0; }
 
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .9rem 1.5rem; margin: 1rem 0 0;
   align-content: start; }
@@ -123,11 +126,11 @@ table.cost thead th { font-size: .8rem; }
 .utts li { padding: .7rem 0; border-bottom: 1px solid var(--rule); break-inside: avoid; }
 .utt { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1rem; font-size: .82rem;
   margin-bottom: .35rem; overflow-wrap: anywhere; }
-.words3 { display: flex; flex-wrap: wrap; gap: .45rem .55rem; line-height: 1.3; }
-.word { display: grid; grid-template-rows: repeat(3, auto); font-size: .92rem; }
-.word span { white-space: nowrap; padding: 0 .15em; border-radius: 3px; }
-.word.heads { color: var(--muted); font-size: .78rem; margin-right: .3rem; }
-.word.heads span { line-height: 1.53; padding: 0; }
+.compared { display: grid; grid-template-columns: auto 1fr; gap: .75rem; line-height: 1.35; font-size: .92rem; }
+.compared .words { display: flex; flex-wrap: wrap; gap: .5rem .5rem; min-width: 0; }
+.word, .heads { display: grid; grid-template-rows: repeat(3, auto); align-content: start; justify-items: start; }
+.word span { padding: 0 .15em; border-radius: 3px; overflow-wrap: anywhere; }
+.heads span { color: var(--muted); }
 .ref { color: var(--muted); }
 .sub { color: var(--bad); background: color-mix(in srgb, var(--bad) 12%, transparent); }
 .ins { color: var(--ins); background: color-mix(in srgb, var(--ins) 14%, transparent); }
@@ -146,9 +149,11 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation M
   table.wer td { padding-left: .35rem; font-size: 1rem; }
   table small { font-size: .72rem; }
   table.cost th, table.cost td { font-size: .84rem; }
-  table.cost td { padding-left: .35rem; }
-  .intervals .row { grid-template-columns: minmax(5rem, 34%) 1fr 2.9rem; gap: .5rem; }
-  .bars .row { grid-template-columns: minmax(6rem, 40%) 1fr 4.7rem; }
+  table.cost td { padding-left: .35rem; white-space: normal; }
+  table.cost .optional { display: none; }
+  .graph { display: none; }
+  .rows .row { grid-template-columns: 7rem 1fr 5.3rem; gap: .5rem; }
+  .rows.bars .row { grid-template-columns: minmax(6rem, 42%) 1fr 5rem; }
   .lane.words span { font-size: .72rem; }
   .lane.phones b { display: none; }
   .lane.phones { height: .6rem; }
