@@ -1,10 +1,13 @@
 """Posterior archives for the verbs: dense or sparse input told apart, sidecars carried on, frames named in errors."""
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import sys
+import threading
 import time
-from typing import Any, Dict, Iterator, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, Optional, Tuple, TypeVar, Union
 
 import numpy as np
 
@@ -15,6 +18,7 @@ from essence_kd.io.posterior import Posterior, PosteriorWriter, _cut as _cut_pos
 from essence_kd.io.provenance import read_sidecar, sidecar_path
 from essence_kd.io.tables import Source, _cut_matrix, _read_matrix, parse_rspecifier, read_scp, read_table
 
+_T = TypeVar("_T")
 CARRIED = ("num_pdfs", "temperature", "combine", "weights", "frame_shift_ms", "tree_hash", "models", "prior_scale")
 
 
@@ -54,6 +58,44 @@ def num_utterances(rspecifier: str) -> Optional[int]:
     if spec.scp is None or spec.scp in ("", "-") or spec.scp.endswith("|"):
         return None
     return sum(1 for _ in read_scp(spec.scp))
+
+
+def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
+    """The same items, fetched by a thread of their own, at most `depth` in advance; its exceptions come through."""
+    fetched: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(entry) -> bool:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                fetched.put(entry, timeout=0.1)
+                return True
+        return False
+
+    def fetch() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:  # noqa: B036 - handed to the thread that waits for it
+            put((None, error))
+        finally:
+            items.close()
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = fetched.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()
+        thread.join()
 
 
 def frame_error(source: str, utt: str, error: Exception) -> UserError:

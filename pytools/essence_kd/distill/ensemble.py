@@ -16,7 +16,7 @@ from typing import List, Sequence, Tuple
 
 import numpy as np
 
-from essence_kd.distill.essence import (Scale, as_float32, check_k, check_rows, log_normalisers, over_rows, top_k,
+from essence_kd.distill.essence import (Scale, as_float32, check_k, log_normalisers, over_rows, top_k,
                                         top_k_of_mixture)
 
 COMBINE = ("mean", "logmean")
@@ -76,7 +76,7 @@ def combine(ensemble: Ensemble, matrices: Sequence[np.ndarray], *, threads=None)
         total = np.zeros((rows.stop - rows.start, result.shape[1]))
         for matrix, scale, weight in teachers:
             if plain:
-                check_rows(matrix[rows], "prob", rows.start)
+                scale.check(matrix[rows], rows.start)
                 total += weight * matrix[rows]
             else:  # as combine_top_k has it, to the last bit
                 z, norm = scale.logs(matrix[rows], rows.start)

@@ -364,6 +364,7 @@ class Scale:
     kind: str = "prob"
     temperature: float = 1.0
     log_prior: Optional[np.ndarray] = None  # (C,)
+    name: str = ""  # of the teacher, for messages
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -381,7 +382,7 @@ class Scale:
 
         ``start``: the number of the first row, for messages. Raises FrameError where the rows are not of this kind.
         """
-        check_rows(x, self.kind, start)
+        self.check(x, start)
         z = x
         if self.kind == "prob":
             with np.errstate(divide="ignore"):
@@ -394,10 +395,17 @@ class Scale:
             z = z - self.log_prior.astype(np.float32)
         return z, np.zeros(len(z)) if self.plain else log_normalisers(z, start)
 
+    def check(self, x: np.ndarray, start: int) -> None:
+        """Raise FrameError where rows are not of this kind."""
+        try:
+            check_rows(x, self.kind, start)
+        except FrameError as error:
+            raise FrameError(error.frame, f"{error.reason} [{self.name}]" if self.name else error.reason) from None
+
     def probabilities(self, x: np.ndarray, start: int) -> np.ndarray:
         """Some rows as probabilities: (R, C) float32 -> (R, C) float64 (float32 where they are probabilities)."""
         if self.plain and self.kind == "prob":
-            check_rows(x, self.kind, start)
+            self.check(x, start)
             return x
         z, norm = self.logs(x, start)
         p = np.subtract(z, norm[:, None], dtype=np.float64)

@@ -6,7 +6,7 @@ from typing import Optional
 
 import numpy as np
 
-from essence_kd.distill.archives import (CARRIED, Progress, Tally, check_kind, describe, frame_error, num_utterances,
+from essence_kd.distill.archives import (CARRIED, Progress, Tally, ahead, check_kind, describe, frame_error, num_utterances,
                                          read_dense_or_sparse, sidecar_of, write_essence)
 from essence_kd.distill.essence import EssenceSettings, select, select_sparse
 from essence_kd.io.errors import UserError
@@ -38,7 +38,7 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
     tally, num_pdfs, most, least = Tally(), source.get("num_pdfs"), 0, None
     progress = Progress("prune-post", num_utterances(rspecifier))
     with PosteriorWriter(wspecifier, num_pdfs=num_pdfs) as writer:
-        for utt, value in read_dense_or_sparse(rspecifier):
+        for utt, value in ahead(read_dense_or_sparse(rspecifier)):
             sparse = not isinstance(value, np.ndarray)
             check_kind(rspecifier, utt, sparse, kind)
             try:

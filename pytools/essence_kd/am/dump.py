@@ -1,0 +1,428 @@
+"""Teachers to ensemble to essence, streamed: one utterance at a time from archives, pipes or models, to archives.
+
+A teacher is a table of matrices (``ark:...``, ``scp:...``, ``ark:command |``) or a model directory that is run on
+features. What is written is any of: the whole posterior (float32 matrices), a wide sparse archive (the `keep` largest
+at their true probability), or the essence itself. Where all teachers are models on a GPU, forward passes,
+combination and selection happen there, and only the kept entries cross to the host.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from essence_kd.distill.archives import (Progress, Tally, ahead, describe, frame_error, num_utterances, sidecar_of,
+                                         write_essence)
+from essence_kd.distill.ensemble import Ensemble, combine, combine_top_k
+from essence_kd.distill.essence import Essence, EssenceSettings, Scale, entries_of, select, select_agree
+from essence_kd.io.errors import UserError
+from essence_kd.io.posterior import PosteriorWriter
+from essence_kd.io.provenance import check_match, check_utterances, sha256_file, sidecar_path, write_sidecar
+from essence_kd.io.settings import read_yaml
+from essence_kd.io.tables import MatrixTable, MatrixWriter, parse_rspecifier, read_matrices, read_scp
+
+DESCRIBED = ("num_pdfs", "tree_hash", "frame_shift_ms")
+PRIOR_FLOOR = 1e-5
+WINDOW_FRAMES = 2_000_000  # feature frames of a window in which utterances are sorted by length
+
+
+@dataclass
+class DumpSettings:
+    """What to read, how to combine, what to write."""
+
+    teachers: List[str] = field(default_factory=list)  # rspecifiers of matrices or model directories
+    output: str = ""  # wspecifier of the posteriors
+    keep: int = 100  # entries of the wide archive; 0: `output` gets whole matrices
+    essence: Optional[EssenceSettings] = None  # given: `output` gets the essence
+    full: Optional[str] = None  # wspecifier of matrices, beside `output`
+    feats: Optional[str] = None  # scp of features, for model directories
+    combine: str = "mean"
+    weights: List[float] = field(default_factory=list)
+    temperatures: List[float] = field(default_factory=list)
+    input: str = "prob"  # what the rspecifiers hold
+    priors: Optional[str] = None  # a prior a line, divided out of every teacher
+    prior_scale: float = 1.0
+    frame_shift_ms: Optional[float] = None  # where no model and no sidecar says it
+    batch_frames: int = 30000
+    device: Optional[str] = None
+    threads: Optional[int] = None
+
+
+def is_table(teacher: str) -> bool:
+    """True for an rspecifier, False for a model directory."""
+    head = teacher.partition(":")[0].split(",")
+    return ":" in teacher and bool({"ark", "scp"} & set(head)) and not os.path.isdir(teacher)
+
+
+def dump(settings: DumpSettings) -> Tally:
+    """Write the ensemble's posteriors of every utterance. Raises UserError; no archive is left then."""
+    if not settings.teachers:
+        raise UserError("no teachers")
+    for name in ("weights", "temperatures"):
+        given = getattr(settings, name)
+        if given and len(given) not in (1, len(settings.teachers)):
+            raise UserError(f"--{name.rstrip('s') if name != 'weights' else name}: {len(given)} values for "
+                            f"{len(settings.teachers)} teachers")
+    described = describe_teachers(settings)
+    ensemble = _ensemble(settings, described)
+    outputs = [_Output(settings.full, "dense", settings, ensemble, described)] if settings.full else []
+    kind = "essence" if settings.essence else "wide" if settings.keep else "dense"
+    outputs.append(_Output(settings.output, kind, settings, ensemble, described))
+
+    tally = Tally()
+    first = settings.teachers[0]
+    progress = Progress("dump-post", num_utterances(first if is_table(first) else settings.feats))
+    on_device = _device(settings)
+    with contextlib.ExitStack() as stack:
+        for output in outputs:
+            stack.enter_context(output)
+        if on_device is not None and not any(is_table(t) for t in settings.teachers) and _fits_device(settings):
+            for utt, ids, probs in device_entries(settings, ensemble, _width(settings, described), on_device):
+                essence = outputs[0].from_entries(ids, probs)
+                outputs[0].write_essence(utt, essence)
+                tally.add(len(essence.kept), len(essence.ids), essence.kept)
+                progress.show(tally)
+        else:
+            for utt, matrices in ahead(_aligned(settings)):
+                try:
+                    kept = _write_utterance(utt, matrices, ensemble, outputs, settings)
+                except ValueError as error:
+                    raise frame_error(" + ".join(settings.teachers), utt, error) from None
+                tally.add(*kept)
+                progress.show(tally)
+        if not tally.num_utts:
+            raise UserError(f"{first}: holds no utterance")
+    for output in outputs:
+        output.describe(tally)
+    return tally
+
+
+def _device(settings: DumpSettings) -> Optional[str]:
+    """The GPU to work on, or None."""
+    if settings.device is not None:
+        return settings.device if settings.device.startswith("cuda") else None
+    if all(is_table(teacher) for teacher in settings.teachers):
+        return None
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
+
+
+def _fits_device(settings: DumpSettings) -> bool:
+    """Whether all that is asked for comes from the largest entries of a frame."""
+    rule = settings.essence.select if settings.essence else "top-k"
+    return settings.full is None and rule in ("top-k", "top-p") and (settings.essence is not None or settings.keep > 0)
+
+
+def _width(settings: DumpSettings, described: Dict[str, Any]) -> int:
+    """How many of a frame's largest entries are wanted."""
+    rule = settings.essence
+    if rule is None:
+        return settings.keep
+    return rule.top_k if rule.select == "top-k" else min(rule.max_k, described.get("num_pdfs") or rule.max_k)
+
+
+# ---------------------------------------------------------------------------------------------------------- teachers
+
+def describe_teachers(settings: DumpSettings) -> Dict[str, Any]:
+    """num_pdfs, tree_hash, frame_shift_ms (as far as known) and models of the teachers, which must agree."""
+    known: Dict[str, Any] = {}
+    models, first = [], None
+    for teacher in settings.teachers:
+        if is_table(teacher):
+            fields = {k: v for k, v in sidecar_of(teacher).items() if k in DESCRIBED and v is not None}
+            name = sidecar_path(teacher) or teacher
+            models.append({"name": teacher})
+        else:
+            if settings.feats is None:
+                raise UserError(f"{teacher}: a model directory needs --feats scp:DATA/feats.scp (an archive is written "
+                                f"ark:FILE or scp:FILE)")
+            name = os.path.join(teacher, "model.yaml")
+            model = read_yaml(name)
+            fields = {k: model.get(k) for k in ("num_pdfs", "tree_hash") if model.get(k) is not None}
+            fields["frame_shift_ms"] = 10 * model.get("frame_subsampling_factor", 1)
+            models.append({"name": str(teacher), "sha256": sha256_file(os.path.join(teacher, "final.pt"))})
+        if first is not None:
+            check_match(first[0], first[1], name, fields, DESCRIBED)
+        known = {**fields, **known}
+        first = first or (name, fields)
+    if settings.frame_shift_ms is not None:
+        check_match(first[0], known, "--frame-shift-ms", {"frame_shift_ms": settings.frame_shift_ms}, DESCRIBED)
+        known["frame_shift_ms"] = settings.frame_shift_ms
+    return {**known, "models": models}
+
+
+def _ensemble(settings: DumpSettings, described: Dict[str, Any]) -> Ensemble:
+    count = len(settings.teachers)
+    temperatures = settings.temperatures or [1.0]
+    temperatures = temperatures * count if len(temperatures) == 1 else temperatures
+    prior = None
+    if settings.priors is not None:
+        prior = settings.prior_scale * read_log_priors(settings.priors)
+        if described.get("num_pdfs", len(prior)) != len(prior):
+            raise UserError(f"{settings.priors}: {len(prior)} priors, but there are {described['num_pdfs']} pdfs")
+    try:
+        scales = [Scale(settings.input if is_table(teacher) else "logit", t, prior, teacher)
+                  for teacher, t in zip(settings.teachers, temperatures)]
+        return Ensemble(scales, settings.weights if len(settings.weights) == count else [], settings.combine)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def read_log_priors(path: str) -> np.ndarray:
+    """(C,) log priors of a file with a prior a line, raised to a floor; a pdf that was never seen is left alone (0)."""
+    try:
+        priors = np.array(Path(path).read_text(encoding="utf-8").split(), dtype=np.float64)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a number a line: {error}") from None
+    if not len(priors) or not np.isfinite(priors).all() or priors.min() < 0 or priors.sum() <= 0:
+        raise UserError(f"{path}: priors must be finite, not negative, and not all 0")
+    priors = priors / priors.sum()
+    return np.log(np.where(priors > 0, np.maximum(priors, PRIOR_FLOOR), 1.0))
+
+
+def _aligned(settings: DumpSettings) -> Iterator[Tuple[str, List[np.ndarray]]]:
+    """(utterance, one matrix a teacher); utterances in the order of the first teacher. Raises UserError."""
+    names = settings.teachers
+    tables = {}
+    for i, name in enumerate(names[1:], 1):
+        if is_table(name):
+            spec = parse_rspecifier(name)
+            if spec.scp is not None and os.path.isfile(spec.scp) and not spec.flags:
+                tables[i] = MatrixTable(name)
+    listed = _listed(names[0] if is_table(names[0]) else settings.feats)
+    for i, table in tables.items():
+        if listed is not None:
+            check_utterances(names[0], listed, names[i], table)
+    streams = [None if i in tables else _stream(name, settings) for i, name in enumerate(names)]
+    for utt, matrix in streams[0]:
+        matrices = [matrix]
+        for i in range(1, len(names)):
+            if i in tables:
+                if utt not in tables[i]:
+                    raise UserError(f"{names[i]}: lacks utterance {utt}, which {names[0]} has")
+                matrices.append(tables[i][utt])
+                continue
+            other, value = next(streams[i], (None, None))
+            if other != utt:
+                have = "ends" if other is None else f"has {other}"
+                raise UserError(f"{names[i]}: {have} where {names[0]} has utterance {utt}: the teachers must hold the "
+                                f"same utterances in the same order (an scp may be in any order)")
+            matrices.append(value)
+        yield utt, matrices
+    for i, stream in enumerate(streams):
+        if stream is not None and i > 0:
+            extra = next(stream, None)
+            if extra is not None:
+                raise UserError(f"{names[i]}: has utterance {extra[0]} after {names[0]} has ended")
+
+
+def _listed(rspecifier: Optional[str]) -> Optional[List[str]]:
+    """The utterances of an scp file; None for anything else."""
+    if rspecifier is None:
+        return None
+    name = rspecifier if ":" in rspecifier else f"scp:{rspecifier}"
+    if num_utterances(name) is None:
+        return None
+    return [utt for _, utt, _, _ in read_scp(parse_rspecifier(name).scp)]
+
+
+def _stream(teacher: str, settings: DumpSettings) -> Iterator[Tuple[str, np.ndarray]]:
+    if is_table(teacher):
+        return read_matrices(teacher)
+    from essence_kd.am.forward import iter_logits
+
+    return iter_logits(teacher, feats_path(settings.feats), batch_frames=settings.batch_frames, device=settings.device,
+                       threads=settings.threads)
+
+
+def feats_path(feats: str) -> str:
+    """The file name of ``--feats``, with or without ``scp:``."""
+    return feats[len("scp:"):] if feats.startswith("scp:") else feats
+
+
+def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,
+                   device: str) -> Iterator[Tuple[str, np.ndarray, np.ndarray]]:
+    """(utterance, ids (T, k) int32, probs (T, k) float32) of models run on a device, in the order of the features.
+
+    Utterances are sorted by length within windows of `WINDOW_FRAMES` feature frames and batched; the host reads the
+    next batch and takes the entries of the last one while the device works. Only the k largest leave the device.
+    """
+    import torch
+
+    from essence_kd.am.dataset import FeatureSource, load_cuts
+    from essence_kd.am.forward import load_model
+    from essence_kd.distill import on_device
+
+    models = [load_model(teacher, device) for teacher in settings.teachers]
+    cuts = load_cuts(feats_path(settings.feats))
+    sources = {model[1]["cmn"]: FeatureSource(cuts, model[1]["cmn"]) for model in models}
+    some = next(iter(sources.values()))
+    for teacher, (model, _) in zip(settings.teachers, models):
+        if some.cuts[0].features.num_features != model.feat_dim:
+            raise UserError(f"{settings.feats}: features have {some.cuts[0].features.num_features} bins, but the model "
+                            f"{teacher} takes {model.feat_dim}")
+    factor = models[0][0].frame_subsampling_factor
+    priors = [None if scale.log_prior is None else torch.as_tensor(scale.log_prior, dtype=torch.float32, device=device)
+              for scale in ensemble.scales]
+    frames = np.array([cut.features.num_frames for cut in some.cuts])
+
+    def batches():
+        """(positions, their features by kind of mean subtraction), padded."""
+        for window in _windows(frames, WINDOW_FRAMES):
+            order = sorted(window, key=lambda i: frames[i])
+            while order:
+                count = 1
+                while count < len(order) and frames[order[count]] * (count + 1) <= settings.batch_frames:
+                    count += 1
+                batch, order = order[:count], order[count:]
+                padded = {}
+                for cmn, source in sources.items():
+                    array = np.zeros((count, frames[batch[-1]], source.cuts[0].features.num_features), np.float32)
+                    for row, i in enumerate(batch):
+                        array[row, :frames[i]] = source.load(i)
+                    padded[cmn] = torch.from_numpy(array)
+                    if device.startswith("cuda"):
+                        padded[cmn] = padded[cmn].pin_memory()
+                yield batch, padded, not order
+
+    def launch(batch, padded):
+        """Queue the work of a batch; the entries arrive when the device gets there."""
+        with torch.inference_mode():
+            lens = torch.from_numpy(frames[batch])
+            rows = -(-lens // factor)
+            select = (torch.arange(int(rows.max()))[None] < rows[:, None]).to(device, non_blocking=True)
+            on = {cmn: feats.to(device, non_blocking=True) for cmn, feats in padded.items()}
+            lens = lens.to(device, non_blocking=True)
+            logits = [model(on[about["cmn"]], lens, select=select) for model, about in models]
+            return on_device.top_k(on_device.combine(ensemble, logits, priors), k)
+
+    ready: Dict[int, Tuple[np.ndarray, np.ndarray]] = {}
+    turn, before = 0, None
+    for batch, padded, last in ahead(batches()):
+        work = launch(batch, padded)
+        if before is not None:
+            _collect(ready, before, frames, factor)
+        before = (batch, work)
+        if last:
+            _collect(ready, before, frames, factor)
+            before = None
+        while turn in ready:
+            ids, probs = ready.pop(turn)
+            if np.isnan(probs).any():
+                raise frame_error(settings.feats, some.cuts[turn].id, ValueError("the models answer NaN"))
+            yield some.cuts[turn].id, ids, probs
+            turn += 1
+
+
+def _windows(frames: np.ndarray, most: int) -> Iterator[range]:
+    """Consecutive utterances of at most `most` feature frames together (or one that is longer)."""
+    start = 0
+    while start < len(frames):
+        stop = start + max(1, int(np.searchsorted(np.cumsum(frames[start:]), most, side="right")))
+        yield range(start, stop)
+        start = stop
+
+
+def _collect(ready: Dict[int, Tuple[np.ndarray, np.ndarray]], done, frames: np.ndarray, factor: int) -> None:
+    """Take the entries of a batch to the host, an utterance each."""
+    batch, (ids, probs) = done
+    ids, probs = ids.cpu().numpy(), probs.cpu().numpy()
+    start = 0
+    for i in batch:
+        stop = start + -(-int(frames[i]) // factor)
+        ready[i] = ids[start:stop], probs[start:stop]
+        start = stop
+
+
+# ----------------------------------------------------------------------------------------------------------- outputs
+
+class _Output:
+    """One archive that is being written, and its sidecar."""
+
+    def __init__(self, wspecifier: str, kind: str, settings: DumpSettings, ensemble: Ensemble, described: Dict[str, Any]):
+        self.wspecifier, self.kind, self.described = wspecifier, kind, dict(described)
+        if kind == "essence":
+            self.rule = settings.essence
+        elif kind == "wide":
+            self.rule = EssenceSettings(select="top-k", top_k=settings.keep, mass="keep")
+        else:
+            self.rule = None
+        temperatures = [scale.temperature for scale in ensemble.scales]
+        same = all(t == temperatures[0] for t in temperatures)
+        # teachers at one temperature make a posterior at that temperature; different ones are a calibration
+        self.fields = {"combine": ensemble.combine, "weights": ensemble.weights,
+                       "temperature": temperatures[0] if same else 1.0, "teacher_temperatures": temperatures}
+        if settings.priors is not None:
+            self.fields.update(priors=os.path.abspath(settings.priors), prior_scale=settings.prior_scale)
+        self.writer: Any = None
+
+    def __enter__(self) -> "_Output":
+        if self.kind == "dense":
+            self.writer = MatrixWriter(self.wspecifier)
+        else:
+            self.writer = PosteriorWriter(self.wspecifier, num_pdfs=self.described.get("num_pdfs"))
+        return self
+
+    def __exit__(self, *exc) -> Optional[bool]:
+        return self.writer.__exit__(*exc)
+
+    def from_entries(self, ids: np.ndarray, probs: np.ndarray) -> Essence:
+        """The rule applied to the largest entries of each frame."""
+        return entries_of(ids, probs, self.rule)
+
+    def write_essence(self, utt: str, essence: Essence) -> None:
+        write_essence(self.writer, utt, essence)
+
+    def describe(self, tally: Tally) -> None:
+        """Write the sidecar."""
+        wspecifier = self.wspecifier
+        form = "matrix" if self.kind == "dense" else "kaldi"
+        if wspecifier.startswith("compact:"):
+            wspecifier, form = wspecifier[len("compact:"):], "compact"
+        path = sidecar_path(wspecifier)
+        if path is None:
+            return
+        fields = {**self.described, "kind": self.kind, "form": form, **(describe(self.rule) if self.rule else {}),
+                  **tally.fields(), **self.fields}
+        if self.rule is None:
+            fields.update(selection="all", mean_mass=1.0, num_entries=tally.num_frames * fields["num_pdfs"])
+        write_sidecar(path, fields)
+
+
+def _write_utterance(utt: str, matrices: Sequence[np.ndarray], ensemble: Ensemble, outputs: Sequence[_Output],
+                     settings: DumpSettings) -> Tuple[int, int, np.ndarray]:
+    """Combine and write one utterance; (frames, entries, kept mass (T,)) of the last output. Raises ValueError."""
+    threads = settings.threads
+    num_pdfs = matrices[0].shape[1] if matrices[0].size else None
+    for output in outputs:
+        known = output.described.setdefault("num_pdfs", num_pdfs)
+        if known is None:
+            output.described["num_pdfs"] = num_pdfs
+        elif num_pdfs not in (None, known):
+            raise ValueError(f"{num_pdfs} columns, but there are {known} pdfs")
+    rule = outputs[-1].rule
+    whole = None
+    if outputs[0].kind == "dense" or rule.select not in ("top-k", "top-p"):
+        whole = combine(ensemble, matrices, threads=threads)
+    for output in outputs:
+        if output.kind == "dense":
+            output.writer.write(utt, whole)
+    if rule is None:
+        return len(whole), whole.size, np.ones(len(whole), np.float32)
+    if whole is None:
+        k = rule.top_k if rule.select == "top-k" else min(rule.max_k, num_pdfs or rule.max_k)
+        ids, probs = combine_top_k(ensemble, matrices, k, threads=threads)
+        essence = outputs[-1].from_entries(ids, probs)
+    elif rule.select == "agree":
+        essence = select_agree(matrices, whole, rule, threads=threads)
+    else:
+        essence = select(whole, replace(rule, temperature=1.0), utt=utt, threads=threads)
+    outputs[-1].write_essence(utt, essence)
+    return len(essence.kept), len(essence.ids), essence.kept

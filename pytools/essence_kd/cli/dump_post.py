@@ -1,0 +1,84 @@
+"""Combines teachers and writes the ensemble's posteriors: wide and sparse, whole, or as essence targets at once.
+
+  essence dump-post --feats scp:data/train_hires/feats.scp exp/teacher_1 exp/teacher_2 ark,scp:wide.ark,wide.scp
+  essence dump-post --input log --weights 2,1 scp:a.scp 'ark:nnet3-compute b.raw scp:feats.scp ark:- |' ark:wide.ark
+  essence dump-post --fuse --top-k 20 --feats scp:feats.scp exp/teacher_* ark,scp:post.ark,post.scp
+
+A TEACHER is a model directory of this project, run on --feats, or a table of matrices with a row a frame (--input
+says what its numbers are). All must have the same utterances, frames and pdfs. Without --fuse the archive is wide:
+the --keep largest of each frame at their true probability, so that prune-post can be run on it again and again.
+A sidecar (JSON) beside the archive says what was done.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+
+HELP = "combine teachers and write the ensemble's posteriors, wide, whole, or as essence targets"
+
+
+def _keep(text: str) -> int:
+    if text == "all":
+        return 0
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: 1 or more, or all")
+    return value
+
+
+def _numbers(text: str) -> list:
+    return [float(part) for part in text.split(",")]
+
+
+def add_arguments(parser) -> None:
+    from essence_kd.distill.options import add_selection_arguments
+
+    parser.add_argument("--combine", choices=("mean", "logmean"), default="mean",
+                        help="mean of the posteriors (default) or of their logs, normalised")
+    parser.add_argument("--weights", type=_numbers, default=[], metavar="W,W,...", help="a weight a teacher")
+    parser.add_argument("--temperatures", type=_numbers, default=[], metavar="T,T,...",
+                        help="a temperature a teacher, or one for all (default: --temperature, or 1)")
+    parser.add_argument("--input", choices=("prob", "log", "logit"), default="prob",
+                        help="what tables hold (default: prob); models give logits")
+    parser.add_argument("--priors", metavar="FILE", help="a prior a line, divided out of every teacher")
+    parser.add_argument("--prior-scale", type=float, default=1.0, metavar="S", help="of the log prior (default: 1)")
+    parser.add_argument("--feats", metavar="scp:FILE", help="features for model directories")
+    parser.add_argument("--keep", type=_keep, default=100, metavar="N|all",
+                        help="entries a frame of the wide archive (default: 100); all: write matrices")
+    parser.add_argument("--full-wspecifier", metavar="WSPECIFIER", help="write the whole posteriors, too, as matrices")
+    parser.add_argument("--fuse", action="store_true", help="write essence targets (the options below), not a wide archive")
+    add_selection_arguments(parser)
+    parser.add_argument("--agree", type=int, metavar="N", help="agree: teachers that must hold a class (default: 2)")
+    parser.add_argument("--frame-shift-ms", type=float, metavar="MS", help="for the sidecar, where no model says it")
+    parser.add_argument("--batch-frames", type=int, default=30000, metavar="N", help="feature frames of a batch")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: OMP_NUM_THREADS or the cores there are")
+    parser.add_argument("teachers", nargs="+", metavar="TEACHER", help="model directory or rspecifier of matrices")
+    parser.add_argument("wspecifier", metavar="POST-WSPECIFIER")
+
+
+def run(args) -> int:
+    from dataclasses import replace
+
+    from essence_kd.am.dump import DumpSettings, dump
+    from essence_kd.distill.options import selection_settings
+    from essence_kd.io.errors import UserError
+
+    essence = None
+    temperatures = args.temperatures or ([args.temperature] if args.temperature is not None else [])
+    if args.fuse:
+        essence = selection_settings(args)
+        temperatures = temperatures or [essence.temperature]
+        if len(set(temperatures)) == 1:
+            essence = replace(essence, temperature=temperatures[0])
+    else:
+        for name in ("config", "select", "top_k", "top_p", "max_k", "min_post", "mass", "seed", "agree"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} selects essence targets: say --fuse, or prune-post later")
+    tally = dump(DumpSettings(
+        teachers=args.teachers, output=args.wspecifier, keep=args.keep, essence=essence, full=args.full_wspecifier,
+        feats=args.feats, combine=args.combine, weights=args.weights, temperatures=temperatures, input=args.input,
+        priors=args.priors, prior_scale=args.prior_scale, frame_shift_ms=args.frame_shift_ms,
+        batch_frames=args.batch_frames, device=args.device, threads=args.threads))
+    print(f"dump-post: {tally}", file=sys.stderr)
+    return 0
