@@ -61,15 +61,14 @@ def _ratios(code_bits: int) -> np.ndarray:
     return table
 
 
-def _frame_reduce(function: np.ufunc, values: np.ndarray, offsets: np.ndarray, k: int | None) -> np.ndarray:
+def _frame_reduce(function: np.ufunc, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """`function` over the entries of each frame, 0 for frames without any: (T,)."""
-    count = len(offsets) - 1
-    if k is not None:
-        return function.reduce(values.reshape(count, k), axis=1) if k else np.zeros(count, values.dtype)
-    out = np.zeros(count, values.dtype)
-    filled = np.flatnonzero(np.diff(offsets))
-    if len(filled):
-        out[filled] = function.reduceat(values, offsets[filled])
+    out = np.zeros(len(offsets) - 1, values.dtype)
+    filled = offsets[1:] > offsets[:-1]
+    if filled.all():
+        return function.reduceat(values, offsets[:-1]) if len(out) else out
+    if filled.any():
+        out[filled] = function.reduceat(values, offsets[:-1][filled])
     return out
 
 
@@ -97,16 +96,19 @@ def encode(offsets: np.ndarray, ids: np.ndarray, probs: np.ndarray, *, num_pdfs:
     if most > 65535:
         raise ValueError(f"a frame of {most} entries is too long for a compact archive")
     levels = 2 ** (8 * width - id_bits) - 1
-    mass = _frame_reduce(np.add, probs.astype(np.float64), offsets, k)
-    largest = _frame_reduce(np.maximum, probs, offsets, k)
+    mass = _frame_reduce(np.add, probs, offsets)
+    largest = _frame_reduce(np.maximum, probs, offsets)
     if count and mass.max() > 65504:
         raise ValueError("the weights of a frame are too large for a compact archive")
     scale = _spread(np.maximum(largest, np.float32(1e-45)), offsets, k)
+    codes = probs / scale
     with np.errstate(divide="ignore"):
-        fine = np.log2(probs / scale)
-    codes = np.minimum(np.rint(fine * np.float32(-(levels - 1) / RANGE_BITS)), levels - 1)
-    codes = np.where(probs > 0, codes, levels).astype(np.uint32)
-    entries = ids.astype(np.uint32) | codes << np.uint32(id_bits)
+        np.log2(codes, out=codes)
+    codes *= np.float32(-(levels - 1) / RANGE_BITS)
+    np.rint(codes, out=codes)
+    np.minimum(codes, np.float32(levels - 1), out=codes)
+    codes += probs == 0  # levels stands for zero
+    entries = ids.view(np.uint32) | codes.astype(np.uint32) << np.uint32(id_bits)
     layout = 0 if fixed else 1 if most < 256 else 2
     body = [b"" if fixed else counts.astype("u1" if layout == 1 else "<u2").tobytes(),
             mass.astype("<f2").tobytes(), entries.astype("<u2").tobytes(),
@@ -134,11 +136,12 @@ def _read_header(source: Any) -> tuple[int, int, int, int, int, int, int]:
 def _decode(offsets: np.ndarray, k: int | None, mass: np.ndarray, low: np.ndarray, high: np.ndarray,
             id_bits: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     entries = low.astype(np.uint32) | high.astype(np.uint32) << np.uint32(16)
-    ids = (entries & np.uint32(2 ** id_bits - 1)).astype(np.int32)
-    ratios = _ratios(8 * width - id_bits)[entries >> np.uint32(id_bits)]
-    sums = _frame_reduce(np.add, ratios, offsets, k)
+    ids = (entries & np.uint32(2 ** id_bits - 1)).view(np.int32)
+    ratios = _ratios(8 * width - id_bits).take(entries >> np.uint32(id_bits))
+    sums = _frame_reduce(np.add, ratios, offsets)
     scale = np.divide(mass.astype(np.float32), sums, out=np.zeros(len(sums), np.float32), where=sums > 0)
-    return offsets, ids, ratios * _spread(scale, offsets, k)
+    ratios *= _spread(scale, offsets, k)
+    return offsets, ids, ratios
 
 
 def read(source: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

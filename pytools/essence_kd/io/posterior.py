@@ -17,7 +17,8 @@ import numpy as np
 
 from essence_kd.io import compact
 from essence_kd.io.errors import UserError
-from essence_kd.io.tables import (Mapped, ScpTable, TableWriter, Truncated, _guarded, read_table, row_span)
+from essence_kd.io.tables import (Mapped, ScpTable, TableWriter, Truncated, guarded, int32_array, open_object,
+                                  read_table, row_span)
 
 _CELL = np.dtype([("tag", "u1"), ("value", "<i4")])
 _ENTRY = np.dtype([("tag_id", "u1"), ("id", "<i4"), ("tag_prob", "u1"), ("prob", "<f4")])
@@ -189,24 +190,29 @@ def _tag_masks(words: int) -> tuple[np.ndarray, np.ndarray]:
 _TAG_WORDS = 5 * 1024
 
 
-def _tags_are_four(data: np.ndarray) -> bool:
-    """True when every fifth byte of `data` (uint8, a multiple of 5 bytes), from the first on, is 4."""
+def _leading_fours(data: np.ndarray) -> int:
+    """How many cells of five bytes at the front of `data` (uint8) have the tag 4."""
+    cells = len(data) // 5
     whole = len(data) // 40 * 5  # 64-bit words
     words = data[:8 * whole].view("<u8")
     mask, wanted = _tag_masks(_TAG_WORDS)
     found = np.empty(min(whole, _TAG_WORDS), np.uint64)
-    for start in range(0, whole, _TAG_WORDS):
-        block = words[start:start + _TAG_WORDS]
-        size = len(block)
-        np.bitwise_and(block, mask[:size], out=found[:size])
-        if not np.array_equal(found[:size], wanted[:size]):
-            return False
-    return bool((data[8 * whole::5] == 4).all())
+    start = 0
+    while start < whole:
+        size = min(_TAG_WORDS, whole - start)
+        np.bitwise_and(words[start:start + size], mask[:size], out=found[:size])
+        if not (found[:size] == wanted[:size]).all():
+            break
+        start += size
+    first = start * 8 // 5
+    size = min(cells - first, _TAG_WORDS * 8 // 5)  # no more than the block that stopped the search, or the rest
+    odd = data[5 * first:5 * (first + size):5] != 4
+    return first + (int(odd.argmax()) if odd.any() else size)
 
 
 def _check_entries(ids: np.ndarray, probs: np.ndarray) -> None:
-    if ids.size and ids.min() < 0:
-        raise ValueError(f"pdf-id {ids.min()} is negative")
+    if ids.size and not 0 <= ids.min() <= ids.max() < _SMALLEST_NORMAL:
+        raise ValueError(f"a pdf-id is {ids.min()}" if ids.min() < 0 else f"a pdf-id is {ids.max()}")
     if not np.isfinite(probs).all():
         raise ValueError("a probability is not a finite number")
 
@@ -214,7 +220,7 @@ def _check_entries(ids: np.ndarray, probs: np.ndarray) -> None:
 def _fixed_frames(data: np.ndarray, k: int) -> Posterior | None:
     """Decodes frames of k entries each; None when the bytes are not that."""
     frames = data.view(_frame_dtype(k))
-    if not (frames["count"] == k).all() or not _tags_are_four(data):
+    if not (frames["count"] == k).all() or 5 * _leading_fours(data) < len(data):
         return None
     ids = np.ascontiguousarray(frames["entries"]["id"])
     probs = np.ascontiguousarray(frames["entries"]["prob"])
@@ -222,22 +228,20 @@ def _fixed_frames(data: np.ndarray, k: int) -> Posterior | None:
     return Posterior.from_fixed(ids, probs)
 
 
-def _frame_heads(values: np.ndarray, tags: np.ndarray, num_frames: int) -> np.ndarray | None:
-    """Cell positions of the counts of all frames: int64 (num_frames,); None when they do not all lie in the window.
+def _frame_heads(values: np.ndarray, num_frames: int) -> np.ndarray | None:
+    """Cell positions of the counts of all frames: int64 (num_frames,); None when they do not all lie in `values`.
 
-    values: int32 (n,) and tags: uint8 (n,), cells that follow the number of frames. A count is below the smallest
-    normal float and so is what follows it (a pdf-id, or the next count): that leaves the counts and, only next to
-    weights of zero, some pdf-ids. Which of these candidates are counts follows from the chain of lengths: at once
-    when there are no false ones, else by doubling jumps (log2 T steps). Raises ValueError for a broken chain.
+    values: int32 (n,), the cells that follow the number of frames. A count is below the smallest normal float and so
+    is what follows it (a pdf-id, or the next count): that leaves the counts and, only next to weights of zero, some
+    pdf-ids. Which of these candidates are counts follows from the chain of lengths: at once when there are no false
+    ones, else by doubling jumps (log2 T steps). Raises ValueError for a broken chain.
     """
     small = values.view(np.uint32) < _SMALLEST_NORMAL
-    if not len(small) or not small[0]:
+    candidate = small.copy()
+    candidate[:-1] &= small[1:]  # after the last cell anything may follow
+    heads = np.flatnonzero(candidate)
+    if not len(heads) or heads[0] != 0:
         raise ValueError("damaged: a frame does not start with its number of entries")
-    follows = np.ones(len(small), bool)  # beyond the window anything may follow
-    follows[:-1] = small[1:] | (tags[1:] != 4)
-    heads = np.flatnonzero(small & follows)
-    if len(heads) > 1 and heads[0] != 0:
-        raise ValueError("damaged: the lengths of the frames do not add up")
     targets = heads + 1 + 2 * values[heads].astype(np.int64)
     if len(heads) >= num_frames and (targets[:num_frames - 1] == heads[1:num_frames]).all():
         chain = heads[:num_frames]
@@ -247,7 +251,7 @@ def _frame_heads(values: np.ndarray, tags: np.ndarray, num_frames: int) -> np.nd
         hit[hit] = heads[jump[hit]] == targets[hit]
         jump = np.append(np.where(hit, jump, len(heads)), len(heads))
         steps = np.zeros(1, np.int64)
-        while len(steps) < num_frames:
+        while len(steps) < num_frames and steps[-1] < len(heads):
             steps = np.concatenate([steps, jump[steps]])
             jump = jump[jump]
         steps = steps[:num_frames]
@@ -262,23 +266,25 @@ def _frame_heads(values: np.ndarray, tags: np.ndarray, num_frames: int) -> np.nd
 
 
 def _varying_frames(source: Any, num_frames: int, guess: int) -> Posterior:
-    """Decodes frames of any lengths from a source that stands at the first frame, and consumes them."""
-    size = max(_WINDOW, guess) // 5 * 5
+    """Decodes frames of any lengths from a source that stands at the first frame, and consumes them.
+
+    `guess` is the number of bytes that is looked at first.
+    """
+    size = max(_WINDOW, guess)
     while True:
         data = source.peek(size)
-        whole = data[:len(data) // 5 * 5]
-        cells = whole.view(_CELL)
-        values, tags = np.ascontiguousarray(cells["value"]), np.ascontiguousarray(cells["tag"])
-        heads = _frame_heads(values, tags, num_frames) if len(values) else None
+        cells = _leading_fours(data)
+        values = np.ascontiguousarray(data[:5 * cells].view(_CELL)["value"])
+        heads = _frame_heads(values, num_frames)
         if heads is not None:
             break
+        if cells < len(data) // 5:
+            raise ValueError("damaged: a number is not marked as 32 bits wide")
         if len(data) < size:
             raise Truncated(f"{source.name}: ends in the middle")
         size *= 2
     counts = values[heads].astype(np.int64)
     end = int(heads[-1] + 1 + 2 * counts[-1])
-    if not (tags[:end] == 4).all():
-        raise ValueError("damaged: a number is not marked as 32 bits wide")
     rest = np.ones(end, bool)
     rest[heads] = False
     entries = values[:end][rest].reshape(-1, 2)
@@ -334,7 +340,7 @@ def read_posterior(source: Any) -> Posterior:
                 source.skip(7 + size)
                 return post
     source.skip(7)
-    return _varying_frames(source, num_frames, 5 * num_frames + 10 * k)
+    return _varying_frames(source, num_frames, size + size // 4)
 
 
 def _read_text(source: Any) -> Posterior:
@@ -350,8 +356,8 @@ def _read_text(source: Any) -> Posterior:
     inside = np.ones(len(tokens), bool)
     inside[opens] = inside[closes] = False
     numbers = tokens[inside]
-    ids = np.array([int(token) for token in numbers[0::2].tolist()], dtype=np.int32)
-    probs = numbers[1::2].astype(np.float64).astype(np.float32) if len(numbers) else np.zeros(0, np.float32)
+    ids = int32_array([int(token) for token in numbers[0::2].tolist()])
+    probs = np.array([float(token) for token in numbers[1::2].tolist()], dtype=np.float32)
     _check_entries(ids, probs)
     return Posterior(np.concatenate([[0], np.cumsum(sizes // 2)]) if len(tokens) else np.zeros(1), ids, probs)
 
@@ -378,11 +384,13 @@ class PosteriorTable(ScpTable):
 
     def frames(self, utt: str, start: int, stop: int) -> Posterior:
         """Frames start..stop-1 (0 <= start <= stop <= T) of an utterance. Raises UserError when they do not exist."""
-        source, span = self.open(utt)
-        if span is None and isinstance(source, Mapped):
-            post = _guarded(lambda s: self._part(s, start, stop), source, utt, self.what)
-            if post is not None:
-                return post
+        file, span = self.line(utt)
+        if span is None:
+            with open_object(file, self._maps) as source:
+                if isinstance(source, Mapped):
+                    post = guarded(lambda mapped: self._part(mapped, start, stop), source, utt, self.what)
+                    if post is not None:
+                        return post
         post = self[utt]
         if not 0 <= start <= stop <= post.num_frames:
             raise UserError(f"{self.name}: utterance {utt}: frames {start}:{stop} of {post.num_frames}")

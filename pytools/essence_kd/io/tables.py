@@ -10,6 +10,7 @@ Nothing but NumPy and kaldi-io is imported, so the decoders' environments can us
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import gzip
 import io
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 20  # bytes read from a file at a time
 _LONGEST_KEY = 4096  # bytes; a longer "key" is not a key
+_SCP_BLOCK = 1 << 18  # bytes of an scp file taken at a time
+_BLIND = 16 * BLOCK  # bytes; the largest size that is believed before it is known how much will come
 _RANGE_TOLERANCE = 3  # rows a range may reach past the end, as in Kaldi
 _READ_FLAGS = {"b", "t", "o", "no", "p", "np", "s", "ns", "cs", "ncs", "bg"}
 _WRITE_FLAGS = {"b", "t", "f", "nf", "p"}
@@ -114,6 +117,9 @@ class _Command:
                                         stdout=subprocess.PIPE if reading else None, stderr=subprocess.PIPE, bufsize=0,
                                         start_new_session=True)
         self._tail: deque = deque(maxlen=8)
+        pipe = self.process.stdout if reading else self.process.stdin
+        with contextlib.suppress(OSError, AttributeError):
+            fcntl.fcntl(pipe.fileno(), getattr(fcntl, "F_SETPIPE_SZ", 1031), BLOCK)  # fewer, larger reads (Linux)
         self._relay = threading.Thread(target=self._relay_stderr, daemon=True)
         self._relay.start()
 
@@ -211,10 +217,13 @@ class Source:
             self._ended = count == 0
             self._high += count
 
-    def peek(self, count: int) -> np.ndarray:
-        """The next `count` bytes (uint8), fewer at the end; valid until the next call; nothing is consumed."""
-        if self._high - self._low < count:
-            self._grow(count)
+    def peek(self, count: int, least: int | None = None) -> np.ndarray:
+        """The next `count` bytes (uint8), fewer at the end; valid until the next call; nothing is consumed.
+
+        With `least`, a pipe is not waited for once that many are there.
+        """
+        if self._high - self._low < (count if least is None else least):
+            self._grow(count if least is None else least)
         return self._buffer[self._low:min(self._low + count, self._high)]
 
     def skip(self, count: int) -> None:
@@ -236,7 +245,7 @@ class Source:
         if self._left is not None:
             if count > self._high - self._low + self._left:
                 raise Truncated(f"{self.name}: ends in the middle")
-        elif count - have > BLOCK:  # how much will come is unknown: memory grows with what has come
+        elif count > _BLIND:  # how much will come is unknown: memory grows with what has come
             data = self.peek(count)
             if len(data) < count:
                 raise Truncated(f"{self.name}: ends in the middle")
@@ -255,11 +264,11 @@ class Source:
         return out
 
     def find(self, wanted: bytes) -> int:
-        """How many bytes come before the next occurrence of one of the bytes `wanted`; -1 when none comes."""
+        """How many bytes come before the next occurrence of the byte `wanted`; -1 when none comes."""
         size, start = 1 << 12, 0
         while True:
             data = self.peek(size)
-            hits = np.flatnonzero(np.isin(data[start:], np.frombuffer(wanted, np.uint8)))
+            hits = np.flatnonzero(data[start:] == wanted[0])
             if len(hits):
                 return start + int(hits[0])
             if len(data) < size:
@@ -286,17 +295,6 @@ class Source:
         """False when it is certain that fewer than `count` bytes are left."""
         return self._left is None or count <= self._high - self._low + self._left
 
-    def seek(self, offset: int) -> None:
-        """Goes to a byte of a regular file, forwards or backwards."""
-        here = self._raw.tell() - (self._high - self._low)
-        if 0 <= offset - here <= self._high - self._low:
-            self._low += offset - here
-            return
-        self._raw.seek(offset)
-        self._left = max(0, os.fstat(self._raw.fileno()).st_size - offset)
-        self._low = self._high = 0
-        self._ended = False
-
     def finish(self) -> None:
         """Waits for the command behind a pipe; raises UserError when it failed."""
         if self._command is not None:
@@ -304,12 +302,9 @@ class Source:
             command.wait()
 
     def failed_command(self) -> None:
-        """After an unreadable object: if the cause is a failed command behind the pipe, raises that instead."""
-        if self._command is not None:
-            with contextlib.suppress(UserError):
-                self._everything()
-            if self._ended:
-                self.finish()
+        """After an unreadable object at the end of a pipe: if the command failed, that is the cause, and is raised."""
+        if self._ended:
+            self.finish()
 
     def close(self) -> None:
         """Closes the input; a command that still runs is ended."""
@@ -349,17 +344,98 @@ def open_source(rxfilename: str) -> Source:
     return Source(raw, path)
 
 
+class Mapped:
+    """A memory-mapped file from some byte on, which reads like a Source."""
+
+    mode = "rb"
+
+    def __init__(self, data: np.ndarray, offset: int, name: str):
+        self.name, self._data, self._low = name, data, offset
+
+    def __enter__(self) -> "Mapped":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        """The map stays; it belongs to the table."""
+
+    def peek(self, count: int) -> np.ndarray:
+        """The next `count` bytes (uint8, read-only), fewer at the end; nothing is consumed."""
+        return self._data[self._low:self._low + count]
+
+    def skip(self, count: int) -> None:
+        """Consumes `count` bytes that `peek` has shown."""
+        self._low += count
+
+    def holds(self, count: int) -> bool:
+        """False when fewer than `count` bytes are left."""
+        return count <= len(self._data) - self._low
+
+    def read(self, count: int):
+        """Exactly `count` bytes: bytes when few, a fresh uint8 array when many. Raises Truncated."""
+        count = int(count)
+        if count < 0:
+            raise UserError(f"{self.name}: a negative size")
+        if not self.holds(count):
+            raise Truncated(f"{self.name}: ends in the middle")
+        data = self.peek(count)
+        self._low += count
+        return data.tobytes() if count <= 64 else data.copy()
+
+    find = Source.find
+
+    def readline(self) -> bytes:
+        """The rest of the line with its newline; without one at the end of the file."""
+        count = self.find(b"\n") + 1
+        data = self._data[self._low:self._low + count if count else None].tobytes()
+        self._low += len(data)
+        return data
+
+    def failed_command(self) -> None:
+        """A file has none."""
+
+
+def map_file(path: str, maps: dict[str, np.ndarray]) -> np.ndarray:
+    """The bytes of a file, read-only and mapped; kept in `maps` (the latest 256 files). Raises UserError."""
+    data = maps.get(path)
+    if data is None:
+        try:
+            with open(path, "rb") as stream:
+                empty = os.fstat(stream.fileno()).st_size == 0
+                data = np.frombuffer(b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ),
+                                     np.uint8)
+        except IsADirectoryError as error:
+            raise UserError(f"{path}: is a directory") from error
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        if len(maps) >= 256:
+            maps.pop(next(iter(maps)))
+        maps[path] = data
+    return data
+
+
+def open_object(file: str, maps: dict[str, np.ndarray]):
+    """What the right side of an scp line names: Mapped for a plain file, else a Source. Raises UserError."""
+    path, offset = (file, None) if file.endswith("|") else _split_offset(file)
+    if file.endswith("|") or path.endswith(".gz") or path == "-" or is_special(path):
+        return open_source(file)
+    return Mapped(map_file(path, maps), offset or 0, path)
+
+
 def read_key(source: Source) -> str | None:
     """The next utterance id and the blank after it; None at the end. Raises UserError for what is no key."""
+    least = 1
     while True:
-        head = source.peek(_LONGEST_KEY).tobytes()
+        head = source.peek(_LONGEST_KEY, least).tobytes()
         blank = len(head) - len(head.lstrip(b" \t\r\n"))
-        if blank == 0:
+        if blank:
+            source.skip(blank)
+            continue
+        found = re.search(rb"[ \t\n]", head)
+        if found is not None or len(head) < least or len(head) == _LONGEST_KEY:
             break
-        source.skip(blank)
+        least = len(head) + 1
     if not head:
         return None
-    found = re.search(rb"[ \t\n]", head)
     if found is None:
         if len(head) < _LONGEST_KEY:
             raise Truncated(f"{source.name}: ends inside the utterance id '{head[:40].decode('utf-8', 'replace')}'")
@@ -383,12 +459,11 @@ def _unreadable(source: Source, key: str, what: str, error: Exception) -> UserEr
     return UserError(f"{source.name}: utterance {key}: not a readable {what} ({reason})")
 
 
-def _guarded(read_object: Callable[[Source], Any], source: Source, key: str, what: str) -> Any:
+def guarded(read_object: Callable[[Source], Any], source: Source, key: str, what: str) -> Any:
     """`read_object(source)` with every way of failing turned into one message."""
     try:
         return read_object(source)
-    except (UserError, ValueError, AssertionError, OverflowError, TypeError, _kaldi_io().UnknownMatrixHeader,
-            _kaldi_io().UnknownVectorHeader) as error:
+    except (UserError, ValueError, AssertionError, OverflowError) as error:
         raise _unreadable(source, key, what, error) from error
 
 
@@ -449,48 +524,47 @@ def read_table(rspecifier: str, read_object: Callable[[Source], Any], cut: Calla
     if spec.ark is not None:
         with open_source(spec.ark) as source:
             while True:
-                key = read_key(source)
+                try:
+                    key = read_key(source)
+                except UserError:
+                    source.failed_command()
+                    raise
                 if key is None:
                     break
                 if key in seen:
                     raise UserError(f"{source.name}: utterance {key} occurs twice")
                 seen.add(key)
-                yield key, _guarded(read_object, source, key, what)
+                yield key, guarded(read_object, source, key, what)
             source.finish()
         return
-    opened: tuple[str, Source] | None = None
-    try:
-        for number, key, name, span in read_scp(spec.scp):
-            if key in seen:
-                raise UserError(f"{spec.scp}: line {number}: utterance {key} occurs twice")
-            seen.add(key)
-            try:
-                path, offset = (name, None) if name.endswith("|") else _split_offset(name)
-                if opened is not None and (opened[0] != path or offset is None):
-                    opened[1].close()
-                    opened = None
-                if opened is None:
-                    opened = path, open_source(path)
-                source = opened[1]
-                if offset is not None:
-                    source.seek(offset)
-                value = _guarded(read_object, source, key, what)
-                if name.endswith("|") and source.at_end():
-                    source.finish()
-                if span is not None:
-                    try:
-                        value = cut(value, span)
-                    except ValueError as error:
-                        raise UserError(f"{spec.scp}: line {number}: utterance {key}: {error}") from error
-            except UserError as error:
-                if "p" not in spec.flags:
-                    raise
-                logger.warning("left out: %s", error)
-                continue
-            yield key, value
-    finally:
-        if opened is not None:
-            opened[1].close()
+    maps: dict[str, np.ndarray] = {}
+    for number, key, file, span in read_scp(spec.scp):
+        if key in seen:
+            raise UserError(f"{spec.scp}: line {number}: utterance {key} occurs twice")
+        seen.add(key)
+        try:
+            value = _read_line(file, span, maps, read_object, cut, key, what, spec.scp)
+        except UserError as error:
+            if "p" not in spec.flags:
+                raise
+            logger.warning("left out: %s", error)
+            continue
+        yield key, value
+
+
+def _read_line(file: str, span: str | None, maps: dict[str, np.ndarray], read_object: Callable[[Any], Any],
+               cut: Callable[[Any, str], Any], key: str, what: str, scp: str) -> Any:
+    """The object of one line of an scp file."""
+    with open_object(file, maps) as source:
+        value = guarded(read_object, source, key, what)
+        if file.endswith("|") and source.at_end():
+            source.finish()
+    if span is not None:
+        try:
+            value = cut(value, span)
+        except ValueError as error:
+            raise UserError(f"{scp}: utterance {key}: {error}") from error
+    return value
 
 
 def read_scp(name: str) -> Iterator[tuple[int, str, str, str | None]]:
@@ -498,13 +572,19 @@ def read_scp(name: str) -> Iterator[tuple[int, str, str, str | None]]:
     with open_source(name) as source:
         number = 0
         while not source.at_end():
-            number += 1
+            data = source.peek(_SCP_BLOCK).tobytes()
+            size = data.rfind(b"\n") + 1 or len(data)
+            if len(data) == _SCP_BLOCK and size == len(data) and not data.endswith(b"\n"):
+                raise UserError(f"{source.name}: line {number + 1} is too long; is it an archive? (ark:{name})")
+            source.skip(size)
             try:
-                line = source.readline().decode("utf-8")
+                lines = data[:size].decode("utf-8").split("\n")
             except UnicodeDecodeError as error:
-                raise UserError(f"{source.name}: line {number} is not text; is it an archive? (ark:{name})") from error
-            if line.strip():
-                yield (number, *parse_scp_line(line, source.name, number))
+                raise UserError(f"{source.name}: not text; is it an archive? (ark:{name})") from error
+            for line in lines[:-1] if data[size - 1:size] == b"\n" else lines:
+                number += 1
+                if line.strip():
+                    yield (number, *parse_scp_line(line, source.name, number))
         source.finish()
 
 
@@ -512,6 +592,13 @@ def read_scp(name: str) -> Iterator[tuple[int, str, str, str | None]]:
 
 def _text_numbers(text: str, dtype) -> np.ndarray:
     return np.array(text.split(), dtype=dtype)
+
+
+def int32_array(numbers: list) -> np.ndarray:
+    """int32 from a list of int. Raises ValueError when one does not fit."""
+    if numbers and not -2**31 <= min(numbers) <= max(numbers) < 2**31:
+        raise ValueError("a number does not fit 32 bits")
+    return np.array(numbers, dtype=np.int32)
 
 
 def _text_object(source: Source) -> str:
@@ -621,7 +708,7 @@ def _read_int_vector(source: Source) -> np.ndarray:
         text = line.decode("ascii").strip()
         if text.startswith("[") and text.endswith("]"):
             text = text[1:-1]
-        return np.array([int(token) for token in text.split()], dtype=np.int32)
+        return int32_array([int(token) for token in text.split()])
     source.skip(2)
     tag, count = struct.unpack("<bi", source.read(5))
     if tag != 4 or count < 0:
@@ -650,45 +737,6 @@ def read_int_vectors(rspecifier: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 # -------------------------------------------------------------------------------------------------- random access
-
-class Mapped:
-    """Part of a memory-mapped file that reads like a Source: peek, skip, read, holds, find, readline."""
-
-    mode = "rb"
-
-    def __init__(self, data: np.ndarray, offset: int, name: str):
-        self.name, self._data, self._low = name, data, offset
-
-    def peek(self, count: int) -> np.ndarray:
-        return self._data[self._low:self._low + count]
-
-    def skip(self, count: int) -> None:
-        self._low += count
-
-    def holds(self, count: int) -> bool:
-        return count <= len(self._data) - self._low
-
-    def read(self, count: int):
-        count = int(count)
-        if count < 0:
-            raise UserError(f"{self.name}: a negative size")
-        if not self.holds(count):
-            raise Truncated(f"{self.name}: ends in the middle")
-        data = self._data[self._low:self._low + count]
-        self._low += count
-        return data.tobytes() if count <= 64 else data.copy()
-
-    find = Source.find
-
-    def readline(self) -> bytes:
-        count = self.find(b"\n") + 1
-        data = self._data[self._low:self._low + count if count else None].tobytes()
-        self._low += len(data)
-        return data
-
-    def failed_command(self) -> None:
-        """A file has none."""
-
 
 class ScpTable:
     """Random access to the objects of an scp file: ``table[utt]``, ``utt in table``, ``len(table)``, iteration.
@@ -727,29 +775,12 @@ class ScpTable:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_maps": {}}
 
-    def _map(self, path: str) -> np.ndarray:
-        data = self._maps.get(path)
-        if data is None:
-            try:
-                with open(path, "rb") as stream:
-                    empty = os.fstat(stream.fileno()).st_size == 0
-                    data = np.frombuffer(b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ),
-                                         np.uint8)
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read: {error.strerror} (named in {self.name})") from error
-            self._maps[path] = data
-        return data
-
-    def open(self, utt: str) -> tuple[Any, str | None]:
-        """A readable (Mapped or Source) that stands at the object of `utt`, and the range of its line or None."""
+    def line(self, utt: str) -> tuple[str, str | None]:
+        """The rxfilename and the range (or None) of an utterance. Raises UserError when it is not there."""
         try:
-            file, span = self._lines[utt]
+            return self._lines[utt]
         except KeyError:
             raise UserError(f"{self.name}: no utterance {utt}") from None
-        if file.endswith("|") or file.endswith(".gz") or file == "-":
-            return open_source(file), span
-        path, offset = _split_offset(file)
-        return Mapped(self._map(path), offset or 0, path), span
 
     def _read(self, source) -> Any:
         raise NotImplementedError
@@ -758,20 +789,8 @@ class ScpTable:
         raise NotImplementedError
 
     def __getitem__(self, utt: str) -> Any:
-        source, span = self.open(utt)
-        try:
-            value = _guarded(self._read, source, utt, self.what)
-            if isinstance(source, Source) and source.at_end():
-                source.finish()
-        finally:
-            if isinstance(source, Source):
-                source.close()
-        if span is not None:
-            try:
-                value = self._cut(value, span)
-            except ValueError as error:
-                raise UserError(f"{self.name}: utterance {utt}: {error}") from error
-        return value
+        file, span = self.line(utt)
+        return _read_line(file, span, self._maps, self._read, self._cut, utt, self.what, self.name)
 
 
 class MatrixTable(ScpTable):
@@ -895,8 +914,7 @@ class TableWriter:
         if command is not None:
             self._command = None
             self.abort()
-            with contextlib.suppress(OSError):
-                command.process.stdin.close()
+            command.process.stdin.close()  # the file below the buffer: what is buffered has nobody to read it
             command.wait()
             raise UserError(f"'{command.command}' stopped reading its input ({error.strerror})") from error
         self.abort()
@@ -1003,7 +1021,7 @@ class IntVectorWriter(TableWriter):
         array = np.asarray(value)
         if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
             raise ValueError(f"a vector of integers is wanted, not {array.dtype} {array.shape}")
-        if array.size and (array.min() < -2**31 or array.max() >= 2**31):
+        if array.size and not -2**31 <= int(array.min()) <= int(array.max()) < 2**31:
             raise ValueError("a number does not fit 32 bits")
         if self.text:
             return [(("%d " * len(array)) % tuple(array.tolist())).encode("ascii") + b"\n"]
