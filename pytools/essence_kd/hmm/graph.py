@@ -31,11 +31,16 @@ group of a path is the n-th word label of that path, even though the label itsel
 from __future__ import annotations
 
 import json
+import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Dict, Tuple
 
 import numpy as np
 
+from essence_kd.hmm.fst import Fst, from_kaldifst, make_fst, read_fst, sort_arcs, to_kaldifst
+from essence_kd.hmm.lang import Lang, Topology, load_lang
 from essence_kd.io.errors import UserError
 
 _ARC_FIELDS = {"src": np.int32, "dst": np.int32, "ilabel": np.int32, "olabel": np.int32, "weight": np.float32,
@@ -108,3 +113,263 @@ def load_graph(path: str | Path) -> Graph:
         raise UserError(f"{path}: there is no such graph; make it with 'essence make-graph'") from None
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"{path}: not a whole graph.npz ({error}); make it again with 'essence make-graph'") from None
+
+
+# ------------------------------------------------------------------------------------------------ HMM at a frame rate
+
+@dataclass
+class PhoneHmm:
+    """A phone's HMM at the graph's frame rate; S states.
+
+    enter: (S,) probability that the first frame is in a state; stay: (S, S) that the next frame of the phone is in a
+    state; leave: (S,) that there is none. ``enter`` and the rows of ``[stay, leave]`` sum to one.
+    """
+
+    enter: np.ndarray
+    stay: np.ndarray
+    leave: np.ndarray
+
+
+def subsample(topology: Topology, factor: int) -> PhoneHmm:
+    """The HMM that a phone shows when every `factor`-th frame is kept (factor 1: the HMM itself).
+
+    Its states follow each other as they do on full-rate paths that are thinned out: with A the matrix of transitions,
+    ``stay`` is A^factor, and the first kept frame is, each with the same probability, the phone's 1st, 2nd, ...
+    factor-th.
+    """
+    size = len(topology)
+    step = np.zeros((size, size))
+    for state, arcs in enumerate(topology):
+        for dst, prob in arcs:
+            if dst < size:
+                step[state, dst] += prob
+    first = np.zeros(size)
+    first[0] = 1.0
+    enter = np.zeros(size)
+    for _ in range(factor):
+        enter += first
+        first = first @ step
+    stay = np.linalg.matrix_power(step, factor)
+    return PhoneHmm(enter / enter.sum(), stay, np.maximum(1.0 - stay.sum(axis=1), 0.0))
+
+
+def phone_hmms(topo: Dict[int, Topology], transitions: np.ndarray, factor: int, counts=None,
+               prior_weight: float = 10.0) -> Dict[int, PhoneHmm]:
+    """The HMM of every phone-id at the graph's frame rate.
+
+    transitions: probabilities by transition-id (hmm.gmm.Gmm.transitions); counts: hmm.gmm.SubsampledCounts of an
+    alignment, or None. Counts are smoothed with `prior_weight` occurrences of what the full-rate transitions foretell.
+    """
+    out, at, row = {}, 1, 0
+    for phone in sorted(topo):
+        trained = []
+        for arcs in topo[phone]:
+            trained.append([(dst, float(p)) for (dst, _), p in zip(arcs, transitions[at:at + len(arcs)])])
+            at += len(arcs)
+        total = [sum(p for _, p in arcs) for arcs in trained]
+        hmm = subsample([[(dst, p / t) for dst, p in arcs] for arcs, t in zip(trained, total)], factor)
+        size = len(trained)
+        if counts is not None:
+            rows = slice(row, row + size)
+            enter = counts.enter[rows] * (hmm.enter > 0) + prior_weight * hmm.enter
+            stay = counts.stay[rows, :size] * (hmm.stay > 0) + prior_weight * hmm.stay
+            leave = counts.leave[rows] * (hmm.leave > 0) + prior_weight * hmm.leave
+            mass = stay.sum(axis=1) + leave
+            hmm = PhoneHmm(enter / enter.sum(), stay / mass[:, None], leave / mass)
+        out[phone] = hmm
+        row += size
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------- building
+
+def compose_lexicon_and_grammar(lang: Lang) -> Fst:
+    """L o G, determinised (log semiring) and minimised; input: phone-ids with disambiguation symbols, output: words."""
+    import kaldifst
+
+    for name in ("L_disambig.fst", "G.fst"):
+        if not (lang.path / name).exists():
+            raise UserError(f"{lang.path / name}: missing; make it with 'essence "
+                            + ("make-grammar'" if name == "G.fst" else "make-lang'"))
+    grammar = read_fst(lang.path / "G.fst")
+    if grammar.num_arcs and int(grammar.olabel.max()) >= len(lang.words):
+        raise UserError(f"{lang.path / 'G.fst'}: has word-id {int(grammar.olabel.max())}, but words.txt ends at "
+                        f"{len(lang.words) - 1}; make it again with 'essence make-grammar'")
+    lexicon = to_kaldifst(sort_arcs(read_fst(lang.path / "L_disambig.fst"), "olabel"))
+    graph = kaldifst.compose(lexicon, to_kaldifst(sort_arcs(grammar)))
+    kaldifst.determinize_star(graph, use_log=True)
+    kaldifst.minimize_encoded(graph)
+    if graph.start < 0 or graph.num_states == 0:
+        raise UserError(f"{lang.path}: lexicon and grammar accept nothing together; were both made from this words.txt?")
+    return from_kaldifst(graph)
+
+
+def _costs(probs: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return -np.log(probs)
+
+
+def expand_phones(lg: Fst, hmms: Dict[int, PhoneHmm], unit_of: Dict[Tuple[int, int], int], transition_scale: float) -> Fst:
+    """Replace phones by their HMM states, still without self-loops.
+
+    Arcs of LG with the same phone and end state share the phone's states. Input labels become 2 * unit + begin (0 for
+    symbols that are no phones). Each arc from one state of a phone carries the probability of going there given that
+    the state is left, scaled; the first arc that enters the phone carries the word and the cost of LG.
+    """
+    is_phone = np.isin(lg.ilabel, list(hmms))
+    columns = [(lg.src[~is_phone], lg.dst[~is_phone], np.zeros(int((~is_phone).sum())), lg.olabel[~is_phone],
+                lg.weight[~is_phone])]
+    next_state = lg.num_states
+    for phone in np.unique(lg.ilabel[is_phone]):
+        hmm = hmms[int(phone)]
+        size = len(hmm.enter)
+        unit = np.array([unit_of[int(phone), state] for state in range(size)])
+        arcs = np.flatnonzero(lg.ilabel == phone)
+        ends, which = np.unique(lg.dst[arcs], return_inverse=True)
+        base = next_state + size * np.arange(len(ends))
+        next_state += size * len(ends)
+        away = 1.0 - np.diagonal(hmm.stay)
+        for state in range(size):
+            if hmm.enter[state] > 0:
+                columns.append((lg.src[arcs], base[which] + state, np.full(len(arcs), 2 * unit[state] + 1), lg.olabel[arcs],
+                                lg.weight[arcs] + transition_scale * _costs(hmm.enter[state])))
+            for other in range(size):
+                if other != state and hmm.stay[state, other] > 0:
+                    cost = transition_scale * _costs(hmm.stay[state, other] / away[state])
+                    columns.append((base + state, base + other, np.full(len(ends), 2 * unit[other]), np.zeros(len(ends)),
+                                    np.full(len(ends), cost)))
+            if hmm.leave[state] > 0:
+                cost = transition_scale * _costs(hmm.leave[state] / away[state])
+                columns.append((base + state, ends, np.zeros(len(ends)), np.zeros(len(ends)), np.full(len(ends), cost)))
+    final = np.concatenate([lg.final, np.full(next_state - lg.num_states, np.inf, dtype=np.float32)])
+    return make_fst(*(np.concatenate(parts) for parts in zip(*columns)), final=final, start=lg.start)
+
+
+def add_self_loops(fst: Fst, loop_prob: np.ndarray, self_loop_scale: float) -> Fst:
+    """Give every state a self-loop of the unit that its incoming arcs carry (Kaldi's AddSelfLoops, reordered form).
+
+    loop_prob: probability of staying by unit, (U + 1,). A state that different units or epsilons enter gets, for each
+    unit, a state of its own with the loop and an epsilon arc onwards. What leaves a state carries the scaled cost of
+    not staying.
+    """
+    unit = fst.ilabel // 2
+    emitting = unit > 0
+    pairs = np.unique(np.stack([fst.dst[emitting], unit[emitting]]), axis=1)  # (state, unit that enters it)
+    kinds = np.bincount(pairs[0], minlength=fst.num_states)
+    plain = kinds == 1
+    plain[fst.dst[~emitting]] = False
+    plain[fst.start] = False
+    stay, go = self_loop_scale * _costs(loop_prob), self_loop_scale * _costs(1.0 - loop_prob)
+
+    alone = plain[pairs[0]]
+    own_unit = np.zeros(fst.num_states, dtype=np.int64)
+    own_unit[pairs[0][alone]] = pairs[1][alone]
+    weight = fst.weight + np.where(own_unit > 0, go[own_unit], 0.0)[fst.src]
+    final = fst.final + np.where(own_unit > 0, go[own_unit], 0.0)
+
+    shared = pairs[:, ~alone]
+    new_state = fst.num_states + np.arange(shared.shape[1])
+    dst = fst.dst.astype(np.int64).copy()
+    moved = np.flatnonzero(emitting & ~plain[fst.dst])
+    width = int(unit.max()) + 1 if len(unit) else 1
+    dst[moved] = new_state[np.searchsorted(shared[0].astype(np.int64) * width + shared[1],
+                                           fst.dst[moved].astype(np.int64) * width + unit[moved])]
+    loop_at = np.concatenate([pairs[0][alone], new_state])
+    loop_unit = np.concatenate([pairs[1][alone], shared[1]])
+    loops = loop_prob[loop_unit] > 0
+    loop_at, loop_unit = loop_at[loops], loop_unit[loops]
+    zeros = np.zeros(len(loop_at))
+    columns = ((fst.src, dst, fst.ilabel, fst.olabel, weight),
+               (new_state, shared[0], np.zeros(len(new_state)), np.zeros(len(new_state)), go[shared[1]]),
+               (loop_at, loop_at, 2 * loop_unit, zeros, stay[loop_unit]))
+    final = np.concatenate([final, np.full(len(new_state), np.inf)])
+    return make_fst(*(np.concatenate(parts) for parts in zip(*columns)), final=final, start=fst.start)
+
+
+def trim(fst: Fst) -> Fst:
+    """Without the states that are on no path from start to a final one; the start becomes state 0."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import breadth_first_order
+
+    size = fst.num_states
+    ones = np.ones(fst.num_arcs, dtype=np.int8)
+    forward = csr_matrix((ones, (fst.src, fst.dst)), shape=(size, size))
+    reached = breadth_first_order(forward, fst.start, return_predecessors=False)
+    final = np.flatnonzero(np.isfinite(fst.final))
+    to_final = csr_matrix((np.ones(fst.num_arcs + len(final), dtype=np.int8),
+                           (np.concatenate([fst.dst, np.full(len(final), size)]), np.concatenate([fst.src, final]))),
+                          shape=(size + 1, size + 1))
+    useful = np.zeros(size + 1, dtype=bool)
+    useful[breadth_first_order(to_final, size, return_predecessors=False)] = True
+    kept = reached[useful[reached]]  # in the order of the search: neighbours lie together, the start first
+    number = np.full(size, -1, dtype=np.int64)
+    number[kept] = np.arange(len(kept))
+    arcs = (number[fst.src] >= 0) & (number[fst.dst] >= 0)
+    return make_fst(number[fst.src[arcs]], number[fst.dst[arcs]], fst.ilabel[arcs], fst.olabel[arcs], fst.weight[arcs],
+                    fst.final[kept], 0)
+
+
+def build_graph(lang: Lang, tree: np.ndarray, hmms: Dict[int, PhoneHmm], *, transition_scale: float = 1.0,
+                self_loop_scale: float = 0.1, meta: dict | None = None) -> Graph:
+    """A decoding graph from lang (with G.fst), a map (phone, state) -> pdf and the phones' HMMs.
+
+    tree: rows (pdf-id, phone-id, state), as hmm.gmm.Gmm.tree; the scales are those of Kaldi's mkgraph.sh.
+    """
+    import kaldifst
+
+    pdf_of = {(int(phone), int(state)): int(pdf) for pdf, phone, state in tree}
+    units = sorted(pdf_of)
+    unit_of = {pair: number for number, pair in enumerate(units, 1)}
+    lacking = [phone for phone in lang.silence + lang.nonsilence if (phone, 0) not in pdf_of or phone not in hmms]
+    if lacking:
+        raise UserError(f"{lang.path}: the model has no pdfs for the phone {lang.phones[lacking[0]]}; use the lang directory "
+                        "that it was trained with")
+    unit_phone = np.array([0] + [phone for phone, _ in units], dtype=np.int32)
+    unit_state = np.array([-1] + [state for _, state in units], dtype=np.int32)
+    unit_pdf = np.array([-1] + [pdf_of[pair] for pair in units], dtype=np.int32)
+    loop_prob = np.array([0.0] + [hmms[phone].stay[state, state] for phone, state in units])
+
+    graph = to_kaldifst(expand_phones(compose_lexicon_and_grammar(lang), hmms, unit_of, transition_scale))
+    kaldifst.minimize_encoded(graph)
+    fst = sort_arcs(trim(add_self_loops(from_kaldifst(graph), loop_prob, self_loop_scale)))
+    unit = fst.ilabel // 2
+    loop = (fst.src == fst.dst) & (unit > 0)
+    kind = np.zeros(len(lang.phones), dtype=np.uint8)
+    kind[:len(lang.phone_kind)] = lang.phone_kind
+    return Graph(fst.src, fst.dst, np.where(unit > 0, unit_pdf[unit] + 1, 0).astype(np.int32), fst.olabel, fst.weight, unit,
+                 (fst.ilabel % 2).astype(np.uint8), fst.final, unit_phone, unit_state, unit_pdf,
+                 np.array(lang.phones, dtype=np.str_), kind, np.array(lang.words, dtype=np.str_),
+                 {**(meta or {}), "num_pdfs": int(tree[:, 0].max()) + 1, "transition_scale": transition_scale,
+                  "self_loop_scale": self_loop_scale, "num_states": fst.num_states, "num_arcs": fst.num_arcs,
+                  "num_self_loops": int(loop.sum()), "num_epsilons": int((unit == 0).sum())})
+
+
+def make_graph(lang_dir: str | Path, gmm_dir: str | Path, *, factor: int = 1, ali_dir: str | Path | None = None,
+               transition_scale: float = 1.0, self_loop_scale: float = 0.1) -> Graph:
+    """The decoding graph of a lang directory and a GMM directory for networks that answer every `factor`-th frame.
+
+    ali_dir: an alignment whose counts give the transition probabilities at that rate; without it they follow from the
+    GMM's. Raises UserError where lang, model and alignment do not belong together.
+    """
+    from essence_kd.hmm.gmm import SubsampledCounts, load_gmm
+    from essence_kd.io.provenance import check_match, read_sidecar
+
+    started = time.time()
+    lang, model = load_lang(lang_dir), load_gmm(gmm_dir)
+    if lang.phones != model.phones:
+        raise UserError(f"{lang.path / 'phones.txt'}: not the phones that {gmm_dir} was trained with; use the same lang directory")
+    counts = None
+    if ali_dir is not None:
+        ali_dir = Path(ali_dir)
+        check_match(Path(gmm_dir) / "gmm.json", read_sidecar(Path(gmm_dir) / "gmm.json"), ali_dir / "ali.json",
+                    read_sidecar(ali_dir / "ali.json"), ["num_pdfs", "tree_hash"], required=True)
+        counts = SubsampledCounts.load(ali_dir / "topology.npz")
+        if counts.factor != factor:
+            print(f"{ali_dir / 'topology.npz'}: counted at factor {counts.factor}, not {factor}: transition probabilities "
+                  "follow from the GMM's", file=sys.stderr)
+            counts = None
+    hmms = phone_hmms(model.topo, model.transitions, factor, counts)
+    return build_graph(lang, model.tree, hmms, transition_scale=transition_scale, self_loop_scale=self_loop_scale,
+                       meta={"frame_subsampling_factor": factor, "frame_shift_ms": 10 * factor,
+                             "tree_hash": model.meta.get("tree_hash"), "transitions": "gmm" if counts is None else "alignment",
+                             "seconds": round(time.time() - started, 1)})

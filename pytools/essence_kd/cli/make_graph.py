@@ -1,0 +1,42 @@
+"""Makes a decoding graph over pdf-id + 1 from a lang directory (with G.fst) and a GMM directory.
+
+e.g.: essence make-graph --frame-subsampling-factor 3 --ali-dir exp/mini/ali data/mini/lang exp/mini/gmm exp/mini/graph
+"""
+from __future__ import annotations
+
+HELP = "make a decoding graph (graph.npz)"
+
+
+def add_arguments(parser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("lang_dir", metavar="LANG", help="lang directory with L_disambig.fst and G.fst")
+    parser.add_argument("gmm_dir", metavar="GMM_DIR")
+    parser.add_argument("graph_dir", metavar="GRAPH_DIR", help="graph.npz, words.txt and graph.json are written there")
+    parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N",
+                        help="feature frames a row of scores (1: the plain topology; default: 3)")
+    parser.add_argument("--ali-dir", metavar="ALI", help="alignment whose counts give the transition probabilities")
+    parser.add_argument("--transition-scale", type=float, default=1.0, metavar="S")
+    parser.add_argument("--self-loop-scale", type=float, default=0.1, metavar="S")
+
+
+def run(args) -> int:
+    """Make and write the graph."""
+    from pathlib import Path
+
+    from essence_kd.hmm.graph import make_graph, save_graph
+    from essence_kd.io.errors import UserError
+    from essence_kd.io.provenance import atomic_write, write_sidecar
+
+    if args.frame_subsampling_factor < 1:
+        raise UserError("--frame-subsampling-factor must be at least 1")
+    graph = make_graph(args.lang_dir, args.gmm_dir, factor=args.frame_subsampling_factor, ali_dir=args.ali_dir,
+                       transition_scale=args.transition_scale, self_loop_scale=args.self_loop_scale)
+    out = Path(args.graph_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out / "words.txt") as temporary:
+        temporary.write_text("".join(f"{w} {i}\n" for i, w in enumerate(graph.words) if w), encoding="utf-8")
+    write_sidecar(out / "graph.json", {"kind": "graph", **graph.meta})
+    save_graph(out / "graph.npz", graph)
+    print(f"{out}: {graph.num_states} states, {graph.num_arcs} arcs ({graph.meta['num_epsilons']} epsilons), "
+          f"{graph.num_pdfs} pdfs, {graph.meta['seconds']} s")
+    return 0
