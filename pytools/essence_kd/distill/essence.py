@@ -556,7 +556,7 @@ def select_sparse(offsets: np.ndarray, ids: np.ndarray, probs: np.ndarray, setti
     if settings.select == "random-prune":
         order = np.lexsort((ids, rows))
         return _random_prune_entries(rows, np.asarray(ids)[order], probs[order], len(counts), settings, utt)
-    entries = _sort_entries(rows, np.asarray(ids), probs, len(counts))
+    entries = sort_entries(rows, np.asarray(ids), probs, len(counts))
     essence = _finish(entries, settings)
     if tempered:
         powered = essence.probs.astype(np.float64) ** (source_temperature / settings.temperature)
@@ -586,7 +586,7 @@ def select_agree(teachers: Sequence[np.ndarray], combined: np.ndarray, settings:
     alone = np.bincount(cells // columns, minlength=frames) == 0
     cells = np.sort(np.concatenate([cells, best[alone]]))
     rows, ids = np.divmod(cells, columns)
-    return _finish(_sort_entries(rows, ids, combined.ravel()[cells], frames), settings)
+    return _finish(sort_entries(rows, ids, combined.ravel()[cells], frames), settings)
 
 
 def entries_of(ids: np.ndarray, probs: np.ndarray, settings: EssenceSettings) -> Essence:
@@ -617,7 +617,7 @@ def _at_least(probs: np.ndarray, threshold: float, threads: Optional[int]) -> _S
         parts[rows.start] = rows.start + row[hit], index[hit] - row[hit] * columns, found[hit]
 
     over_rows(work, frames, columns, threads)
-    return _sort_entries(*_in_order(parts), frames)
+    return sort_entries(*_in_order(parts), frames)
 
 
 def _in_order(parts: dict) -> List[np.ndarray]:
@@ -641,7 +641,7 @@ def _check_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames:
         raise FrameError(int(cells[twice[0]] >> 32), f"pdf-id {int(cells[twice[0]] & 0xFFFFFFFF)} occurs twice")
 
 
-def _sort_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int) -> _Sorted:
+def sort_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int) -> _Sorted:
     """Entries (rows ascending) in the order of an essence, padded."""
     counts = np.bincount(rows, minlength=frames)
     width = max(1, int(counts.max(initial=0)))
@@ -728,7 +728,7 @@ def _random_prune(probs: np.ndarray, settings: EssenceSettings, utt: str, thread
     rows, ids, values = (np.concatenate(pair) for pair in
                          ((rows, alone), (ids, best), (values, probs[alone, best])))
     order = np.argsort(rows, kind="stable")
-    return _finish(_sort_entries(rows[order], ids[order], values[order], frames), settings)
+    return _finish(sort_entries(rows[order], ids[order], values[order], frames), settings)
 
 
 def _random_prune_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int,
@@ -747,9 +747,9 @@ def _random_prune_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, 
     kept = large | marks
     alone = (np.bincount(rows, weights=kept, minlength=frames) == 0) & (counts > 0)
     if alone.any():
-        entries = _sort_entries(rows, ids, probs, frames)
+        entries = sort_entries(rows, ids, probs, frames)
         position = np.full((frames, 1), -1, np.int64)
         position[alone, 0] = entries.ids[alone, 0]
         kept |= ids == position[rows, 0]
     values = np.where(marks, threshold, probs)
-    return _finish(_sort_entries(rows[kept], ids[kept], values[kept], frames), settings)
+    return _finish(sort_entries(rows[kept], ids[kept], values[kept], frames), settings)

@@ -1,0 +1,33 @@
+"""Mixes soft essence targets and hard alignments into one archive, the target of the multitask loss.
+
+  essence mix-post --soft-weight 0.9 scp:essence/post.scp scp:ali/ali.scp ark,scp:mixed/post.ark,mixed/post.scp
+  essence mix-post scp:post.scp 'ark:gunzip -c ali.*.gz | ali-to-pdf final.mdl ark:- ark:- |' ark:mixed.ark
+
+A frame becomes (1 - soft_weight) of the aligned pdf-id plus soft_weight of the soft target. Cross-entropy is linear
+in its target, so an unmodified nnet3 setup that trains on the result minimises the two-term loss at T = 1.
+"""
+from __future__ import annotations
+
+import sys
+
+HELP = "mix soft essence targets and hard alignments into one archive"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--config", metavar="YAML", help="settings (conf/essence.yaml) that give the soft weight")
+    parser.add_argument("--soft-weight", type=float, metavar="A", help="weight of the soft target (default: 0.9)")
+    parser.add_argument("--frame-subsampling-factor", type=int, metavar="N",
+                        help="alignment frames for one frame of the soft target (default: as its sidecar says, else 1)")
+    parser.add_argument("soft", metavar="SOFT-POST-RSPECIFIER")
+    parser.add_argument("alignments", metavar="ALI-RSPECIFIER", help="vectors of pdf-ids")
+    parser.add_argument("wspecifier", metavar="POST-WSPECIFIER")
+
+
+def run(args) -> int:
+    from essence_kd.distill.mix import mix
+    from essence_kd.distill.options import selection_settings
+
+    tally = mix(args.soft, args.alignments, args.wspecifier, selection_settings(args).soft_weight,
+                factor=args.frame_subsampling_factor)
+    print(f"mix-post: {tally}", file=sys.stderr)
+    return 0

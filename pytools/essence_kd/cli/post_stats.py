@@ -1,0 +1,91 @@
+"""Tells what a posterior archive holds, so that k can be chosen before any training.
+
+  essence post-stats --alignment scp:ali/ali.scp --json stats.json --plot f_k.png scp:full.scp
+  essence post-stats --hours 927 --top-k 20 scp:wide.scp
+  essence post-stats --input logit --teacher scp:t1.scp --teacher scp:t2.scp scp:mean.scp
+
+Mean retained mass f_k, the k for 90, 95 and 99 % of the mass, entropy, agreement with an alignment, disagreement of
+teachers, bytes a frame in every form, and what a corpus of --hours would take. A table on stdout; --json has it all.
+"""
+from __future__ import annotations
+
+import sys
+
+HELP = "statistics of a posterior archive: retained mass, entropy, agreement, sizes, a forecast"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--input", choices=("prob", "log", "logit", "post"), default=None,
+                        help="what matrices hold (default: prob); post: a sparse archive (recognised, too)")
+    parser.add_argument("--alignment", metavar="ALI-RSPECIFIER", help="vectors of pdf-ids to compare with")
+    parser.add_argument("--frame-subsampling-factor", type=int, metavar="N",
+                        help="alignment frames for one frame of posteriors (default: as the sidecar says, else 1)")
+    parser.add_argument("--teacher", action="append", default=[], metavar="RSPECIFIER",
+                        help="a teacher's matrices, to measure its distance from these (more than once)")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--plot", metavar="FILE", help="f_k against k: .png, .pdf or .svg")
+    parser.add_argument("--hours", type=float, metavar="H", help="forecast disk and time for a corpus of H hours")
+    parser.add_argument("--frame-shift-ms", type=float, metavar="MS",
+                        help="of the forecast (default: as the sidecar says, else 10)")
+    parser.add_argument("--keep", type=int, default=100, metavar="N", help="entries of a wide archive (default: 100)")
+    parser.add_argument("--top-k", type=int, default=20, metavar="K", help="entries of an essence (default: 20)")
+    parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="look at the first N frames (default: all)")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: OMP_NUM_THREADS or the cores there are")
+    parser.add_argument("rspecifier", metavar="RSPECIFIER", help="matrices or sparse posteriors")
+
+
+def run(args) -> int:
+    from essence_kd.distill.stats import bytes_per_frame, collect, forecast, plot
+    from essence_kd.io.provenance import atomic_write, write_sidecar
+
+    result = collect(args.rspecifier, kind=args.input, alignments=args.alignment,
+                     factor=args.frame_subsampling_factor, teachers=args.teacher, max_frames=args.max_frames,
+                     threads=args.threads)
+    result["bytes_per_frame"] = bytes_per_frame(result["num_pdfs"], args.keep, args.top_k)
+    if args.hours is not None:
+        shift = args.frame_shift_ms or result["frame_shift_ms"] or 10.0
+        result["forecast"] = forecast(result["bytes_per_frame"], args.hours, shift,
+                                      result.get("select_frames_per_second"))
+    if args.json:
+        write_sidecar(args.json, result)
+    if args.plot:
+        with atomic_write(args.plot) as staged:
+            image = staged.with_name(staged.name + args.plot[args.plot.rfind("."):])
+            plot(result, str(image))
+            image.rename(staged)
+    print(report(result))
+    sys.stdout.flush()
+    return 0
+
+
+def report(result) -> str:
+    """The table for people."""
+    f = result["f_k"]
+    ks = [k for k in (1, 2, 5, 10, 20, 40, 100, 200, 500, 1000, 5000) if k < len(f)] + [len(f)]
+    of_kept = ", of the stored entries alone" if result["form"] == "sparse" else ""
+    scaled = ", which were scaled to 1" if result["mass"] == "renorm" else ""
+    lines = [f"{result['num_utts']} utterances, {result['num_frames']} frames, "
+             f"{result['num_pdfs'] or '?'} pdfs ({result['form']}{of_kept}{scaled})",
+             "k     " + " ".join(f"{k:>7}" for k in ks), "f_k   " + " ".join(f"{f[k - 1]:>7.4f}" for k in ks)]
+    for mass, reach in result["k_for_mass"].items():
+        of = [f"{name.replace('_', ' ')} {'-' if k is None else k}" for name, k in reach.items()]
+        lines.append(f"k for {float(mass):.0%} of the mass: {', '.join(of)}")
+    lines.append(f"entropy {result['entropy_nats']:.3f} nats (perplexity {result['perplexity']:.2f})")
+    if "alignment" in result:
+        ali = result["alignment"]
+        recall = ", ".join(f"{float(v):.3f} in the top {k}" for k, v in ali["recall_at_k"].items())
+        lines.append(f"aligned pdf-id: probability {ali['mean_probability']:.3f}; {recall}")
+    if "disagreement" in result:
+        names = result["disagreement"]["teachers"]
+        differs = result["disagreement"]["top1_differs"]
+        for i, (name, kl) in enumerate(zip(names, result["disagreement"]["kl_from_ensemble_nats"])):
+            lines.append(f"{name}: KL from the ensemble {kl:.3f} nats; another best class in {differs[i][-1]:.1%}")
+    lines.append("bytes a frame: " + ", ".join(f"{form} {size:g}" for form, size in result["bytes_per_frame"].items()))
+    if "forecast" in result:
+        ahead = result["forecast"]
+        sizes = ", ".join(f"{form} {ahead[form + '_bytes'] / 1e9:.4g} GB" for form in result["bytes_per_frame"])
+        seconds = ahead["select_seconds"]
+        time = f"; selection {seconds / 60:.0f} min at the speed seen here" if seconds else ""
+        lines.append(f"{ahead['hours']:g} h at {ahead['frame_shift_ms']:g} ms: {ahead['frames'] / 1e6:.1f} M frames; "
+                     f"{sizes}{time}")
+    return "\n".join(lines)

@@ -1,0 +1,129 @@
+"""Hard alignments and soft essence in one archive: the multitask target as one Kaldi Posterior.
+
+Cross-entropy is linear in its target, so that training an unmodified setup on (1 - a) onehot + a q is training with
+the two-term loss (1 - a) CE(hard) + a CE(q) at T = 1.
+"""
+from __future__ import annotations
+
+import logging
+import os
+from typing import Dict, Iterator, Optional, Tuple
+
+import numpy as np
+
+from essence_kd.distill.archives import CARRIED, Progress, Tally, num_utterances, sidecar_of
+from essence_kd.distill.essence import sort_entries
+from essence_kd.io.errors import UserError
+from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
+from essence_kd.io.provenance import check_match, sidecar_path, write_sidecar
+from essence_kd.io.tables import IntVectorTable, parse_rspecifier, read_int_vectors
+
+logger = logging.getLogger(__name__)
+FLOOR = 0.95  # share of the utterances that must come out
+
+
+def mix_frames(soft: Posterior, hard: np.ndarray, soft_weight: float) -> Posterior:
+    """(1 - soft_weight) onehot(hard) + soft_weight soft, entries of weight 0 left out; ``hard`` (T,) int pdf-ids.
+
+    Entries by falling weight, ties by rising pdf-id. A soft target's mass is taken as it is. Raises ValueError when
+    the frames differ.
+    """
+    frames = soft.num_frames
+    if len(hard) != frames:
+        raise ValueError(f"{len(hard)} aligned frames for {frames} frames of soft targets")
+    rows = np.repeat(np.arange(frames), soft.counts())
+    weights = soft_weight * soft.probs.astype(np.float64)
+    match = soft.ids == np.asarray(hard)[rows]
+    weights[match] += 1 - soft_weight
+    apart = np.flatnonzero(np.bincount(rows[match], minlength=frames) == 0)
+    rows = np.concatenate([rows, apart])
+    ids = np.concatenate([soft.ids, np.asarray(hard, np.int32)[apart]])
+    weights = np.concatenate([weights, np.full(len(apart), 1 - soft_weight)]).astype(np.float32)
+    kept = weights > 0
+    order = np.argsort(rows[kept], kind="stable")
+    entries = sort_entries(rows[kept][order], ids[kept][order], weights[kept][order], frames)
+    inside = np.arange(entries.ids.shape[1]) < entries.counts[:, None]
+    return Posterior(np.concatenate([[0], np.cumsum(entries.counts)]), entries.ids[inside], entries.probs[inside])
+
+
+class Alignments:
+    """Alignments by utterance: random access to an scp, or a stream read as far as it is needed."""
+
+    def __init__(self, rspecifier: str):
+        spec = parse_rspecifier(rspecifier)
+        self.table = IntVectorTable(rspecifier) if spec.scp is not None and os.path.isfile(spec.scp) else None
+        self._stream: Optional[Iterator[Tuple[str, np.ndarray]]] = None if self.table else read_int_vectors(rspecifier)
+        self._passed: Dict[str, np.ndarray] = {}
+
+    def get(self, utt: str) -> Optional[np.ndarray]:
+        """(T,) int32, or None where the utterance is not aligned; each is asked for once."""
+        if self.table is not None:
+            return self.table[utt] if utt in self.table else None
+        if utt in self._passed:
+            return self._passed.pop(utt)
+        for other, value in self._stream:
+            if other == utt:
+                return value
+            self._passed[other] = value
+        return None
+
+
+def subsample(alignment: np.ndarray, frames: int, factor: int) -> np.ndarray:
+    """Every ``factor``-th pdf-id of an alignment at the feature rate. Raises ValueError when that makes not ``frames``."""
+    if -(-len(alignment) // factor) != frames:
+        at = f"every {factor}th of " if factor > 1 else ""
+        raise ValueError(f"{frames} frames of posteriors, but the alignment has {at}{len(alignment)} frames; "
+                         f"--frame-subsampling-factor says how many alignment frames go to one of posteriors")
+    return alignment[::factor]
+
+
+def factor_of(rspecifier: str, given: Optional[int]) -> int:
+    """Alignment frames (10 ms) a posterior frame: as given, else as the sidecar says, else 1."""
+    if given is not None:
+        return given
+    return max(1, int(round((sidecar_of(rspecifier).get("frame_shift_ms") or 10) / 10)))
+
+
+def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, factor: Optional[int] = None) -> Tally:
+    """Mix every utterance of a table of soft targets with its alignment.
+
+    Utterances without an alignment are left out with a warning; under 95 % left, nothing is written. Raises UserError.
+    """
+    if not 0 <= soft_weight <= 1:
+        raise UserError(f"--soft-weight must be from 0 to 1, not {soft_weight}")
+    factor = factor_of(soft, factor)
+    fields = sidecar_of(soft)
+    beside = sidecar_of(alignments)
+    if fields and beside:
+        check_match(sidecar_path(soft), fields, sidecar_path(alignments), beside, ("num_pdfs", "tree_hash"))
+    num_pdfs = fields.get("num_pdfs")
+    source, tally, missing = Alignments(alignments), Tally(), []
+    progress = Progress("mix-post", num_utterances(soft))
+    with PosteriorWriter(wspecifier, num_pdfs=num_pdfs) as writer:
+        for utt, posterior in read_posteriors(soft):
+            alignment = source.get(utt)
+            if alignment is None:
+                missing.append(utt)
+                continue
+            if len(alignment) and not 0 <= alignment.min() <= alignment.max() < (num_pdfs or 1 << 31):
+                raise UserError(f"{alignments}: utterance {utt}: pdf-ids from {alignment.min()} to {alignment.max()}, "
+                                f"but there are {num_pdfs or 'no negative'} pdfs")
+            try:
+                mixed = mix_frames(posterior, subsample(alignment, posterior.num_frames, factor), soft_weight)
+            except ValueError as error:
+                raise UserError(f"{soft}: utterance {utt}: {error}") from None
+            writer.write(utt, mixed)
+            tally.add(mixed.num_frames, mixed.num_entries, mixed.mass())
+            progress.show(tally)
+        if missing:
+            logger.warning("%s has no alignment of %d utterances (first: %s)", alignments, len(missing), missing[0])
+        if tally.num_utts < FLOOR * (tally.num_utts + len(missing)) or not tally.num_utts:
+            raise UserError(f"{alignments}: aligns {tally.num_utts} of {tally.num_utts + len(missing)} utterances of "
+                            f"{soft}; are they of the same data?")
+    target = sidecar_path(wspecifier[len("compact:"):] if writer.compact else wspecifier)
+    if target is not None:
+        carried = {name: fields[name] for name in (*CARRIED, "selection", "k") if name in fields}
+        write_sidecar(target, {**carried, **tally.fields(), "kind": "mixed", "soft_weight": soft_weight, "source": soft,
+                               "alignment": alignments, "num_missing": len(missing), "mass": "keep",
+                               "form": "compact" if writer.compact else "kaldi"})
+    return tally
