@@ -253,7 +253,8 @@ def _random_files(rng, num_segments):
         if number % 50 == 0:
             start = 0.0
         name, length = f"r{number // 50:02d}", rng.uniform(1, 3)
-        segments.append(hub5.Segment(name, "A", f"s{number % 7}", round(start, 2), round(start + length, 2), "", text(0)))
+        segments.append(hub5.Segment(name, "A", f"s{number % 7}", round(start, 2), round(start + length, 2), "",
+                                     text(0)))
         words = rng.randint(0, 8)
         tokens += [hub5.Token(name, "A", round(start + length * (i + 0.1) / words, 2), 0.05, rng.choice(vocabulary))
                    for i in range(words)]

@@ -16,7 +16,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--data-dir", type=Path, metavar="DIR",
                         help="data/CORPUS: utt2spk of each set groups the bootstrap by speaker, and its features and "
                              "lang draw the alignment")
-    parser.add_argument("--systems", nargs="+", metavar="NAME", help="directories of EXP_DIR to report; default: all")
+    parser.add_argument("--systems", metavar="'NAME NAME ...'",
+                        help="directories of EXP_DIR to report, in one argument; default: all that were decoded")
     parser.add_argument("--essence-dir", type=Path, metavar="DIR", help="default: the newest EXP_DIR/essence_*")
     parser.add_argument("--draws", type=int, default=10000, help="draws of the bootstrap (%(default)s)")
 
@@ -25,5 +26,6 @@ def run(args) -> None:
     from essence_kd.score.report import write_report
 
     write_report(args.exp_dir, args.report_dir, corpus=args.corpus or args.exp_dir.resolve().name, size=args.size,
-                 seed=args.seed, engine=args.engine, data_dir=args.data_dir, systems=args.systems,
-                 essence_dir=args.essence_dir, draws=args.draws)
+                 seed=args.seed, engine=args.engine, data_dir=args.data_dir,
+                 systems=args.systems.split() if args.systems else None, essence_dir=args.essence_dir,
+                 draws=args.draws)

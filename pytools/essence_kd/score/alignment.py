@@ -95,7 +95,8 @@ def _pick(frames: dict[str, int], texts: dict[str, str]) -> str | None:
 
     def distance(utt: str):
         seconds, words = frames[utt] * FRAME_SECONDS, len(texts[utt].split())
-        return (re.match(r"sp\d", utt) is not None, max(0.0, 1.5 - seconds, seconds - 3.0), max(0, 4 - words, words - 8), utt)
+        perturbed = re.match(r"sp\d", utt) is not None
+        return perturbed, max(0.0, 1.5 - seconds, seconds - 3.0), max(0, 4 - words, words - 8), utt
 
     known = [utt for utt in frames if utt in texts]
     return min(known, key=distance) if known else None

@@ -59,8 +59,8 @@ def legend(series: Sequence[Series]) -> str:
         f'<span><i class="key {s.css}"></i>{esc(s.name)}</span>' for s in series) + "</div>"
 
 
-def line_chart(series: Sequence[Series], *, x_label: str = "", y_label: str = "", x_range: tuple[float, float] | None = None,
-               y_range: tuple[float, float] | None = None, x_ticks: Sequence[float] | None = None, log_x: bool = False,
+def line_chart(series: Sequence[Series], *, x_label: str = "", y_label: str = "",
+               x_range: tuple[float, float] | None = None, y_range: tuple[float, float] | None = None, x_ticks: Sequence[float] | None = None, log_x: bool = False,
                points: Sequence[tuple[float, float, str, str]] = (), height: int = 220, title: str = "") -> str:
     """A line chart.
 
@@ -132,8 +132,8 @@ class Axis:
 
     def mark(self, value: float, low: float, high: float, css: str) -> str:
         """The SVG of one row: grid, whisker from ``low`` to ``high``, dot at ``value``."""
-        lines = "".join(f'<line class="{"nil" if self.zero and m == 0 else "grid"}" x1="{self.at(m)}" x2="{self.at(m)}" '
-                        f'y1="0" y2="100%"/>' for m in self.ticks)
+        lines = "".join(f'<line class="{"nil" if self.zero and m == 0 else "grid"}" x1="{self.at(m)}" '
+                        f'x2="{self.at(m)}" y1="0" y2="100%"/>' for m in self.ticks)
         return (f'<div class="cell"><svg class="{css}" aria-hidden="true">{lines}'
                 f'<line class="whisker" x1="{self.at(low)}" x2="{self.at(high)}" y1="50%" y2="50%"/>'
                 f'<circle class="dot" cx="{self.at(value)}" cy="50%" r="4.5"/></svg></div>')

@@ -27,6 +27,7 @@ class System:
     info: dict[str, Any] = field(default_factory=dict)
     progress: list[dict[str, Any]] = field(default_factory=list)
     params: int | None = None
+    scale_at_edge: bool = False
 
     def counts(self, sets: Sequence[str]) -> wer.Counts | None:
         """Sum over ``sets``, or None when one of them was not decoded."""
@@ -108,6 +109,8 @@ def load_system(path: Path) -> System:
                                             ref_name=str(ref), hyp_name=str(hyp))
         if (decode_dir / "decode.json").exists():
             system.decodes[set_name] = read_json(decode_dir / "decode.json")
+    if (path / "decode_dev" / "sweep.json").exists():
+        system.scale_at_edge = bool(read_json(path / "decode_dev" / "sweep.json").get("scale_at_edge"))
     if (path / "info.json").exists():
         system.info = read_json(path / "info.json")
         system.params = system.info.get("params")
@@ -182,6 +185,10 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
                 exp.notices.append(f"{system.path}: has no decode_{set_name}")
                 continue
             score = system.scores[set_name]
+            lost = system.decodes.get(set_name, {}).get("no_path", 0)
+            if lost:
+                exp.notices.append(f"{system.path}/decode_{set_name}: no path survived the search in {lost} of "
+                                   f"{len(score.utts)} utterances; their words are counted as deleted")
             if score.missing:
                 exp.notices.append(f"{system.path}/decode_{set_name}: {len(score.missing)} utterances without a "
                                    f"hypothesis, counted as deleted (first: {score.missing[0]})")
@@ -190,6 +197,8 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
             elif score.refs != first.scores[set_name].refs:
                 raise UserError(f"{system.path}/decode_{set_name}/ref.txt differs from "
                                 f"{first.path}/decode_{set_name}/ref.txt; decode all systems on the same data")
+    exp.notices += [f"{s.path}: the best acoustic scale lies at the edge of the sweep; widen the sweep"
+                    for s in exp.systems.values() if s.scale_at_edge]
     teachers = [s for name, s in exp.systems.items() if name.startswith("teacher_")]
     if "ensemble" in exp.systems and exp.systems["ensemble"].params is None and teachers \
             and all(t.params is not None for t in teachers):

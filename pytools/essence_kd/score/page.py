@@ -83,7 +83,8 @@ def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> tuple
     where = "both test halves" if column == TOTAL else f"the set {set_name(column)}"
     found = _find(comparisons, "student_essence", "baseline", column)
     if found is None:
-        return "Word error rates", [f"{len(analysis.exp.systems)} systems on {', '.join(map(set_name, analysis.exp.sets))}."]
+        sets = ", ".join(map(set_name, analysis.exp.sets))
+        return "Word error rates", [f"{len(analysis.exp.systems)} systems on {sets}."]
     student, baseline = (analysis.counts(n, column).wer for n in ("student_essence", "baseline"))
     relative = 100.0 * abs(found["diff"]) / baseline if baseline else 0.0
     title = {-1: f"The essence student makes {relative:.0f} % fewer word errors than the baseline",
@@ -186,8 +187,8 @@ def _differences(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> s
             if (c["a"], c["b"]) != (a, b):
                 continue
             css = {-1: "good", 1: "bad", 0: "open"}[verdict(c)]
-            rows.append(f'<div class="row"><div class="name">{esc(set_name(c["set"]))}<small>p {p_text(c["p_bootstrap"])}'
-                        f' \u00b7 {p_text(c["p_matched"])}</small></div>'
+            both = f'p {p_text(c["p_bootstrap"])} \u00b7 {p_text(c["p_matched"])}'
+            rows.append(f'<div class="row"><div class="name">{esc(set_name(c["set"]))}<small>{esc(both)}</small></div>'
                         f'{axis.mark(c["diff"], c["low"], c["high"], css)}<div class="num">{points(c["diff"])}'
                         f'<small>{points(c["low"])} to {points(c["high"])}</small></div></div>')
         out.append(f'<div class="block"><h3>{esc(system_name(a))} <span class="muted">against</span> '
@@ -280,16 +281,16 @@ def _picture(aligned: AlignedUtterance | None) -> str:
     def lane(spans, css: str) -> str:
         return f'<div class="lane {css}">' + "".join(
             f'<span style="left:{100 * s.start / total:.3f}%;width:{100 * (s.end - s.start) / total:.3f}%" '
-            f'title="{esc(s.label)} {s.start * FRAME_SECONDS:.2f}\u2013{s.end * FRAME_SECONDS:.2f} s"><b>{esc(s.label)}</b>'
-            f"</span>" for s in spans) + "</div>"
+            f'title="{esc(s.label)} {s.start * FRAME_SECONDS:.2f}\u2013{s.end * FRAME_SECONDS:.2f} s">'
+            f"<b>{esc(s.label)}</b></span>" for s in spans) + "</div>"
 
     seconds = "".join(f'<span style="left:{100 * t / FRAME_SECONDS / total:.3f}%">{number(t)} s</span>'
                       for t in np.arange(0, total * FRAME_SECONDS, 0.5))
     return (f'<div class="alignment">{lane(aligned.words, "words") if aligned.words else ""}'
             f'<img alt="Log-mel energies of {esc(aligned.utt)}" src="{png_gray(mel_image(aligned.features))}">'
             f'{lane(aligned.phones, "phones")}<div class="lane time">{seconds}</div></div>'
-            f'<p class="muted fine">{esc(aligned.utt)}: \u201c{esc(aligned.text)}\u201d; log-mel energies, the words and '
-            f'the phones of the training alignment.</p>')
+            f'<p class="muted fine">{esc(aligned.utt)}: \u201c{esc(aligned.text)}\u201d; log-mel energies, the words '
+            f'and the phones of the training alignment.</p>')
 
 
 def _cost(exp: Experiment) -> str:
@@ -301,7 +302,8 @@ def _cost(exp: Experiment) -> str:
         cells = [size_text(system.params), f"{mflop:.2f}" if isinstance(mflop, (int, float)) else "\u2013",
                  time_text(seconds) if isinstance(seconds, (int, float)) else "\u2013",
                  f"{sum(rtf) / len(rtf):.3f}" if rtf else "\u2013"]
-        rows.append(f'<tr><th scope="row"><i class="swatch {css_class(system.name)}"></i>{esc(system_name(system.name))}</th>'
+        rows.append(f'<tr><th scope="row"><i class="swatch {css_class(system.name)}"></i>'
+                    f'{esc(system_name(system.name))}</th>'
                     + "".join(f'<td class="num{" optional" if i == 2 else ""}">{esc(c)}</td>'
                               for i, c in enumerate(cells)) + "</tr>")
     return ('<table class="cost"><thead><tr><th>System</th><th class="num">Parameters</th>'
@@ -320,7 +322,8 @@ def _stages(exp: Experiment) -> str:
              "c-student-essence" if id(s) in most else "c-other") for n, s in stages.items()]
     disk = [(f'{n} {s.get("name", "")}', float(s.get("bytes") or 0), size_text(max(0, s.get("bytes") or 0)) + "B",
              "c-other") for n, s in stages.items()]
-    names = ", ".join(f'{s.get("name", "stage " + str(s["stage"]))} ({time_text(float(s["seconds"]))})' for s in longest)
+    names = ", ".join(f'{s.get("name") or "stage " + str(s["stage"])} ({time_text(float(s["seconds"]))})'
+                      for s in longest)
     return (f'<p class="lead">{time_text(total)} in all; the longest stages: {esc(names)}.</p><div class="columns">'
             f'<div class="block"><h3>Time</h3>{bar_rows(rows, title="Time a stage")}</div>'
             f'<div class="block"><h3>Disk</h3>{bar_rows(disk, title="Disk a stage")}</div></div>')
@@ -389,8 +392,8 @@ def _utterances(analysis: Analysis, count: int = 6) -> str:
                        f'<span>student</span></div><div class="words">{_columns_html(columns)}</div></div></li>')
         return f'<div class="block"><h3>{esc(title)}</h3><ol class="utts">{"".join(out)}</ol></div>'
 
-    lead = (f'<p class="lead">Of {len(changes):,} test utterances the essence student has fewer errors than the baseline '
-            f'in {fewer:,} and more in {more:,}.</p>')
+    lead = (f'<p class="lead">Of {len(changes):,} test utterances the essence student has fewer errors than the '
+            f'baseline in {fewer:,} and more in {more:,}.</p>')
     key = ('<p class="muted fine"><span class="sub">substituted</span> <span class="ins">inserted</span> '
            '<span class="del">\u2013</span> deleted</p>')
     return (lead + listing("Most improved", better) + listing("Most harmed", worse) + key)
@@ -400,9 +403,10 @@ def _provenance(exp: Experiment, facts: dict[str, Any], origin: dict[str, Any]) 
     commit = origin.get("commit")
     commit = (commit[:12] + (" (with uncommitted changes)" if origin.get("modified") else "")) if commit \
         else "unknown (not a git checkout)"
-    rows = [("Corpus", f'{facts["corpus"]}, size {facts["size"]}'), ("Seed", facts["seed"]), ("Engine", facts["engine"]),
-            ("Decoder", exp.decoder or "unknown"), ("Classes (pdfs)", exp.num_pdfs), ("Commit", commit),
-            ("Written", origin["written"]), ("Machine", f'{origin["system"]}, {origin["machine"]}, {origin["cpus"]} CPUs')]
+    machine = f'{origin["system"]}, {origin["machine"]}, {origin["cpus"]} CPUs'
+    rows = [("Corpus", f'{facts["corpus"]}, size {facts["size"]}'), ("Seed", facts["seed"]),
+            ("Engine", facts["engine"]), ("Decoder", exp.decoder or "unknown"), ("Classes (pdfs)", exp.num_pdfs), ("Commit", commit),
+            ("Written", origin["written"]), ("Machine", machine)]
     chosen: dict[str, list[str]] = {}
     for system in exp.systems.values():
         for name, d in system.decodes.items():

@@ -103,8 +103,8 @@ table .cell.labels { height: 1.3rem; }
 td.graph, th.graph { width: 34%; padding-left: 1.6rem; }
 tfoot td { padding-top: 0; padding-bottom: 0; }
 
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .9rem 1.5rem; margin: 1rem 0 0;
-  align-content: start; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .9rem 1.5rem;
+  margin: 1rem 0 0; align-content: start; }
 .facts.wide { grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)); }
 .facts dt { font-size: .8rem; color: var(--muted); }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
