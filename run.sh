@@ -96,6 +96,7 @@ local/setup_env.sh --work-dir "$work_dir"
 . ./path.sh
 cmd=${cmd:-}
 . ./cmd.sh
+. local/done.sh
 
 setting() { sed -n "s/^$1: *\([^ #]*\).*/\1/p" conf/essence.yaml; }
 combine=${combine:-$(setting combine)}
@@ -129,10 +130,18 @@ run_stage() {
 }
 
 stage_0() {
-  local args=(--size "$size" --nj "$nj")
-  [ -z "$fsdd_dir" ] || args+=(--fsdd-dir "$fsdd_dir")
+  local args=(--size "$size") given='' fp set outputs=(dict/lexicon.txt)
   [ -z "$heldout_speakers" ] || args+=(--heldout-speakers "$heldout_speakers")
-  "recipes/$corpus/prepare_data.sh" "${args[@]}" "$data"
+  if [ -n "$fsdd_dir" ]; then
+    args+=(--fsdd-dir "$fsdd_dir")
+    given=$(find -L "$fsdd_dir" -name '*.wav' -printf '%f %s\n' | sort)
+  fi
+  fp=$(fingerprint "data ${args[*]} $given") || return 1
+  if is_done "$data" "$fp"; then echo "$0: $data is up to date"; return 0; fi
+  rm -rf "${data:?}"/{*,.done}
+  "recipes/$corpus/prepare_data.sh" "${args[@]}" --nj "$nj" "$data" || return 1
+  for set in $sets; do outputs+=("$set/wav.scp" "$set/text" "$set/utt2spk"); done
+  mark_done "$data" "$fp" "${outputs[@]}"
 }
 stage_8() {
   local systems=("baseline:$student")
