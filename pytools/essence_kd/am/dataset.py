@@ -50,16 +50,20 @@ def load_cuts(feats_scp):
             raise UserError(f"{feats_scp}:{number}: utterance {utt} is there twice")
         seen.add(utt)
         try:
-            shape = kaldi_native_io.MatrixShape.read(place)
+            if place.endswith("]"):  # a range of a matrix; the header tells nothing of that
+                frames, bins = kaldi_native_io.FloatMatrix.read(place).numpy().shape
+            else:
+                shape = kaldi_native_io.MatrixShape.read(place)
+                frames, bins = shape.num_rows, shape.num_cols
         except Exception:  # the reader raises a bare RuntimeError
             raise UserError(f"{feats_scp}: utterance {utt}: cannot read the features at {place}") from None
-        if shape.num_rows == 0:
+        if frames == 0:
             raise UserError(f"{feats_scp}: utterance {utt} has no frames")
-        width = width or shape.num_cols
-        if shape.num_cols != width:
-            raise UserError(f"{feats_scp}: utterance {utt} has {shape.num_cols} feature bins, the first has {width}")
-        seconds = shape.num_rows * FRAME_SHIFT
-        features = Features(type="kaldi", num_frames=shape.num_rows, num_features=width, frame_shift=FRAME_SHIFT,
+        width = width or bins
+        if bins != width:
+            raise UserError(f"{feats_scp}: utterance {utt} has {bins} feature bins, the first has {width}")
+        seconds = frames * FRAME_SHIFT
+        features = Features(type="kaldi", num_frames=frames, num_features=width, frame_shift=FRAME_SHIFT,
                             sampling_rate=8000, start=0.0, duration=seconds, storage_type="kaldiio",
                             storage_path=place, storage_key=utt, recording_id=utt, channels=0)
         speaker = SupervisionSegment(id=utt, recording_id=utt, start=0.0, duration=seconds,

@@ -243,7 +243,7 @@ class _Training:
             lr = _learning_rate(s.optim, (self.epoch + number / total) / s.optim.epochs)
             for group in self.optimiser.param_groups:
                 group["lr"] = lr
-            loss = self._loss(self.model, batch, soft=True)
+            loss, _, _ = self._loss(self.model, batch, soft=True)
             frames = int(loss.num_frames)
             self.optimiser.zero_grad(set_to_none=True)
             (loss.total / frames).backward()
@@ -285,7 +285,7 @@ class _Training:
                  f"{line['seconds']:.1f} s" + (f", {left:.0f} s to go" if left else ""))
 
     def _loss(self, model, batch, soft: bool):
-        """The multitask loss of a batch (sums over its valid rows)."""
+        """(multitask loss, logits (N, C), hard labels (N,)) of a batch's N rows that count; the loss is a sum."""
         d = self.settings.distill
         select = batch.hard >= 0
         hard = batch.hard[select].to(self.device)
@@ -304,8 +304,7 @@ class _Training:
         else:
             loss = multitask_loss(logits, hard, ids, probs, soft_weight=d.soft_weight, temperature=d.temperature,
                                   mass=d.mass)
-        self._correct = (logits.detach().argmax(1) == hard).sum()
-        return loss
+        return loss, logits, hard
 
     @torch.no_grad()
     def _evaluate(self):
@@ -315,9 +314,9 @@ class _Training:
         model = (self.ema if self.ema is not None else self.model).eval()
         hard, correct, frames = 0.0, 0, 0
         for chunks in self.dev.plan(self.settings.data.batch_frames, 0, None):
-            loss = self._loss(model, self.dev.batch(chunks), soft=False)
-            hard, correct = hard + float(loss.hard), correct + int(self._correct)
-            frames += int(loss.num_frames)
+            loss, logits, labels = self._loss(model, self.dev.batch(chunks), soft=False)
+            hard, correct = hard + float(loss.hard), correct + int((logits.argmax(1) == labels).sum())
+            frames += len(labels)
         return hard / frames, correct / frames
 
     # ---- what comes out

@@ -7,7 +7,7 @@ from typing import List
 import torch
 from torch import nn
 
-from essence_kd.am.models.layers import RowLayerNorm, length_mask, masked, num_rows, reverse_rows, splice
+from essence_kd.am.models.layers import RowLayerNorm, SharedDropout, length_mask, masked, num_rows, reverse_rows, splice
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Encoder(nn.Module):
             self.backwards.append(nn.LSTM(dim, settings.cells, batch_first=True))
             dim = 2 * settings.cells
             self.norm.append(RowLayerNorm(dim))
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = SharedDropout(settings.dropout)
         self.output_dim = dim
 
     def forward(self, x: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import List
 import torch
 from torch import nn
 
-from essence_kd.am.models.layers import FactoredTdnn, Tdnn, length_mask, masked, num_rows
+from essence_kd.am.models.layers import FactoredTdnn, Tdnn, length_mask, num_rows
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import List
 import torch
 from torch import nn
 
-from essence_kd.am.models.layers import RowLayerNorm, Tdnn, length_mask, masked, num_rows
+from essence_kd.am.models.layers import RowLayerNorm, SharedDropout, Tdnn, length_mask, masked, num_rows
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
             self.lstm.append(nn.LSTM(settings.hidden, settings.cells, batch_first=True))
             self.norm.append(RowLayerNorm(settings.cells))
             dim = settings.cells
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = SharedDropout(settings.dropout)
         self.output_dim = dim
 
     def forward(self, x: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,65 @@
+"""A small data directory with features, alignments and soft targets for the tests of the acoustic models."""
+from pathlib import Path
+
+import numpy as np
+
+from essence_kd.io.posterior import PosteriorWriter
+from essence_kd.io.tables import IntVectorWriter, MatrixWriter
+
+
+class Corpus:
+    """Paths (data, ali) and contents: frames, speaker, alignment, probs (R, C) by utterance."""
+
+    def __init__(self, root):
+        self.data, self.ali = Path(root) / "data", Path(root) / "ali"
+        self.frames, self.speaker, self.alignment, self.probs = {}, {}, {}, {}
+        self.root = Path(root)
+
+    def post(self, k):
+        """The scp of the k largest probabilities."""
+        scp = self.root / f"post{k}.scp"
+        with PosteriorWriter(f"ark,scp:{self.root}/post{k}.ark,{scp}") as writer:
+            for utt, probs in self.probs.items():
+                ids = np.argsort(-probs, axis=1, kind="stable")[:, :k]
+                writer.write(utt, ids.astype(np.int32), np.take_along_axis(probs, ids, axis=1))
+        return scp
+
+    def dense(self):
+        scp = self.root / "full.scp"
+        with MatrixWriter(f"ark,scp:{self.root}/full.ark,{scp}") as writer:
+            for utt, probs in self.probs.items():
+                writer.write(utt, probs)
+        return scp
+
+
+def make_data(root, *, utterances=6, num_pdfs=12, bins=8, seed=0, mean_segments=14):
+    """Three speeds of each utterance; a pdf has a mean vector, and feature 0 of a frame is its number."""
+    rng = np.random.default_rng(seed)
+    means = np.random.default_rng(99).normal(size=(num_pdfs, bins)) * 2
+    corpus = Corpus(root)
+    corpus.data.mkdir(parents=True)
+    corpus.ali.mkdir()
+    uniq = {}
+    with MatrixWriter(f"ark,scp:{corpus.data}/feats.ark,{corpus.data}/feats.scp") as feats, \
+            IntVectorWriter(f"ark,scp:{corpus.ali}/ali.ark,{corpus.ali}/ali.scp") as alignments:
+        for i in range(utterances):
+            segments = rng.integers(0, num_pdfs, size=max(2, int(rng.normal(mean_segments, 5))))
+            for speed in ("0.9", "1.0", "1.1"):
+                utt = f"sp{speed}-s{i % 2}-u{i:02d}"
+                ali = np.repeat(segments, rng.integers(3, 10, size=len(segments))).astype(np.int32)
+                x = (means[ali] + rng.normal(size=(len(ali), bins))).astype(np.float32)
+                x[:, 0] = np.arange(len(ali))
+                feats.write(utt, x)
+                alignments.write(utt, ali)
+                p = rng.random((-(-len(ali) // 3), num_pdfs)) + 0.01
+                p[np.arange(len(p)), ali[::3]] += 5.0
+                corpus.probs[utt] = (p / p.sum(1, keepdims=True)).astype(np.float32)
+                corpus.frames[utt], corpus.speaker[utt] = len(ali), f"sp{speed}-s{i % 2}"
+                corpus.alignment[utt], uniq[utt] = ali, f"u{i:02d}"
+    (corpus.data / "utt2spk").write_text("".join(f"{u} {s}\n" for u, s in corpus.speaker.items()))
+    (corpus.data / "utt2uniq").write_text("".join(f"{u} {o}\n" for u, o in uniq.items()))
+    (corpus.ali / "num_pdfs").write_text(f"{num_pdfs}\n")
+    counts = np.bincount(np.concatenate(list(corpus.alignment.values())), minlength=num_pdfs)
+    (corpus.ali / "priors.txt").write_text("".join(f"{c / counts.sum():.8f}\n" for c in counts))
+    (corpus.ali / "tree.txt").write_text("".join(f"{c} {c // 3 + 1} {c % 3}\n" for c in range(num_pdfs)))
+    return corpus

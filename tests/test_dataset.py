@@ -1,0 +1,286 @@
+"""Training data: cuts, guards, chunks, batches, augmentation, the held-out share."""
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lhotse")
+kaldi_native_io = pytest.importorskip("kaldi_native_io")
+
+from amdata import make_data  # noqa: E402
+
+from essence_kd.am.dataset import (IGNORE, DenseTargets, FeatureSource, SparseTargets, TrainingData,  # noqa: E402
+                                   attach_alignments, epoch_batches, load_cuts, read_count, spec_augment,
+                                   split_heldout)
+from essence_kd.am.trainer import AugmentSettings  # noqa: E402
+from essence_kd.io.errors import UserError  # noqa: E402
+from essence_kd.io.posterior import PosteriorWriter  # noqa: E402
+from essence_kd.io.tables import IntVectorWriter, MatrixTable, MatrixWriter  # noqa: E402
+
+C = 12
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return make_data(tmp_path, utterances=6, num_pdfs=C)
+
+
+def training_data(corpus, soft=None, preload_mb=100, cmn="none", chunk_frames=60, context=9):
+    cuts, hard, _ = attach_alignments(load_cuts(corpus.data / "feats.scp"), corpus.ali, C, 3)
+    return TrainingData(FeatureSource(cuts, cmn), hard, C, 3, chunk_frames=chunk_frames, left_context=context,
+                        right_context=context, soft=soft, preload_mb=preload_mb)
+
+
+def test_cuts_know_frames_speaker_and_original_utterance(corpus):
+    cuts = list(load_cuts(corpus.data / "feats.scp"))
+    assert [c.id for c in cuts] == list(corpus.frames)
+    assert [c.features.num_frames for c in cuts] == list(corpus.frames.values())
+    assert cuts[1].supervisions[0].speaker == corpus.speaker[cuts[1].id]
+    assert cuts[0].uniq == cuts[1].uniq == cuts[2].uniq == "u00"
+    table = MatrixTable(str(corpus.data / "feats.scp"))
+    np.testing.assert_array_equal(cuts[4].load_features(), table[cuts[4].id])
+
+
+def test_cuts_of_ranges_and_compressed_matrices(tmp_path, corpus):
+    table = MatrixTable(str(corpus.data / "feats.scp"))
+    utt = next(iter(corpus.frames))
+    place = dict(line.split() for line in (corpus.data / "feats.scp").read_text().splitlines())[utt]
+    (tmp_path / "feats.scp").write_text(f"a {place}[3:9]\n")
+    cut = list(load_cuts(tmp_path / "feats.scp"))[0]
+    assert cut.features.num_frames == 7
+    np.testing.assert_array_equal(FeatureSource([cut], "none").load(0), table[utt][3:10])
+    with kaldi_native_io.CompressedMatrixWriter(f"ark,scp:{tmp_path}/c.ark,{tmp_path}/c.scp") as writer:
+        writer.write(utt, table[utt], kaldi_native_io.CompressionMethod.kSpeechFeature)
+    source = FeatureSource(load_cuts(tmp_path / "c.scp"), "none")
+    assert source.cuts[0].features.num_frames == corpus.frames[utt]
+    np.testing.assert_allclose(source.load(0), MatrixTable(f"{tmp_path}/c.scp")[utt], atol=1e-4)
+
+
+@pytest.mark.parametrize("cmn", ["none", "utterance", "speaker"])
+def test_mean_subtraction(corpus, cmn):
+    source = FeatureSource(load_cuts(corpus.data / "feats.scp"), cmn)
+    table = MatrixTable(str(corpus.data / "feats.scp"))
+    cut = source.cuts[2]
+    mean = 0.0
+    if cmn == "utterance":
+        mean = table[cut.id].mean(axis=0)
+    if cmn == "speaker":
+        same = [u for u in corpus.frames if corpus.speaker[u] == cut.supervisions[0].speaker]
+        assert 1 < len(same) < len(corpus.frames)
+        mean = np.concatenate([table[u] for u in same]).mean(axis=0)
+    np.testing.assert_allclose(source.load(2), table[cut.id] - mean, atol=1e-5)
+
+
+def test_every_row_is_trained_once_an_epoch_with_its_own_label(corpus):
+    data = training_data(corpus)
+    seen = {utt: np.full(-(-t // 3), -1) for utt, t in corpus.frames.items()}
+    table = MatrixTable(str(corpus.data / "feats.scp"))
+    for batch in (data.batch(plan) for plan in data.plan(400, seed=1, epoch=0)):
+        assert batch.feats.shape[0] * batch.feats.shape[1] <= 400 + 3 * len(batch.ids)
+        assert batch.hard.shape == (len(batch.ids), -(-batch.feats.shape[1] // 3))
+        for b, utt in enumerate(batch.ids):
+            feats = batch.feats[b, :batch.lens[b]].numpy()
+            assert batch.feats[b, batch.lens[b]:].abs().sum() == 0
+            # the first feature of these data counts frames: it tells where a chunk comes from
+            begin = int(feats[0, 0])
+            assert begin % 3 == 0
+            np.testing.assert_array_equal(feats, table[utt][begin:begin + len(feats)])
+            for r in (batch.hard[b] != IGNORE).nonzero()[:, 0].tolist():
+                row = begin // 3 + r
+                assert seen[utt][row] == -1, "a row twice"
+                seen[utt][row] = batch.hard[b, r]
+                # real context on both sides wherever the utterance has it
+                assert begin <= max(0, 3 * row - 9) and begin + len(feats) >= min(corpus.frames[utt], 3 * row + 10)
+    for utt, labels in seen.items():
+        np.testing.assert_array_equal(labels, corpus.alignment[utt][::3])
+
+
+def test_order_depends_on_seed_and_epoch_alone(corpus):
+    plain = training_data(corpus)
+    soft = training_data(corpus, SparseTargets(corpus.post(5)))
+
+    def flat(plan):
+        return [p.tolist() for p in plan]
+
+    assert flat(plain.plan(400, 3, 2)) == flat(soft.plan(400, 3, 2))
+    assert flat(plain.plan(400, 3, 2)) != flat(plain.plan(400, 3, 3))
+    assert flat(plain.plan(400, 3, 2)) != flat(plain.plan(400, 4, 2))
+    assert sorted(sum(flat(plain.plan(400, 3, 2)), [])) == list(range(len(plain)))
+    a = [b for b in epoch_batches(plain, 400, seed=1, epoch=1, augment=AugmentSettings(), workers=0)[1]]
+    b = [b for b in epoch_batches(soft, 400, seed=1, epoch=1, augment=AugmentSettings(), workers=0)[1]]
+    assert all(torch.equal(x.keep, y.keep) and torch.equal(x.hard, y.hard) and x.ids == y.ids for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_on_disk_gives_the_batches_of_data_in_memory(corpus, workers):
+    def batches(preload_mb):
+        data = training_data(corpus, SparseTargets(corpus.post(5)), preload_mb, cmn="speaker")
+        assert data.in_memory == (preload_mb > 0)
+        return epoch_batches(data, 600, seed=1, epoch=0, augment=AugmentSettings(), workers=workers)
+
+    (n, memory), (m, disk) = batches(100), batches(0)
+    assert n == m > 1
+    for a, b in zip(memory, disk):
+        assert a.ids == b.ids
+        for name in ("feats", "lens", "hard", "soft_ids", "soft_probs", "keep"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+def test_soft_targets_lie_beside_their_hard_labels(corpus):
+    sparse = training_data(corpus, SparseTargets(corpus.post(C)))
+    dense = training_data(corpus, DenseTargets(corpus.dense()))
+    for plan in sparse.plan(500, 1, 0):
+        a, b = sparse.batch(plan), dense.batch(plan)
+        assert a.soft_probs[a.hard == IGNORE].sum() == 0 and b.soft_probs[b.hard == IGNORE].sum() == 0
+        full = torch.zeros_like(b.soft_probs).scatter_add_(2, a.soft_ids, a.soft_probs)
+        torch.testing.assert_close(full, b.soft_probs)
+        valid = a.hard != IGNORE
+        # these data's targets have their largest probability at the hard label
+        assert torch.equal(b.soft_probs[valid].argmax(1), a.hard[valid])
+
+
+def test_ragged_targets_are_padded(tmp_path, corpus):
+    with PosteriorWriter(f"ark,scp:{tmp_path}/r.ark,{tmp_path}/r.scp") as writer:
+        for utt, t in corpus.frames.items():
+            counts = np.arange(-(-t // 3)) % 3 + 1
+            offsets = np.concatenate([[0], np.cumsum(counts)])
+            writer.write_ragged(utt, offsets, np.arange(offsets[-1]) % C, np.full(offsets[-1], 0.25, np.float32))
+    data = training_data(corpus, SparseTargets(tmp_path / "r.scp"))
+    batch = data.batch(range(len(data)))
+    valid = batch.hard != IGNORE
+    assert batch.soft_probs.shape[2] == 3
+    assert set(batch.soft_probs[valid].sum(1).tolist()) == {0.25, 0.5, 0.75}
+
+
+def test_global_statistics(corpus):
+    data = training_data(corpus)
+    every = np.concatenate([m for m in (data.features(i) for i in range(len(data.ids)))]).astype(np.float64)
+    mean, std = data.global_stats()
+    np.testing.assert_allclose(mean, every.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(std, every.std(0), rtol=1e-5)
+
+
+def test_spec_augment_masks_whole_bands_and_stretches():
+    settings = AugmentSettings(freq_masks=1, freq_width=4, time_masks=1, time_width=10)
+    keep = spec_augment([40, 40, 40], 50, 8, settings, np.random.default_rng(3))
+    assert keep.shape == (3, 50, 8) and set(np.unique(keep)) <= {0.0, 1.0}
+    widths = []
+    for one in keep:
+        bands = (one == 0).all(axis=0)
+        times = (one == 0).all(axis=1)
+        np.testing.assert_array_equal(one == 0, bands[None] | times[:, None])
+        assert bands.sum() <= 4 and times[:40].sum() <= 8  # a fifth of the length
+        widths.append((bands.sum(), times.sum()))
+    assert len(set(widths)) > 1
+    draws = [spec_augment([40], 40, 8, settings, np.random.default_rng(i)) for i in range(300)]
+    assert max((d[0] == 0).all(axis=1).sum() for d in draws) == 8
+    assert max((d[0] == 0).all(axis=0).sum() for d in draws) == 4
+    assert (spec_augment([9], 9, 8, AugmentSettings(0, 0, 0, 0), np.random.default_rng(1)) == 1).all()
+
+
+def test_held_out_utterances_take_all_their_speeds_along(corpus):
+    cuts = list(load_cuts(corpus.data / "feats.scp"))
+    train, held = split_heldout(cuts, 0.2)
+    assert sorted(train + held) == list(range(len(cuts))) and len(held) == 3
+    assert {cuts[i].uniq for i in held}.isdisjoint(cuts[i].uniq for i in train)
+    assert split_heldout(cuts, 0.2) == (train, held) and split_heldout(cuts, 0) == (list(range(len(cuts))), [])
+    with pytest.raises(UserError, match="u00 is the only one"):
+        split_heldout(cuts[:3], 0.2)
+
+
+# ---- bad input
+
+def rewrite(corpus, utt, change):
+    """The alignments again, with one utterance's changed (None: left out)."""
+    with IntVectorWriter(f"ark,scp:{corpus.ali}/ali.ark,{corpus.ali}/ali.scp") as writer:
+        for u, ali in corpus.alignment.items():
+            new = change(ali) if u == utt else ali
+            if new is not None:
+                writer.write(u, new)
+
+
+def refused(call, *words):
+    with pytest.raises(UserError) as error:
+        call()
+    for word in words:
+        assert str(word) in str(error.value), f"{word} is not in: {error.value}"
+
+
+def test_alignments_that_do_not_fit(corpus):
+    utt = list(corpus.frames)[4]
+
+    def attach():
+        return attach_alignments(load_cuts(corpus.data / "feats.scp"), corpus.ali, C, 3)
+
+    rewrite(corpus, utt, lambda ali: ali[:-1])
+    refused(attach, corpus.ali / "ali.scp", utt, corpus.frames[utt] - 1, f"{corpus.frames[utt]} feature frames")
+    rewrite(corpus, utt, lambda ali: np.where(np.arange(len(ali)) == 2, C, ali))
+    refused(attach, utt, f"pdf-id {C}", f"num_pdfs says {C}")
+    rewrite(corpus, utt, lambda ali: None)
+    refused(attach, utt, "failed.txt", "different data")
+    (corpus.ali / "failed.txt").write_text(f"{utt} no path\n")
+    cuts, hard, without = attach()
+    assert without == 1 and len(cuts) == len(hard) == len(corpus.frames) - 1
+    (corpus.ali / "failed.txt").write_text("".join(f"{u}\n" for u in corpus.frames))
+    with IntVectorWriter(f"ark,scp:{corpus.ali}/ali.ark,{corpus.ali}/ali.scp") as writer:
+        writer.write("other", np.zeros(5, np.int32))
+    refused(attach, "no utterance of the data has an alignment")
+    (corpus.ali / "ali.scp").unlink()
+    refused(attach, "ali.scp", "essence gmm-align")
+
+
+def test_soft_targets_that_do_not_fit(tmp_path, corpus):
+    utt = list(corpus.frames)[3]
+    rows = -(-corpus.frames[utt] // 3)
+
+    def load(change, k=3):
+        with PosteriorWriter(f"ark,scp:{tmp_path}/bad.ark,{tmp_path}/bad.scp") as writer:
+            for u, t in corpus.frames.items():
+                ids, probs = np.tile(np.arange(k), (-(-t // 3), 1)), np.full((-(-t // 3), k), 1 / k, np.float32)
+                if u == utt:
+                    if change is None:
+                        continue
+                    ids, probs = change(ids, probs)
+                writer.write(u, ids, probs)
+        return lambda: training_data(corpus, SparseTargets(tmp_path / "bad.scp"))
+
+    refused(load(lambda i, p: (i[1:], p[1:])), "bad.scp", utt, f"{rows - 1} frames", f"make {rows}")
+    refused(load(lambda i, p: (i + C, p)), utt, f"{C} pdfs")
+    refused(load(lambda i, p: (i, -p)), utt, "negative")
+    refused(load(None), "bad.scp", utt)
+    with MatrixWriter(f"ark,scp:{tmp_path}/d.ark,{tmp_path}/d.scp") as writer:
+        for u, t in corpus.frames.items():
+            writer.write(u, np.full((-(-t // 3), C + 1), 0.1, np.float32))
+    refused(lambda: training_data(corpus, DenseTargets(tmp_path / "d.scp")), "d.scp", f"{C + 1}", f"x {C} pdfs")
+
+
+def test_feature_tables_that_do_not_work(tmp_path, corpus):
+    scp = tmp_path / "feats.scp"
+    lines = (corpus.data / "feats.scp").read_text().splitlines()
+
+    def load(text):
+        scp.write_text(text)
+        return lambda: load_cuts(scp)
+
+    refused(load(""), scp, "no utterances")
+    refused(load("\n".join(lines + lines[:1])), scp, "twice", lines[0].split()[0])
+    refused(load("utt\n"), f"{scp}:1", "utt")
+    refused(load("utt nowhere.ark:5\n"), scp, "utt", "cannot read", "nowhere.ark:5")
+    refused(lambda: load_cuts(tmp_path / "none.scp"), "none.scp", "no such file")
+    with MatrixWriter(f"ark,scp:{tmp_path}/w.ark,{tmp_path}/w.scp") as writer:
+        writer.write("a", np.zeros((3, 8), np.float32))
+        writer.write("b", np.zeros((3, 7), np.float32))
+    refused(lambda: load_cuts(tmp_path / "w.scp"), "w.scp", "b", "7", "8")
+    with MatrixWriter(f"ark,scp:{tmp_path}/n.ark,{tmp_path}/n.scp") as writer:
+        writer.write("a", np.full((3, 8), np.nan, np.float32))
+    refused(lambda: FeatureSource(load_cuts(tmp_path / "n.scp"), "none").load(0), "a", "NaN", "n.ark")
+    ark = tmp_path / "n.ark"
+    ark.write_bytes(ark.read_bytes()[:-20])
+    refused(lambda: FeatureSource(load_cuts(tmp_path / "n.scp"), "none").load(0), "a", "cannot read", "n.ark")
+    refused(lambda: FeatureSource([], "global"), "data.cmn", "global")
+
+
+def test_counts(tmp_path):
+    (tmp_path / "n").write_text("12\n")
+    assert read_count(tmp_path / "n") == 12
+    (tmp_path / "n").write_text("twelve\n")
+    refused(lambda: read_count(tmp_path / "n"), "n", "whole number")

@@ -1,0 +1,188 @@
+"""Architectures: shapes, where a row looks, independence of batching, constraints, counts."""
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from essence_kd.am.models.acoustic_model import mflop_per_frame, num_params  # noqa: E402
+from essence_kd.am.models.layers import (FactoredTdnn, MaskedBatchNorm, SharedDropout, length_mask, reverse_rows,  # noqa: E402
+                                         splice)
+from essence_kd.am.models.registry import ARCHITECTURES, build_model, model_settings  # noqa: E402
+from essence_kd.io.errors import UserError  # noqa: E402
+
+SMALL = {
+    "tdnn": {"hidden": 24, "bottleneck": 12},
+    "cnn_tdnn": {"channels": [4, 6], "freq_strides": [2, 2], "hidden": 16, "bottleneck": 8, "dilations": [1, 2]},
+    "tdnn_lstm": {"hidden": 16, "cells": 12},
+    "blstm": {"cells": 10},
+}
+
+
+def make(arch, **more):
+    torch.manual_seed(1)
+    return build_model(arch, {**SMALL[arch], **more}, feat_dim=8, num_pdfs=11, frame_subsampling_factor=3).eval()
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def arch(request):
+    return request.param
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 6, 7, 30])
+def test_one_row_every_third_frame(arch, frames):
+    logits = make(arch)(torch.randn(2, frames, 8), torch.tensor([frames, frames]))
+    assert logits.shape == (2, -(-frames // 3), 11)
+
+
+def test_answers_do_not_depend_on_companions_or_on_what_lies_in_the_padding(arch):
+    model = make(arch)
+    lens = torch.tensor([61, 40, 3, 17])
+    feats = torch.randn(4, 61, 8)
+    together = model(feats, lens)
+    for b, length in enumerate(lens):
+        alone = model(feats[b:b + 1, :length], lens[b:b + 1])[0]
+        torch.testing.assert_close(together[b, :len(alone)], alone, atol=2e-5, rtol=1e-5)
+    for b, length in enumerate(lens):
+        feats[b, length:] = float("nan")
+    torch.testing.assert_close(model(feats, lens)[1, :14], together[1, :14])
+
+
+def test_selected_rows_are_those_of_the_whole_answer(arch):
+    model = make(arch)
+    feats, lens = torch.randn(3, 20, 8), torch.tensor([20, 11, 20])
+    select = torch.rand(3, 7) > 0.5
+    torch.testing.assert_close(model(feats, lens, select=select), model(feats, lens)[select])
+
+
+def test_a_masked_feature_has_no_influence(arch):
+    model = make(arch)
+    model.feat_mean.fill_(3.0)
+    feats, lens = torch.randn(1, 15, 8), torch.tensor([15])
+    keep = torch.ones(1, 15, 8)
+    keep[:, 4:9, 2:5] = 0
+    changed = feats.clone()
+    changed[:, 4:9, 2:5] += 100.0
+    torch.testing.assert_close(model(feats, lens, keep=keep), model(changed, lens, keep=keep))
+    mean = feats.clone()
+    mean[:, 4:9, 2:5] = 3.0
+    torch.testing.assert_close(model(feats, lens, keep=keep), model(mean, lens))
+
+
+def frames_seen(model, row, frames=90):
+    """Feature frames that a row depends on."""
+    feats = torch.randn(1, frames, 8, requires_grad=True)
+    model(feats, torch.tensor([frames]))[0, row].sum().backward()
+    return feats.grad[0].abs().sum(1).nonzero()[:, 0].tolist()
+
+
+def test_row_t_is_centred_at_feature_frame_3t():
+    assert frames_seen(make("tdnn", input_offsets=[0], dilations=[]), 7) == [21]
+    assert frames_seen(make("tdnn", input_offsets=[-2, -1, 0, 1, 2], dilations=[]), 7) == [19, 20, 21, 22, 23]
+    seen = frames_seen(make("tdnn", input_offsets=[-1, 0, 1], dilations=[1, 2]), 12)
+    assert (seen[0], seen[-1]) == (36 - 1 - 9, 36 + 1 + 9)
+    seen = frames_seen(make("cnn_tdnn", channels=[4], freq_strides=[1], dilations=[]), 7)
+    assert seen == [20, 21, 22]
+
+
+def test_what_a_recurrent_model_hears():
+    blstm = frames_seen(make("blstm"), 10, 60)
+    assert (blstm[0], blstm[-1]) == (0, 59)
+    lstm = frames_seen(make("tdnn_lstm", input_offsets=[0], dilations=[1, 2]), 10, 60)
+    assert (lstm[0], lstm[-1]) == (0, 30 + 9)  # the past without limit, three rows of the future
+
+
+def test_splice_is_a_convolution():
+    x = torch.randn(2, 17, 4)
+    conv = torch.nn.Conv1d(4, 5, 3, stride=2, dilation=3, padding=3, bias=False)
+    weight = conv.weight.permute(0, 2, 1).reshape(5, 12)  # (out, offset * in)
+    expected = conv(x.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(splice(x, [-3, 0, 3], stride=2) @ weight.t(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(splice(x, [0]), x)
+    assert splice(x, [2], stride=3)[0, -1].tolist() == [0.0] * 4  # frame 15 + 2 is beyond the edge
+    assert splice(x, [-2, 5], stride=4).shape == (2, 5, 8)
+
+
+def test_reversing_rows_keeps_padding_in_place():
+    x = torch.arange(10.0).reshape(2, 5, 1)
+    rows = torch.tensor([5, 3])
+    mask = length_mask(rows, 5)
+    back = reverse_rows(x, rows, mask)
+    assert back[:, :, 0].tolist() == [[4, 3, 2, 1, 0], [7, 6, 5, 8, 9]]
+    torch.testing.assert_close(reverse_rows(back, rows, mask), x)
+    assert length_mask(torch.tensor([5, 5]), 5) is None
+
+
+def test_masked_batch_norm_sees_only_valid_rows():
+    torch.manual_seed(0)
+    ours, plain = MaskedBatchNorm(6), torch.nn.BatchNorm1d(6)
+    x = torch.randn(3, 7, 6) * 4 + 2
+    mask = length_mask(torch.tensor([7, 2, 5]), 7)
+    inside = mask[..., 0].bool()
+    got = ours(x, mask)
+    torch.testing.assert_close(got[inside], plain(x[inside]))
+    assert got[~inside].abs().sum() == 0
+    torch.testing.assert_close(ours.running_var, plain.running_var)
+
+
+def test_shared_dropout_drops_a_channel_of_a_chunk_for_all_rows():
+    torch.manual_seed(0)
+    layer = SharedDropout(0.5)
+    y = layer(torch.ones(4, 9, 100))
+    assert set(y.unique().tolist()) == {0.0, 2.0}
+    assert (y == y[:, :1]).all() and 0.3 < float((y == 0).float().mean()) < 0.7
+    torch.testing.assert_close(layer.eval()(torch.ones(1, 2, 3)), torch.ones(1, 2, 3))
+
+
+def test_batch_norm_models_train_and_ignore_padding():
+    model = make("tdnn", norm="batch").train()
+    before = model.encoder.layers[0].norm.running_mean.clone()
+    feats, lens = torch.randn(2, 12, 8), torch.tensor([12, 6])
+    feats[1, 6:] = 1e6
+    model(feats, lens).sum().backward()
+    after = model.encoder.layers[0].norm.running_mean
+    assert not torch.equal(before, after) and after.abs().max() < 10
+
+
+def test_the_constraint_makes_bottlenecks_semi_orthogonal():
+    torch.manual_seed(0)
+    layer = FactoredTdnn(12, 6, 1)
+
+    def distance():
+        p = (layer.linear.weight @ layer.linear.weight.t()).detach()
+        return float((p / p.diagonal().mean() - torch.eye(6)).abs().max())
+
+    start = distance()
+    for _ in range(60):
+        layer.constrain()
+    assert start > 0.1 and distance() < 1e-4
+
+
+def test_counts_of_parameters_and_operations(arch):
+    model = make(arch)
+    assert num_params(model) == sum(p.numel() for p in model.parameters())
+    if arch == "tdnn":  # by hand: 5 * 8 -> 24, four of 3 * 24 -> 24, 24 -> 12, 12 -> 11; two operations each, 1/3 rows
+        macs = 40 * 24 + 4 * 72 * 24 + 24 * 12 + 12 * 11
+        assert mflop_per_frame(model) == pytest.approx(2 * macs / 3 / 1e6)
+    if arch in ("tdnn", "cnn_tdnn"):
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, 300, 8), torch.tensor([300]))
+        assert mflop_per_frame(model) == pytest.approx(counter.get_total_flops() / 300 / 1e6)
+    model.train()
+    mflop_per_frame(model)
+    assert model.training
+
+
+def test_the_same_seed_gives_the_same_parameters(arch):
+    for a, b in zip(make(arch).parameters(), make(arch).parameters()):
+        assert torch.equal(a, b)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UserError, match="unknown architecture 'transformer'.*tdnn, cnn_tdnn"):
+        build_model("transformer", {}, feat_dim=8, num_pdfs=3, frame_subsampling_factor=3)
+    with pytest.raises(UserError, match="m.yaml: model: unknown key 'hiden'; did you mean 'hidden'"):
+        model_settings("tdnn", {"hiden": 3}, "m.yaml")
+    with pytest.raises(UserError, match="norm: 'group' is neither layer nor batch"):
+        build_model("tdnn", {"norm": "group"}, feat_dim=8, num_pdfs=3, frame_subsampling_factor=3)
+    assert model_settings("blstm", {"cells": 7}, "x")["layers"] == 2
