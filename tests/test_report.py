@@ -85,7 +85,9 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4):
                                                       "mass": "renorm", "temperature": 1.0, "num_frames": 100}))
     (essence / "post.ark").write_bytes(bytes(20512))
     (exp / "posteriors").mkdir()
-    (exp / "posteriors" / "post_stats.json").write_text(json.dumps({"f_k": [1 - 0.4 / k for k in range(1, 101)]}))
+    (exp / "posteriors" / "post_stats.json").write_text(json.dumps(
+        {"f_k": [1 - 0.4 / k for k in range(1, 101)], "k_for_mass": {"0.9": {"mean": 4}, "0.99": {"mean": None}},
+         "perplexity": 3.14159, "alignment": {"recall_at_k": {"1": 0.71, "20": 0.995}}}))
     (exp / "stages.jsonl").write_text("".join(json.dumps(s) + "\n" for s in (
         {"stage": 5, "name": "teachers", "seconds": 99.0, "bytes": 5},
         {"stage": 4, "name": "gmm", "seconds": 61, "bytes": 7}, {"stage": 10, "name": "report", "seconds": 2, "bytes": 1},
@@ -266,6 +268,7 @@ def test_page_is_one_file_without_script_or_outside_resource(experiment):
     assert "<script" not in text and "http://" not in text and "https://" not in text and "url(" not in text
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text))
     for words in ("Word error rates", "Is it more than chance?", "The essence of the posteriors", "k = 20: 98.0 %",
+                  "k for 90 % of the mass", "3.14", "99.5 %",
                   "Training", "One alignment", "Size and speed", "Time and disk", "teachers (5 min 10 s)",
                   "Most improved", "Most harmed", "Provenance"):
         assert html.escape(words) in text or words in text

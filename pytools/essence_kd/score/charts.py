@@ -60,7 +60,8 @@ def legend(series: Sequence[Series]) -> str:
 
 
 def line_chart(series: Sequence[Series], *, x_label: str = "", y_label: str = "",
-               x_range: tuple[float, float] | None = None, y_range: tuple[float, float] | None = None, x_ticks: Sequence[float] | None = None, log_x: bool = False,
+               x_range: tuple[float, float] | None = None, y_range: tuple[float, float] | None = None,
+               x_ticks: Sequence[float] | None = None, log_x: bool = False,
                points: Sequence[tuple[float, float, str, str]] = (), height: int = 220, title: str = "") -> str:
     """A line chart.
 

@@ -201,6 +201,20 @@ def _differences(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> s
     return f'<div class="columns">{"".join(out)}</div>{fine}'
 
 
+def _reach(stats: dict[str, Any]) -> list[tuple[str, str]]:
+    """Figures of ``essence post-stats``: the k for a share of the mass, perplexity, the aligned class among the k."""
+    out = []
+    for mass, reach in (stats.get("k_for_mass") or {}).items():
+        if reach.get("mean") is not None:
+            out.append((f"k for {100 * float(mass):g} % of the mass", f'{reach["mean"]:,}'))
+    if isinstance(stats.get("perplexity"), (int, float)):
+        out.append(("Perplexity of a frame", number(round(stats["perplexity"], 2))))
+    for k, recall in ((stats.get("alignment") or {}).get("recall_at_k") or {}).items():
+        if k in ("1", "20"):
+            out.append((f"Aligned class in the top {k}", f"{100 * recall:.1f} %"))
+    return out
+
+
 def _essence(exp: Experiment) -> str:
     essence, stats = exp.essence, exp.post_stats
     parts = []
@@ -231,6 +245,8 @@ def _essence(exp: Experiment) -> str:
                 elif isinstance(value, float):
                     value = number(value)
                 facts.append(f"<div><dt>{esc(label)}</dt><dd>{esc(value)}</dd></div>")
+    for label, value in _reach(stats):
+        facts.append(f"<div><dt>{esc(label)}</dt><dd>{esc(value)}</dd></div>")
     if facts:
         parts.append(f'<dl class="facts">{"".join(facts)}</dl>')
     return f'<div class="columns">{"".join(parts)}</div>' if parts else ""
