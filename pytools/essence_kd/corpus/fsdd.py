@@ -105,15 +105,16 @@ def plan_sessions(takes: dict[str, dict[int, list[str]]], size: Size, seed: int,
             if speaker in heldout:
                 parts = {"eval_che": paths}
             else:
-                cuts = [round(TAKES["dev"] * len(paths)), round(sum(TAKES.values()) * len(paths))]
-                parts = {"dev": paths[: cuts[0]], "eval_swbd": paths[cuts[0]: cuts[1]], "train": paths[cuts[1]:]}
+                dev = max(1, round(TAKES["dev"] * len(paths)))
+                rest = dev + max(1, round(TAKES["eval_swbd"] * len(paths)))
+                parts = {"train": paths[rest:], "dev": paths[:dev], "eval_swbd": paths[dev:rest]}
             for corpus_set, part in parts.items():
                 pools[corpus_set].setdefault(speaker, []).extend((digit, path) for path in part)
     sessions: list[Session] = []
     for corpus_set in SETS:
         available = sum(map(len, pools[corpus_set].values()))
         if not available:
-            raise UserError(f"too few takes for {corpus_set}: every speaker needs about ten takes of each digit")
+            raise UserError(f"too few takes for {corpus_set}: every speaker needs at least ten takes of each digit")
         uses = size.uses if corpus_set == "train" else max(1, -(-size.words[corpus_set] // available))
         mine: list[Session] = []
         for speaker, pool in pools[corpus_set].items():

@@ -277,7 +277,6 @@ name: john | mary | susan | robert | linda | karen | michael | david | nancy | j
   peter | jane | bill | kathy | george | ellen | frank | laura | jack | anna | harry | ruth | larry | helen
 relative: mother | father | brother | sister | uncle | aunt | wife | husband | son | daughter | cousin | grandmother
   grandfather | roommate | neighbor | boss | friend | best friend | nephew | niece | mom | dad
-pronoun: i | we | they | you | he | she
 degree: really | pretty | very | so | just | kind of | sort of | a little | awfully | extremely | too | not that
 freq: every day | every <day> | once in a while | a lot | all the time | on <day> | in the <season> | at least once a month
   twice a week | about <small> times a year | most of the time | when i can | as much as possible
@@ -312,6 +311,7 @@ claim: i <often> <act> | i <often> <act> <freq> | we <did> <when> | we <did> <wh
   i was <degree> <feeling> when we <did> | i was <feeling> about <things> | i get <feeling> when <people> <act>
   i've got a friend named <name> who <did> <when> | <name> told me about <things> <where> | <name> lives near <place> in <city>
   if i had the time i'd <act> <freq> | if you <act> you have to <act> too | before we <did> we <did> | when i <did> my <relative> <did>
+  my number is <digit> <digit> <digit> <digit> | the area code there is <digit> <digit> <digit>
   that's why we <did> | that's what i like about <things> | the only thing is <things> are <degree> <adj> | what i do is <act> <freq>
   <own> | <own> | <own> | <own> | <own> | <own> | <own> | <own> | <own> | <own> | <own> | <own>
 say: <claim> | <claim> | <start> <claim> | <start> <claim> | <start> <claim> | <claim> <tail> | <start> <claim> <tail>

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Iterable, Mapping
 
+from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write
 
 SILENCE_PHONES = ("SIL", "SPN")
@@ -31,13 +32,17 @@ _WEAK = {"and": "AX N", "to": "T AX", "a": "AX", "the": "DH AX"}
 
 
 def to_phones(phonemes: Iterable[str], accent: str) -> tuple[str, ...]:
-    """One spoken word of eSpeak's phoneme names -> phones. Raises KeyError for a phoneme that is not in the table."""
+    """One spoken word of eSpeak's phoneme names -> phones. Raises UserError for a phoneme that is not in the table."""
     out: list[str] = []
     for name in phonemes:
-        name = re.sub("[',%=;:|]+$", "", name.lstrip("',%=;:|")) if name.rstrip(":") not in _PHONES else name
+        name = re.sub("[',%=;|]", "", name)
+        name = name if name in _PHONES else name.strip(":")
         if not name:
             continue  # stress, length and pause marks
-        for phone in _PHONES[name if name in _PHONES else name + ":"].split():
+        if name not in _PHONES:
+            raise UserError(f"eSpeak NG speaks a phoneme '{name}' ({accent}) that the table in corpus/phones.py lacks: "
+                            "add it there, or use espeakng-loader 0.2")
+        for phone in _PHONES[name].split():
             if phone == _R:
                 if accent in RHOTIC_ACCENTS:
                     out.append("R")

@@ -1,0 +1,244 @@
+"""Features against Kaldi's own code, frames, archives, CMVN statistics and speed perturbation."""
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from essence_kd.corpus.features import (FeatureExtractor, FeatureOptions, compute_cmvn, make_feats, num_frames, perturb_speed)
+from essence_kd.corpus.jobs import run_jobs
+from essence_kd.io.data_dir import DataDir, read_table, validate_data_dir
+from essence_kd.io.errors import UserError
+from essence_kd.io.tables import MatrixTable, read_matrices
+from essence_kd.io.wave import change_speed, read_wav, write_wav
+
+RATE = 8000
+
+
+def speechlike(seconds, seed=0):
+    """Harmonics under a moving envelope, and noise: int16."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(seconds * RATE)) / RATE
+    pitch = 120 + 30 * np.sin(2 * np.pi * 0.7 * t + seed)
+    phase = 2 * np.pi * np.cumsum(pitch) / RATE
+    voice = sum(np.sin(k * phase) / k for k in range(1, 25)) * (0.2 + np.abs(np.sin(2 * np.pi * 2.3 * t)))
+    return np.clip(3000 * voice + 150 * rng.standard_normal(len(t)) + 40, -32768, 32767).astype(np.int16)
+
+
+def kaldis(samples, kind):
+    """The features of kaldi-native-fbank, which is Kaldi's code."""
+    knf = pytest.importorskip("kaldi_native_fbank")
+    options = knf.MfccOptions() if kind == "mfcc" else knf.FbankOptions()
+    options.frame_opts.samp_freq = RATE
+    options.frame_opts.dither = 0
+    options.mel_opts.low_freq, options.mel_opts.high_freq = 20, 3700
+    options.mel_opts.num_bins = 23 if kind == "mfcc" else 40
+    options.use_energy = False
+    extractor = (knf.OnlineMfcc if kind == "mfcc" else knf.OnlineFbank)(options)
+    extractor.accept_waveform(RATE, samples.astype(np.float32))
+    extractor.input_finished()
+    return np.array([extractor.get_frame(i) for i in range(extractor.num_frames_ready)])
+
+
+@pytest.mark.parametrize("kind,dim", [("mfcc", 13), ("fbank", 40)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_same_as_kaldi(kind, dim, seed):
+    samples = speechlike(3.217, seed)
+    ours, theirs = FeatureExtractor()(samples)[kind], kaldis(samples, kind)
+    assert ours.dtype == np.float32 and ours.shape == theirs.shape == (num_frames(len(samples)), dim)
+    assert np.abs(ours - theirs).max() < 1e-3
+
+
+def test_digital_silence_is_floored_as_in_kaldi():
+    samples = np.zeros(1000, np.int16)
+    for kind in ("mfcc", "fbank"):
+        assert np.abs(FeatureExtractor()(samples)[kind] - kaldis(samples, kind)).max() < 1e-4
+
+
+@given(st.integers(0, 3000))
+def test_frames_are_those_that_fit(count):
+    frames = num_frames(count)
+    assert frames == len([start for start in range(0, count, 80) if start + 200 <= count])
+    features = FeatureExtractor()(np.ones(count, np.int16))
+    assert features["mfcc"].shape == (frames, 13) and features["fbank"].shape == (frames, 40)
+
+
+def test_other_options():
+    options = FeatureOptions(sample_frequency=16000, high_freq=7600, num_mel_bins_fbank=80)
+    features = FeatureExtractor(options, ["fbank"])(np.random.default_rng(0).integers(-99, 99, 16000).astype(np.int16))
+    assert set(features) == {"fbank"} and features["fbank"].shape == (98, 80) and np.isfinite(features["fbank"]).all()
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three recordings of three speakers, two utterances each."""
+    wavs, text, utt2spk, segments = {}, {}, {}, {}
+    for n, spk in enumerate(("ann", "bob", "eve")):
+        reco = f"call{n}-A"
+        write_wav(tmp_path / f"{reco}.wav", speechlike(4, n), RATE)
+        wavs[reco] = str(tmp_path / f"{reco}.wav")
+        for i, (start, end) in enumerate(((0.25, 1.5), (2.0, 3.91))):
+            utt = f"{spk}-{reco}-{i}"
+            text[utt], utt2spk[utt], segments[utt] = "one two", spk, (reco, start, end)
+    DataDir(tmp_path / "data", wavs, text, utt2spk, segments,
+            {"spk2gender": {"ann": "f", "bob": "m", "eve": "f"},
+             "reco2file_and_channel": {reco: f"{reco[:-2]} A" for reco in wavs}}).write(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_make_feats(data):
+    counts = make_feats(data, nj=2)
+    assert counts["utterances"] == 6 and counts["too_short"] == 0
+    assert counts["seconds"] == pytest.approx(3 * (1.25 + 1.91))
+    hires = data.with_name("data_hires")
+    samples = read_wav(DataDir.load(data).wav_scp["call1-A"])[1][16000:31280]
+    wanted = FeatureExtractor()(samples)
+    for place, kind in ((data, "mfcc"), (hires, "fbank")):
+        table = MatrixTable(str(place / "feats.scp"))
+        assert list(table) == sorted(DataDir.load(data).utt2spk)
+        assert (table["bob-call1-A-1"] == wanted[kind]).all()
+        frames = read_table(place / "utt2num_frames")
+        assert {utt: int(n) for utt, n in frames.items()} == {utt: len(m) for utt, m in read_matrices(f"scp:{place}/feats.scp")}
+        assert read_table(place / "utt2dur")["bob-call1-A-1"] == "1.9100"
+        assert validate_data_dir(place)["utterances"] == 6
+    assert (hires / "text").read_bytes() == (data / "text").read_bytes()
+
+
+def test_any_number_of_processes_gives_the_same(data):
+    make_feats(data, nj=1)
+    once = {utt: matrix.copy() for utt, matrix in read_matrices(f"scp:{data}/feats.scp")}
+    make_feats(data, kinds=["mfcc"], nj=7)
+    again = dict(read_matrices(f"scp:{data}/feats.scp"))
+    assert list(once) == list(again) and all((once[utt] == again[utt]).all() for utt in once)
+    assert len(list((data / "data").glob("raw_mfcc.*.ark"))) == 3  # one a recording; none is left over
+
+
+def test_a_broken_recording_leaves_nothing_that_looks_whole(data, tmp_path):
+    make_feats(data, nj=2)
+    wav = tmp_path / "call2-A.wav"
+    wav.write_bytes(wav.read_bytes()[:-500])
+    with pytest.raises(UserError, match="recording call2-A.*truncated"):
+        make_feats(data, nj=2)
+    for place in (data, data.with_name("data_hires")):
+        assert not (place / "feats.scp").exists()
+        assert not list(place.rglob("*.tmp"))
+    with pytest.raises(UserError, match="feats.scp: no such file: run 'essence make-feats"):
+        compute_cmvn(data)
+
+
+def test_short_utterances_are_counted_and_listed(data, capfd):
+    text = (data / "segments").read_text()
+    (data / "segments").write_text(text.replace("0.25 1.50", "0.25 0.27", 1))
+    with pytest.raises(UserError, match="1 of 6 utterances are too short .the first is ann-call0-A-0"):
+        make_feats(data)
+    data_dir = DataDir.load(data)
+    for i in range(30):  # now one in 36: less than 5 %
+        utt = f"eve-call2-A-x{i:02d}"
+        data_dir.segments[utt], data_dir.utt2spk[utt], data_dir.text[utt] = ("call2-A", 1.0, 1.1), "eve", "one"
+    data_dir.write(data)
+    assert make_feats(data)["too_short"] == 1
+    assert "1 of 36 utterances are too short" in capfd.readouterr().err
+    assert "ann-call0-A-0" not in MatrixTable(str(data / "feats.scp"))
+
+
+def test_segments_beyond_a_pipe(data):
+    wav_scp = (data / "wav.scp").read_text()
+    (data / "wav.scp").write_text(re.sub(r"call0-A (\S+)", r"call0-A head -c 16044 \1 |", wav_scp))
+    with pytest.raises(UserError, match="call0-A: .*truncated"):
+        make_feats(data)
+    (data / "wav.scp").write_text(wav_scp)
+    (data / "segments").write_text((data / "segments").read_text().replace("2.00 3.91", "2.00 4.20", 1))
+    with pytest.raises(UserError, match="segments: ann-call0-A-1 ends at 4.20 s, but recording call0-A ends at 4.00 s"):
+        make_feats(data)
+
+
+def test_unknown_kind(data):
+    with pytest.raises(UserError, match="no features 'plp'"):
+        make_feats(data, kinds=["plp"])
+
+
+def test_cmvn_statistics(data):
+    make_feats(data)
+    assert compute_cmvn(data) == {"speakers": 3, "utterances": 6, "missing": 0}
+    stats = dict(read_matrices(f"scp:{data}/cmvn.scp"))
+    feats = dict(read_matrices(f"scp:{data}/feats.scp"))
+    frames = np.concatenate([feats["bob-call1-A-0"], feats["bob-call1-A-1"]]).astype(np.float64)
+    bob = stats["bob"]
+    assert list(stats) == ["ann", "bob", "eve"] and bob.dtype == np.float64 and bob.shape == (2, 14)
+    assert np.allclose(bob[0, :13], frames.sum(0)) and np.allclose(bob[1, :13], (frames**2).sum(0))
+    assert bob[0, 13] == len(frames) and bob[1, 13] == 0
+
+
+def test_speed_perturbation(data, tmp_path):
+    assert perturb_speed(data, tmp_path / "sp") == {"utterances": 18, "speakers": 9}
+    out = DataDir.load(tmp_path / "sp")
+    assert validate_data_dir(tmp_path / "sp")["recordings"] == 9
+    assert out.utt2spk["sp0.9-bob-call1-A-0"] == "sp0.9-bob"
+    assert out.extra["utt2uniq"]["sp1.1-bob-call1-A-0"] == out.extra["utt2uniq"]["bob-call1-A-0"] == "bob-call1-A-0"
+    assert out.segments["sp0.9-bob-call1-A-0"] == ("sp0.9-call1-A", 0.28, 1.67)
+    make_feats(tmp_path / "sp")
+    samples = change_speed(read_wav(DataDir.load(data).wav_scp["call1-A"])[1], "0.9")
+    table = MatrixTable(str(tmp_path / "sp_hires" / "feats.scp"))
+    assert (table["sp0.9-bob-call1-A-0"] == FeatureExtractor()(samples[2240:13360])["fbank"]).all()
+    frames = {utt: int(n) for utt, n in read_table(tmp_path / "sp" / "utt2num_frames").items()}
+    assert frames["sp1.1-bob-call1-A-1"] < frames["bob-call1-A-1"] < frames["sp0.9-bob-call1-A-1"]
+    with pytest.raises(UserError, match="directory of their own"):
+        perturb_speed(data, data)
+
+
+def kaldi_utils():
+    utils = Path(os.environ.get("KALDI_ROOT") or "/nonexistent") / "egs/wsj/s5/utils"
+    if not utils.is_dir():
+        pytest.skip("KALDI_ROOT does not name a Kaldi checkout")
+    return utils
+
+
+def test_kaldi_accepts_it_and_names_the_same(data, tmp_path):
+    utils = kaldi_utils()
+    perturb_speed(data, tmp_path / "sp")
+    for place in (data, tmp_path / "sp"):
+        make_feats(place)
+        compute_cmvn(place)
+    work = tmp_path / "recipe"
+    work.mkdir()
+    (work / "utils").symlink_to(utils)
+    (work / "path.sh").write_text("")
+    for place in ("data", "sp", "data_hires", "sp_hires"):
+        run = subprocess.run(["utils/validate_data_dir.sh", tmp_path / place], cwd=work, capture_output=True, text=True)
+        assert "Successfully validated" in run.stdout, run.stdout + run.stderr
+    (data / "reco2dur").write_text("call0-A 4.0\ncall1-A 4.0\ncall2-A 4.0\n")  # or the script would need Kaldi's binaries
+    script = work / "utils" / "perturb_data_dir_speed.sh"
+    subprocess.run([script, "0.9", data, tmp_path / "theirs"], cwd=work, capture_output=True)
+    for name in ("wav.scp", "segments", "text", "utt2spk", "spk2gender", "reco2file_and_channel", "utt2uniq"):
+        ours = [line for line in (tmp_path / "sp" / name).read_text().splitlines() if line.startswith("sp0.9-")]
+        theirs = (tmp_path / "theirs" / name).read_text().splitlines()
+        assert [line.split() for line in ours] == [line.split() for line in theirs], name
+
+
+def _square(x):
+    return os.getpid(), x * x
+
+
+def _fail(kind):
+    if kind == "user":
+        raise UserError("file x: wrong")
+    if kind == "dies":
+        os._exit(7)
+    raise ValueError("a mistake of ours")
+
+
+def test_jobs_run_in_processes_of_their_own_and_keep_their_order():
+    results = run_jobs(_square, [(x,) for x in range(7)], nj=3)
+    assert [value for _, value in results] == [x * x for x in range(7)]
+    assert len({pid for pid, _ in results} | {os.getpid()}) == 8
+
+
+@pytest.mark.parametrize("kind,error,words", [("user", UserError, "file x: wrong"), ("dies", RuntimeError, "status 7"),
+                                              ("bug", RuntimeError, "a mistake of ours")])
+def test_jobs_that_fail(kind, error, words):
+    with pytest.raises(error, match=words):
+        run_jobs(_fail, [(kind,)] * 3, nj=2)
