@@ -153,8 +153,9 @@ def test_files_pipes_gzip_and_stdin(here):
     for spec in specs:
         same(list(read_matrices(spec)), wanted)
     code = "from essence_kd.io.tables import *\nfor u, m in read_matrices('ark:-'): print(u, m.shape)"
-    done = subprocess.run([sys.executable, "-c", code], stdin=open("m.ark", "rb"), capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": PYTOOLS}, check=True)
+    with open("m.ark", "rb") as stdin:
+        done = subprocess.run([sys.executable, "-c", code], stdin=stdin, capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": PYTOOLS}, check=True)
     assert done.stdout.splitlines() == [f"{utt} {matrix.shape}" for utt, matrix in wanted.items()]
 
 

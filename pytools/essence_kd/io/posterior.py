@@ -349,9 +349,12 @@ def _read_text(source: Any) -> Posterior:
         raise Truncated(f"{source.name}: ends in the middle")
     tokens = np.array(line.split(), dtype=np.bytes_)
     opens, closes = np.flatnonzero(tokens == b"["), np.flatnonzero(tokens == b"]")
-    sizes = closes - opens - 1 if len(opens) == len(closes) else np.array([-1])
-    if len(tokens) and not (len(opens) and opens[0] == 0 and closes[-1] == len(tokens) - 1 and
-                            (sizes >= 0).all() and (sizes % 2 == 0).all() and (opens[1:] == closes[:-1] + 1).all()):
+    good = len(opens) == len(closes) and len(opens) > 0
+    if good:
+        sizes = closes - opens - 1
+        good = opens[0] == 0 and closes[-1] == len(tokens) - 1 and (opens[1:] == closes[:-1] + 1).all() and \
+            (sizes >= 0).all() and (sizes % 2 == 0).all()
+    if len(tokens) and not good:
         raise ValueError("not '[ pdf-id prob ... ] [ ... ]'")
     inside = np.ones(len(tokens), bool)
     inside[opens] = inside[closes] = False

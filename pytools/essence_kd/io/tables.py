@@ -124,8 +124,8 @@ class _Command:
         self._relay.start()
 
     def _relay_stderr(self) -> None:
-        with self.process.stderr as stream:
-            for line in io.BufferedReader(stream):
+        with io.BufferedReader(self.process.stderr) as stream:
+            for line in stream:
                 text = line.decode("utf-8", "replace")
                 self._tail.append(text.rstrip())
                 sys.stderr.write(text)
