@@ -79,6 +79,8 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4):
             vectors.write(utt, pdfs)
             matrices.write(utt, noise.normal(size=(len(pdfs), 40)).astype(np.float32))
     (feats / "text").write_text("a-1 hello i know\nsp0.9-a-1 hello i know\n")
+    (data / "dict").mkdir()
+    (data / "dict" / "lexicon.txt").write_text("hello HH AH L OW\ni AH\ni AY\nknow N OW\n")
     essence = exp / "essence_k20"
     essence.mkdir()
     (essence / "essence.json").write_text(json.dumps({"num_pdfs": 21, "selection": "top-k", "k": 20, "mean_mass": 0.975,
@@ -419,11 +421,20 @@ def test_phones_and_words_of_an_alignment(experiment):
     assert alignment.load_alignment(exp, data) is None
 
 
-def test_a_phone_that_repeats_begins_anew():
-    tree = {0: ("A", 0), 1: ("A", 1), 2: ("B", 0)}
-    spans = alignment.phone_spans(np.array([0, 0, 1, 0, 1, 2]), tree)
-    assert [(s.label, s.start, s.end) for s in spans] == [("A", 0, 3), ("A", 3, 5), ("B", 5, 6)]
-    assert alignment.word_spans(spans, ["a"]) == []
+def test_a_phone_that_repeats_begins_anew_and_silence_does_not():
+    tree = {0: ("A", 0), 1: ("A", 1), 2: ("B", 0), 3: ("SIL", 0), 4: ("SIL", 1)}
+    spans = alignment.phone_spans(np.array([0, 0, 1, 0, 1, 2, 3, 4, 3, 4]), tree)
+    assert [(s.label, s.start, s.end) for s in spans] == [("A", 0, 3), ("A", 3, 5), ("B", 5, 6), ("SIL", 6, 10)]
+
+
+def test_words_are_cut_by_the_pronunciations_that_fit():
+    phones = [alignment.Span(label, i, i + 1) for i, label in enumerate("A B SIL A B C".split())]
+    lexicon = {"x": [["A"], ["A", "B"]], "y": [["B", "C"]], "z": [["C"]]}
+    found = alignment.word_spans(phones, ["x", "x", "y"], lexicon)
+    assert [(w.label, w.start, w.end) for w in found] == [("x", 0, 2), ("x", 3, 4), ("y", 4, 6)]
+    assert [w.end for w in alignment.word_spans(phones, ["x", "x", "z"], lexicon)] == [2, 5, 6]
+    assert alignment.word_spans(phones, ["x", "x"], lexicon) == []
+    assert alignment.word_spans(phones, ["x", "?", "y"], lexicon) == []
 
 
 def test_two_alignments_share_the_columns_of_the_reference():

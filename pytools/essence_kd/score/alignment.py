@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from essence_kd.io.errors import UserError
 from essence_kd.score.wer import read_table
 
 FRAME_SECONDS = 0.01
+SILENCES = ("SIL", "sil")
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,14 @@ class AlignedUtterance:
     words: tuple[Span, ...]
 
 
+def base_phone(phone: str) -> str:
+    """A phone without its position in the word (``AH_B`` -> ``AH``)."""
+    head, _, tail = phone.rpartition("_")
+    return head if head and tail in ("B", "E", "I", "S") else phone
+
+
 def read_tree(path: Path) -> dict[int, tuple[str, int]]:
-    """tree.txt: pdf-id -> (phone, state); a pdf that several phones share keeps the first."""
+    """tree.txt: pdf-id -> (phone without position, state); a pdf that several phones share keeps the first."""
     tree: dict[int, tuple[str, int]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         fields = line.split()
@@ -42,12 +50,12 @@ def read_tree(path: Path) -> dict[int, tuple[str, int]]:
             pdf, phone, state = int(fields[0]), fields[1], int(fields[2])
         except (IndexError, ValueError):
             raise UserError(f"{path}: line {number}: expected 'PDF-ID PHONE STATE'") from None
-        tree.setdefault(pdf, (phone, state))
+        tree.setdefault(pdf, (base_phone(phone), state))
     return tree
 
 
 def phone_spans(pdfs: np.ndarray, tree: dict[int, tuple[str, int]]) -> list[Span]:
-    """Runs of a phone; a step back to an earlier state begins the phone anew.
+    """Runs of a phone; a step back to an earlier state, but not of silence, begins the phone anew.
 
     Args:
       pdfs: (T,) pdf-id of each frame.
@@ -58,7 +66,8 @@ def phone_spans(pdfs: np.ndarray, tree: dict[int, tuple[str, int]]) -> list[Span
         if pdf not in tree:
             raise UserError(f"pdf-id {pdf} of the alignment is not in tree.txt; both come from stage 4")
         phone, state = tree[pdf]
-        if previous is None or phone != previous[0] or state < previous[1]:
+        again = previous is not None and state < previous[1] and phone not in SILENCES
+        if previous is None or phone != previous[0] or again:
             spans.append(Span(phone, t, t + 1))
         else:
             spans[-1] = Span(phone, spans[-1].start, t + 1)
@@ -66,47 +75,72 @@ def phone_spans(pdfs: np.ndarray, tree: dict[int, tuple[str, int]]) -> list[Span
     return spans
 
 
-def base_phone(phone: str) -> str:
-    """A phone without its position in the word (``AH_B`` -> ``AH``)."""
-    head, _, tail = phone.rpartition("_")
-    return head if head and tail in ("B", "E", "I", "S") else phone
+def word_spans(phones: Sequence[Span], words: Sequence[str], lexicon: dict[str, list[list[str]]]) -> list[Span]:
+    """Words over time: the phones cut by pronunciations, silence being what lies between words.
+
+    Args:
+      phones: labels without position in the word.
+      lexicon: word -> its pronunciations.
+
+    Returns:
+      A span a word; empty when no choice of pronunciations fits the phones.
+    """
+    labels = [p.label for p in phones]
+    dead: set[tuple[int, int]] = set()
+
+    def match(at: int, number: int) -> list[Span] | None:
+        if (at, number) in dead:
+            return None
+        if number == len(words):
+            return [] if all(label in SILENCES for label in labels[at:]) else None
+        for pronunciation in lexicon.get(words[number], []):
+            end = at + len(pronunciation)
+            if labels[at:end] == pronunciation:
+                rest = match(end, number + 1)
+                if rest is not None:
+                    return [Span(words[number], phones[at].start, phones[end - 1].end), *rest]
+        if at < len(labels) and labels[at] in SILENCES:
+            rest = match(at + 1, number)
+            if rest is not None:
+                return rest
+        dead.add((at, number))
+        return None
+
+    return match(0, 0) or []
 
 
-def word_spans(phones: list[Span], words: list[str]) -> list[Span]:
-    """Words from position-dependent phones: _B begins one, _E ends it, _S is one; empty when they do not fit."""
-    bounds: list[tuple[int, int]] = []
-    start = None
-    for span in phones:
-        position = span.label.rpartition("_")[2]
-        if position == "S":
-            bounds.append((span.start, span.end))
-        elif position == "B":
-            start = span.start
-        elif position == "E" and start is not None:
-            bounds.append((start, span.end))
-            start = None
-    if len(bounds) != len(words):
-        return []
-    return [Span(word, begin, end) for word, (begin, end) in zip(words, bounds)]
+def read_lexicon(path: Path) -> dict[str, list[list[str]]]:
+    """dict/lexicon.txt: word -> pronunciations."""
+    lexicon: dict[str, list[list[str]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        word, *phones = line.split() or [""]
+        if phones:
+            lexicon.setdefault(word, []).append(phones)
+    return lexicon
 
 
 def _pick(frames: dict[str, int], texts: dict[str, str]) -> str | None:
-    """An utterance that reads well: unperturbed, 1.5 to 3 s, 4 to 8 words; else the nearest to that."""
+    """An utterance that reads well: unperturbed, 1.5 to 3 s, 4 to 7 words, or the nearest to that; of many the middle
+    one, so that no end of the speaker list is favoured."""
 
     def distance(utt: str):
         seconds, words = frames[utt] * FRAME_SECONDS, len(texts[utt].split())
-        perturbed = re.match(r"sp\d", utt) is not None
-        return perturbed, max(0.0, 1.5 - seconds, seconds - 3.0), max(0, 4 - words, words - 8), utt
+        return re.match(r"sp\d", utt) is not None, max(0.0, 1.5 - seconds, seconds - 3.0), max(0, 4 - words, words - 7)
 
-    known = [utt for utt in frames if utt in texts]
-    return min(known, key=distance) if known else None
+    if not frames:
+        return None
+    ranks = {utt: distance(utt) for utt in frames}
+    best = min(ranks.values())
+    chosen = sorted(utt for utt, rank in ranks.items() if rank == best)
+    return chosen[len(chosen) // 2]
 
 
 def load_alignment(ali_dir: Path, data_dir: Path) -> AlignedUtterance | None:
     """Read one utterance of ``exp/CORPUS/ali`` with its features; None where a part of it is absent.
 
     Args:
-      data_dir: data/CORPUS; its ``*_sp_hires`` or ``train_hires`` directory holds feats.scp and text.
+      data_dir: data/CORPUS; one of its ``*_hires`` directories holds feats.scp and text of the aligned utterances, and
+        dict/lexicon.txt the pronunciations.
     """
     from essence_kd.io.tables import IntVectorTable, MatrixTable
 
@@ -128,9 +162,9 @@ def load_alignment(ali_dir: Path, data_dir: Path) -> AlignedUtterance | None:
     if utt is None:
         return None
     phones = phone_spans(np.asarray(alignments[utt]), read_tree(ali_dir / "tree.txt"))
-    words = word_spans(phones, texts[utt].split())
-    plain = tuple(Span(base_phone(p.label), p.start, p.end) for p in phones)
-    return AlignedUtterance(utt, texts[utt], np.asarray(features[utt]), plain, tuple(words))
+    lexicon = data_dir / "dict" / "lexicon.txt"
+    words = word_spans(phones, texts[utt].split(), read_lexicon(lexicon)) if lexicon.exists() else []
+    return AlignedUtterance(utt, texts[utt], np.asarray(features[utt]), tuple(phones), tuple(words))
 
 
 def mel_image(features: np.ndarray) -> np.ndarray:

@@ -301,7 +301,7 @@ def _picture(aligned: AlignedUtterance | None) -> str:
             f"<b>{esc(s.label)}</b></span>" for s in spans) + "</div>"
 
     seconds = "".join(f'<span style="left:{100 * t / FRAME_SECONDS / total:.3f}%">{number(t)} s</span>'
-                      for t in np.arange(0, total * FRAME_SECONDS, 0.5))
+                      for t in np.arange(0, 0.93 * total * FRAME_SECONDS, 0.5))
     return (f'<div class="alignment">{lane(aligned.words, "words") if aligned.words else ""}'
             f'<img alt="Log-mel energies of {esc(aligned.utt)}" src="{png_gray(mel_image(aligned.features))}">'
             f'{lane(aligned.phones, "phones")}<div class="lane time">{seconds}</div></div>'

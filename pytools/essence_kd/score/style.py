@@ -154,7 +154,7 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation M
   .graph { display: none; }
   .rows .row { grid-template-columns: 7rem 1fr 5.3rem; gap: .5rem; }
   .rows.bars .row { grid-template-columns: minmax(6rem, 42%) 1fr 5rem; }
-  .lane.words span { font-size: .72rem; }
+  .lane.words span { font-size: .72rem; justify-content: flex-start; padding-left: 2px; }
   .lane.phones b { display: none; }
   .lane.phones { height: .6rem; }
 }
@@ -162,7 +162,7 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation M
   body { font-size: 10.5pt; }
   main { max-width: none; padding: 0; }
   section { break-inside: auto; margin-top: 1.6rem; }
-  .block, table, .chart, .figures { break-inside: avoid; }
+  .columns > .block, tr, .chart, .figures, .facts > div { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
 }
 """
