@@ -27,6 +27,7 @@ from essence_kd.io.tables import MatrixTable, MatrixWriter, parse_rspecifier, re
 
 DESCRIBED = ("num_pdfs", "tree_hash", "frame_shift_ms")
 PRIOR_FLOOR = 1e-5
+WIDE = 100  # entries of a frame of a wide archive
 WINDOW_FRAMES = 2_000_000  # feature frames of a window in which utterances are sorted by length
 
 
@@ -36,7 +37,7 @@ class DumpSettings:
 
     teachers: List[str] = field(default_factory=list)  # rspecifiers of matrices or model directories
     output: str = ""  # wspecifier of the posteriors
-    keep: int = 100  # entries of the wide archive; 0: `output` gets whole matrices
+    keep: Optional[int] = None  # entries of the wide archive (None: 100, or all there are); 0: `output` gets matrices
     essence: Optional[EssenceSettings] = None  # given: `output` gets the essence
     full: Optional[str] = None  # wspecifier of matrices, beside `output`
     feats: Optional[str] = None  # scp of features, for model directories
@@ -65,12 +66,11 @@ def dump(settings: DumpSettings) -> Tally:
     for name in ("weights", "temperatures"):
         given = getattr(settings, name)
         if given and len(given) not in (1, len(settings.teachers)):
-            raise UserError(f"--{name.rstrip('s') if name != 'weights' else name}: {len(given)} values for "
-                            f"{len(settings.teachers)} teachers")
+            raise UserError(f"--{name}: {len(given)} values for {len(settings.teachers)} teachers")
     described = describe_teachers(settings)
     ensemble = _ensemble(settings, described)
     outputs = [_Output(settings.full, "dense", settings, ensemble, described)] if settings.full else []
-    kind = "essence" if settings.essence else "wide" if settings.keep else "dense"
+    kind = "essence" if settings.essence else "dense" if settings.keep == 0 else "wide"
     outputs.append(_Output(settings.output, kind, settings, ensemble, described))
 
     tally = Tally()
@@ -81,7 +81,7 @@ def dump(settings: DumpSettings) -> Tally:
         for output in outputs:
             stack.enter_context(output)
         if on_device is not None and not any(is_table(t) for t in settings.teachers) and _fits_device(settings):
-            for utt, ids, probs in device_entries(settings, ensemble, _width(settings, described), on_device):
+            for utt, ids, probs in device_entries(settings, ensemble, outputs[0].width(), on_device):
                 essence = outputs[0].from_entries(ids, probs)
                 outputs[0].write_essence(utt, essence)
                 tally.add(len(essence.kept), len(essence.ids), essence.kept)
@@ -115,15 +115,7 @@ def _device(settings: DumpSettings) -> Optional[str]:
 def _fits_device(settings: DumpSettings) -> bool:
     """Whether all that is asked for comes from the largest entries of a frame."""
     rule = settings.essence.select if settings.essence else "top-k"
-    return settings.full is None and rule in ("top-k", "top-p") and (settings.essence is not None or settings.keep > 0)
-
-
-def _width(settings: DumpSettings, described: Dict[str, Any]) -> int:
-    """How many of a frame's largest entries are wanted."""
-    rule = settings.essence
-    if rule is None:
-        return settings.keep
-    return rule.top_k if rule.select == "top-k" else min(rule.max_k, described.get("num_pdfs") or rule.max_k)
+    return settings.full is None and rule in ("top-k", "top-p") and (settings.essence is not None or settings.keep != 0)
 
 
 # ---------------------------------------------------------------------------------------------------------- teachers
@@ -351,7 +343,7 @@ class _Output:
         if kind == "essence":
             self.rule = settings.essence
         elif kind == "wide":
-            self.rule = EssenceSettings(select="top-k", top_k=settings.keep, mass="keep")
+            self.rule = EssenceSettings(select="top-k", top_k=settings.keep or WIDE, mass="keep")
         else:
             self.rule = None
         temperatures = [scale.temperature for scale in ensemble.scales]
@@ -362,6 +354,24 @@ class _Output:
         if settings.priors is not None:
             self.fields.update(priors=os.path.abspath(settings.priors), prior_scale=settings.prior_scale)
         self.writer: Any = None
+        self._may_be_fewer = kind == "wide" and settings.keep is None
+        if described.get("num_pdfs") is not None:
+            self.set_num_pdfs(described["num_pdfs"])
+
+    def set_num_pdfs(self, num_pdfs: Optional[int]) -> None:
+        """What the first frames tell (or model.yaml). Raises ValueError for another number than before."""
+        known = self.described.get("num_pdfs")
+        if num_pdfs is not None and known not in (None, num_pdfs):
+            raise ValueError(f"{num_pdfs} columns, but there are {known} pdfs")
+        self.described["num_pdfs"] = num_pdfs if known is None else known
+        if self._may_be_fewer and num_pdfs is not None:
+            self.rule.top_k = min(WIDE, num_pdfs)
+
+    def width(self) -> int:
+        """How many of a frame's largest entries top-k or top-p look at."""
+        if self.rule.select == "top-k":
+            return self.rule.top_k
+        return min(self.rule.max_k, self.described.get("num_pdfs") or self.rule.max_k)
 
     def __enter__(self) -> "_Output":
         if self.kind == "dense":
@@ -402,11 +412,7 @@ def _write_utterance(utt: str, matrices: Sequence[np.ndarray], ensemble: Ensembl
     threads = settings.threads
     num_pdfs = matrices[0].shape[1] if matrices[0].size else None
     for output in outputs:
-        known = output.described.setdefault("num_pdfs", num_pdfs)
-        if known is None:
-            output.described["num_pdfs"] = num_pdfs
-        elif num_pdfs not in (None, known):
-            raise ValueError(f"{num_pdfs} columns, but there are {known} pdfs")
+        output.set_num_pdfs(num_pdfs)
     rule = outputs[-1].rule
     whole = None
     if outputs[0].kind == "dense" or rule.select not in ("top-k", "top-p"):
@@ -417,8 +423,7 @@ def _write_utterance(utt: str, matrices: Sequence[np.ndarray], ensemble: Ensembl
     if rule is None:
         return len(whole), whole.size, np.ones(len(whole), np.float32)
     if whole is None:
-        k = rule.top_k if rule.select == "top-k" else min(rule.max_k, num_pdfs or rule.max_k)
-        ids, probs = combine_top_k(ensemble, matrices, k, threads=threads)
+        ids, probs = combine_top_k(ensemble, matrices, outputs[-1].width(), threads=threads)
         essence = outputs[-1].from_entries(ids, probs)
     elif rule.select == "agree":
         essence = select_agree(matrices, whole, rule, threads=threads)

@@ -1,0 +1,338 @@
+"""prune-post and mix-post as a user runs them: what comes out, what is refused, and that nothing half-done is left."""
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from essence_kd.cli.main import main
+from essence_kd.distill.essence import EssenceSettings, reference_select, select
+from essence_kd.distill.mix import mix_frames
+from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
+from essence_kd.io.tables import IntVectorWriter, MatrixWriter
+
+PDFS = 50
+
+
+def table(writer_of, stem, values):
+    with writer_of(f"ark,scp:{stem}.ark,{stem}.scp") as writer:
+        for utt, value in values.items():
+            writer.write(utt, value)
+    return f"scp:{stem}.scp"
+
+
+@pytest.fixture
+def logits():
+    rng = np.random.default_rng(0)
+    return {f"utt{i}": (3 * rng.standard_normal((n, PDFS))).astype(np.float32) for i, n in enumerate((6, 1, 0, 11))}
+
+
+@pytest.fixture
+def probs(logits):
+    return {u: (np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)).astype(np.float32) for u, z in logits.items()}
+
+
+@pytest.fixture
+def full(probs, tmp_path):
+    return table(MatrixWriter, tmp_path / "full", probs)
+
+
+def run(capsys, *arguments):
+    status = main([str(a) for a in arguments])
+    return status, capsys.readouterr().err
+
+
+def frames(post):
+    return [list(zip(post.ids[a:b].tolist(), post.probs[a:b].tolist())) for a, b in zip(post.offsets[:-1], post.offsets[1:])]
+
+
+@pytest.mark.parametrize("options, rule", [
+    (["--top-k", "5"], EssenceSettings(top_k=5)),
+    (["--select", "top-p", "--top-p", "0.8", "--max-k", "9"], EssenceSettings(select="top-p", top_p=0.8, max_k=9)),
+    (["--select", "min-post", "--min-post", "0.03"], EssenceSettings(select="min-post", min_post=0.03)),
+    (["--select", "random-prune", "--min-post", "0.03", "--seed", "3"],
+     EssenceSettings(select="random-prune", min_post=0.03, seed=3))], ids=lambda x: getattr(x, "select", ""))
+@pytest.mark.parametrize("mass", ["renorm", "keep", "residual"])
+def test_every_rule_from_dense_and_from_wide(options, rule, mass, probs, full, tmp_path, capsys):
+    wide = table(PosteriorWriter, tmp_path / "wide", {
+        u: Posterior(*select(p, EssenceSettings(top_k=PDFS, mass="keep"))[:3]) for u, p in probs.items()})
+    status, told = run(capsys, "prune-post", *options, "--mass", mass, full,
+                       f"ark,scp:{tmp_path}/post.ark,{tmp_path}/post.scp")
+    assert status == 0 and "4 utterances, 18 frames" in told
+    assert run(capsys, "prune-post", *options, "--mass", mass, wide, f"ark:{tmp_path}/again.ark")[0] == 0
+    assert (tmp_path / "again.ark").read_bytes() == (tmp_path / "post.ark").read_bytes()
+    for utt, post in read_posteriors(f"scp:{tmp_path}/post.scp"):
+        want = reference_select(probs[utt], rule, utt)
+        got = frames(post)
+        assert [[c for c, _ in f] for f in got] == [[c for c, _ in f] for f in want]
+        for f, w in zip(got, want):
+            total = sum(p for _, p in w) if mass == "renorm" else 1.0
+            np.testing.assert_allclose([p for _, p in f], [p / total for _, p in w], rtol=1e-6)
+    fields = json.loads((tmp_path / "essence.json").read_text())
+    assert (fields["selection"], fields["mass"], fields["num_pdfs"], fields["num_utts"]) == (rule.select, mass, PDFS, 4)
+    assert 0 < fields["mean_mass"] <= 1.001
+
+
+def test_logits_logs_and_probabilities_select_the_same(logits, probs, tmp_path, capsys):
+    logs = {u: np.log(p) for u, p in probs.items()}
+    outputs = []
+    for kind, values in (("logit", logits), ("log", logs), ("prob", probs)):
+        source = table(MatrixWriter, tmp_path / kind, values)
+        assert run(capsys, "prune-post", "--input", kind, "--temperature", "2", source, f"ark:{tmp_path}/{kind}.post")[0] == 0
+        outputs.append(dict(read_posteriors(f"ark:{tmp_path}/{kind}.post")))
+    for utt in probs:
+        for other in outputs[1:]:
+            np.testing.assert_array_equal(outputs[0][utt].ids, other[utt].ids)
+            np.testing.assert_allclose(outputs[0][utt].probs, other[utt].probs, rtol=1e-4)
+
+
+def test_the_split_into_jobs_does_not_matter(full, tmp_path, capsys):
+    lines = (tmp_path / "full.scp").read_text().splitlines(True)
+    options = ["--select", "random-prune", "--min-post", "0.05", "--seed", "1"]
+    run(capsys, "prune-post", *options, full, f"ark:{tmp_path}/whole.ark")
+    for i, part in enumerate((lines[:1], lines[1:])):
+        (tmp_path / f"part{i}.scp").write_text("".join(part))
+        assert run(capsys, "prune-post", *options, f"scp:{tmp_path}/part{i}.scp", f"ark:{tmp_path}/part{i}.ark")[0] == 0
+    parts = (tmp_path / "part0.ark").read_bytes() + (tmp_path / "part1.ark").read_bytes()
+    assert parts == (tmp_path / "whole.ark").read_bytes()
+    run(capsys, "prune-post", *options[:-1], "2", full, f"ark:{tmp_path}/other.ark")
+    assert (tmp_path / "other.ark").read_bytes() != (tmp_path / "whole.ark").read_bytes()
+
+
+def test_settings_come_from_the_file_and_options_win(full, tmp_path, capsys):
+    (tmp_path / "e.yaml").write_text("top_k: 3\nmass: keep\n")
+    run(capsys, "prune-post", "--config", tmp_path / "e.yaml", full, f"ark:{tmp_path}/a.ark")
+    run(capsys, "prune-post", "--config", tmp_path / "e.yaml", "--top-k", "4", full, f"ark:{tmp_path}/b.ark")
+    for name, k in (("a", 3), ("b", 4)):
+        fields = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (fields["k"], fields["mass"]) == (k, "keep")
+    status, told = run(capsys, "prune-post", "--config", ROOT / "conf" / "essence.yaml", full, f"ark:{tmp_path}/c.ark")
+    assert status == 0 and json.loads((tmp_path / "c.json").read_text())["k"] == 20
+    (tmp_path / "e.yaml").write_text("topk: 3\n")
+    status, told = run(capsys, "prune-post", "--config", tmp_path / "e.yaml", full, f"ark:{tmp_path}/d.ark")
+    assert status == 1 and "unknown key 'topk'" in told
+
+
+def test_text_compact_ranges_and_gzip(probs, full, tmp_path, capsys):
+    run(capsys, "prune-post", "--top-k", "4", full, f"ark,t:{tmp_path}/text.ark")
+    assert run(capsys, "prune-post", "--top-k", "2", f"ark:{tmp_path}/text.ark", f"ark:{tmp_path}/two.ark")[0] == 0
+    want = [[c for c, _ in f] for f in reference_select(probs["utt0"], EssenceSettings(top_k=2))]
+    assert [[c for c, _ in f] for f in frames(dict(read_posteriors(f"ark:{tmp_path}/two.ark"))["utt0"])] == want
+    assert run(capsys, "prune-post", "--top-k", "4", full, f"compact:ark,scp:{tmp_path}/c.ark,{tmp_path}/c.scp")[0] == 0
+    assert json.loads((tmp_path / "c.json").read_text())["form"] == "compact"
+    assert run(capsys, "prune-post", "--top-k", "2", f"scp:{tmp_path}/c.scp", f"ark:{tmp_path}/three.ark")[0] == 0
+    assert [[c for c, _ in f] for f in frames(dict(read_posteriors(f"ark:{tmp_path}/three.ark"))["utt0"])] == want
+    line = (tmp_path / "full.scp").read_text().splitlines()[0]
+    (tmp_path / "range.scp").write_text(f"{line}[2:4]\n")
+    assert run(capsys, "prune-post", f"scp:{tmp_path}/range.scp", f"ark:{tmp_path}/r.ark")[0] == 0
+    assert dict(read_posteriors(f"ark:{tmp_path}/r.ark"))["utt0"].num_frames == 3
+    status, _ = run(capsys, "prune-post", f"ark:gzip -c {tmp_path}/full.ark | gunzip -c |", f"ark:{tmp_path}/z.ark")
+    assert status == 0 and len(dict(read_posteriors(f"ark:{tmp_path}/z.ark"))) == 4
+
+
+def test_a_matrix_in_text_form_is_a_matrix(probs, tmp_path, capsys):
+    with MatrixWriter(f"ark,t:{tmp_path}/full.txt") as writer:
+        for utt in ("utt0", "utt1"):
+            writer.write(utt, probs[utt])
+    assert run(capsys, "prune-post", "--top-k", "3", f"ark:{tmp_path}/full.txt", f"ark:{tmp_path}/p.ark")[0] == 0
+    got = dict(read_posteriors(f"ark:{tmp_path}/p.ark"))
+    np.testing.assert_array_equal(got["utt1"].ids, select(probs["utt1"], EssenceSettings(top_k=3)).ids)
+
+
+def test_the_sources_sidecar_is_carried_on_and_obeyed(probs, tmp_path, capsys):
+    table(PosteriorWriter, tmp_path / "wide", {
+        u: Posterior(*select(p, EssenceSettings(top_k=10, mass="keep"))[:3]) for u, p in probs.items()})
+    wide = {"num_pdfs": PDFS, "selection": "top-k", "k": 10, "mass": "keep", "mean_mass": 0.95, "temperature": 2.0,
+            "tree_hash": "cafe", "frame_shift_ms": 30, "combine": "mean", "weights": [1.0]}
+    (tmp_path / "wide.json").write_text(json.dumps(wide))
+    source = f"scp:{tmp_path}/wide.scp"
+    assert run(capsys, "prune-post", "--top-k", "4", source, f"ark:{tmp_path}/post.ark")[0] == 0
+    fields = json.loads((tmp_path / "essence.json").read_text())
+    for key in ("num_pdfs", "tree_hash", "frame_shift_ms", "combine", "weights", "temperature"):
+        assert fields[key] == wide[key]
+    status, told = run(capsys, "prune-post", "--top-k", "11", source, f"ark:{tmp_path}/x.ark")
+    assert status == 1 and "wide.json: the archive holds 10 classes a frame, --top-k asks for 11" in told
+    assert run(capsys, "prune-post", "--top-k", "4", "--temperature", "1", source, f"ark:{tmp_path}/t.ark")[0] == 0
+    before, after = (dict(read_posteriors(f"ark:{tmp_path}/{n}.ark"))["utt0"].fixed_k()[1] for n in ("post", "t"))
+    np.testing.assert_allclose(after, before ** 2 / (before ** 2).sum(axis=1, keepdims=True), rtol=1e-5)
+    status, told = run(capsys, "prune-post", "--select", "top-p", "--temperature", "1", source, f"ark:{tmp_path}/x.ark")
+    assert status == 1 and "needs every class" in told
+    (tmp_path / "wide.json").write_text(json.dumps({**wide, "mass": "renorm"}))
+    status, told = run(capsys, "prune-post", "--top-k", "4", "--mass", "keep", source, f"ark:{tmp_path}/x.ark")
+    assert status == 1 and "scaled to mass 1 (it had 0.9500); --mass keep needs one made with --mass keep" in told
+    (tmp_path / "wide.json").write_text(json.dumps({**wide, "num_pdfs": 20}))
+    status, told = run(capsys, "prune-post", "--top-k", "4", source, f"ark:{tmp_path}/x.ark")
+    assert status == 1 and "where there are 20 pdfs" in told
+    assert not (tmp_path / "x.ark").exists() and not (tmp_path / "x.json").exists()
+
+
+def bad_matrices(probs):
+    p = probs["utt3"]
+    return {"nan": (np.where(np.eye(11, PDFS) > 0, np.nan, p), "frame 0: holds a NaN"),
+            "inf": (np.where(np.eye(11, PDFS) > 0, np.inf, p), "frame 0: holds an infinite value"),
+            "negative": (p - 0.01, "frame 0: a probability is -"),
+            "large": (p * 3, "a probability is"), "sum": (p * 0.5, "frame 0: its probabilities sum to 0.5, not 1"),
+            "logs": (np.log(p), "it looks like log-probabilities (--input log)"),
+            "other pdfs": (np.full((2, 40), 1 / 40), "40 columns, but there are 50 pdfs")}
+
+
+@pytest.mark.parametrize("name", ["nan", "inf", "negative", "large", "sum", "logs", "other pdfs"])
+def test_bad_matrices_are_refused_by_name(name, probs, tmp_path, capsys):
+    matrix, message = bad_matrices(probs)[name]
+    source = table(MatrixWriter, tmp_path / "bad", {**probs, "worse": matrix.astype(np.float32)})
+    status, told = run(capsys, "prune-post", "--top-k", "3", source, f"ark,scp:{tmp_path}/x.ark,{tmp_path}/x.scp")
+    assert status == 1 and "bad.scp: utterance worse: " in told and message in told
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.ark", "bad.scp"]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--top-k", "51"], "k is 51, but must be from 1 to the 50 pdfs there are"), (["--top-k", "0"], "--top-k must be 1 or more"),
+    (["--select", "top-p", "--top-p", "1.5"], "--top-p must be above 0"), (["--temperature", "0"], "--temperature must be above 0"),
+    (["--select", "agree"], "--select agree needs the teachers themselves"),
+    (["--input", "post"], "a matrix, but --input says post"), (["--input", "log"], "--input prob")])
+def test_bad_options_are_refused(arguments, message, full, tmp_path, capsys):
+    status, told = run(capsys, "prune-post", *arguments, full, f"ark:{tmp_path}/x.ark")
+    assert status == 1 and message in told and not (tmp_path / "x.ark").exists()
+
+
+def test_bad_sources_are_refused(full, tmp_path, capsys, shell):
+    post = table(PosteriorWriter, tmp_path / "three", {"u": Posterior(
+        np.array([0, 3, 6]), np.array([4, 2, 1, 5, 6, 7]), np.array([0.5, 0.3, 0.1] * 2))})
+    twice = table(PosteriorWriter, tmp_path / "twice", {"u": Posterior(np.array([0, 2]), np.array([4, 4]), np.array([0.5, 0.3]))})
+    empty = table(MatrixWriter, tmp_path / "empty", {})
+    (tmp_path / "cut.ark").write_bytes((tmp_path / "full.ark").read_bytes()[:-7])
+    (tmp_path / "dup.ark").write_bytes((tmp_path / "full.ark").read_bytes() * 2)
+    for source, message in ((post, "holds 3 classes a frame, --top-k asks for 20"), (twice, "frame 0: pdf-id 4 occurs twice"),
+                            (empty, "holds no utterance"), (f"ark:{tmp_path}/cut.ark", "cut short"),
+                            (f"ark:{tmp_path}/dup.ark", "occurs twice"), (f"ark:{tmp_path}/none.ark", "cannot be read"),
+                            ("ark:echo no >&2; exit 3 |", "failed with exit status 3: no")):
+        status, told = run(capsys, "prune-post", source, f"ark:{tmp_path}/x.ark")
+        assert status == 1 and message in told, told
+        assert not (tmp_path / "x.ark").exists() and not (tmp_path / "x.json").exists()
+    status, told = run(capsys, "prune-post", full, f"ark:{tmp_path}/nowhere/x.ark")
+    assert status == 1 and "its directory does not exist" in told
+    status, told = run(capsys, "prune-post", full, "ark:| cat >/dev/null; exit 4")
+    assert status == 1 and "exit status 4" in told
+
+
+def test_a_full_disk_leaves_nothing(full, tmp_path, shell):
+    done = shell("bash", "-c", f". ./path.sh; ulimit -f 1; trap '' XFSZ; essence prune-post {full} ark:{tmp_path}/x.ark")
+    assert done.returncode == 1 and "cannot be written" in done.stderr, done.stderr
+    assert not (tmp_path / "x.ark").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ mixing
+
+@pytest.fixture
+def soft(probs, tmp_path):
+    values = {u: Posterior(*select(p, EssenceSettings(top_k=5))[:3]) for u, p in probs.items()}
+    return values, table(PosteriorWriter, tmp_path / "post", values)
+
+
+@pytest.fixture
+def aligned(probs, tmp_path):
+    rng = np.random.default_rng(1)
+    values = {u: rng.integers(0, PDFS, len(p)).astype(np.int32) for u, p in probs.items()}
+    return values, table(IntVectorWriter, tmp_path / "ali", values)
+
+
+@pytest.mark.parametrize("weight", ["0", "0.3", "1"])
+def test_mixing_is_the_weighted_sum(weight, soft, aligned, tmp_path, capsys):
+    posts, source = soft
+    alis, ali = aligned
+    assert run(capsys, "mix-post", "--soft-weight", weight, source, ali, f"ark,scp:{tmp_path}/m.ark,{tmp_path}/m.scp")[0] == 0
+    w = float(weight)
+    for utt, post in read_posteriors(f"scp:{tmp_path}/m.scp"):
+        want = np.zeros((post.num_frames, PDFS))
+        ids, probs = posts[utt].padded(5)
+        np.add.at(want, (np.arange(len(ids))[:, None], ids), w * probs)
+        want[np.arange(len(ids)), alis[utt]] += 1 - w
+        got = np.zeros_like(want)
+        for t, entries in enumerate(frames(post)):
+            assert len({c for c, _ in entries}) == len(entries)
+            assert entries == sorted(entries, key=lambda entry: (-entry[1], entry[0]))
+            for c, p in entries:
+                assert p > 0
+                got[t, c] = p
+        np.testing.assert_allclose(got, want, atol=1e-7)
+        assert post.num_entries <= 6 * post.num_frames
+    fields = json.loads((tmp_path / "m.json").read_text())
+    assert (fields["kind"], fields["soft_weight"], fields["num_utts"]) == ("mixed", w, 4)
+
+
+def test_the_mixed_targets_cross_entropy_is_the_two_term_loss(soft, aligned, logits, tmp_path, capsys):
+    """What an unmodified nnet3 setup minimises on the mixed archive is the multitask loss at T = 1."""
+    torch = pytest.importorskip("torch")
+    from essence_kd.distill.losses import multitask_loss, sparse_soft_cross_entropy
+
+    posts, source = soft
+    alis, ali = aligned
+    run(capsys, "mix-post", "--soft-weight", "0.7", source, ali, f"ark:{tmp_path}/m.ark")
+    for utt, mixed in read_posteriors(f"ark:{tmp_path}/m.ark"):
+        z = torch.tensor(logits[utt][::-1].copy(), dtype=torch.float64).requires_grad_()
+        ids, probs = (torch.from_numpy(x) for x in mixed.padded())
+        one = sparse_soft_cross_entropy(z, ids, probs, mass="keep")
+        soft_ids, soft_probs = (torch.from_numpy(x) for x in posts[utt].padded(5))
+        two = multitask_loss(z, torch.from_numpy(alis[utt]).long(), soft_ids, soft_probs, soft_weight=0.7).total
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(torch.autograd.grad(one, z)[0], torch.autograd.grad(two, z)[0], rtol=1e-5, atol=1e-7)
+
+
+def test_alignments_at_the_feature_rate_from_a_stream(soft, aligned, tmp_path, capsys):
+    posts, source = soft
+    alis, _ = aligned
+    rng = np.random.default_rng(2)
+    fine = {u: np.repeat(a, 3) for u, a in reversed(list(alis.items()))}
+    fine = {u: a[:len(a) - (1 if len(a) > 3 else 0)] + 0 * rng.integers(1) for u, a in fine.items()}
+    table(IntVectorWriter, tmp_path / "fine", {u: a.astype(np.int32) for u, a in fine.items()})
+    run(capsys, "mix-post", source, f"scp:{tmp_path}/ali.scp", f"ark:{tmp_path}/coarse.ark")
+    status, told = run(capsys, "mix-post", source, f"ark:{tmp_path}/fine.ark", f"ark:{tmp_path}/x.ark")
+    assert status == 1 and "utterance utt0: 6 frames of posteriors, but the alignment has 17 frames" in told
+    assert run(capsys, "mix-post", "--frame-subsampling-factor", "3", source, f"ark:{tmp_path}/fine.ark",
+               f"ark:{tmp_path}/mixed.ark")[0] == 0
+    assert (tmp_path / "mixed.ark").read_bytes() == (tmp_path / "coarse.ark").read_bytes()
+    (tmp_path / "essence.json").write_text('{"frame_shift_ms": 30}')
+    assert run(capsys, "mix-post", source, f"scp:{tmp_path}/fine.scp", f"ark:{tmp_path}/again.ark")[0] == 0
+    assert (tmp_path / "again.ark").read_bytes() == (tmp_path / "coarse.ark").read_bytes()
+
+
+def test_mixing_mistakes(soft, aligned, tmp_path, capsys):
+    _, source = soft
+    alis, ali = aligned
+    bad = {
+        "few": ({u: a for u, a in alis.items() if u != "utt0"}, "aligns 3 of 4 utterances"),
+        "negative": ({**alis, "utt0": alis["utt0"] - 50}, "utterance utt0: pdf-ids from -"),
+        "short": ({**alis, "utt0": alis["utt0"][:-1]}, "utterance utt0: 6 frames of posteriors, but the alignment has 5")}
+    for name, (values, message) in bad.items():
+        status, told = run(capsys, "mix-post", source, table(IntVectorWriter, tmp_path / name, values), f"ark:{tmp_path}/x.ark")
+        assert status == 1 and message in told and not (tmp_path / "x.ark").exists()
+    status, told = run(capsys, "mix-post", "--soft-weight", "2", source, ali, f"ark:{tmp_path}/x.ark")
+    assert status == 1 and "--soft-weight must be from 0 to 1" in told
+    (tmp_path / "essence.json").write_text('{"tree_hash": "aa", "num_pdfs": 50}')
+    (tmp_path / "ali.json").write_text('{"tree_hash": "bb", "num_pdfs": 50}')
+    status, told = run(capsys, "mix-post", source, ali, f"ark:{tmp_path}/x.ark")
+    assert status == 1 and "tree_hash differs: aa in" in told
+    (tmp_path / "ali.json").unlink()
+    (tmp_path / "essence.json").write_text('{"num_pdfs": 20}')
+    status, told = run(capsys, "mix-post", source, ali, f"ark:{tmp_path}/x.ark")
+    assert status == 1 and "but there are 20 pdfs" in told
+
+
+def test_a_few_missing_alignments_are_left_out_with_a_warning(tmp_path, capsys, caplog):
+    post = Posterior(np.array([0, 1]), np.array([3]), np.array([1.0]))
+    source = table(PosteriorWriter, tmp_path / "post", {f"u{i:02}": post for i in range(40)})
+    ali = table(IntVectorWriter, tmp_path / "ali", {f"u{i:02}": np.array([3], np.int32) for i in range(1, 40)})
+    assert run(capsys, "mix-post", source, ali, f"ark:{tmp_path}/m.ark")[0] == 0
+    assert "no alignment of 1 utterances (first: u00)" in caplog.text
+    assert len(dict(read_posteriors(f"ark:{tmp_path}/m.ark"))) == 39
+    assert json.loads((tmp_path / "m.json").read_text())["num_missing"] == 1
+
+
+def test_mixing_frames_of_any_length():
+    soft = Posterior(np.array([0, 0, 2]), np.array([5, 1]), np.array([0.75, 0.25]))
+    mixed = mix_frames(soft, np.array([7, 1]), 0.5)
+    assert frames(mixed) == [[(7, 0.5)], [(1, 0.625), (5, 0.375)]]
+    with pytest.raises(ValueError, match="3 aligned frames for 2 frames"):
+        mix_frames(soft, np.array([7, 1, 1]), 0.5)
