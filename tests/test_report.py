@@ -65,6 +65,8 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4):
             {"epoch": e, "train_loss": 3 / e, "hard_loss": 3 / e, "dev_loss": 3.2 / e, "dev_frame_acc": 0.1 * e,
              "soft_loss": 2 / e if "student" in system else None, "seconds": 2.5, "lr": 0.001}) + "\n"
             for e in range(1, 6)))
+    if "gmm" in rates:
+        (exp / "gmm" / "gmm.json").write_text(json.dumps({"num_gauss": 100, "dim": 39, "seconds": 60.5}))
     ali, feats = exp / "ali", data / "train_sp_hires"
     ali.mkdir()
     feats.mkdir()
@@ -137,7 +139,7 @@ def test_results_json_holds_what_a_recount_finds(experiment):
             assert entry[name] == _recount(exp, system, name)
     assert results["systems"]["baseline"]["params"] == 3000
     assert results["systems"]["ensemble"]["params"] == 1000 + 2000
-    assert results["systems"]["gmm"]["params"] is None
+    assert results["systems"]["gmm"]["params"] == 7900
     assert results["essence"] == {"select": "top-k", "k": 20, "mean_mass": 0.975, "bytes_per_frame": 205.12}
     assert results["stages"] == {"4": {"seconds": 61, "bytes": 7}, "5": {"seconds": 310, "bytes": 9},
                                  "10": {"seconds": 2, "bytes": 1}}

@@ -114,6 +114,10 @@ def load_system(path: Path) -> System:
     if (path / "info.json").exists():
         system.info = read_json(path / "info.json")
         system.params = system.info.get("params")
+    elif (path / "gmm.json").exists():
+        system.info = read_json(path / "gmm.json")
+        if "num_gauss" in system.info and "dim" in system.info:  # mean, variance and weight of diagonal Gaussians
+            system.params = system.info["num_gauss"] * (2 * system.info["dim"] + 1)
     if (path / "progress.jsonl").exists():
         system.progress = read_json_lines(path / "progress.jsonl")
     return system
