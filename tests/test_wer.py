@@ -125,7 +125,7 @@ def test_absent_file_and_mixed_formats_are_refused(tmp_path, capsys):
     assert main(["score", str(tmp_path / "nothing"), str(tmp_path / "hyp")]) == 1
     assert "no such file" in capsys.readouterr().err
     assert main(["score", str(tmp_path / "a.stm"), str(tmp_path / "hyp")]) == 1
-    assert ".stm reference goes with a .ctm" in capsys.readouterr().err
+    assert "an STM reference goes with a CTM hypothesis" in capsys.readouterr().err
 
 
 def test_alignment_agrees_with_the_counts():
@@ -300,6 +300,10 @@ def test_verb_scores_time_marks(hub5_files, capsys):
     assert "%WER 33.33 [ 1 / 3, 0 ins, 0 del, 1 sub ] CHE" in lines
     assert "%WER 10.53 [ 2 / 19, 1 ins, 0 del, 1 sub ] sw1_A" in lines
     assert len(Path(hub5_files / "per_utt").read_text().splitlines()) == 5
+    (hub5_files / "a.stm").rename(hub5_files / "stm")  # as it is called in a data directory
+    assert main(["score", "--scorer", "native", "--glm", str(hub5_files / "a.glm"), str(hub5_files / "stm"),
+                 str(hub5_files / "a.ctm")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == lines[0]
 
 
 def test_default_rules_parse_for_both_sides():

@@ -2,8 +2,8 @@
 
 Two Kaldi text files are counted as Kaldi's compute-wer counts them (mode "all": a reference utterance without a
 hypothesis is deleted). With --glm the rules of the Hub5 evaluations apply: mapping rules, case, alternatives { a / b },
-optional words (word), fragments. An .stm reference and a .ctm hypothesis are scored by time, with sclite where it is
-installed and with the same counts by our own aligner where it is not.
+optional words (word), fragments. An STM reference (a file called stm or *.stm) and a CTM hypothesis (ctm or *.ctm) are
+scored by time, with sclite where it is installed and with the same counts by our own aligner where it is not.
 """
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ HELP = "%WER of a hypothesis against a reference"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("ref", metavar="REF", help="reference: Kaldi text (UTTERANCE WORD WORD ...), or FILE.stm")
-    parser.add_argument("hyp", metavar="HYP", help="hypothesis: Kaldi text, or FILE.ctm")
+    parser.add_argument("ref", metavar="REF", help="reference: Kaldi text (UTTERANCE WORD WORD ...), or an STM file")
+    parser.add_argument("hyp", metavar="HYP", help="hypothesis: Kaldi text, or a CTM file")
     parser.add_argument("--glm", metavar="FILE",
                         help="mapping rules in NIST's format; 'default' takes ours: hesitations (uh, um, ...) are one "
                              "token, optional in the reference")
@@ -83,10 +83,11 @@ def run(args) -> None:
     from essence_kd.io.errors import UserError
 
     glm = None if args.glm in (None, "default") else args.glm
-    kinds = (Path(args.ref).suffix == ".stm", Path(args.hyp).suffix == ".ctm")
+    kinds = tuple(Path(name).suffix == f".{kind}" or Path(name).name == kind
+                  for name, kind in ((args.ref, "stm"), (args.hyp, "ctm")))
     if kinds == (True, True):
         _score_times(args, glm)
     elif any(kinds):
-        raise UserError(f"{args.ref}, {args.hyp}: an .stm reference goes with a .ctm hypothesis, a text with a text")
+        raise UserError(f"{args.ref}, {args.hyp}: an STM reference goes with a CTM hypothesis, a text with a text")
     else:
         _score_texts(args, glm)
