@@ -32,7 +32,7 @@ class Corpus:
         return scp
 
 
-def make_data(root, *, utterances=6, num_pdfs=12, bins=8, seed=0, mean_segments=14):
+def make_data(root, *, utterances=6, num_pdfs=12, bins=8, seed=0, mean_segments=14, noise=1.0):
     """Three speeds of each utterance; a pdf has a mean vector, and feature 0 of a frame is its number."""
     rng = np.random.default_rng(seed)
     means = np.random.default_rng(99).normal(size=(num_pdfs, bins)) * 2
@@ -47,7 +47,7 @@ def make_data(root, *, utterances=6, num_pdfs=12, bins=8, seed=0, mean_segments=
             for speed in ("0.9", "1.0", "1.1"):
                 utt = f"sp{speed}-s{i % 2}-u{i:02d}"
                 ali = np.repeat(segments, rng.integers(3, 10, size=len(segments))).astype(np.int32)
-                x = (means[ali] + rng.normal(size=(len(ali), bins))).astype(np.float32)
+                x = (means[ali] + noise * rng.normal(size=(len(ali), bins))).astype(np.float32)
                 x[:, 0] = np.arange(len(ali))
                 feats.write(utt, x)
                 alignments.write(utt, ali)

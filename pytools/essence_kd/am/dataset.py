@@ -325,7 +325,8 @@ def epoch_batches(data: TrainingData, batch_frames: int, *, seed: int, epoch: in
     batches = _Batches(data, data.plan(batch_frames, seed, epoch), seed, epoch, augment)
     if data.in_memory or workers == 0:
         return len(batches), (batches[i] for i in range(len(batches)))
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers)
+    own = torch.Generator()  # a loader draws from the generator it has: left alone, from the one of the dropout masks
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers, generator=own)
     return len(batches), iter(loader)
 
 

@@ -325,8 +325,7 @@ class _Training:
         state = {"fingerprint": self.fingerprint, "epoch": self.epoch, "step": self.step, "history": self.history,
                  "model": self.model.state_dict(), "ema": None if self.ema is None else self.ema.state_dict(),
                  "optimiser": self.optimiser.state_dict()}
-        with atomic_write(self.dir / "checkpoint.pt") as path:
-            torch.save(state, path)
+        _save(state, self.dir / "checkpoint.pt")
         with atomic_write(self.dir / "progress.jsonl") as path:
             Path(path).write_text("".join(json.dumps(h) + "\n" for h in self.history), encoding="utf-8")
 
@@ -362,8 +361,7 @@ class _Training:
                 "frames": int(self.data.frames.sum()), "tool_version": __version__, "fingerprint": self.fingerprint}
         with atomic_write(self.dir / "info.json") as path:
             Path(path).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-        with atomic_write(self.dir / "final.pt") as path:
-            torch.save({k: v.cpu() for k, v in final.state_dict().items()}, path)
+        _save({k: v.cpu() for k, v in final.state_dict().items()}, self.dir / "final.pt")
         (self.dir / "checkpoint.pt").unlink()
         dev = "" if last["dev_loss"] is None else \
             f"dev loss {last['dev_loss']:.3f}, dev frame accuracy {100 * last['dev_frame_acc']:.1f} %, "
@@ -379,6 +377,12 @@ class _Training:
     @staticmethod
     def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
+
+
+def _save(state: dict, path: Path) -> None:
+    """Save atomically. Through a stream: given a name, torch would write that name into the file."""
+    with atomic_write(path) as staged, open(staged, "wb") as stream:
+        torch.save(state, stream)
 
 
 def load_checkpoint(path) -> dict:

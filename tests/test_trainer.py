@@ -1,0 +1,320 @@
+"""Training: it learns, it resumes to the same bytes, it refuses what does not fit."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lhotse")
+
+from amdata import make_data  # noqa: E402
+from conftest import ROOT  # noqa: E402
+
+from essence_kd.am import trainer  # noqa: E402
+from essence_kd.am.trainer import TrainSettings, train  # noqa: E402
+from essence_kd.io.errors import UserError  # noqa: E402
+from essence_kd.io.provenance import sha256_file, write_sidecar  # noqa: E402
+from essence_kd.io.settings import load_settings  # noqa: E402
+from essence_kd.io.tables import IntVectorWriter  # noqa: E402
+
+C = 12
+SMALL = ["model.hidden=24", "optim.epochs=3", "data.batch_frames=300", "optim.lr=0.01", "data.heldout=0.2", "augment.freq_width=1",
+         "augment.time_width=3", "optim.ema_decay=0.9"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("corpus"), utterances=10, num_pdfs=C, noise=0.6)
+
+
+def settings(*more):
+    return load_settings(TrainSettings, None, [*SMALL, *more])
+
+
+def state(model_dir):
+    return torch.load(model_dir / "final.pt", weights_only=True)
+
+
+def same(a, b):
+    return all(torch.equal(x, b[name]) for name, x in a.items()) and len(a) == len(b)
+
+
+def refused(call, *words):
+    with pytest.raises(UserError) as error:
+        call()
+    for word in words:
+        assert str(word) in str(error.value), f"{word} is not in: {error.value}"
+    assert "\n" not in str(error.value)
+
+
+def test_it_learns_and_leaves_what_architecture_md_promises(corpus, tmp_path, capsys):
+    info = train(settings("optim.epochs=25"), corpus.data, corpus.ali, tmp_path / "m")
+    assert info["dev_frame_acc"] > 0.5
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
+        "final.pt", "info.json", "model.yaml", "priors.txt", "progress.jsonl", "train.log"]
+    lines = [json.loads(line) for line in (tmp_path / "m" / "progress.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 26))
+    assert set(lines[0]) == {"epoch", "train_loss", "hard_loss", "soft_loss", "dev_loss", "dev_frame_acc", "seconds", "lr"}
+    assert lines[0]["dev_loss"] > lines[-1]["dev_loss"] and lines[0]["soft_loss"] is None
+    assert lines[-1]["train_loss"] == lines[-1]["hard_loss"]
+    assert lines[-1]["lr"] < lines[2]["lr"] <= 0.01
+    assert json.loads((tmp_path / "m" / "info.json").read_text()) == info
+    assert info["params"] == sum(v.numel() for k, v in state(tmp_path / "m").items() if not k.startswith("feat_"))
+    assert (tmp_path / "m" / "priors.txt").read_text() == (corpus.ali / "priors.txt").read_text()
+    log = (tmp_path / "m" / "train.log").read_text()
+    assert "epoch 25/25" in log and "24 utterances" in log and "6 for the dev loss" in log
+    assert "s to go" in capsys.readouterr().err
+    # again: nothing to do, and nothing touched
+    before = (tmp_path / "m" / "final.pt").stat().st_mtime_ns
+    assert train(settings("optim.epochs=25"), corpus.data, corpus.ali, tmp_path / "m") == info
+    assert (tmp_path / "m" / "final.pt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("arch", ["tdnn", "cnn_tdnn", "tdnn_lstm", "blstm"])
+def test_every_architecture_trains_and_repeats_itself(corpus, tmp_path, arch):
+    sizes = {"tdnn": ["model.hidden=12"], "cnn_tdnn": ["model.channels=[4]", "model.freq_strides=[2]", "model.hidden=12",
+                                                       "model.bottleneck=6", "model.dilations=[1]"],
+             "tdnn_lstm": ["model.hidden=12", "model.cells=10"], "blstm": ["model.cells=8"]}[arch]
+    run = load_settings(TrainSettings, None, [f"arch={arch}", *sizes, "optim.epochs=2", "data.batch_frames=600"])
+    for name in ("a", "b"):
+        train(run, corpus.data, corpus.ali, tmp_path / name)
+    assert same(state(tmp_path / "a"), state(tmp_path / "b"))
+    run.seed = 2
+    train(run, corpus.data, corpus.ali, tmp_path / "c")
+    assert not same(state(tmp_path / "a"), state(tmp_path / "c"))
+
+
+def command(corpus, model_dir, *more):
+    sets = [word for item in SMALL for word in ("--set", item)]
+    return [sys.executable, "-m", "essence_kd", "train", *sets, *more, str(corpus.data), str(corpus.ali), str(model_dir)]
+
+
+def run_command(corpus, model_dir, *more, env=None):
+    return subprocess.run(command(corpus, model_dir, *more), capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "pytools"), **(env or {})})
+
+
+def test_killed_and_started_again_it_ends_in_the_same_bytes(corpus, tmp_path):
+    more = ["--set", "optim.epochs=6", "--soft", str(corpus.post(4)), "--soft-weight", "0.5"]
+    whole = run_command(corpus, tmp_path / "whole", *more)
+    assert whole.returncode == 0, whole.stderr
+    killed = subprocess.Popen(command(corpus, tmp_path / "killed", *more), stderr=subprocess.DEVNULL,
+                              env={**os.environ, "PYTHONPATH": str(ROOT / "pytools")})
+    log = tmp_path / "killed" / "train.log"
+    while not (log.is_file() and "epoch 2/6" in log.read_text()):
+        assert killed.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert (tmp_path / "killed" / "checkpoint.pt").is_file()
+    again = run_command(corpus, tmp_path / "killed", *more)
+    assert again.returncode == 0, again.stderr
+    assert "going on after epoch" in again.stderr
+    assert (tmp_path / "killed" / "final.pt").read_bytes() == (tmp_path / "whole" / "final.pt").read_bytes()
+    losses = [[json.loads(line)["train_loss"] for line in (tmp_path / name / "progress.jsonl").read_text().splitlines()]
+              for name in ("whole", "killed")]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+def interrupted(corpus, model_dir, monkeypatch, *more):
+    """A model directory whose training stopped after its first epoch."""
+    class Stop(Exception):
+        pass
+
+    real = trainer._Training._train_epoch
+
+    def once(self):
+        if self.epoch == 1:
+            raise Stop
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Training, "_train_epoch", once)
+        with pytest.raises(Stop):
+            train(settings(*more), corpus.data, corpus.ali, model_dir)
+    return model_dir
+
+
+def test_a_checkpoint_of_another_training_is_refused(corpus, tmp_path, monkeypatch):
+    model = interrupted(corpus, tmp_path / "m", monkeypatch)
+    before = (model / "checkpoint.pt").read_bytes()
+    refused(lambda: train(settings("optim.lr=0.02"), corpus.data, corpus.ali, model), model / "checkpoint.pt",
+            "settings: optim.lr", "0.01", "0.02")
+    refused(lambda: train(settings("model.hidden=17"), corpus.data, corpus.ali, model), "model.hidden", 24, 17)
+    refused(lambda: train(settings(), corpus.data, corpus.ali, model, soft=corpus.post(3)), "soft targets", "none there")
+    other = make_data(tmp_path / "other", utterances=9, num_pdfs=C)
+    refused(lambda: train(settings(), other.data, other.ali, model), "utterances")
+    assert (model / "checkpoint.pt").read_bytes() == before
+    settled = settings()
+    settled.threads = 2  # what does not change the model does not stand in the way
+    train(settled, corpus.data, corpus.ali, model)
+    refused(lambda: train(settings("seed=5"), corpus.data, corpus.ali, model), model / "info.json", "settings: seed")
+
+
+def test_a_truncated_checkpoint_is_refused(corpus, tmp_path, monkeypatch):
+    model = interrupted(corpus, tmp_path / "m", monkeypatch)
+    path = model / "checkpoint.pt"
+    for content in (path.read_bytes()[:-1000], b"", b"not a checkpoint"):
+        path.write_bytes(content)
+        refused(lambda: train(settings(), corpus.data, corpus.ali, model), path, "truncated", "remove it")
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(corpus, tmp_path, monkeypatch):
+    model = interrupted(corpus, tmp_path / "m", monkeypatch)
+    before = (model / "checkpoint.pt").read_bytes()
+
+    def full_disk(obj, stream):
+        stream.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.torch, "save", full_disk)
+        refused(lambda: train(settings(), corpus.data, corpus.ali, model), model / "checkpoint.pt", "No space left")
+    assert (model / "checkpoint.pt").read_bytes() == before
+    assert not [p for p in model.iterdir() if p.name.endswith(".tmp")]
+    train(settings(), corpus.data, corpus.ali, model)
+
+
+def test_hard_soft_and_total_loss_apart(corpus, tmp_path):
+    train(settings("optim.epochs=1", "distill.soft_weight=0.25"), corpus.data, corpus.ali, tmp_path / "m",
+          soft=f"scp:{corpus.post(4)}")
+    line = json.loads((tmp_path / "m" / "progress.jsonl").read_text())
+    assert line["train_loss"] == pytest.approx(0.75 * line["hard_loss"] + 0.25 * line["soft_loss"], rel=1e-5)
+    assert line["soft_loss"] != line["hard_loss"]
+
+
+def test_soft_targets_equal_to_the_alignment_train_as_the_alignment_does(corpus, tmp_path):
+    corpus_probs = corpus.probs
+    corpus.probs = {u: np.eye(C, dtype=np.float32)[a[::3]] for u, a in corpus.alignment.items()}
+    try:
+        dense, sparse = corpus.dense(), corpus.post(1)
+    finally:
+        corpus.probs = corpus_probs
+    train(settings(), corpus.data, corpus.ali, tmp_path / "hard")
+    train(settings("distill.soft_weight=1"), corpus.data, corpus.ali, tmp_path / "dense", soft=dense, soft_kind="dense")
+    train(settings("distill.soft_weight=1"), corpus.data, corpus.ali, tmp_path / "sparse", soft=sparse)
+    for name, value in state(tmp_path / "hard").items():
+        torch.testing.assert_close(state(tmp_path / "dense")[name], value, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(state(tmp_path / "sparse")[name], value, atol=1e-3, rtol=1e-3)
+
+
+def test_all_entries_kept_equals_dense_targets_at_a_temperature(corpus, tmp_path):
+    more = ["distill.temperature=2", "optim.epochs=2"]
+    train(settings(*more), corpus.data, corpus.ali, tmp_path / "sparse", soft=corpus.post(C))
+    train(settings(*more), corpus.data, corpus.ali, tmp_path / "dense", soft=corpus.dense(), soft_kind="dense")
+    for name, value in state(tmp_path / "sparse").items():
+        torch.testing.assert_close(state(tmp_path / "dense")[name], value, atol=1e-3, rtol=1e-3)
+
+
+def test_data_on_disk_trains_the_same_model(corpus, tmp_path):
+    for name, more in (("memory", []), ("disk", ["data.preload_mb=0"])):
+        train(settings("optim.epochs=2", *more), corpus.data, corpus.ali, tmp_path / name, soft=corpus.post(3))
+    assert same(state(tmp_path / "memory"), state(tmp_path / "disk"))
+
+
+def test_init_starts_from_another_models_parameters(corpus, tmp_path):
+    train(settings(), corpus.data, corpus.ali, tmp_path / "first")
+    first = train(settings(), corpus.data, corpus.ali, tmp_path / "scratch")
+    second = train(settings("optim.warmup=0"), corpus.data, corpus.ali, tmp_path / "more", init=tmp_path / "first")
+    assert second["dev_loss"] < first["dev_loss"]
+    refused(lambda: train(settings("model.hidden=8"), corpus.data, corpus.ali, tmp_path / "x", init=tmp_path / "first"),
+            "first/final.pt", "another kind", "24", "8")
+    refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "x", init=tmp_path / "none"), "none/final.pt")
+
+
+def test_dev_data_of_its_own(corpus, tmp_path):
+    info = train(settings("optim.epochs=1"), corpus.data, corpus.ali, tmp_path / "m", dev_data=corpus.data,
+                 dev_ali=corpus.ali)
+    assert info["utterances"] == 30 and info["dev_loss"] > 0
+    refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "x", dev_data=corpus.data), "--dev-ali")
+    wide = make_data(tmp_path / "wide", utterances=2, num_pdfs=C, bins=9)
+    refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "y", dev_data=wide.data, dev_ali=wide.ali),
+            "9 bins", "8")
+    info = train(settings("optim.epochs=1", "data.heldout=0"), corpus.data, corpus.ali, tmp_path / "z")
+    assert info["dev_loss"] is None and info["utterances"] == 30
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(corpus, tmp_path):
+    run = settings("optim.lr=1e30", "optim.warmup=0", "data.heldout=0", "data.batch_frames=100")
+    with pytest.raises(UserError, match="not finite.*epoch 1, batch|epoch 1, batch.*not finite") as error:
+        train(run, corpus.data, corpus.ali, tmp_path / "m")
+    named = str(error.value).rpartition(": ")[2].split()
+    assert 1 <= len(named) <= 4 and set(named) <= set(corpus.frames)
+    assert not (tmp_path / "m" / "final.pt").exists()
+
+
+@pytest.mark.parametrize("setting, words", [
+    ("optim.lr=0", ["optim.lr", "above 0"]), ("optim.epochs=0", ["optim.epochs"]), ("threads=0", ["threads"]),
+    ("optim.schedule=step", ["schedule", "cosine"]), ("data.heldout=1", ["heldout"]), ("precision=float16", ["precision"]),
+    ("distill.mass=all", ["mass", "renorm"]), ("distill.soft_weight=1.5", ["soft_weight"]), ("arch=rnn", ["rnn", "blstm"]),
+    ("model.layers=3", ["layers", "hidden"]), ("distill.temperature=0", ["temperature"]), ("data.chunk_frames=2", ["chunk"]),
+    ("data.cmn=global", ["cmn", "speaker"])])
+def test_settings_that_no_training_can_use(corpus, tmp_path, setting, words):
+    refused(lambda: train(settings(setting), corpus.data, corpus.ali, tmp_path / "m"), *words)
+
+
+def test_soft_targets_of_another_tree_or_rate(corpus, tmp_path):
+    soft = corpus.post(2)
+    beside = soft.with_suffix(".json")
+    good = {"num_pdfs": C, "tree_hash": sha256_file(corpus.ali / "tree.txt"), "frame_shift_ms": 30, "temperature": 1.0}
+    try:
+        for key, value in (("num_pdfs", 999), ("tree_hash", "f00"), ("frame_shift_ms", 10)):
+            write_sidecar(beside, {**good, key: value})
+            refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "x", soft=soft), beside, key, value, good[key])
+        write_sidecar(beside, good)
+        train(settings("optim.epochs=1"), corpus.data, corpus.ali, tmp_path / "ok", soft=soft)
+    finally:
+        beside.unlink()
+    refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "x", soft=tmp_path / "no.scp"), "no.scp", "dump-post")
+
+
+def test_inputs_that_are_missing_or_too_small(corpus, tmp_path):
+    refused(lambda: train(settings(), tmp_path / "no", corpus.ali, tmp_path / "m"), "no/feats.scp")
+    refused(lambda: train(settings(), corpus.data, tmp_path / "no", tmp_path / "m"), "no/num_pdfs")
+    one = make_data(tmp_path / "one", utterances=1, num_pdfs=C)
+    refused(lambda: train(settings(), one.data, one.ali, tmp_path / "m"), "u00 is the only one", "data.heldout=0")
+    train(settings("data.heldout=0", "optim.epochs=1"), one.data, one.ali, tmp_path / "ok")
+    with IntVectorWriter(f"ark,scp:{one.ali}/ali.ark,{one.ali}/ali.scp") as writer:
+        for u in one.frames:
+            writer.write(u, np.full(one.frames[u], C, np.int32))
+    refused(lambda: train(settings(), one.data, one.ali, tmp_path / "m2"), "pdf-id 12", "num_pdfs says 12")
+
+
+def test_a_users_mistake_is_one_line_of_the_verb(corpus, tmp_path):
+    (tmp_path / "m.yaml").write_text("arch: tdnn\noptim: {epoch: 3}\n")
+    done = run_command(corpus, tmp_path / "m", "--model", str(tmp_path / "m.yaml"))
+    assert done.returncode == 1
+    assert done.stderr.strip() == (f"essence train: {tmp_path}/m.yaml: optim: unknown key 'epoch'; did you mean 'epochs'? (known: "
+                                   + ", ".join(trainer.OptimSettings.__dataclass_fields__) + ")")
+    assert not (tmp_path / "m").exists()
+
+
+def test_bfloat16_is_a_choice(corpus, tmp_path):
+    info = train(settings("precision=bfloat16", "optim.epochs=25"), corpus.data, corpus.ali, tmp_path / "m")
+    assert info["precision"] == "bfloat16" and info["dev_frame_acc"] > 0.6
+    assert all(v.dtype == torch.float32 for v in state(tmp_path / "m").values())
+
+
+def test_the_models_of_conf_are_settings_that_exist():
+    from essence_kd.am.models.registry import model_settings
+
+    files = sorted((ROOT / "conf" / "models").glob("*.yaml"))
+    assert len(files) >= 4
+    for path in files:
+        found = load_settings(TrainSettings, path)
+        trainer._check_settings(found)
+        model_settings(found.arch, found.model, str(path))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "exponential", "linear"])
+def test_learning_rate(schedule):
+    optim = trainer.OptimSettings(lr=1.0, warmup=0.1, schedule=schedule, final_lr=0.05)
+    rates = [trainer._learning_rate(optim, x / 100) for x in range(101)]
+    assert max(rates) == pytest.approx(1.0) == rates[10] and rates[-1] == pytest.approx(0.05)
+    assert rates[0] == pytest.approx(0.01) and rates[5] == pytest.approx(0.505)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
