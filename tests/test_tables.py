@@ -283,6 +283,10 @@ def test_what_is_no_table_at_all(here):
         MatrixTable("gone.scp")["a"]
     with pytest.raises(UserError, match="m.ark: utterance utt0: not a readable vector of integers"):
         list(read_int_vectors("ark:m.ark"))
+    Path("index.scp").write_text("a m.ark:5\n")
+    for read in (read_matrices, read_int_vectors):
+        with pytest.raises(UserError, match="index.scp: utterance a: .*is it an index"):
+            list(read("ark:index.scp"))
     Path("far.scp").write_text("a m.ark:999999\n")
     with pytest.raises(UserError, match="utterance a: .*cut short"):
         list(read_matrices("scp:far.scp"))
@@ -389,6 +393,14 @@ def test_large_objects_through_a_pipe(here, monkeypatch):
     wanted = some_matrices(3, rows=3000, cols=300)
     write_matrices("ark:m.ark", wanted)
     same(list(read_matrices("ark:cat m.ark |")), wanted)
+
+
+def test_matrices_beyond_what_kaldi_io_counts(here, monkeypatch):
+    monkeypatch.setattr(tables, "_KALDI_IO_LIMIT", 100)
+    wanted = {**some_matrices(), "double": np.ones((20, 3)), "none": np.zeros((0, 0), np.float32)}
+    write_matrices("ark,scp:m.ark,m.scp", wanted)
+    for spec in ("ark:m.ark", "scp:m.scp"):
+        same(list(read_matrices(spec)), wanted)
 
 
 def test_damaged_gzip(here):

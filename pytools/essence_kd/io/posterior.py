@@ -130,24 +130,25 @@ class Posterior:
 
 # ---------------------------------------------------------------------------------------------------------- encode
 
-@functools.lru_cache(maxsize=4)
-def _template(k: int, capacity: int) -> np.ndarray:
-    """`capacity` frames of k entries with their tags and counts filled in, written over and over."""
-    frames = np.zeros(capacity, _frame_dtype(k))
-    frames["tag"], frames["count"] = 4, k
-    frames["entries"]["tag_id"] = frames["entries"]["tag_prob"] = 4
-    return frames
-
-
 def _header(num_frames: int) -> bytes:
     return b"\0B" + struct.pack("<bi", 4, num_frames)
 
 
-def encode_fixed(ids: np.ndarray, probs: np.ndarray) -> list:
-    """Kaldi's bytes for ids and probs of shape (T, k), as buffers; the second is reused by the next call."""
+def encode_fixed(ids: np.ndarray, probs: np.ndarray, scratch: dict | None = None) -> list:
+    """Kaldi's bytes for ids and probs of shape (T, k), as buffers.
+
+    `scratch` keeps frames whose tags and counts are filled in, by k, from one call to the next: with it the buffers
+    hold until the next call.
+    """
     count, k = ids.shape
-    capacity = 1 << max(6, (count - 1).bit_length())
-    frames = _template(k, capacity)[:count]
+    frames = None if scratch is None else scratch.get(k)
+    if frames is None or len(frames) < count:
+        frames = np.empty(max(64, count + count // 4), _frame_dtype(k))
+        frames["tag"], frames["count"] = 4, k
+        frames["entries"]["tag_id"] = frames["entries"]["tag_prob"] = 4
+        if scratch is not None:
+            scratch[k] = frames
+    frames = frames[:count]
     entries = frames["entries"]
     entries["id"], entries["prob"] = ids, probs
     return [_header(count), memoryview(frames.view(np.uint8))]
@@ -433,6 +434,7 @@ class PosteriorWriter(TableWriter):
     def __init__(self, wspecifier: str, *, num_pdfs: int | None = None):
         self.compact = wspecifier.startswith("compact:")
         self._num_pdfs = num_pdfs
+        self._scratch: dict[int, np.ndarray] = {}
         super().__init__(wspecifier[len("compact:"):] if self.compact else wspecifier)
         if self.compact and self.text:
             self.abort()
@@ -456,7 +458,7 @@ class PosteriorWriter(TableWriter):
         if self.text or self.compact:
             self._put_other(utt, Posterior.from_fixed(ids, probs))
         else:
-            self.put(utt, encode_fixed(ids, probs))
+            self.put(utt, encode_fixed(ids, probs, self._scratch))
 
     def write_ragged(self, utt: str, offsets: Any, ids: Any, probs: Any) -> None:
         """Writes one utterance in compressed-row form: offsets (T+1,), ids (N,), probs (N,). Raises UserError."""

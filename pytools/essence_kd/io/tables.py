@@ -40,6 +40,7 @@ BLOCK = 1 << 20  # bytes read from a file at a time
 _LONGEST_KEY = 4096  # bytes; a longer "key" is not a key
 _SCP_BLOCK = 1 << 18  # bytes of an scp file taken at a time
 _BLIND = 16 * BLOCK  # bytes; the largest size that is believed before it is known how much will come
+_KALDI_IO_LIMIT = 1 << 31  # bytes of a matrix; it counts them in 32 bits
 _RANGE_TOLERANCE = 3  # rows a range may reach past the end, as in Kaldi
 _READ_FLAGS = {"b", "t", "o", "no", "p", "np", "s", "ns", "cs", "ncs", "bg"}
 _WRITE_FLAGS = {"b", "t", "f", "nf", "p"}
@@ -453,6 +454,8 @@ def read_key(source: Source) -> str | None:
 
 def _unreadable(source: Source, key: str, what: str, error: Exception) -> UserError:
     source.failed_command()
+    if source.name.endswith((".scp", ".scp.gz")):
+        return UserError(f"{source.name}: utterance {key}: not a readable {what}; is it an index? (scp:{source.name})")
     if isinstance(error, Truncated):
         return UserError(f"{source.name}: utterance {key}: the {what} is cut short; the archive is incomplete")
     reason = str(error).replace(f"{source.name}: ", "") or "bad header"
@@ -642,7 +645,7 @@ def _read_matrix(source: Source) -> np.ndarray:
         raise ValueError("its header is damaged")
     if not source.holds(15 + size):
         raise Truncated(f"{source.name}: ends in the middle")
-    if size >= 1 << 31:  # kaldi-io counts bytes in 32 bits
+    if size >= _KALDI_IO_LIMIT:
         source.skip(15)
         return source.read(size).view(np.float32 if width == 4 else np.float64).reshape(rows, cols)
     return _kaldi_io().read_mat(source)
