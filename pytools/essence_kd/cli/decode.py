@@ -3,7 +3,8 @@
   essence decode exp/mini/graph scp:scores.scp exp/mini/baseline/decode_eval
   essence decode --sweep data/mini/dev/text exp/mini/graph ark:dev.ark exp/mini/baseline/decode_dev
   essence decode --scale-from exp/mini/baseline/decode_dev/sweep.json exp/mini/graph ark:eval.ark OUT_DIR
-  essence decode --jobs-file jobs.txt exp/mini/graph     (lines: SCORES OUT_DIR [SWEEP_JSON]; the graph is loaded once)
+  essence decode --nj 2 --jobs-file jobs.txt exp/mini/graph
+A line of jobs.txt: SCORES OUT_DIR [SWEEP_JSON|- [DATA_DIR|-]]; the graph is loaded once for all of them.
 
 OUT_DIR gets hyp.txt (every utterance of the scores), hyp.ctm and decode.json. A path costs the graph's weights plus
 the word insertion penalty a word, less acoustic scale x score. k2 is taken from this Python, from $ESSENCE_K2_PYTHON,
@@ -45,19 +46,21 @@ def add_arguments(parser) -> None:
     parser.add_argument("graph", metavar="GRAPH_DIR", help="directory with graph.npz")
     parser.add_argument("scores", metavar="SCORES-RSPECIFIER", nargs="?", help="matrices: a row a frame, a column a pdf")
     parser.add_argument("out_dir", metavar="OUT_DIR", nargs="?")
-    parser.add_argument("--jobs-file", metavar="FILE", help="several SCORES OUT_DIR [SWEEP_JSON], one a line")
+    parser.add_argument("--jobs-file", metavar="FILE", help="several sets, one a line (see above)")
     parser.add_argument("--decoder", choices=("k2", "kaldi", "auto"), default="auto",
                         help="auto: k2 where it can be had, else kaldi with a notice (default)")
     parser.add_argument("--config", metavar="YAML", help="settings, e.g. conf/decode.yaml; options here win")
     parser.add_argument("--acoustic-scale", type=float, help="multiplies the scores (default 0.3)")
     parser.add_argument("--word-insertion-penalty", type=float, help="cost a word; positive: fewer words (default 0)")
     parser.add_argument("--scale-from", metavar="SWEEP_JSON", help="take scale and penalty from a sweep's best")
+    parser.add_argument("--data", metavar="DATA_DIR", help="write hyp.ctm in times and channels of the recordings that "
+                        "segments and reco2file_and_channel name (default: every utterance is a recording)")
     parser.add_argument("--beam", type=float, help="search beam (default 12)")
     parser.add_argument("--output-beam", type=float, help="lattice beam (default 5)")
     parser.add_argument("--max-active", type=int, help="graph states a frame (default 2000)")
     parser.add_argument("--min-active", type=int, help="graph states a frame (default 30)")
     parser.add_argument("--frame-shift-ms", type=float, help="between two rows of the scores (default 30)")
-    parser.add_argument("--batch-rows", type=int, help="rows k2 decodes at once (default 4000)")
+    parser.add_argument("--batch-rows", type=int, help="rows k2 decodes at once (default 0: what suits the device)")
     parser.add_argument("--nj", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--n-best", type=int, default=0, metavar="N",
                         help="also write nbest.txt and nbest.cost: the N best different word sequences")
@@ -74,7 +77,7 @@ def run(args) -> int | None:
     if args.nj < 1:
         raise UserError(f"--nj is {args.nj}, but must be at least 1")
     backend = args.decoder
-    if backend != "kaldi" and importlib.util.find_spec("k2") is None:
+    if backend != "kaldi" and not _k2_here():
         status, reason = _run_in_k2_python(args)
         if status is not None:
             return status
@@ -85,6 +88,16 @@ def run(args) -> int | None:
     elif backend == "auto":
         backend = "k2"
     return _decode(args, backend)
+
+
+def _k2_here() -> bool:
+    if importlib.util.find_spec("k2") is None:
+        return False
+    try:
+        import k2  # noqa: F401
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def _k2_python() -> tuple[str | None, str]:
@@ -134,7 +147,7 @@ def _command_line(args) -> list[str]:
 
 def _decode(args, backend: str) -> None:
     from essence_kd.decode.options import DecodeOptions
-    from essence_kd.decode.runner import Job, Request, Runner, read_best
+    from essence_kd.decode.runner import Job, Request, Runner
     from essence_kd.io.settings import load_settings
 
     jobs = _jobs(args, Job)
@@ -146,15 +159,12 @@ def _decode(args, backend: str) -> None:
     for name in ("sweep_scales", "sweep_penalties"):
         if getattr(args, name) is not None:
             setattr(options, name, _numbers(getattr(args, name), f"--{name.replace('_', '-')}"))
-    if args.scale_from:
-        for name, value in read_best(args.scale_from).items():
-            setattr(options, name, value)
     if args.sweep is None and args.pooled:
         raise UserError("--pooled belongs to --sweep")
+    if args.sweep and any(job.scale_from for job in jobs):
+        raise UserError("--sweep looks for the best scale itself: leave out --scale-from")
     if args.sweep and (args.n_best or args.lattices):
         raise UserError("--n-best and --lattices do not go with --sweep; decode again with --scale-from")
-    if backend == "kaldi" and (args.n_best or args.lattices):
-        raise UserError("kaldi-decoder makes no lattices: --n-best and --lattices need --decoder k2")
     options.check()
     reference = _read_text(args.sweep) if args.sweep else None
     runner = Runner(args.graph, backend, options, nj=args.nj)
@@ -168,9 +178,9 @@ def _jobs(args, job) -> list:
     if args.jobs_file is None:
         if args.scores is None or args.out_dir is None:
             raise UserError("give SCORES-RSPECIFIER and OUT_DIR, or --jobs-file")
-        return [job(args.scores, Path(args.out_dir))]
-    if args.scores is not None:
-        raise UserError("give either SCORES-RSPECIFIER and OUT_DIR, or --jobs-file, not both")
+        return [job(args.scores, Path(args.out_dir), _path(args.scale_from), _path(args.data))]
+    if args.scores is not None or args.scale_from or args.data:
+        raise UserError("with --jobs-file, scores, directories, --scale-from and --data stand in the file")
     jobs = []
     for number, line in enumerate(Path(args.jobs_file).read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -179,15 +189,20 @@ def _jobs(args, job) -> list:
             raise UserError(f"{args.jobs_file}: line {number}: {error}") from None
         if not fields:
             continue
-        if len(fields) not in (2, 3):
+        if not 2 <= len(fields) <= 4:
             raise UserError(f"{args.jobs_file}: line {number} has {len(fields)} fields; wanted SCORES OUT_DIR "
-                            "[SWEEP_JSON], with quotes around a field that has spaces")
-        jobs.append(job(fields[0], Path(fields[1]), Path(fields[2]) if len(fields) == 3 else None))
+                            "[SWEEP_JSON|- [DATA_DIR|-]], with quotes around a field that has spaces")
+        fields += ["-"] * (4 - len(fields))
+        jobs.append(job(fields[0], Path(fields[1]), _path(fields[2]), _path(fields[3])))
     if not jobs:
         raise UserError(f"{args.jobs_file}: there are no jobs in it")
-    if len({str(j.out_dir.resolve()) for j in jobs}) < len(jobs):
+    if len({os.path.realpath(j.out_dir) for j in jobs}) < len(jobs):
         raise UserError(f"{args.jobs_file}: two jobs write into the same directory")
     return jobs
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name in (None, "-") else Path(name)
 
 
 def _numbers(text: str, option: str) -> list[float]:

@@ -15,21 +15,27 @@ from essence_kd.io.errors import UserError
 _NEVER = -1e9  # score of the column for label 0, which no arc carries
 
 
+def load_k2():
+    """The modules k2 and torch; UserError where they cannot be imported."""
+    try:
+        import k2
+        import torch
+    except (ImportError, OSError) as error:
+        raise UserError(f"k2 cannot be imported ({error}); set it up with local/setup_env.sh") from None
+    return k2, torch
+
+
 class K2Decoder:
     """Decodes batches of score matrices. UserError where k2 cannot be imported."""
 
     name = "k2"
 
     def __init__(self, graph: Graph, options: DecodeOptions, device: str | None = None):
-        try:
-            import k2
-            import torch
-        except (ImportError, OSError) as error:
-            raise UserError(f"k2 cannot be imported ({error})") from None
-        self._k2, self._torch = k2, torch
+        self._k2, self._torch = k2, torch = load_k2()
         if device is None:
             device = "cuda" if torch.cuda.is_available() and getattr(k2, "with_cuda", False) else "cpu"
         self.device = torch.device(device)
+        self.batch_rows = 20000 if self.device.type == "cuda" else 500
         self.graph = graph
         self._load(graph)
         self.set_options(options)

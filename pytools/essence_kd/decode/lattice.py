@@ -128,11 +128,10 @@ def hypothesis(graph: Graph, path: np.ndarray, occurrences: Occurrences | None) 
     return Hypothesis(words.astype(np.int32), start, length, confidence)
 
 
-def ctm_lines(utt: str, hyp: Hypothesis, words: np.ndarray, frame_shift: float, *, recording: str | None = None,
-              channel: str = "1", offset: float = 0.0) -> list[str]:
-    """NIST CTM: "recording channel start duration word confidence", times in seconds from the recording's start."""
-    name = utt if recording is None else recording
-    return [f"{name} {channel} {offset + start * frame_shift:.3f} {length * frame_shift:.3f} {words[word]} {conf:.3f}"
+def ctm_lines(recording: str, channel: str, offset: float, hyp: Hypothesis, words: np.ndarray,
+              frame_shift: float) -> list[str]:
+    """NIST CTM: "recording channel start duration word confidence"; ``offset``: the utterance's start in seconds."""
+    return [f"{recording} {channel} {offset + start * frame_shift:.3f} {length * frame_shift:.3f} {words[word]} {conf:.3f}"
             for word, start, length, conf in zip(hyp.words, hyp.start, hyp.length, hyp.confidence)]
 
 
@@ -166,6 +165,27 @@ class Lattice:
         """Cost of each arc: float64 (N,)."""
         return (self.graph_cost.astype(np.float64) + word_insertion_penalty * self.arc_words(graph)
                 - acoustic_scale * self.score)
+
+    def arc_posteriors(self, costs: np.ndarray) -> np.ndarray:
+        """Probability of each arc (float64 (N,)) among all paths, given arc costs float64 (N,): forward-backward."""
+        order = np.argsort(self.src, kind="stable")
+        arcs = [(int(a), int(self.src[a]), int(self.dst[a]), -float(costs[a])) for a in order]
+        forward = np.full(len(self.final), -np.inf)
+        backward = -self.final.astype(np.float64)
+        forward[0] = 0.0
+        for _, src, dst, weight in arcs:
+            forward[dst] = np.logaddexp(forward[dst], forward[src] + weight)
+        for _, src, dst, weight in reversed(arcs):
+            backward[src] = np.logaddexp(backward[src], backward[dst] + weight)
+        return np.exp(forward[self.src] - costs + backward[self.dst] - backward[0])
+
+    def occurrences(self, graph: Graph, posteriors: np.ndarray) -> Occurrences:
+        """Word labels of the lattice with their rows and the posteriors (N,) of their arcs."""
+        words = graph.olabel[self.graph_arcs]
+        owner = np.repeat(np.arange(len(self.src)), np.diff(self.offsets))
+        carrying = words > 0
+        owner = owner[carrying]
+        return Occurrences(words[carrying], self.frame[owner], posteriors[owner])
 
     def path_of(self, arcs: np.ndarray) -> np.ndarray:
         """Graph arcs of a sequence of lattice arcs."""

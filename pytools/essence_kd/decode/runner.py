@@ -22,10 +22,14 @@ from essence_kd.decode.lattice import (Hypothesis, ctm_lines, edit_distance, emp
                                        lattice_lines, n_best, path_words)
 from essence_kd.decode.options import Decoded, DecodeOptions
 from essence_kd.hmm.graph import Graph, load_graph
+from essence_kd.io.data_dir import DataDir
 from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write, check_match, read_sidecar, sidecar_path
+from essence_kd.io.tables import read_matrices
 
 _BUFFER_CELLS = 1 << 26  # score cells that are held to sort utterances by duration: 256 MiB of float32
 _BATCH_CELLS = 1 << 25  # score cells of one batch, padding included
+_PROCESS_BATCH_ROWS = 500  # rows of one batch where several processes share the work
 
 
 @dataclass
@@ -33,11 +37,14 @@ class Job:
     """One archive to decode: scores (rspecifier of float matrices (T, C)) into a directory.
 
     ``scale_from``: a sweep.json whose best acoustic scale and word insertion penalty replace the options'.
+    ``data_dir``: a data directory whose segments and reco2file_and_channel turn the CTM's times into times of
+    recordings; without it every utterance is its own recording, channel 1.
     """
 
     scores: str
     out_dir: Path
     scale_from: "Path | None" = None
+    data_dir: "Path | None" = None
 
 
 @dataclass
@@ -85,6 +92,16 @@ def make_decoder(graph: Graph, backend: str, options: DecodeOptions):
         return K2Decoder(graph, options)
     from essence_kd.decode.kaldi_decoder import KaldiDecoder
     return KaldiDecoder(graph, options)
+
+
+def check_backend(backend: str) -> None:
+    """UserError where the library of a backend cannot be imported."""
+    if backend == "k2":
+        from essence_kd.decode.k2_decoder import load_k2
+        load_k2()
+    else:
+        from essence_kd.decode.kaldi_decoder import load_kaldi
+        load_kaldi()
 
 
 _decoder = None  # of a worker process
@@ -165,6 +182,30 @@ def check_scores(matrix: np.ndarray, utt: str, scores: str, graph: Graph, graph_
     return matrix
 
 
+def check_sidecar(scores: str, options: DecodeOptions, graph: Graph, graph_path) -> None:
+    """UserError where the scores' sidecar, if there is one, tells another tree, width or frame shift."""
+    path = sidecar_path(scores)
+    if path is not None and Path(path).is_file():
+        mine = {"num_pdfs": graph.num_pdfs, "tree_hash": graph.meta.get("tree_hash"),
+                "frame_shift_ms": options.frame_shift_ms}
+        fields = {key: value for key, value in read_sidecar(path).items() if value is not None}
+        check_match(path, fields, graph_path, mine, [key for key, value in mine.items() if value is not None])
+
+
+def ctm_places(data_dir) -> dict[str, tuple[str, str, float]]:
+    """Utterance -> (recording, channel, start in seconds) of a data directory, as a CTM names them."""
+    data = DataDir.load(data_dir)
+    sides = {reco: value.split() for reco, value in data.extra.get("reco2file_and_channel", {}).items()}
+    places = {}
+    for utt, (reco, start, _) in data.utterances().items():
+        side = sides.get(reco, [reco, "1"])
+        if len(side) != 2:
+            raise UserError(f"{data_dir}/reco2file_and_channel: recording '{reco}' has {len(side)} fields after it; "
+                            "wanted a file and a channel")
+        places[utt] = (side[0], side[1], start)
+    return places
+
+
 def cut_batches(lengths: list[int], width: int, max_rows: int) -> list[list[int]]:
     """Groups of utterance indices of like length whose padded size stays within bounds; longest first.
 
@@ -203,13 +244,14 @@ class Runner:
         check_graph(self.graph, self.graph_path)
         self.backend, self.options, self.nj = backend, options, nj
         self._decoder = make_decoder(self.graph, backend, options) if nj == 1 else None
+        if nj > 1:
+            check_backend(backend)
 
     # .. tasks
 
     def _tasks(self, jobs: list[Job], sets: list[_SetInProgress], request: Request, sweep: bool) -> Iterator[_Task]:
-        from essence_kd.io.tables import read_matrices
-
         for number, (job, progress) in enumerate(zip(jobs, sets)):
+            check_sidecar(job.scores, progress.options, self.graph, self.graph_path)
             held: list[tuple[str, np.ndarray]] = []
             cells = 0
             for utt, matrix in read_matrices(job.scores):
@@ -235,7 +277,8 @@ class Runner:
                 raise UserError(f"{job.scores}: there are no utterances in it")
 
     def _cut(self, number: int, held, options: DecodeOptions, request: Request, sweep: bool) -> Iterator[_Task]:
-        for group in cut_batches([len(m) for _, m in held], self.graph.num_pdfs, options.batch_rows):
+        rows = options.batch_rows or (self._decoder.batch_rows if self._decoder else _PROCESS_BATCH_ROWS)
+        for group in cut_batches([len(m) for _, m in held], self.graph.num_pdfs, rows):
             yield _Task(number, [held[i][0] for i in group], [held[i][1] for i in group], options,
                         request.n_best, request.lattices, sweep)
 
@@ -310,8 +353,6 @@ class Runner:
                                    word_insertion_penalty=best["word_insertion_penalty"])
 
     def _write(self, progress: _SetInProgress, request: Request, wall: float) -> dict:
-        from essence_kd.io.provenance import atomic_write
-
         out, words, shift = Path(progress.job.out_dir), self.graph.words, progress.options.frame_shift_ms / 1000
         out.mkdir(parents=True, exist_ok=True)
         texts: dict[str, list[str]] = {"hyp.txt": [], "hyp.ctm": []}
@@ -319,15 +360,23 @@ class Runner:
             texts["nbest.txt"], texts["nbest.cost"] = [], []
         if request.lattices:
             texts["lat.txt"] = []
+        places = ctm_places(progress.job.data_dir) if progress.job.data_dir else {}
+        ctm: list[tuple[tuple[str, str, float], list[str]]] = []
         for utt in progress.order:
             outcome = progress.outcomes[utt]
             texts["hyp.txt"].append(" ".join([utt, *words[outcome.hyp.words]]))
-            texts["hyp.ctm"] += ctm_lines(utt, outcome.hyp, words, shift)
+            if progress.job.data_dir and utt not in places:
+                raise UserError(f"{progress.job.data_dir}: utterance '{utt}' of {progress.job.scores} is not in it")
+            place = places.get(utt, (utt, "1", 0.0))
+            ctm.append((place, ctm_lines(*place, outcome.hyp, words, shift)))
             for rank, (cost, ids) in enumerate(outcome.n_best, 1):
                 texts["nbest.txt"].append(" ".join([f"{utt}-{rank}", *words[ids]]))
                 texts["nbest.cost"].append(f"{utt}-{rank} {cost:.4f}")
             if request.lattices and outcome.lattice:
                 texts["lat.txt"] += [utt, *outcome.lattice, ""]
+        if places:
+            ctm.sort(key=lambda entry: entry[0])
+        texts["hyp.ctm"] = [line for _, lines in ctm for line in lines]
         for name, lines in texts.items():
             with atomic_write(out / name) as temporary:
                 Path(temporary).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -376,28 +425,22 @@ class Runner:
         """WER of every (acoustic scale, word insertion penalty) on a set with known words; then decode at the best.
 
         k2 makes one lattice an utterance (at the options' scale, with the sweep's output beam) and rescores it for
-        the whole grid. kaldi decodes for every scale at the options' penalty, then for every penalty at the best scale.
+        the whole grid; where the best scale lies more than a factor of 1.5 away, once more with lattices made there.
+        kaldi decodes for every scale at the options' penalty, then for every penalty at the best scale.
         Each job gets a sweep.json and is decoded at its own best; with ``pooled`` (a path) the errors of
         all jobs are added, written there, and every job is decoded at the common best.
         """
         request = Request(reference=reference)
-        if self.backend == "k2":
-            options = dataclasses.replace(self.options, output_beam=self.options.sweep_output_beam)
-            grids = self._sweep_points(jobs, [options] * len(jobs), request)
-        else:
-            grids = self._sweep_in_turn(jobs, request, together=pooled is not None)
+        together = pooled is not None
+        grids = (self._sweep_lattices if self.backend == "k2" else self._sweep_in_turn)(jobs, request, together)
         tables = [_sweep_table(points, words) for points, words in grids]
-        if pooled is not None:
-            total: dict = collections.Counter()
-            for points, _ in grids:
-                total.update(points)
-            common = _sweep_table(total, sum(words for _, words in grids))
-            self._write_sweep(Path(pooled), common)
+        if together:
+            self._write_sweep(Path(pooled), _sweep_table(*_pool(grids)))
         targets = []
         for job, table in zip(jobs, tables):
             path = Path(job.out_dir) / "sweep.json"
             self._write_sweep(path, table)
-            targets.append(Job(job.scores, job.out_dir, path if pooled is None else Path(pooled)))
+            targets.append(dataclasses.replace(job, scale_from=Path(pooled) if together else path))
         self.decode(targets)
         return tables
 
@@ -425,6 +468,25 @@ class Runner:
             grids.append((dict(errors), sum(len(ref) for ref in request.reference.values())))
         return grids
 
+    def _sweep_lattices(self, jobs, request, together: bool) -> list[tuple[dict, int]]:
+        """The whole grid from one lattice an utterance, made near the best scale (of each job, or of all)."""
+        options = [dataclasses.replace(self.options, output_beam=self.options.sweep_output_beam)] * len(jobs)
+        grids = self._sweep_points(jobs, options, request)
+        best = self._best_of(grids, together)
+        far = [i for i, point in enumerate(best) if not 2 / 3 <= point[0] / self.options.acoustic_scale <= 1.5]
+        if far:
+            there = [dataclasses.replace(options[i], acoustic_scale=best[i][0], word_insertion_penalty=best[i][1])
+                     for i in far]
+            for i, grid in zip(far, self._sweep_points([jobs[i] for i in far], there, request)):
+                grids[i] = grid
+        return grids
+
+    @staticmethod
+    def _best_of(grids, together: bool) -> list[tuple[float, float]]:
+        """Best scale and penalty of each job, or the common best."""
+        tables = [_sweep_table(*_pool(grids))] * len(grids) if together else [_sweep_table(*grid) for grid in grids]
+        return [(t["best"]["acoustic_scale"], t["best"]["word_insertion_penalty"]) for t in tables]
+
     def _sweep_in_turn(self, jobs, request, together: bool) -> list[tuple[dict, int]]:
         """The sweep of a decoder without lattices: scales first, then penalties at the best scale (of each job)."""
         grids: list[tuple[dict, int]] = [({}, 0) for _ in jobs]
@@ -440,21 +502,13 @@ class Runner:
         start = self.options.word_insertion_penalty
         for scale in self.options.sweep_scales:
             add([scale] * len(jobs), [start] * len(jobs), everyone)
-        if together:
-            total: dict = collections.Counter()
-            for points, _ in grids:
-                total.update(points)
-            best = [_sweep_table(total, 1)["best"]["acoustic_scale"]] * len(jobs)
-        else:
-            best = [_sweep_table(points, 1)["best"]["acoustic_scale"] for points, _ in grids]
+        best = [scale for scale, _ in self._best_of(grids, together)]
         for penalty in self.options.sweep_penalties:
             if penalty != start:
                 add(best, [penalty] * len(jobs), everyone)
         return grids
 
     def _write_sweep(self, path: Path, table: dict) -> None:
-        from essence_kd.io.provenance import atomic_write
-
         table = {"decoder": self.backend, "graph": str(self.graph_path), **table}
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
@@ -464,6 +518,14 @@ class Runner:
         print(f"essence decode: {path}: best of {len(table['points'])} settings: acoustic scale "
               f"{best['acoustic_scale']}, word insertion penalty {best['word_insertion_penalty']}: "
               f"{best['wer']:.2f} % WER{edge}", file=sys.stderr)
+
+
+def _pool(grids: list[tuple[dict, int]]) -> tuple[dict, int]:
+    """Errors and reference words of all jobs together."""
+    total: collections.Counter = collections.Counter()
+    for points, _ in grids:
+        total.update(points)
+    return dict(total), sum(words for _, words in grids)
 
 
 def _sweep_table(errors: dict, words: int) -> dict:
