@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -200,21 +201,24 @@ class Gmm:
     def log_likelihoods(self, feats: np.ndarray) -> np.ndarray:
         """log p(x | pdf): float32 (T, C) for features (T, D)."""
         params, const = _natural(self.weights, self.means, self.variances)
-        owner = np.repeat(np.arange(self.num_pdfs), np.diff(self.offsets))
+        starts, sizes = self.offsets[:-1], np.diff(self.offsets)
         out = np.empty((len(feats), self.num_pdfs), dtype=np.float32)
-        for at in range(0, len(feats), 256):
-            block = feats[at:at + 256].astype(np.float64)
-            scores = (np.hstack([block, block * block]) @ params + const).astype(np.float32)
-            top = np.maximum.reduceat(scores, self.offsets[:-1], axis=1)
-            out[at:at + 256] = top + np.log(np.add.reduceat(np.exp(scores - top[:, owner]), self.offsets[:-1], axis=1))
+        for at in range(0, len(feats), 128):
+            block = np.asarray(feats[at:at + 128], dtype=np.float32).T
+            scores = params @ np.vstack([block, block * block])  # (G, frames)
+            scores += const[:, None]
+            top = np.maximum.reduceat(scores, starts, axis=0)
+            scores -= np.repeat(top, sizes, axis=0)
+            np.exp(np.maximum(scores, -80.0, out=scores), out=scores)  # smaller ones would be slow denormals
+            out[at:at + 128] = (top + np.log(np.add.reduceat(scores, starts, axis=0))).T
         return out
 
 
 def _natural(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """Parameters (2 D, G) and constants (G,) with log(w N(x)) = [x, x * x] @ parameters + constants."""
+    """Parameters (G, 2 D) and constants (G,), float32, with log(w N(x)) = parameters @ [x, x * x] + constants."""
     inverse = 1.0 / variances
     const = np.log(weights) - 0.5 * (np.log(2 * math.pi * variances) + means * means * inverse).sum(axis=1)
-    return np.hstack([means * inverse, -0.5 * inverse]).T, const
+    return np.hstack([means * inverse, -0.5 * inverse]).astype(np.float32), const.astype(np.float32)
 
 
 def write_tree(path: str | Path, model: Gmm) -> None:
@@ -291,22 +295,23 @@ def accumulate(model: Gmm, feats: np.ndarray, tids: np.ndarray, pdfs: np.ndarray
     out = Statistics(np.zeros(gauss), np.zeros((gauss, dim)), np.zeros((gauss, dim)),
                      np.bincount(tids, minlength=len(model.transitions)).astype(np.float64), 0.0, len(tids))
     params, const = _natural(model.weights, model.means, model.variances)
-    params, const = params.astype(np.float32), const.astype(np.float32)
     order = np.argsort(pdfs, kind="stable")
     bounds = np.searchsorted(pdfs[order], np.arange(model.num_pdfs + 1))
     for pdf in np.flatnonzero(np.diff(bounds)):
-        x = feats[order[bounds[pdf]:bounds[pdf + 1]]]
         own = slice(int(model.offsets[pdf]), int(model.offsets[pdf + 1]))
-        both = np.hstack([x, x * x])
-        scores = both @ params[:, own] + const[own]
-        top = scores.max(axis=1, keepdims=True)
-        posterior = np.exp(scores - top)
-        total = posterior.sum(axis=1, keepdims=True)
-        out.log_likelihood += float((top + np.log(total)).sum(dtype=np.float64))
-        posterior /= total
-        sums = posterior.T.astype(np.float64) @ both.astype(np.float64)
-        out.occupancy[own] = posterior.sum(axis=0, dtype=np.float64)
-        out.first[own], out.second[own] = sums[:, :dim], sums[:, dim:]
+        for at in range(bounds[pdf], bounds[pdf + 1], 2048):  # blocks, so that float32 sums stay exact enough
+            x = feats[order[at:min(at + 2048, bounds[pdf + 1])]]
+            both = np.hstack([x, x * x])
+            posterior = both @ params[own].T + const[own]
+            top = posterior.max(axis=1, keepdims=True)
+            np.exp(posterior - top, out=posterior)
+            total = posterior.sum(axis=1, keepdims=True)
+            out.log_likelihood += float((top + np.log(total)).sum(dtype=np.float64))
+            posterior /= total
+            sums = posterior.T @ both
+            out.occupancy[own] += posterior.sum(axis=0, dtype=np.float64)
+            out.first[own] += sums[:, :dim]
+            out.second[own] += sums[:, dim:]
     return out
 
 
@@ -462,14 +467,21 @@ class Aligner:
         self.lang = load_lang(lang_dir)
         self.lexicon = kaldifst.StdVectorFst.read(str(Path(lang_dir) / "L.fst"))
         self.utts, self.words, self.keep = utts, words, keep
-        self.feats: Dict[str, np.ndarray] = {utt: self.reader[utt] for utt in utts} if keep else {}
+        parts = [self.reader[utt] for utt in utts] if keep else []
+        self.matrix = np.concatenate(parts) if parts else np.zeros((0, dim or 0), np.float32)  # all frames
+        bounds = np.cumsum([0] + [len(part) for part in parts])
+        self.span = {utt: slice(start, stop) for utt, start, stop in zip(utts, bounds, bounds[1:])}
         self.graphs: Dict[str, object] = {}
         self.alignment: Dict[str, np.ndarray] = {}
 
     def moments(self) -> Tuple[np.ndarray, np.ndarray, int]:
         """Sums of frames and their squares, and how many frames there are."""
-        feats = np.concatenate([self.feats[utt] for utt in self.utts]).astype(np.float64)
-        return feats.sum(axis=0), (feats * feats).sum(axis=0), len(feats)
+        first, second = np.zeros(self.matrix.shape[1]), np.zeros(self.matrix.shape[1])
+        for at in range(0, len(self.matrix), 4096):
+            block = self.matrix[at:at + 4096].astype(np.float64)
+            first += block.sum(axis=0)
+            second += (block * block).sum(axis=0)
+        return first, second, len(self.matrix)
 
     def compile(self, model: Gmm) -> None:
         """Training graphs (without transition probabilities) of all utterances."""
@@ -485,8 +497,10 @@ class Aligner:
 
         failed = []
         for number, utt in enumerate(self.utts):
-            done, path = kaldifst.equal_align(self.graphs[utt], len(self.feats[utt]), number, 10) \
-                if len(self.feats[utt]) and self.words[utt] else (False, None)
+            frames = self.span[utt].stop - self.span[utt].start
+            done = False
+            if frames and self.words[utt]:
+                done, path = kaldifst.equal_align(self.graphs[utt], frames, number, 10)
             if done:
                 _, tids, _, _ = kaldifst.get_linear_symbol_sequence(path)
                 self.alignment[utt] = np.array(tids, dtype=np.int32)
@@ -499,18 +513,20 @@ class Aligner:
         scorer = _Scorer(self, model)
         self.alignment = {}
         for utt in self.utts:
-            tids = scorer.align(utt, self.feats[utt], self.graphs[utt], beam, retry_beam)
+            tids = scorer.align(utt, self.matrix[self.span[utt]], self.graphs[utt], beam, retry_beam)
             if tids is not None:
                 self.alignment[utt] = tids
         return [utt for utt in self.utts if utt not in self.alignment]
 
     def statistics(self, model: Gmm) -> Statistics:
         """Statistics of the current alignment under a model."""
-        utts = list(self.alignment)
-        if not utts:
-            return accumulate(model, np.zeros((0, model.dim), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
-        tids = np.concatenate([self.alignment[utt] for utt in utts])
-        return accumulate(model, np.concatenate([self.feats[utt] for utt in utts]), tids, pdf_of_tid(model)[tids])
+        tids = np.zeros(len(self.matrix), dtype=np.int32)  # 0: a frame of an utterance that is not aligned
+        for utt, ids in self.alignment.items():
+            tids[self.span[utt]] = ids
+        matrix = self.matrix
+        if len(self.alignment) < len(self.utts):
+            matrix, tids = matrix[tids > 0], tids[tids > 0]
+        return accumulate(model, matrix, tids, pdf_of_tid(model)[tids])
 
     def start_alignment(self, model: Gmm) -> None:
         """Get ready for :meth:`align_batch`."""
@@ -566,20 +582,18 @@ def pdf_of_tid(model: Gmm) -> np.ndarray:
 
 # ----------------------------------------------------------------------------------------------------- processes
 
-def _serve(pipe, arguments: tuple) -> None:
-    """A worker process: makes its Aligner, then answers (method, arguments) until None comes."""
+def serve(descriptor: int) -> None:
+    """A worker process: makes the Aligner that it is told to, then answers (method, arguments) until the pipe closes."""
+    from multiprocessing.connection import Connection
+
+    pipe = Connection(descriptor)
     try:
-        aligner = Aligner(*arguments)
+        aligner = Aligner(*pipe.recv())
         pipe.send((True, None))
         while True:
-            request = pipe.recv()
-            if request is None:
-                return
-            method, args = request
+            method, args = pipe.recv()
             pipe.send((True, getattr(aligner, method)(*args)))
-    except EOFError:
-        return
-    except KeyboardInterrupt:
+    except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
     except UserError as error:
         pipe.send((False, error))
@@ -588,36 +602,31 @@ def _serve(pipe, arguments: tuple) -> None:
 
 
 class Team:
-    """Aligners over parts of the utterances, in `nj` processes (1: in this one)."""
+    """Aligners over parts of the utterances, one a process (a single one: in this process)."""
 
     def __init__(self, data_dir: str | Path, lang_dir: str | Path, shards: List[List[str]], words: Dict[str, List[int]],
                  dim: int | None, keep: bool):
         arguments = [(str(data_dir), str(lang_dir), shard, {utt: words[utt] for utt in shard} if keep else words, dim, keep)
                      for shard in shards]
         self.members: List[tuple] = []
-        self.local: Optional[Aligner] = None
-        if len(shards) == 1:
-            self.local = Aligner(*arguments[0])
+        self.local: Optional[Aligner] = Aligner(*arguments[0]) if len(shards) == 1 else None
+        if self.local is not None:
             return
-        import multiprocessing
+        from multiprocessing import Pipe
 
-        context = multiprocessing.get_context("spawn")
-        threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-        os.environ.update({name: "1" for name in threads})  # a process a core: no threads beside them
+        package_root = str(Path(__file__).resolve().parents[2])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
+                       **{name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}}
         try:
             for argument in arguments:
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, argument), daemon=True)
-                process.start()
+                ours, theirs = Pipe()
+                # a new interpreter, not multiprocessing's: no threads are forked and the caller's script is not run again
+                process = subprocess.Popen([sys.executable, "-c", "import sys; from essence_kd.hmm.gmm import serve; "
+                                            "serve(int(sys.argv[1]))", str(theirs.fileno())],
+                                           stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment)
                 theirs.close()
                 self.members.append((process, ours))
-        finally:
-            for name, value in threads.items():
-                if value is None:
-                    os.environ.pop(name)
-                else:
-                    os.environ[name] = value
-        try:
+                ours.send(argument)
             for _, pipe in self.members:
                 self._answer(pipe)
         except BaseException:
@@ -629,9 +638,9 @@ class Team:
 
     def __exit__(self, *exc) -> None:
         for process, pipe in self.members:
-            process.terminate()
-            process.join()
             pipe.close()
+            process.terminate()
+            process.wait()
         self.members = []
 
     @staticmethod
