@@ -168,3 +168,35 @@ def test_damage_is_found_by_the_checksum(tmp_path):
     (tmp_path / "c.ark").write_bytes(whole)
     with pytest.raises(UserError, match="utterance u: .*checksum"):
         list(read_posteriors(f"ark:{tmp_path}/c.ark"))
+
+
+def information(posts: list, num_pdfs: int, k: int) -> dict:
+    counted = compact.Information(num_pdfs, k)
+    for post in posts:
+        counted.add(*post.padded(k), post.counts())
+    return counted.report()
+
+
+def test_information_of_what_is_known():
+    """Uniform independent pdf-ids need log2 of their number, a frame that repeats needs nothing, nor do its codes."""
+    rng = np.random.default_rng(0)
+    probs = np.array([[0.5, 0.25, 0.125, 0.125]] * 20000, np.float32)
+    uniform = Posterior.from_fixed(rng.integers(0, 4, (20000, 4)) * 64 + np.arange(0, 16, 4) +
+                                   rng.integers(0, 4, (20000, 4)), probs)  # 16 pdf-ids at each rank, 64 in all
+    found = information([uniform], 256, 4)
+    assert found["entries"] == 80000 and found["id_flat"] == 8 and found["probability"] == 0
+    assert found["id_alone"] == pytest.approx(6, abs=0.01)
+    constant = Posterior.from_fixed(np.tile([[9, 5, 7, 200]], (20000, 1)), probs)
+    found = information([constant[:7], constant], 256, 4)
+    assert found["id_alone"] == pytest.approx(2) and found["total"] < 0.01
+    coin = Posterior.from_fixed(np.tile([[9, 5]], (20000, 1)), np.stack([np.ones(20000), rng.integers(1, 3, 20000) / 4],
+                                                                        axis=1).astype(np.float32))
+    assert information([coin], 256, 2)["total"] == pytest.approx(0.5, abs=0.01)  # one bit a frame of two entries
+
+
+def test_information_takes_entries_by_rank_and_frames_of_any_length():
+    post = Posterior([0, 2, 2, 5, 6], [3, 4, 4, 5, 3, 4], [0.25, 0.75, 0.5, 0.375, 0.125, 1.0])
+    shuffled = Posterior([0, 2, 2, 5, 6], [4, 3, 5, 3, 4, 4], [0.75, 0.25, 0.375, 0.125, 0.5, 1.0])
+    found = information([post], 8, 3)
+    assert found == information([shuffled], 8, 3) and found["entries"] == 6
+    assert information([Posterior([0], [], [])], 8, 3)["total"] == 0

@@ -1,6 +1,7 @@
 """The Posterior codec: Kaldi's own bytes, every shape, random access, damage, and the verb that copies."""
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -367,11 +368,19 @@ def test_copy_post_goes_round_all_forms(here):
     assert done.stdout == Path("text.ark").read_text()
 
 
+def test_copy_post_counts_information(here):
+    write("ark:post.ark", {"a": fixed(9, 5)})
+    done = essence("copy-post", "--num-pdfs", "8816", "--information", "5", "ark:post.ark", "ark:/dev/null")
+    found = json.loads(done.stderr.splitlines()[-1])
+    assert done.returncode == 0 and found["entries"] == 45 and found["id_flat"] == pytest.approx(13.106, abs=0.001)
+
+
 def test_copy_post_says_what_is_wrong(here):
     write("ark,scp:post.ark,post.scp", {"a": fixed(9, 5)})
     for args, said in ((["scp:nothing.scp", "ark:b.ark"], "nothing.scp: cannot be read"),
                        (["scp:post.scp", "ark:none/b.ark"], "none/b.ark: cannot be written"),
                        (["scp:post.scp", "compact:ark,t:b.ark"], "no text form"),
+                       (["--information", "5", "ark:post.ark", "ark:b.ark"], "give --num-pdfs"),
                        (["--num-pdfs", "3", "scp:post.scp", "ark:b.ark"], "where there are 3 pdfs")):
         done = essence("copy-post", *args)
         assert done.returncode == 1 and done.stderr.startswith("essence copy-post: ") and said in done.stderr

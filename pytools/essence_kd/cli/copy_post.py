@@ -5,10 +5,11 @@
   essence copy-post ark:small.ark ark,scp:post.ark,post.scp       # back to what Kaldi reads
 
 The input's form is recognised. The output is Kaldi's unless the wspecifier starts with compact:. A sidecar
-(essence.json) beside the input is copied beside the output.
+(essence.json) beside the input is copied beside the output. docs/formats.md has the precision of the compact form.
 """
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -22,22 +23,34 @@ def add_arguments(parser) -> None:
     parser.add_argument("--num-pdfs", type=int, default=None, metavar="N",
                         help="number of pdfs; refuses larger pdf-ids and fixes the widths of a compact archive "
                              "(default: as in the input's sidecar)")
+    parser.add_argument("--information", type=int, default=0, metavar="K",
+                        help="also count, for frames of up to K entries, how many bits an entry needs, and print it as "
+                             "JSON on stderr (default: 0, no)")
 
 
 def run(args) -> int:
+    from essence_kd.io.compact import Information
+    from essence_kd.io.errors import UserError
     from essence_kd.io.posterior import PosteriorWriter, read_posteriors
     from essence_kd.io.provenance import read_sidecar, sidecar_path, write_sidecar
 
-    source, target = sidecar_path(args.rspecifier), sidecar_path(args.wspecifier.replace("compact:", "", 1))
+    source, target = sidecar_path(args.rspecifier), sidecar_path(args.wspecifier)
     fields = read_sidecar(source) if source and os.path.exists(source) else None
     num_pdfs = args.num_pdfs if args.num_pdfs is not None else (fields or {}).get("num_pdfs")
+    if args.information and num_pdfs is None:
+        raise UserError("--information needs the number of pdfs: give --num-pdfs")
+    information = Information(num_pdfs, args.information) if args.information else None
     frames = entries = 0
     with PosteriorWriter(args.wspecifier, num_pdfs=num_pdfs) as writer:
         for utt, post in read_posteriors(args.rspecifier):
             writer.write(utt, post)
             frames += post.num_frames
             entries += post.num_entries
+            if information is not None:
+                information.add(*post.padded(args.information), post.counts())
     if fields is not None and target and os.path.abspath(target) != os.path.abspath(source):
         write_sidecar(target, {**fields, "form": "compact" if writer.compact else "kaldi"})
     print(f"copy-post: {writer.count} utterances, {frames} frames, {entries} entries", file=sys.stderr)
+    if information is not None:
+        print(json.dumps(information.report()), file=sys.stderr)
     return 0

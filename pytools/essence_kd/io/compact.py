@@ -77,6 +77,18 @@ def _spread(per_frame: np.ndarray, offsets: np.ndarray, k: int | None) -> np.nda
     return np.repeat(per_frame, k if k is not None else np.diff(offsets))
 
 
+def _codes(probs: np.ndarray, largest: np.ndarray, levels: int) -> np.ndarray:
+    """uint32 codes of probabilities against the largest of their frames: 0 .. levels - 1, and `levels` for zero."""
+    codes = probs / np.maximum(largest, np.float32(1e-45))
+    with np.errstate(divide="ignore"):
+        np.log2(codes, out=codes)
+    codes *= np.float32(-(levels - 1) / RANGE_BITS)
+    np.rint(codes, out=codes)
+    np.minimum(codes, np.float32(levels - 1), out=codes)
+    codes += probs == 0
+    return codes.astype(np.uint32)
+
+
 def encode(offsets: np.ndarray, ids: np.ndarray, probs: np.ndarray, *, num_pdfs: int | None = None) -> list:
     """The bytes of one utterance, as buffers: offsets int64 (T+1,), ids int32 (N,), probs float32 (N,) >= 0.
 
@@ -100,15 +112,8 @@ def encode(offsets: np.ndarray, ids: np.ndarray, probs: np.ndarray, *, num_pdfs:
     largest = _frame_reduce(np.maximum, probs, offsets)
     if count and mass.max() > 65504:
         raise ValueError("the weights of a frame are too large for a compact archive")
-    scale = _spread(np.maximum(largest, np.float32(1e-45)), offsets, k)
-    codes = probs / scale
-    with np.errstate(divide="ignore"):
-        np.log2(codes, out=codes)
-    codes *= np.float32(-(levels - 1) / RANGE_BITS)
-    np.rint(codes, out=codes)
-    np.minimum(codes, np.float32(levels - 1), out=codes)
-    codes += probs == 0  # levels stands for zero
-    entries = ids.view(np.uint32) | codes.astype(np.uint32) << np.uint32(id_bits)
+    codes = _codes(probs, _spread(largest, offsets, k), levels)
+    entries = ids.view(np.uint32) | codes << np.uint32(id_bits)
     layout = 0 if fixed else 1 if most < 256 else 2
     body = [b"" if fixed else counts.astype("u1" if layout == 1 else "<u2").tobytes(),
             mass.astype("<f2").tobytes(), entries.astype("<u2").tobytes(),
@@ -183,3 +188,54 @@ def read_part(source: Any, start: int, stop: int) -> tuple[np.ndarray, np.ndarra
     low = record[place:place + 2 * total].view("<u2")[start * k:stop * k]
     high = record[place + 2 * total:].view("u1" if width == 3 else "<u2")[start * k:stop * k]
     return _decode(np.arange(stop - start + 1, dtype=np.int64) * k, k, mass, low, high, id_bits, width)
+
+
+class Information:
+    """How many bits an entry needs at the compact archive's precision: entropies counted over an archive.
+
+    Entries are taken in the order of descending probability. For pdf-ids it counts (a) each alone, and (b) each by
+    where it stood in the frame before (its rank there, given its rank here), alone where it is new; for probabilities
+    the difference of the code to that of the entry before it, given the rank. (b) and the codes together are what
+    an adaptive arithmetic coder with these contexts would come to. Counts, not a proof: a better model needs less.
+    """
+
+    def __init__(self, num_pdfs: int, k: int):
+        """`k`: entries of the longest frame."""
+        id_bits, width = widths(num_pdfs)
+        self.num_pdfs, self._k, self._levels = num_pdfs, k, 2 ** (8 * width - id_bits) - 1
+        self._ids = np.zeros(num_pdfs, np.int64)
+        self._new = np.zeros(num_pdfs, np.int64)
+        self._ranks = np.zeros((k, k + 1), np.int64)
+        self._steps = np.zeros((k, self._levels + 1), np.int64)
+
+    def add(self, ids: np.ndarray, probs: np.ndarray, counts: np.ndarray) -> None:
+        """Counts an utterance: ids and probs (T, k) padded, of which frame t uses the first counts[t]."""
+        there = np.arange(self._k) < counts[:, None]
+        order = np.argsort(np.where(there, -probs, 1), axis=1, kind="stable")
+        ids = np.where(there, np.take_along_axis(ids, order, 1), -1)
+        probs = np.where(there, np.take_along_axis(probs, order, 1), 0)
+        self._ids += np.bincount(ids[there], minlength=self.num_pdfs)
+        before = np.full_like(ids, -2)
+        before[1:] = ids[:-1]
+        match = ids[:, :, None] == before[:, None, :]  # (T, rank here, rank before)
+        rank = np.where(match.any(2), match.argmax(2), self._k)
+        here = np.broadcast_to(np.arange(self._k), rank.shape)[there]
+        np.add.at(self._ranks, (here, rank[there]), 1)
+        self._new += np.bincount(ids[there & (rank == self._k)], minlength=self.num_pdfs)
+        codes = _codes(probs.astype(np.float32), probs[:, :1].astype(np.float32), self._levels).astype(np.int64)
+        np.add.at(self._steps, (here, np.diff(codes, axis=1, prepend=0)[there]), 1)
+
+    def report(self) -> dict[str, float]:
+        """Bits an entry: ``id_flat``, ``id_alone``, ``id_given_frame_before``, ``probability``, ``total``; ``entries``."""
+        entries = int(self._ids.sum())
+        share = 1 / max(1, entries)
+        ranks = sum(_total_bits(row) for row in self._ranks) + _total_bits(self._new)
+        codes = sum(_total_bits(row) for row in self._steps)
+        return {"entries": entries, "id_flat": float(np.log2(self.num_pdfs)), "id_alone": _total_bits(self._ids) * share,
+                "id_given_frame_before": ranks * share, "probability": codes * share, "total": (ranks + codes) * share}
+
+
+def _total_bits(counts: np.ndarray) -> float:
+    """Bits of all the symbols counted, each at the logarithm of its relative frequency."""
+    counts = counts[counts > 0].astype(np.float64)
+    return float((counts * np.log2(counts.sum() / counts)).sum())

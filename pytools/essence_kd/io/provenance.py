@@ -76,18 +76,18 @@ def sha256_file(path: str | os.PathLike) -> str:
 
 
 def sidecar_path(specifier: str) -> str | None:
-    """The sidecar that belongs to an archive, from its rspecifier, wspecifier, or path; None for a pipe or stdin.
+    """The sidecar that belongs to an archive, from its rspecifier, wspecifier, or path; None for pipes and devices.
 
-    ``post.ark`` and ``post.scp`` go with ``essence.json`` of their directory, ``wide.ark`` with ``wide.json``.
+    A wspecifier may start with ``compact:``. ``post.ark`` and ``post.scp`` go with ``essence.json`` of their directory, ``wide.ark`` with ``wide.json``.
     """
+    name = specifier = specifier[len("compact:"):] if specifier.startswith("compact:") else specifier
     head, colon, rest = specifier.partition(":")
-    name = specifier
     if colon and {"ark", "scp"} & set(head.split(",")):
         name = rest
         if "scp" in head.split(",") and "ark" in head.split(","):
             name = rest.rpartition(",")[2]
     name = name.strip()
-    if name in ("", "-") or name.startswith("|") or name.endswith("|"):
+    if name in ("", "-") or name.startswith("|") or name.endswith("|") or is_special(name):
         return None
     folder, base = os.path.split(name)
     stem = base.split(".")[0] if base.endswith(".gz") else os.path.splitext(base)[0]
