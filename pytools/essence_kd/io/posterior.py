@@ -188,7 +188,7 @@ def _tag_masks(words: int) -> tuple[np.ndarray, np.ndarray]:
     return mask, mask & np.uint64(0x0404040404040404)
 
 
-_TAG_WORDS = 5 * 1024
+_TAG_WORDS = 5 * 4096  # 160 kB at a time
 
 
 def _leading_fours(data: np.ndarray) -> int:
