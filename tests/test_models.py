@@ -98,7 +98,20 @@ def test_splice_is_a_convolution():
     torch.testing.assert_close(splice(x, [-3, 0, 3], stride=2) @ weight.t(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(splice(x, [0]), x)
     assert splice(x, [2], stride=3)[0, -1].tolist() == [0.0] * 4  # frame 15 + 2 is beyond the edge
-    assert splice(x, [-2, 5], stride=4).shape == (2, 5, 8)
+
+
+@pytest.mark.parametrize("offsets, stride, frames", [([-2, -1, 0, 1, 2], 3, 10), ([-6, 0, 6], 1, 8), ([0, 3], 1, 9), ([-4, 0], 1, 3),
+                                                     ([-2, 5], 4, 17), ([-30, 30], 1, 9), ([1], 1, 1)])
+def test_splice_frame_by_frame_and_its_gradient(offsets, stride, frames):
+    x = torch.randn(2, frames, 3, dtype=torch.double, requires_grad=True)
+    got = splice(x, offsets, stride)
+    assert got.shape == (2, -(-frames // stride), 3 * len(offsets))
+    for row in range(got.shape[1]):
+        for i, offset in enumerate(offsets):
+            t = row * stride + offset
+            expected = x[:, t] if 0 <= t < frames else torch.zeros(2, 3, dtype=torch.double)
+            assert torch.equal(got[:, row, 3 * i:3 * i + 3], expected)
+    assert torch.autograd.gradcheck(lambda x: splice(x, offsets, stride), x)
 
 
 def test_reversing_rows_keeps_padding_in_place():

@@ -17,6 +17,7 @@ from conftest import ROOT  # noqa: E402
 
 from essence_kd.am import trainer  # noqa: E402
 from essence_kd.am.trainer import TrainSettings, train  # noqa: E402
+from essence_kd.cli.main import main  # noqa: E402
 from essence_kd.io.errors import UserError  # noqa: E402
 from essence_kd.io.provenance import sha256_file, write_sidecar  # noqa: E402
 from essence_kd.io.settings import load_settings  # noqa: E402
@@ -100,21 +101,21 @@ def run_command(corpus, model_dir, *more, env=None):
 
 
 def test_killed_and_started_again_it_ends_in_the_same_bytes(corpus, tmp_path):
-    more = ["--set", "optim.epochs=6", "--soft", str(corpus.post(4)), "--soft-weight", "0.5"]
-    whole = run_command(corpus, tmp_path / "whole", *more)
-    assert whole.returncode == 0, whole.stderr
-    killed = subprocess.Popen(command(corpus, tmp_path / "killed", *more), stderr=subprocess.DEVNULL,
-                              env={**os.environ, "PYTHONPATH": str(ROOT / "pytools")})
+    soft, epochs = corpus.post(4), "optim.epochs=6"
+    train(settings(epochs, "distill.soft_weight=0.5"), corpus.data, corpus.ali, tmp_path / "whole", soft=soft)
+    sets = [word for item in [*SMALL, epochs] for word in ("--set", item)]
+    command = [sys.executable, "-m", "essence_kd", "train", *sets, "--soft", str(soft), "--soft-weight", "0.5",
+               str(corpus.data), str(corpus.ali), str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT / "pytools")})
     log = tmp_path / "killed" / "train.log"
     while not (log.is_file() and "epoch 2/6" in log.read_text()):
-        assert killed.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert (tmp_path / "killed" / "checkpoint.pt").is_file()
-    again = run_command(corpus, tmp_path / "killed", *more)
-    assert again.returncode == 0, again.stderr
-    assert "going on after epoch" in again.stderr
+    assert main(command[3:]) == 0
+    assert "going on after epoch" in log.read_text()
     assert (tmp_path / "killed" / "final.pt").read_bytes() == (tmp_path / "whole" / "final.pt").read_bytes()
     losses = [[json.loads(line)["train_loss"] for line in (tmp_path / name / "progress.jsonl").read_text().splitlines()]
               for name in ("whole", "killed")]
@@ -285,11 +286,11 @@ def test_inputs_that_are_missing_or_too_small(corpus, tmp_path):
     refused(lambda: train(settings(), one.data, one.ali, tmp_path / "m2"), "pdf-id 12", "num_pdfs says 12")
 
 
-def test_a_users_mistake_is_one_line_of_the_verb(corpus, tmp_path):
+def test_a_users_mistake_is_one_line_of_the_verb(corpus, tmp_path, capsys):
     (tmp_path / "m.yaml").write_text("arch: tdnn\noptim: {epoch: 3}\n")
-    done = run_command(corpus, tmp_path / "m", "--model", str(tmp_path / "m.yaml"))
-    assert done.returncode == 1
-    assert done.stderr.strip() == (f"essence train: {tmp_path}/m.yaml: optim: unknown key 'epoch'; did you mean 'epochs'? (known: "
+    words = ["train", "--model", str(tmp_path / "m.yaml"), str(corpus.data), str(corpus.ali), str(tmp_path / "m")]
+    assert main(words) == 1
+    assert capsys.readouterr().err.strip() == (f"essence train: {tmp_path}/m.yaml: optim: unknown key 'epoch'; did you mean 'epochs'? (known: "
                                    + ", ".join(trainer.OptimSettings.__dataclass_fields__) + ")")
     assert not (tmp_path / "m").exists()
 

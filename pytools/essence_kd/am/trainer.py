@@ -35,9 +35,9 @@ from essence_kd.io.settings import dump_settings, to_dict
 class DataSettings:
     """How utterances become batches; frames are feature frames of 10 ms."""
 
-    chunk_frames: int = 150
-    left_context: int = 15
-    right_context: int = 15
+    chunk_frames: int = 300
+    left_context: int = 21
+    right_context: int = 21
     batch_frames: int = 9600  # frames of a batch, context and padding included
     cmn: str = "utterance"  # mean subtraction: none, utterance or speaker
     heldout: float = 0.05  # share of original utterances kept for the dev loss
