@@ -24,7 +24,7 @@ What is trained
   --seed N                    of the models (default: 1)
   --teachers 'A B ..'         files of conf/models without .yaml (default: the recipe's)
   --student NAME              likewise
-  --combine mean|logmean      how teachers are combined (default: conf/essence.yaml)
+  --combine mean|logmean      how teachers are combined (default: mean)
   --top-k N, --temperature T, --soft-weight A   the distillation (default: conf/essence.yaml)
   --fuse true|false           dump essence targets without the wide archive (default: false)"
 
@@ -42,7 +42,7 @@ decoder=auto
 seed=1
 teachers=
 student=
-combine=
+combine=mean
 top_k=
 temperature=
 soft_weight=
@@ -92,15 +92,16 @@ exec 9>"$exp/.lock"
 flock -n 9 || fail "another run is at work in '$exp', or its jobs have outlived it; wait, or stop it: kill $(
   find /proc/[0-9]*/fd -lname "$exp/.lock" 2>/dev/null | cut -d/ -f3 | sort -un | tr '\n' ' ')"
 
-local/setup_env.sh --work-dir "$work_dir"
+k2=true
+if [ "$stage" -gt 9 ] || [ "$stop_stage" -lt 9 ] || [ "$decoder" = kaldi ]; then k2=false; fi
+local/setup_env.sh --work-dir "$work_dir" --k2 $k2
 . ./path.sh
 cmd=${cmd:-}
 . ./cmd.sh
 . local/done.sh
 
 setting() { sed -n "s/^$1: *\([^ #]*\).*/\1/p" conf/essence.yaml; }
-combine=${combine:-$(setting combine)}
-top_k=${top_k:-$(setting k)}
+top_k=${top_k:-$(setting top_k)}
 temperature=${temperature:-$(setting temperature)}
 soft_weight=${soft_weight:-$(setting soft_weight)}
 essence=$exp/essence_k$top_k

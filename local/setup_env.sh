@@ -7,6 +7,7 @@ help_message="Usage: local/setup_env.sh [options]
   --k2 true|false       set up k2 for decoding (default: true; without it kaldi-decoder decodes)
 Environment: ESSENCE_PYTHON (an interpreter that has every package: it is used, nothing is made)
              ESSENCE_BASE_PYTHON (the Python that makes .venv; default: python3)
+             ESSENCE_K2_PYTHON (an interpreter that has k2: nothing is made)
              ESSENCE_TORCH_INDEX (wheel page of a torch build of your choice)"
 
 cd -P "$(dirname "$0")/.." || exit 1
@@ -126,6 +127,7 @@ fi
 # Python package index, 1.23.4, which needs torch 1.13.1, NumPy 1 and Python 3.9 to 3.11. Its wheels do not say which
 # Python they are for: the hash picks the right one.
 $k2 || exit 0
+[ -z "${ESSENCE_K2_PYTHON:-}" ] || exit 0
 kenv=$work_dir/.venv-k2
 if [ -f "$kenv/.ready" ] && "$kenv/bin/python" -c '' 2>/dev/null; then exit 0; fi
 if [ -f "$kenv/.none" ] && [ -z "${ESSENCE_RETRY_K2:-}" ]; then exit 0; fi
