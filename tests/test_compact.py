@@ -12,6 +12,8 @@ from essence_kd.io import compact
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior, PosteriorTable, PosteriorWriter, read_posteriors
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def essence(frames: int, k: int, num_pdfs: int, seed: int = 0, steepness: float = 0.6) -> Posterior:
     """Distinct pdf-ids and probabilities in descending order that sum to 1 in each frame."""
@@ -54,9 +56,14 @@ def test_ids_are_exact_and_the_bound_holds(tmp_path, num_pdfs):
     check_bound(through(tmp_path, post, num_pdfs=num_pdfs), post, num_pdfs)
 
 
-@pytest.mark.parametrize("num_pdfs, bound", [(8816, 0.0142), (16384, 0.0142), (65536, 0.0566), (100000, 0.0010)])
-def test_the_bound_is_what_the_documentation_says(num_pdfs, bound):
-    assert compact.error_bound(num_pdfs) == pytest.approx(bound, abs=0.0001)
+def test_the_bound_is_what_the_documentation_says():
+    table = [line.split("|") for line in (ROOT / "docs" / "formats.md").read_text().splitlines()
+             if line.startswith("| up to ") and "pdfs" in line]
+    assert len(table) == 6
+    for _, pdfs, bits, size, bound, _ in table:
+        num_pdfs = int(pdfs.replace("up to", "").replace("pdfs", "").replace(",", ""))
+        assert compact.widths(num_pdfs) == (int(bits), int(size)) and compact.widths(num_pdfs + 1) != (int(bits), int(size))
+        assert compact.error_bound(num_pdfs) == pytest.approx(float(bound.strip(" %")) / 100, abs=0.00005)
 
 
 @settings(max_examples=150, deadline=None)
@@ -146,11 +153,11 @@ def test_equal_input_gives_equal_bytes_and_a_second_pass_changes_nothing(tmp_pat
 def test_field_widths_follow_num_pdfs_or_the_largest_id(tmp_path):
     post = Posterior([0, 2], [5, 7], [0.75, 0.25])
     bits = {}
-    for num_pdfs in (None, 8816, 30000, 65536, 70000):
+    for num_pdfs in (None, 8, 1000, 8816, 30000, 65536, 70000):
         through(tmp_path, post, num_pdfs=num_pdfs)
         header = (tmp_path / "c.ark").read_bytes()[2:]
         bits[num_pdfs] = header[11], header[12]
-    assert bits == {None: (14, 3), 8816: (14, 3), 30000: (15, 3), 65536: (16, 3), 70000: (17, 4)}
+    assert bits == {None: (14, 3), 8: (8, 3), 1000: (10, 3), 8816: (14, 3), 30000: (15, 3), 65536: (16, 3), 70000: (17, 4)}
 
 
 @pytest.mark.parametrize("ids, probs, said", [([1], [-0.5], "negative weights"), ([1], [70000.0], "too large"),

@@ -33,13 +33,14 @@ import numpy as np
 
 MAGIC = b"\0BEPC1"
 RANGE_BITS = 20  # probabilities down to 2^-20 of the frame's largest are told apart
+_USUAL_PDFS = 1 << 14  # assumed where the number is not known, unless a pdf-id is larger
 _HEADER = struct.Struct("<BBBBIIQ")
 _START = len(MAGIC) + 4  # bytes before the header: magic and checksum
 
 
 def widths(num_pdfs: int) -> tuple[int, int]:
-    """(bits of a pdf-id, bytes of an entry) for a number of pdfs: 14/3 up to 16,384, 16/3 up to 65,536, else 4 bytes."""
-    bits = max(14, (num_pdfs - 1).bit_length())
+    """(bits of a pdf-id, bytes of an entry) for a number of pdfs: what the ids need, at least 8; 3 bytes up to 65,536."""
+    bits = max(8, (num_pdfs - 1).bit_length())
     if bits > 24:
         raise ValueError(f"{num_pdfs} pdfs are too many for a compact archive")
     return bits, 3 if bits <= 16 else 4
@@ -99,7 +100,7 @@ def encode(offsets: np.ndarray, ids: np.ndarray, probs: np.ndarray, *, num_pdfs:
     top = int(ids.max()) if len(ids) else 0
     if num_pdfs is not None and top >= num_pdfs:
         raise ValueError(f"pdf-id {top} where there are {num_pdfs} pdfs")
-    id_bits, width = widths(top + 1 if num_pdfs is None else num_pdfs)
+    id_bits, width = widths(max(_USUAL_PDFS, top + 1) if num_pdfs is None else num_pdfs)
     counts = np.diff(offsets)
     count = len(counts)
     most = int(counts.max()) if count else 0
