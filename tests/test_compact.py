@@ -62,7 +62,8 @@ def test_the_bound_is_what_the_documentation_says():
     assert len(table) == 6
     for _, pdfs, bits, size, bound, _ in table:
         num_pdfs = int(pdfs.replace("up to", "").replace("pdfs", "").replace(",", ""))
-        assert compact.widths(num_pdfs) == (int(bits), int(size)) and compact.widths(num_pdfs + 1) != (int(bits), int(size))
+        assert compact.widths(num_pdfs) == (int(bits), int(size))
+        assert compact.widths(num_pdfs + 1) != (int(bits), int(size))
         assert compact.error_bound(num_pdfs) == pytest.approx(float(bound.strip(" %")) / 100, abs=0.00005)
 
 
@@ -157,7 +158,8 @@ def test_field_widths_follow_num_pdfs_or_the_largest_id(tmp_path):
         through(tmp_path, post, num_pdfs=num_pdfs)
         header = (tmp_path / "c.ark").read_bytes()[2:]
         bits[num_pdfs] = header[11], header[12]
-    assert bits == {None: (14, 3), 8: (8, 3), 1000: (10, 3), 8816: (14, 3), 30000: (15, 3), 65536: (16, 3), 70000: (17, 4)}
+    assert bits == {None: (14, 3), 8: (8, 3), 1000: (10, 3), 8816: (14, 3), 30000: (15, 3), 65536: (16, 3),
+                    70000: (17, 4)}
 
 
 @pytest.mark.parametrize("ids, probs, said", [([1], [-0.5], "negative weights"), ([1], [70000.0], "too large"),

@@ -39,7 +39,7 @@ _START = len(MAGIC) + 4  # bytes before the header: magic and checksum
 
 
 def widths(num_pdfs: int) -> tuple[int, int]:
-    """(bits of a pdf-id, bytes of an entry) for a number of pdfs: what the ids need, at least 8; 3 bytes up to 65,536."""
+    """(bits of a pdf-id, bytes of an entry): at least 8 bits; 3 bytes up to 65,536 pdfs. Raises ValueError over 2^24."""
     bits = max(8, (num_pdfs - 1).bit_length())
     if bits > 24:
         raise ValueError(f"{num_pdfs} pdfs are too many for a compact archive")
@@ -151,7 +151,7 @@ def _decode(offsets: np.ndarray, k: int | None, mass: np.ndarray, low: np.ndarra
 
 
 def read(source: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One utterance from a source that stands at MAGIC: (offsets int64, ids int32, probs float32). Raises ValueError."""
+    """One utterance from a source that stands at MAGIC: offsets int64, ids int32, probs float32. Raises ValueError."""
     layout, id_bits, width, k, count, total, size = _read_header(source)
     record = source.peek(size)
     if len(record) < size:
@@ -178,7 +178,7 @@ def read(source: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def read_part(source: Any, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Frames start..stop-1 of an utterance with a fixed k, without its checksum; None when k varies or they are not all there."""
+    """Frames start..stop-1 of an utterance, without a look at its checksum; None when k varies or there are fewer."""
     layout, id_bits, width, k, count, total, size = _read_header(source)
     if layout or stop > count:
         return None
@@ -227,13 +227,13 @@ class Information:
         np.add.at(self._steps, (here, np.diff(codes, axis=1, prepend=0)[there]), 1)
 
     def report(self) -> dict[str, float]:
-        """Bits an entry: ``id_flat``, ``id_alone``, ``id_given_frame_before``, ``probability``, ``total``; ``entries``."""
+        """Bits an entry: id_flat, id_alone, id_given_frame_before, probability, total; and the number of entries."""
         entries = int(self._ids.sum())
         share = 1 / max(1, entries)
         ranks = sum(_total_bits(row) for row in self._ranks) + _total_bits(self._new)
         codes = sum(_total_bits(row) for row in self._steps)
-        return {"entries": entries, "id_flat": float(np.log2(self.num_pdfs)), "id_alone": _total_bits(self._ids) * share,
-                "id_given_frame_before": ranks * share, "probability": codes * share, "total": (ranks + codes) * share}
+        return {"entries": entries, "id_flat": float(np.log2(self.num_pdfs)),
+                "id_alone": _total_bits(self._ids) * share, "id_given_frame_before": ranks * share, "probability": codes * share, "total": (ranks + codes) * share}
 
 
 def _total_bits(counts: np.ndarray) -> float:

@@ -78,7 +78,8 @@ def sha256_file(path: str | os.PathLike) -> str:
 def sidecar_path(specifier: str) -> str | None:
     """The sidecar that belongs to an archive, from its rspecifier, wspecifier, or path; None for pipes and devices.
 
-    A wspecifier may start with ``compact:``. ``post.ark`` and ``post.scp`` go with ``essence.json`` of their directory, ``wide.ark`` with ``wide.json``.
+    A wspecifier may start with ``compact:``. ``post.ark`` and ``post.scp`` go with ``essence.json`` of their directory,
+    ``wide.ark`` with ``wide.json``.
     """
     name = specifier = specifier[len("compact:"):] if specifier.startswith("compact:") else specifier
     head, colon, rest = specifier.partition(":")

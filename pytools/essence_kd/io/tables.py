@@ -753,7 +753,8 @@ class ScpTable:
     def __init__(self, scp: str):
         name = scp[4:] if scp.startswith("scp:") else scp
         if name.startswith(("ark:", "ark,")):
-            raise UserError(f"'{scp}': random access needs an scp file (write the archive with ark,scp:FILE.ark,FILE.scp)")
+            raise UserError(f"'{scp}': random access needs an scp file "
+                            f"(write the archive with ark,scp:FILE.ark,FILE.scp)")
         self.name = name
         self._lines: dict[str, tuple[str, str | None]] = {}
         for number, key, file, span in read_scp(name):
