@@ -188,6 +188,7 @@ def read_part(source: Any, start: int, stop: int) -> tuple[np.ndarray, np.ndarra
     place += 2 * count
     low = record[place:place + 2 * total].view("<u2")[start * k:stop * k]
     high = record[place + 2 * total:].view("u1" if width == 3 else "<u2")[start * k:stop * k]
+    source.skip(size)
     return _decode(np.arange(stop - start + 1, dtype=np.int64) * k, k, mass, low, high, id_bits, width)
 
 

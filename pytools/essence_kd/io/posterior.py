@@ -419,6 +419,7 @@ class PosteriorTable(ScpTable):
         post = _fixed_frames(data[start * stride:], k)
         if post is None:
             raise ValueError("damaged: a number is not marked as 32 bits wide")
+        source.skip(7 + stop * stride)
         return post
 
 

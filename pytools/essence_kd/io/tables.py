@@ -345,19 +345,59 @@ def open_source(rxfilename: str) -> Source:
     return Source(raw, path)
 
 
+class Maps:
+    """Memory-mapped files by name, let go of after every 64 MiB read: what is mapped counts as the process's memory.
+
+    Pickled and forked copies start empty or share nothing but pages.
+    """
+
+    def __init__(self) -> None:
+        self._maps: dict[str, np.ndarray] = {}
+        self._used = 0
+
+    def __getstate__(self) -> dict:
+        return {"_maps": {}, "_used": 0}
+
+    def open(self, path: str) -> np.ndarray:
+        """The bytes of a file, read-only. Raises UserError."""
+        data = self._maps.get(path)
+        if data is None:
+            try:
+                with open(path, "rb") as stream:
+                    empty = os.fstat(stream.fileno()).st_size == 0
+                    data = np.frombuffer(b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ),
+                                         np.uint8)
+            except IsADirectoryError as error:
+                raise UserError(f"{path}: is a directory") from error
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+            if len(self._maps) >= 256:
+                self._maps.clear()
+            self._maps[path] = data
+        return data
+
+    def used(self, count: int) -> None:
+        """Counts bytes that were read."""
+        self._used += count
+        if self._used > 64 * BLOCK:
+            self._maps.clear()
+            self._used = 0
+
+
 class Mapped:
     """A memory-mapped file from some byte on, which reads like a Source."""
 
     mode = "rb"
 
-    def __init__(self, data: np.ndarray, offset: int, name: str):
+    def __init__(self, data: np.ndarray, offset: int, name: str, maps: Maps):
         self.name, self._data, self._low = name, data, offset
+        self._start, self._maps = offset, maps
 
     def __enter__(self) -> "Mapped":
         return self
 
     def __exit__(self, *exc) -> None:
-        """The map stays; it belongs to the table."""
+        self._maps.used(self._low - self._start)
 
     def peek(self, count: int) -> np.ndarray:
         """The next `count` bytes (uint8, read-only), fewer at the end; nothing is consumed."""
@@ -395,31 +435,12 @@ class Mapped:
         """A file has none."""
 
 
-def map_file(path: str, maps: dict[str, np.ndarray]) -> np.ndarray:
-    """The bytes of a file, read-only and mapped; kept in `maps` (the latest 256 files). Raises UserError."""
-    data = maps.get(path)
-    if data is None:
-        try:
-            with open(path, "rb") as stream:
-                empty = os.fstat(stream.fileno()).st_size == 0
-                data = np.frombuffer(b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ),
-                                     np.uint8)
-        except IsADirectoryError as error:
-            raise UserError(f"{path}: is a directory") from error
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-        if len(maps) >= 256:
-            maps.pop(next(iter(maps)))
-        maps[path] = data
-    return data
-
-
-def open_object(file: str, maps: dict[str, np.ndarray]):
+def open_object(file: str, maps: Maps):
     """What the right side of an scp line names: Mapped for a plain file, else a Source. Raises UserError."""
     path, offset = (file, None) if file.endswith("|") else _split_offset(file)
     if file.endswith("|") or path.endswith(".gz") or path == "-" or is_special(path):
         return open_source(file)
-    return Mapped(map_file(path, maps), offset or 0, path)
+    return Mapped(maps.open(path), offset or 0, path, maps)
 
 
 def read_key(source: Source) -> str | None:
@@ -540,7 +561,7 @@ def read_table(rspecifier: str, read_object: Callable[[Source], Any], cut: Calla
                 yield key, guarded(read_object, source, key, what)
             source.finish()
         return
-    maps: dict[str, np.ndarray] = {}
+    maps = Maps()
     for number, key, file, span in read_scp(spec.scp):
         if key in seen:
             raise UserError(f"{spec.scp}: line {number}: utterance {key} occurs twice")
@@ -555,7 +576,7 @@ def read_table(rspecifier: str, read_object: Callable[[Source], Any], cut: Calla
         yield key, value
 
 
-def _read_line(file: str, span: str | None, maps: dict[str, np.ndarray], read_object: Callable[[Any], Any],
+def _read_line(file: str, span: str | None, maps: Maps, read_object: Callable[[Any], Any],
                cut: Callable[[Any, str], Any], key: str, what: str, scp: str) -> Any:
     """The object of one line of an scp file."""
     with open_object(file, maps) as source:
@@ -761,7 +782,7 @@ class ScpTable:
             if key in self._lines:
                 raise UserError(f"{name}: line {number}: utterance {key} occurs twice")
             self._lines[key] = (file, span)
-        self._maps: dict[str, np.ndarray] = {}
+        self._maps = Maps()
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -775,9 +796,6 @@ class ScpTable:
     def keys(self) -> Iterator[str]:
         """The utterances, in the order of the scp file."""
         return iter(self._lines)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_maps": {}}
 
     def line(self, utt: str) -> tuple[str, str | None]:
         """The rxfilename and the range (or None) of an utterance. Raises UserError when it is not there."""
