@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
-from essence_kd.distill.essence import (Blocks, EssenceSettings, FrameError, Scale, entries_of, frame_uniforms,
-                                        log_normalisers, reference_agree, reference_select, select, select_agree,
-                                        select_sparse, to_probabilities, top_k)
+from essence_kd.distill.essence import (EssenceSettings, FrameError, Scale, block_maxima, bound_maxima, entries_of, frame_uniforms,
+                                        log_normalisers, positions, reference_agree, reference_select, select,
+                                        select_agree, select_sparse, sort_entries, to_probabilities, top_k)
 
 RULES = [EssenceSettings(select="top-k", top_k=1), EssenceSettings(select="top-k", top_k=7),
          EssenceSettings(select="top-p", top_p=0.8), EssenceSettings(select="top-p", top_p=0.99, max_k=5),
@@ -310,11 +310,31 @@ def test_settings_without_meaning_are_refused():
         top_k(p[0], 1)
 
 
-def test_blocks_cover_every_column_once():
-    for columns in (1, 2, 7, 53, 100, 195, 8816):
+def test_block_maxima():
+    rng = np.random.default_rng(0)
+    for columns in (1, 2, 7, 53, 100, 257, 700, 8816):
+        x = rng.standard_normal((3, columns)).astype(np.float32)
+        for n in (1, 3, 20, 200, 551):
+            n = min(n, columns)
+            np.testing.assert_array_equal(block_maxima(x, n), [[row[j::n].max() for j in range(n)] for row in x])
         for k in (1, 3, 20, 200):
-            blocks = Blocks(columns, k)
-            index, rows = blocks.gather(np.ones((2, blocks.n), bool))
-            assert sorted(index.tolist()) == list(range(2 * columns))
-            assert (rows == index // columns).all() and (np.diff(rows) >= 0).all()
-            assert blocks.n >= min(k, columns)
+            assert bound_maxima(x, k).shape[1] >= min(k, columns)
+
+
+def test_positions_of_a_mask():
+    mask = np.random.default_rng(1).random((5, 67)) < 0.1
+    for got, wanted in zip(positions(mask), np.nonzero(mask)):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_sorting_more_frames_than_one_sort_holds():
+    """pdf-ids up to 2^29: eight frames at a time."""
+    rng = np.random.default_rng(2)
+    rows = np.sort(rng.integers(0, 30, 300))
+    ids, probs = rng.integers(0, 1 << 29, 300), rng.integers(0, 4, 300).astype(np.float32)
+    ids[0] = (1 << 29) - 1
+    entries = sort_entries(rows, ids, probs, 30)
+    order = np.lexsort((ids, -probs, rows))
+    inside = np.arange(entries.ids.shape[1]) < entries.counts[:, None]
+    np.testing.assert_array_equal(entries.ids[inside], ids[order])
+    np.testing.assert_array_equal(entries.probs[inside], probs[order])

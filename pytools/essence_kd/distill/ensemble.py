@@ -112,4 +112,8 @@ def combine_top_k(ensemble: Ensemble, matrices: Sequence[np.ndarray], k: int, *,
         z = ensemble._log_mean(teachers, rows)
         return [(z, log_normalisers(z, rows.start), 1.0)]
 
-    return top_k_of_mixture(mean if ensemble.combine == "mean" else log_mean, shape, k, threads=threads)
+    def check(rows: slice) -> None:
+        for matrix, scale, _ in teachers:
+            scale.check(matrix[rows], rows.start)
+
+    return top_k_of_mixture(mean if ensemble.combine == "mean" else log_mean, shape, k, check=check, threads=threads)

@@ -25,7 +25,6 @@ KINDS = ("prob", "log", "logit")
 SUM_TOLERANCE = 0.01  # a row of probabilities may miss 1 by this much (compressed archives do)
 
 _ROWS = 1 << 18  # elements of a block of rows: 1 MB, half of a core's second-level cache
-_NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)  # sorts behind every key
 
 
 class FrameError(ValueError):
@@ -187,68 +186,65 @@ def _values(bits: np.ndarray) -> np.ndarray:
     return (bits ^ flip).view(np.float32)
 
 
-class Blocks:
-    """The cut of C columns into blocks: block j holds the columns j, j + n, j + 2n, ... below C.
+def block_maxima(x: np.ndarray, n: int) -> np.ndarray:
+    """(R, C) -> (R, min(n, C)): the largest of each of n blocks of columns, NaN where there is one.
 
-    A block's maximum is then an elementwise maximum of rows of n consecutive columns, which is what vector units do.
+    Block j holds the columns j, j + n, j + 2n, ...: the maxima are elementwise maxima of rows of n consecutive
+    columns, which is what vector units do.
     """
-
-    def __init__(self, columns: int, k: int):
-        size = max(1, int(round((columns / max(1, k)) ** 0.5 * 0.75)))
-        self.columns = columns
-        self.n = -(-columns // size)
-        self.size = -(-columns // self.n)
-        self.full = columns // self.n  # blocks of columns that are complete
-        self.steps = np.arange(self.size, dtype=np.intp) * self.n
-
-    def maxima(self, x: np.ndarray) -> np.ndarray:
-        """(R, C) -> (R, n): the largest of each block, NaN where there is one."""
-        rows, full = len(x), self.full * self.n
-        if self.full == 1:
-            best = x[:, :self.n].copy()
-        else:
-            strides = (x.strides[0], self.n * x.strides[1], x.strides[1])
-            view = np.lib.stride_tricks.as_strided(x, (rows, self.full, self.n), strides, writeable=False)
-            best = np.maximum.reduce(view, axis=1)
-        rest = self.columns - full
-        if rest:
-            np.maximum(best[:, :rest], x[:, full:], out=best[:, :rest])
-        return best
-
-    def gather(self, chosen: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        """Elements of the blocks where ``chosen`` (R, n) is true: flat indices into (R, C), ascending by row."""
-        flat = np.flatnonzero(chosen)
-        row = flat // self.n
-        index = (flat + row * (self.columns - self.n))[:, None] + self.steps  # (blocks, size)
-        if self.full != self.size:
-            beyond = (flat - row * self.n) >= self.columns - self.full * self.n
-            inside = np.ones(index.shape, bool)
-            inside[beyond, -1] = False
-            return index[inside], np.repeat(row, self.size - beyond)
-        return index.ravel(), np.repeat(row, self.size)
+    rows, columns = x.shape
+    if n >= columns:
+        return x
+    full = columns // n * n
+    best = np.maximum.reduce(x[:, :full].reshape(rows, full // n, n), axis=1)  # a view: splitting an axis copies nothing
+    if full < columns:
+        np.maximum(best[:, :columns - full], x[:, full:], out=best[:, :columns - full])
+    return best
 
 
-def rank(rows: np.ndarray, ids: np.ndarray, values: np.ndarray, num_rows: int, k: int):
-    """The k best of each row's candidates: (ids (R, k) int32, values (R, k) float32), falling, ties by lower id.
+def bound_maxima(x: np.ndarray, k: int) -> np.ndarray:
+    """(R, C) -> (R, n), n >= min(k, C): maxima of blocks, few enough for a quick search of the k-th largest.
 
-    ``rows`` (n,) ascending, every row at least k times; ``ids``, ``values`` (n,) float32.
+    In two steps where C is large, because short rows of maxima are slow to make.
     """
-    counts = np.bincount(rows, minlength=num_rows)
-    width = int(counts.max(initial=0))
-    keys = np.full((num_rows, width), _NEVER)
-    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    keys[rows, place] = (~_ordered_bits(values)).astype(np.uint64) << np.uint64(32) | ids.astype(np.uint64)
-    if width > 4 * k:
-        keys = np.partition(keys, k - 1, axis=1)[:, :k]
-    keys.sort(axis=1)
-    keys = keys[:, :k]
-    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int32), _values(~(keys >> np.uint64(32)).astype(np.uint32))
+    n = max(128, 6 * k)
+    return block_maxima(block_maxima(x, 4 * n) if x.shape[1] >= 8 * n else x, n)
+
+
+def rank(rows: np.ndarray, ids: np.ndarray, values: np.ndarray, columns: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Candidates sorted within each row by falling value, ties by rising id: (ids int32 (n,), values float32 (n,)).
+
+    ``rows`` (n,) int64, ascending from 0; ``ids`` (n,) below ``columns``; ``values`` (n,) float32. One sort of integers:
+    row, inverted bits of the value, id. Rows and ids need 32 bits together.
+    """
+    width = max(1, (columns - 1).bit_length())
+    keys = rows.astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= ~_ordered_bits(values)
+    keys <<= np.uint64(width)
+    keys |= ids.astype(np.uint64)
+    keys.sort()
+    ids = (keys & np.uint64((1 << width) - 1)).astype(np.int32)
+    keys >>= np.uint64(width)
+    return ids, _values(~keys.astype(np.uint32))
+
+
+def first_k(rows: np.ndarray, num_rows: int, k: int) -> np.ndarray:
+    """Where the first k entries of each row are: rows (n,) ascending, each row at least k times -> (num_rows, k)."""
+    return np.searchsorted(rows, np.arange(num_rows))[:, None] + np.arange(k)
+
+
+def positions(mask: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """(row, column) of the true elements of a mask (R, C), row by row; much faster than np.nonzero when they are few."""
+    flat = np.flatnonzero(mask)
+    row = flat // mask.shape[1]
+    return row, flat - row * mask.shape[1]
 
 
 def kth_largest(maxima: np.ndarray, k: int) -> np.ndarray:
-    """(R, n) -> (R, 1): the k-th largest of each row, a bound that at least k elements of the row reach."""
+    """(R, n) -> (R,): the k-th largest of each row, a bound that at least k elements of the row reach."""
     n = maxima.shape[1]
-    return np.partition(maxima, n - k, axis=1)[:, n - k, None]
+    return np.partition(maxima, n - k, axis=1)[:, n - k]
 
 
 def check_finite(maxima: np.ndarray, start: int) -> None:
@@ -278,36 +274,37 @@ def top_k(matrix: np.ndarray, k: int, *, kind: Optional[str] = None,
     frames, columns = matrix.shape
     check_k(k, matrix.shape)
     ids, values = np.empty((frames, k), np.int32), np.empty((frames, k), np.float32)
-    blocks = Blocks(max(1, columns), k)
     ones = np.ones(columns, np.float32)
 
     def work(rows: slice) -> None:
         x = matrix[rows]
-        if kind == "prob":  # a sign bit, NaN or Inf makes an integer larger than any probability
-            maxima = blocks.maxima(x.view(np.uint32))
-            clean = (maxima <= _ONE).all() and (np.abs(x @ ones - 1) <= SUM_TOLERANCE).all()
+        # the first look goes through the memory in its order, and then the rows are in the cache
+        if kind == "prob":
+            sums = x @ ones
+            bits = bound_maxima(x.view(np.uint32), k)
+            # a sign bit, NaN or Inf makes an integer larger than any probability
+            clean = (bits <= _ONE).all() and (np.abs(sums - 1) <= SUM_TOLERANCE).all()
             if not clean:
                 _check_probabilities(x, rows.start)
-            maxima = maxima.view(np.float32) if clean else blocks.maxima(x)  # negative zeros
+            maxima = bits.view(np.float32) if clean else bound_maxima(x, k)  # negative zeros
         else:
-            maxima = blocks.maxima(x)
-            check_finite(maxima, rows.start)
-        bound = kth_largest(maxima, k)
-        index, row = blocks.gather(maxima >= bound)
-        found = x.ravel()[index]
-        hit = np.flatnonzero(found >= bound[row, 0])
-        row = row[hit]
-        ids[rows], values[rows] = rank(row, index[hit] - row * columns, found[hit], len(x), k)
+            check_finite(x.max(axis=1, keepdims=True), rows.start)
+            maxima = bound_maxima(x, k)
+        row, column = positions(x >= kth_largest(maxima, k)[:, None])
+        first = first_k(row, len(x), k)
+        column, value = rank(row, column, x[row, column], columns)
+        ids[rows], values[rows] = column[first], value[first]
 
     over_rows(work, frames, columns, threads)
     return ids, values
 
 
 def top_k_of_mixture(logs: Callable[[slice], Sequence[Tuple[np.ndarray, np.ndarray, float]]], shape: Tuple[int, int],
-                     k: int, *, threads: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
+                     k: int, *, check: Callable[[slice], None], threads: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
     """The k largest of p(c) = sum_m w_m exp(z_m(c) - norm_m), without p: ids (T, k) int32 and probs (T, k) float32.
 
-    ``logs(rows)`` gives (z (R, C) float32, norm (R,) float64, w > 0) of each m for some rows. With
+    ``logs(rows)`` gives (z (R, C) float32, norm (R,) float64, w > 0) of each m for some rows; ``check(rows)`` is called
+    to say what is wrong when the result is not a probability. With
     a(c) = max_m log(w_m) + z_m(c) - norm_m we have exp(a) <= p <= M exp(a). At least k classes reach t, the k-th
     largest of the blocks' maxima of a, so the k largest all have a >= t - log M: exponentials are taken of those
     only. p is computed in float64 and rounded to float32, and the rounded values are what is ordered.
@@ -315,33 +312,31 @@ def top_k_of_mixture(logs: Callable[[slice], Sequence[Tuple[np.ndarray, np.ndarr
     frames, columns = shape
     check_k(k, shape)
     ids, probs = np.empty((frames, k), np.int32), np.empty((frames, k), np.float32)
-    blocks = Blocks(max(1, columns), k)
 
     def work(rows: slice) -> None:
         terms = logs(rows)
         shifts = [(norm - np.log(weight)).astype(np.float32) for _, norm, weight in terms]
-        maxima = None
-        for (z, _, _), shift in zip(terms, shifts):
-            own = blocks.maxima(z)
-            check_finite(own, rows.start)
-            own -= shift[:, None]
-            maxima = own if maxima is None else np.maximum(maxima, own, out=maxima)
+        best = terms[0][0]  # a(c) + shifts[0]
+        for (z, _, _), shift in zip(terms[1:], shifts[1:]):
+            apart = (shift - shifts[0])[:, None]
+            best = np.maximum(best, z - apart if apart.any() else z, out=None if best is terms[0][0] else best)
+        maxima = bound_maxima(best, k)
+        if not (maxima < np.inf).all():
+            check(rows)
         bound = kth_largest(maxima, k)
         # 1e-4: what rounding may hide; near float32's smallest numbers probabilities tie over a wide range of logs
-        bound = np.where(bound < -85, np.float32(-np.inf), bound - np.float32(np.log(len(terms)) + 1e-4))
-        index, row = blocks.gather(maxima >= bound)
-        values = [z.ravel()[index] for z, _, _ in terms]
-        best = values[0] - shifts[0][row]
-        for value, shift in zip(values[1:], shifts[1:]):
-            np.maximum(best, value - shift[row], out=best)
-        hit = np.flatnonzero(best >= bound[row, 0])
-        row = row[hit]
-        total = np.zeros(len(hit))
-        for (_, norm, weight), value in zip(terms, values):
-            total += weight * np.exp(value[hit].astype(np.float64) - norm[row])
-        ids[rows], probs[rows] = rank(row, index[hit] - row * columns, total.astype(np.float32), len(maxima), k)
+        bound = np.where(bound - shifts[0] < -85, np.float32(-np.inf), bound - np.float32(np.log(len(terms)) + 1e-4))
+        row, column = positions(best >= bound[:, None])
+        total = np.zeros(len(row))
+        for z, norm, weight in terms:
+            total += weight * np.exp(z[row, column].astype(np.float64) - norm[row])
+        first = first_k(row, len(maxima), k)
+        column, value = rank(row, column, total.astype(np.float32), columns)
+        ids[rows], probs[rows] = column[first], value[first]
+        if not (value <= 1 + SUM_TOLERANCE).all():
+            check(rows)
 
-    over_rows(work, frames, columns, threads)
+    over_rows(work, frames, columns * 2, threads)  # `best` is as large as the rows
     return ids, probs
 
 
@@ -378,11 +373,13 @@ class Scale:
         return self.temperature == 1 and self.log_prior is None and self.kind != "logit"
 
     def logs(self, x: np.ndarray, start: int) -> Tuple[np.ndarray, np.ndarray]:
-        """(z, norm) with log p = z - norm, of some rows, checked: (R, C) float32 -> (R, C) float32, (R,) float64.
+        """(z, norm) with log p = z - norm, of some rows: (R, C) float32 -> (R, C) float32, (R,) float64.
 
-        ``start``: the number of the first row, for messages. Raises FrameError where the rows are not of this kind.
+        ``start``: the number of the first row, for messages. Raises FrameError where the rows are not of this kind;
+        of log-probabilities as they are only the first rows are looked at: what follows shows in the result.
         """
-        self.check(x, start)
+        if start == 0 or not (self.plain and self.kind == "log"):
+            self.check(x, start)
         z = x
         if self.kind == "prob":
             with np.errstate(divide="ignore"):
@@ -420,7 +417,7 @@ def log_normalisers(z: np.ndarray, start: int = 0) -> np.ndarray:
         raise FrameError(start + int(np.argmax(best == -np.inf)), "all its values are -Inf")
     shifted = z - best
     np.exp(shifted, out=shifted)
-    return np.log(shifted.sum(axis=1, dtype=np.float64)) + best[:, 0]
+    return np.log(shifted.sum(axis=1).astype(np.float64)) + best[:, 0]
 
 
 def to_probabilities(matrix: np.ndarray, scale: Scale, *, threads: Optional[int] = None) -> np.ndarray:
@@ -449,19 +446,19 @@ def check_rows(x: np.ndarray, kind: str, start: int) -> None:
     """Raise FrameError where rows (R, C) float32 cannot be posteriors of their kind (prob, log, logit).
 
     Probabilities are finite, from 0 to 1, and a row's sum is 1 within `SUM_TOLERANCE`; log-probabilities are at most
-    0 and their exponentials sum to 1 (seen on the first row only: it is the kind that is in question, and
-    exponentials are dear); logits are neither NaN nor +Inf.
+    0 and the exponentials of the very first row sum to 1 (it is the kind that is in question, and exponentials are
+    dear); logits are neither NaN nor +Inf.
     """
     if kind == "prob":
         _check_probabilities(x, start)
         return
     best = x.max(axis=1, keepdims=True)
     check_finite(best, start)
-    if kind == "log" and len(x):
+    if kind == "log":
         if (best > 1e-3).any():
             row = int(np.argmax(best))
             raise FrameError(start + row, f"a log-probability is {best[row, 0]:.4g}, above 0; {_guess(x[row])}")
-        total = float(np.exp(x[0].astype(np.float64)).sum())
+        total = float(np.exp(x[0]).sum(dtype=np.float64)) if start == 0 and len(x) else 1.0
         if abs(total - 1) > SUM_TOLERANCE:
             raise FrameError(start, f"its log-probabilities sum to {total:.4g} as probabilities, not 1; {_guess(x[0])}")
 
@@ -527,7 +524,7 @@ def select(matrix: np.ndarray, settings: EssenceSettings, *, kind: str = "prob",
         ids, probs = top_k(matrix, k, kind="prob", threads=threads)
     else:
         ids, probs = top_k_of_mixture(lambda rows: [(*scale.logs(matrix[rows], rows.start), 1.0)], matrix.shape, k,
-                                      threads=threads)
+                                      check=lambda rows: scale.check(matrix[rows], rows.start), threads=threads)
     return entries_of(ids, probs, settings)
 
 
@@ -604,17 +601,12 @@ def _empty() -> Essence:
 def _at_least(probs: np.ndarray, threshold: float, threads: Optional[int]) -> _Sorted:
     """Every probability of a row that reaches a threshold, and the row's largest."""
     frames, columns = probs.shape
-    blocks = Blocks(columns, 20)
     parts: dict = {}
 
     def work(rows: slice) -> None:
         x = probs[rows]
-        maxima = blocks.maxima(x)
-        least = np.minimum(np.float32(threshold), maxima.max(axis=1))[:, None]
-        index, row = blocks.gather(maxima >= least)
-        found = x.ravel()[index]
-        hit = np.flatnonzero(found >= least[row, 0])
-        parts[rows.start] = rows.start + row[hit], index[hit] - row[hit] * columns, found[hit]
+        row, column = positions(x >= np.minimum(np.float32(threshold), x.max(axis=1))[:, None])
+        parts[rows.start] = rows.start + row, column, x[row, column]
 
     over_rows(work, frames, columns, threads)
     return sort_entries(*_in_order(parts), frames)
@@ -644,10 +636,15 @@ def _check_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames:
 def sort_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int) -> _Sorted:
     """Entries (rows ascending) in the order of an essence, padded."""
     counts = np.bincount(rows, minlength=frames)
-    width = max(1, int(counts.max(initial=0)))
-    ids, probs = rank(rows, ids, probs, frames, width)
-    beyond = np.arange(ids.shape[1]) >= counts[:, None]
-    return _Sorted(np.where(beyond, 0, ids), np.where(beyond, np.float32(0), probs), counts)
+    inside = np.arange(max(1, int(counts.max(initial=0)))) < counts[:, None]
+    columns = int(ids.max(initial=0)) + 1
+    step = 1 << (32 - max(1, (columns - 1).bit_length()))  # frames that fit one sort
+    sorted_ids, sorted_probs = np.zeros(inside.shape, np.int32), np.zeros(inside.shape, np.float32)
+    for start in range(0, frames, step):
+        some, part = slice(*np.searchsorted(rows, [start, start + step])), slice(start, start + step)
+        some_ids, some_probs = rank(rows[some] - start, ids[some], probs[some], columns)
+        sorted_ids[part][inside[part]], sorted_probs[part][inside[part]] = some_ids, some_probs
+    return _Sorted(sorted_ids, sorted_probs, counts)
 
 
 def _finish(entries: _Sorted, settings: EssenceSettings) -> Essence:
