@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -93,6 +94,34 @@ def test_our_bytes_are_kaldis_and_each_reads_the_other(here, text):
                                                                   as_lists(MANY[utt])]
             if not text:
                 assert value == as_lists(MANY[utt])
+
+
+def kaldi(program: str) -> str:
+    """The path of a program of Kaldi's; skips the test where there is none."""
+    path = shutil.which(program) or shutil.which(program, path=os.environ.get("KALDI_ROOT", "") + "/src/bin")
+    if path is None:
+        pytest.skip(f"{program} of Kaldi is neither on PATH nor in KALDI_ROOT/src/bin")
+    return path
+
+
+def test_copy_post_of_kaldi_changes_nothing(here):
+    program = kaldi("copy-post")
+    write("ark,scp:a.ark,a.scp", MANY)
+    write("ark,t:a.txt", MANY)
+    for source in ("ark:a.ark", "scp:a.scp"):
+        for target, wanted in (("ark:b.ark", "a.ark"), ("ark,t:b.ark", "a.txt")):
+            subprocess.run([program, source, target], check=True, capture_output=True)
+            assert Path("b.ark").read_bytes() == Path(wanted).read_bytes()
+    found = dict(read_posteriors(f"ark:{program} scp:a.scp ark:- |"))
+    for utt, post in MANY.items():
+        same(found[utt], post)
+
+
+def test_post_to_weights_of_kaldi_finds_our_masses(here):
+    program = kaldi("post-to-weights")
+    write("ark:a.ark", MANY)
+    for utt, weights in tables.read_vectors(f"ark:{program} ark:a.ark ark:- |"):
+        np.testing.assert_allclose(weights, MANY[utt].mass(), rtol=1e-5)
 
 
 @settings(max_examples=150, deadline=None)
