@@ -1,7 +1,7 @@
 """Makes the mini corpus: invented telephone conversations spoken by eSpeak NG over noisy lines.
 
 DIR gets Kaldi data directories (train, dev, eval_swbd, eval_che), dict/, lm_text (training transcripts and more
-sentences of the same grammar, none of the tests), speakers.json and the recordings under wav/.
+sentences of the same grammar, none of the tests), speakers.json and lines.json (who speaks, over what line) and wav/.
 """
 from __future__ import annotations
 

@@ -3,12 +3,13 @@
 ``TOPICS`` gives each topic its things, deeds, places and opinions; ``GENERAL`` gives what every topic shares: turns,
 claims, questions, numbers, names. A symbol is written ``<symbol>``, an optional part ``[part]`` (there half of the
 time), and alternatives are separated by ``|`` or a new line. A deed is written ``walk/walking/walked the dog`` and
-used through ``<act>``, ``<acting>`` and ``<did>``. A symbol is looked up in the topic first, then in ``GENERAL``.
+used through ``<act>``, ``<acting>`` and ``<did>``; as often these give a verb of ``GENERAL`` with any object.
 """
 from __future__ import annotations
 
 import random
 import re
+from typing import Sequence
 
 TOPICS = {
     "pets": """
@@ -286,6 +287,15 @@ when: last <season> | last <day> | yesterday | the other day | this morning | in
 with: with my <relative> | by myself | with the kids | with some friends | with <name> | with <name> and <name>
 where: at <place> | near <place> | over by <place> | in <city> | around here | out in the country | down the street from <place>
 people: people | most people | a lot of people | folks | young people | kids today | women | men | some guys
+verb: buy/buying/bought | sell/selling/sold | find/finding/found | fix/fixing/fixed | bring/bringing/brought | lose/losing/lost
+  see/seeing/saw | use/using/used | get/getting/got | need/needing/needed | keep/keeping/kept | move/moving/moved
+  carry/carrying/carried | hide/hiding/hid | check/checking/checked | choose/choosing/chose | share/sharing/shared
+  watch/watching/watched | draw/drawing/drew | borrow/borrowing/borrowed | clean/cleaning/cleaned | count/counting/counted
+  forget/forgetting/forgot | give up/giving up/gave up | look at/looking at/looked at | talk about/talking about/talked about
+  worry about/worrying about/worried about | pay for/paying for/paid for | hate/hating/hated | throw away/throwing away/threw away
+  hear about/hearing about/heard about | show them/showing them/showed them | take/taking/took | leave/leaving/left
+object: <thing> | <things> | the <noun> | that <noun> | my <noun> | some <things> | those <things> | <small> <things> | our <noun>
+  <adj> <things> | the <adj> <noun> | a lot of <things> | the <noun> and the <noun> | <things> and <things> | her <noun> | his <noun>
 feeling: happy | surprised | glad | worried | upset | sorry | crazy | excited | disappointed | mad | amazed
 start: well | yeah | so | uh | um | oh | and | but | you know | i mean | well uh | and uh | but uh | so uh | yeah but | oh well
   well you know | and then | um well | see | actually | of course | let's see | no | right | okay | oh yeah | yeah i guess
@@ -356,24 +366,38 @@ def _parse(text: str) -> dict[str, list[str]]:
 
 
 class Grammar:
-    """Draws sentences. All randomness comes from the ``random.Random`` that is passed in."""
+    """Draws sentences. All randomness comes from the ``random.Random`` that is passed in.
 
-    def __init__(self) -> None:
+    stray: probability that a thing, a deed, a place ... is taken from another of the topics in use, which makes the next
+    word harder to foresee.
+    """
+
+    def __init__(self, stray: float = 0.0) -> None:
+        self.stray = stray
         self.general = _parse(GENERAL)
+        forms = ("act", "acting", "did")
+        for verb in self.general.pop("verb"):
+            for form, word in zip(forms, verb.split("/")):
+                self.general.setdefault(f"verb_{form}", []).append(word)
         self.topics = {topic: _parse(text) for topic, text in TOPICS.items()}
         for rules in self.topics.values():
             for deed in rules.pop("deed"):
                 head, _, rest = deed.partition(" ")
-                for symbol, verb in zip(("act", "acting", "did"), head.split("/")):
-                    rules.setdefault(symbol, []).append(f"{verb} {rest}".strip())
+                for form, verb in zip(forms, head.split("/")):
+                    rules.setdefault(form, []).append(f"{verb} {rest}".strip())
+            for form in forms:  # as often a verb with any object
+                rules[form].extend([f"<verb_{form}> <object>"] * len(rules[form]))
+            rules["noun"] = [re.sub("^(an?|the) ", "", thing) for thing in rules["thing"]]
 
-    def sentence(self, rng: random.Random, topic: str, symbol: str, fillers: float = 0.0, repeats: float = 0.0) -> str:
+    def sentence(self, rng: random.Random, topic: str, symbol: str, fillers: float = 0.0, repeats: float = 0.0,
+                 others: Sequence[str] = ()) -> str:
         """One sentence: lower-case words separated by single spaces.
 
         symbol: say, question, reply, backchannel, hello, topic or bye. fillers: probability of a filler before a
-        word; repeats: probability that the sentence starts over once ("i i think", "we had we had to").
+        word; repeats: probability that the sentence starts over once ("i i think", "we had we had to"). others: topics
+        from which strays come.
         """
-        words = self._expand(rng, self.topics[topic], f"<{symbol}>").split()
+        words = self._expand(rng, topic, others, f"<{symbol}>").split()
         if len(words) > 3 and rng.random() < repeats:
             n = rng.choice((1, 1, 2))
             words = words[:n] + ([rng.choice(("uh", "um"))] if rng.random() < 0.3 else []) + words
@@ -384,11 +408,15 @@ class Grammar:
             out.append(word)
         return " ".join(out)
 
-    def _expand(self, rng: random.Random, rules: dict[str, list[str]], text: str) -> str:
+    def _expand(self, rng: random.Random, topic: str, others: Sequence[str], text: str) -> str:
         def one(match: re.Match) -> str:
             if match.group(2):
-                return self._expand(rng, rules, match.group(2)) if rng.random() < 0.5 else ""
-            alternatives = rules.get(match.group(1)) or self.general[match.group(1)]
-            return self._expand(rng, rules, rng.choice(alternatives))
+                return self._expand(rng, topic, others, match.group(2)) if rng.random() < 0.5 else ""
+            symbol = match.group(1)
+            alternatives = self.general.get(symbol)
+            if alternatives is None:
+                stray = others and rng.random() < self.stray
+                alternatives = self.topics[rng.choice(others) if stray else topic][symbol]
+            return self._expand(rng, topic, others, rng.choice(alternatives))
 
         return re.sub(r"<(\w+)>|\[([^\]]+)\]", one, text)

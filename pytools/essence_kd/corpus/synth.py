@@ -38,11 +38,11 @@ class Size:
 
 SIZES = {
     "tiny": Size({"train": 1500, "dev": 420, "eval_swbd": 420, "eval_che": 420},
-                 {"train": 20, "dev": 6, "eval_swbd": 6, "eval_che": 6}, call=130, topics=3, lm_sentences=1000),
+                 {"train": 20, "dev": 6, "eval_swbd": 6, "eval_che": 6}, call=130, topics=3, lm_sentences=500),
     "default": Size({"train": 12800, "dev": 1300, "eval_swbd": 2200, "eval_che": 2400},
-                    {"train": 52, "dev": 8, "eval_swbd": 16, "eval_che": 16}, call=200, topics=10, lm_sentences=4000),
+                    {"train": 52, "dev": 8, "eval_swbd": 16, "eval_che": 16}, call=200, topics=10, lm_sentences=1500),
     "full": Size({"train": 103000, "dev": 5000, "eval_swbd": 10500, "eval_che": 10500},
-                 {"train": 240, "dev": 16, "eval_swbd": 40, "eval_che": 40}, call=300, topics=12, lm_sentences=20000),
+                 {"train": 240, "dev": 16, "eval_swbd": 40, "eval_che": 40}, call=300, topics=12, lm_sentences=5000),
 }
 
 
@@ -71,21 +71,22 @@ class Population:
 _AMERICAN = {"en-us": 0.7, "en-us-nyc": 0.15, "en-gb-x-rp": 0.15}
 POPULATIONS = {
     "train": Population(
-        ("Andrea", "aunty", "belinda", "f1", "shelby"),
+        ("Andrea", "aunty", "belinda", "f1", "zac"),
         ("adam", "Alex", "Andy", "boris", "david", "Denis", "edward", "Gene", "grandpa", "ian", "iven3", "john", "klatt3", "Lee", "m1",
          "m3", "m4", "m7", "marcelo", "Mario", "Michael", "michel", "Mike", "pablo", "pedro", "quincy", "rob", "Tweaky"),
         _AMERICAN),
-    "dev": Population(("grandma",), ("m5", "miguel", "iven2"), _AMERICAN),
+    "dev": Population(("shelby",), ("m5", "miguel", "iven2"), _AMERICAN),
     "eval_swbd": Population(("f4", "linda"), ("m6", "robert", "benjamin", "max", "travis"), _AMERICAN),
     "eval_che": Population(
-        ("Annie", "zac"), ("m2", "Hugo", "RicishayMax", "edward2", "Nguyen", "klatt6"),
-        {"en-029": 0.2, "en-gb-scotland": 0.25, "en-gb-x-gbclan": 0.3, "en-gb-x-gbcwmd": 0.25},
-        rate=(185, 240), fillers=(0.0, 0.08), repeats=(0.05, 0.2),
-        condition=Condition(snr_db=(2.0, 14.0), reverb_seconds=(0.1, 0.5), direct_db=(0.0, 10.0), low_hz=(250.0, 450.0),
-                            high_hz=(2900.0, 3400.0), tilt_db=(-12.0, 6.0))),
+        ("Annie", "grandma"), ("m2", "Hugo", "RicishayMax", "edward2", "Nguyen", "klatt6"),
+        {"en-029": 0.15, "en-gb-scotland": 0.35, "en-gb-x-gbclan": 0.35, "en-gb-x-gbcwmd": 0.15},
+        rate=(170, 220), fillers=(0.0, 0.08), repeats=(0.05, 0.2),
+        condition=Condition(snr_db=(2.0, 16.0), reverb_seconds=(0.1, 0.5), direct_db=(1.0, 12.0), low_hz=(250.0, 450.0),
+                            high_hz=(2900.0, 3500.0), tilt_db=(-10.0, 5.0))),
 }
 LEXICON_ACCENTS = ("en-us", "en-us", "en-us-nyc", "en-gb-x-rp")  # weights of pronunciations by repetition
 SETS = tuple(POPULATIONS)
+STRAY = 0.5  # of the things and deeds, from another topic than the call's: perplexity
 CALLS_A_SHARD = 2  # calls spoken by one process, in order
 
 
@@ -150,7 +151,7 @@ def plan_calls(seed: int, size: Size) -> tuple[list[Call], list[str]]:
     No sentence of dev or a test set occurs in train, in another of these sets, or in the LM text, and every word of
     theirs occurs in train.
     """
-    grammar = Grammar()
+    grammar = Grammar(STRAY)
     rng = random.Random(f"mini text {seed}")
     topics = sorted(grammar.topics)
     rng.shuffle(topics)
@@ -168,7 +169,7 @@ def plan_calls(seed: int, size: Size) -> tuple[list[Call], list[str]]:
             pair = (speakers[turn_of % len(speakers)], speakers[(turn_of + 1) % len(speakers)])
             turn_of += 2
             accept = None if corpus_set == "train" else (lambda s: s not in seen and vocabulary.issuperset(s.split()))
-            turns = _write_call(grammar, rng, topics[len(calls) % len(topics)], pair, budget, accept)
+            turns = _write_call(grammar, rng, topics[len(calls) % len(topics)], topics, pair, budget, accept)
             calls.append(Call(f"mini{len(calls) + 1:04d}", corpus_set, pair, turns, (seed, len(calls))))
             written += sum(len(words.split()) for _, words, _ in turns)
             mine.update(words for _, words, _ in turns)
@@ -179,16 +180,16 @@ def plan_calls(seed: int, size: Size) -> tuple[list[Call], list[str]]:
     extra: list[str] = []
     while len(extra) < size.lm_sentences:
         symbol = rng.choice(("say", "say", "say", "question", "reply"))
-        sentence = grammar.sentence(rng, rng.choice(topics), symbol, 0.02, 0.05)
+        sentence = grammar.sentence(rng, rng.choice(topics), symbol, 0.02, 0.05, topics)
         if sentence not in tests and vocabulary.issuperset(sentence.split()):
             extra.append(sentence)
     return calls, extra
 
 
-def _write_call(grammar: Grammar, rng: random.Random, topic: str, pair, budget: int, accept) -> tuple:
+def _write_call(grammar: Grammar, rng: random.Random, topic: str, topics: list[str], pair, budget: int, accept) -> tuple:
     def draw(side: int, symbol: str) -> str | None:
         for _ in range(400):
-            text = grammar.sentence(rng, topic, symbol, pair[side].fillers, pair[side].repeats)
+            text = grammar.sentence(rng, topic, symbol, pair[side].fillers, pair[side].repeats, topics)
             if accept is None or accept(text):
                 return text
         return None
@@ -242,8 +243,8 @@ def _speak(espeak, rng: np.random.Generator, speaker: Speaker, text: str) -> np.
     return voice
 
 
-def speak_calls(calls: list[Call], wav_dir: str) -> list[Utterance]:
-    """Speaks, mixes and writes ``wav_dir/SET/CALL-SIDE.wav``; returns the utterances in the order of time.
+def speak_calls(calls: list[Call], wav_dir: str) -> tuple[list[Utterance], dict[str, dict]]:
+    """Speaks, mixes and writes ``wav_dir/SET/CALL-SIDE.wav``; returns the utterances, and per recording what its line is.
 
     Meant for a process of its own: what eSpeak computes depends on what it spoke before.
     """
@@ -272,6 +273,7 @@ def speak_calls(calls: list[Call], wav_dir: str) -> list[Utterance]:
     # What others say, without their silence: the babble behind each side.
     crowd = {key: np.concatenate([voices[key][start:end] for start, end, _ in placed[key]]) for key in voices}
     utterances: list[Utterance] = []
+    lines: dict[str, dict] = {}
     for call in calls:
         for side in (0, 1):
             key = (call.name, side)
@@ -282,12 +284,13 @@ def speak_calls(calls: list[Call], wav_dir: str) -> list[Utterance]:
                 active[start:end] = True
             rng = np.random.default_rng([*call.seed, 2 + side])
             others = [crowd[k] for k in sorted(crowd) if k != key]
-            samples, _ = channel.record(rng, POPULATIONS[call.corpus_set].condition, voices[key], active, others)
+            samples, drawn = channel.record(rng, POPULATIONS[call.corpus_set].condition, voices[key], active, others)
             folder = Path(wav_dir) / call.corpus_set
             folder.mkdir(parents=True, exist_ok=True)
             write_wav(folder / f"{recording}.wav", samples, channel.SAMPLE_RATE)
             utterances.extend(_segments(rng, speaker, recording, placed[key], len(samples)))
-    return utterances
+            lines[recording] = {"speaker": speaker.name, **{k: v if isinstance(v, str) else round(v, 3) for k, v in drawn.items()}}
+    return utterances, lines
 
 
 def _schedule(rng: np.random.Generator, call: Call, spoken: list[np.ndarray]) -> tuple[list[int], int]:
@@ -326,7 +329,8 @@ def _pronounce(sentences: list[str]) -> dict[str, list[str]]:
 
 
 def synthesize(out: str | Path, size: str = "default", seed: int = 1, nj: int = 2) -> dict[str, dict[str, float]]:
-    """Makes the whole corpus in ``out``: train, dev, eval_swbd, eval_che, dict, lm_text, speakers.json and wav/.
+    """Makes the whole corpus in ``out``: train, dev, eval_swbd, eval_che, dict, lm_text, wav/, and
+    speakers.json and lines.json, which tell who speaks and over what line.
 
     Returns per set the number of words, utterances, speakers and seconds of segments.
     """
@@ -348,11 +352,13 @@ def synthesize(out: str | Path, size: str = "default", seed: int = 1, nj: int = 
     with atomic_write(out / "lm_text") as temporary:
         Path(temporary).write_text("".join(f"{line}\n" for line in train_text + extra), encoding="utf-8")
     people = {speaker.name: {**asdict(speaker), "set": call.corpus_set} for call in calls for speaker in call.sides}
-    with atomic_write(out / "speakers.json") as temporary:
-        Path(temporary).write_text(json.dumps(people, indent=1, sort_keys=True), encoding="utf-8")
+    lines = {recording: line for _, result in spoken[1:] for recording, line in result.items()}
+    for name, content in (("speakers.json", people), ("lines.json", lines)):
+        with atomic_write(out / name) as temporary:
+            Path(temporary).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
     counts = {}
     for corpus_set in SETS:
-        utterances = [u for shard, result in zip(shards, spoken[1:]) if shard[0].corpus_set == corpus_set for u in result]
+        utterances = [u for shard, result in zip(shards, spoken[1:]) if shard[0].corpus_set == corpus_set for u in result[0]]
         counts[corpus_set] = write_set(out / corpus_set, utterances, out / "wav" / corpus_set,
                                        {name: who["gender"] for name, who in people.items()})
     return counts
