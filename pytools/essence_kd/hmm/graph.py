@@ -111,7 +111,7 @@ def load_graph(path: str | Path) -> Graph:
         return Graph(**arrays, meta=meta)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such graph; make it with 'essence make-graph'") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a whole graph.npz ({error}); make it again with 'essence make-graph'") from None
 
 
