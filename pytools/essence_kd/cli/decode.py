@@ -50,14 +50,14 @@ def add_arguments(parser) -> None:
     parser.add_argument("--decoder", choices=("k2", "kaldi", "auto"), default="auto",
                         help="auto: k2 where it can be had, else kaldi with a notice (default)")
     parser.add_argument("--config", metavar="YAML", help="settings, e.g. conf/decode.yaml; options here win")
-    parser.add_argument("--acoustic-scale", type=float, help="multiplies the scores (default 0.3)")
+    parser.add_argument("--acoustic-scale", type=float, help="multiplies the scores (default 0.4)")
     parser.add_argument("--word-insertion-penalty", type=float, help="cost a word; positive: fewer words (default 0)")
     parser.add_argument("--scale-from", metavar="SWEEP_JSON", help="take scale and penalty from a sweep's best")
     parser.add_argument("--data", metavar="DATA_DIR", help="write hyp.ctm in times and channels of the recordings that "
                         "segments and reco2file_and_channel name (default: every utterance is a recording)")
     parser.add_argument("--beam", type=float, help="search beam (default 12)")
     parser.add_argument("--output-beam", type=float, help="lattice beam (default 5)")
-    parser.add_argument("--max-active", type=int, help="graph states a frame (default 2000)")
+    parser.add_argument("--max-active", type=int, help="graph states a frame (default 7000)")
     parser.add_argument("--min-active", type=int, help="graph states a frame (default 30)")
     parser.add_argument("--frame-shift-ms", type=float, help="between two rows of the scores (default 30)")
     parser.add_argument("--batch-rows", type=int, help="rows k2 decodes at once (default 0: what suits the device)")
@@ -167,11 +167,11 @@ def _decode(args, backend: str) -> None:
         raise UserError("--n-best and --lattices do not go with --sweep; decode again with --scale-from")
     options.check()
     reference = _read_text(args.sweep) if args.sweep else None
-    runner = Runner(args.graph, backend, options, nj=args.nj)
-    if reference is not None:
-        runner.sweep(jobs, reference, pooled=args.pooled)
-    else:
-        runner.decode(jobs, Request(n_best=args.n_best, lattices=args.lattices))
+    with Runner(args.graph, backend, options, nj=args.nj) as runner:
+        if reference is not None:
+            runner.sweep(jobs, reference, pooled=args.pooled)
+        else:
+            runner.decode(jobs, Request(n_best=args.n_best, lattices=args.lattices))
 
 
 def _jobs(args, job) -> list:

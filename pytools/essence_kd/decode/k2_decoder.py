@@ -92,11 +92,12 @@ class K2Decoder:
             dense[row, :len(scores), 1:] = torch.from_numpy(np.ascontiguousarray(scores))
         dense[:, :, 1:] *= self.options.acoustic_scale
         segments = torch.tensor([[row, 0, len(scores)] for row, scores in enumerate(batch)], dtype=torch.int32)
-        return k2.intersect_dense_pruned(
+        found = k2.intersect_dense_pruned(
             self._fsa, k2.DenseFsaVec(dense.to(self.device), segments),
             search_beam=self.options.beam * widen, output_beam=self.options.output_beam,
             min_active_states=self.options.min_active, max_active_states=int(self.options.max_active * widen ** 2),
             frame_idx_name="frame")
+        return k2.connect(found)  # pruning leaves dead ends
 
     def _splits(self, fsas) -> tuple[np.ndarray, np.ndarray]:
         """First state and first arc of every utterance: int64 (N+1,) each."""

@@ -23,17 +23,17 @@ class DecodeOptions:
     ``sweep_*``: the grid of a sweep; ``sweep_output_beam``: the output beam of the lattices that it rescores.
     """
 
-    acoustic_scale: float = 0.3
+    acoustic_scale: float = 0.4
     word_insertion_penalty: float = 0.0
     beam: float = 12.0
     output_beam: float = 5.0
-    max_active: int = 2000
+    max_active: int = 7000
     min_active: int = 30
     retry_factor: float = 2.0
     frame_shift_ms: float = 30.0
     batch_rows: int = 0
     sweep_scales: List[float] = field(default_factory=lambda: [0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0])
-    sweep_penalties: List[float] = field(default_factory=lambda: [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0])
+    sweep_penalties: List[float] = field(default_factory=lambda: [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0])
     sweep_output_beam: float = 8.0
 
     def check(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import multiprocessing
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +30,7 @@ from essence_kd.io.tables import read_matrices
 
 _BUFFER_CELLS = 1 << 26  # score cells that are held to sort utterances by duration: 256 MiB of float32
 _BATCH_CELLS = 1 << 25  # score cells of one batch, padding included
+_NEAR = 1.75  # lattices made at one acoustic scale are rescored with scales up to this factor away without a second look
 _PROCESS_BATCH_ROWS = 500  # rows of one batch where several processes share the work
 
 
@@ -235,7 +237,7 @@ class _SetInProgress:
 
 
 class Runner:
-    """Decodes jobs with one backend in ``nj`` processes; ``graph_dir`` holds graph.npz."""
+    """Decodes jobs with one backend in ``nj`` processes, which end with the context; ``graph_dir`` holds graph.npz."""
 
     def __init__(self, graph_dir, backend: str, options: DecodeOptions, nj: int = 1):
         options.check()
@@ -244,6 +246,7 @@ class Runner:
         check_graph(self.graph, self.graph_path)
         self.backend, self.options, self.nj = backend, options, nj
         self._decoder = make_decoder(self.graph, backend, options) if nj == 1 else None
+        self._pool: "ProcessPoolExecutor | None" = None
         if nj > 1:
             check_backend(backend)
 
@@ -288,27 +291,32 @@ class Runner:
             for task in tasks:
                 yield (task, *_run_task(self._decoder, task))
             return
-        import multiprocessing
-
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.nj, context, _start_worker,
-                                 (str(self.graph_path), self.backend, self.options)) as pool:
-            waiting: collections.deque = collections.deque()
-            try:
-                for task in tasks:
-                    waiting.append((task, pool.submit(_work, task)))
-                    if len(waiting) > 2 * self.nj:
-                        task, future = waiting.popleft()
-                        yield (task, *future.result())
-                while waiting:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.nj, multiprocessing.get_context("spawn"), _start_worker,
+                                             (str(self.graph_path), self.backend, self.options))
+        waiting: collections.deque = collections.deque()
+        try:
+            for task in tasks:
+                waiting.append((task, self._pool.submit(_work, task)))
+                if len(waiting) > 2 * self.nj:
                     task, future = waiting.popleft()
                     yield (task, *future.result())
-            except BrokenProcessPool:
-                raise UserError("a decoding process died, perhaps for want of memory; decode with --nj 1 or a "
-                                "smaller --max-active") from None
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+            while waiting:
+                task, future = waiting.popleft()
+                yield (task, *future.result())
+        except BrokenProcessPool:
+            raise UserError("a decoding process died, perhaps for want of memory; decode with --nj 1 or a "
+                            "smaller --max-active") from None
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def __enter__(self) -> "Runner":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def _collect(self, jobs: list[Job], all_options: list[DecodeOptions], request: Request,
                  sweep: bool) -> Iterator[_SetInProgress]:
@@ -425,8 +433,9 @@ class Runner:
         """WER of every (acoustic scale, word insertion penalty) on a set with known words; then decode at the best.
 
         k2 makes one lattice an utterance (at the options' scale, with the sweep's output beam) and rescores it for
-        the whole grid; where the best scale lies more than a factor of 1.5 away, once more with lattices made there.
-        kaldi decodes for every scale at the options' penalty, then for every penalty at the best scale.
+        the whole grid; where the best scale lies more than a factor of 1.75 away, once more with lattices made there.
+        kaldi decodes for every scale at the options' penalty, then for every penalty at the best scale, then for the
+        scales beside it at the best penalty.
         Each job gets a sweep.json and is decoded at its own best; with ``pooled`` (a path) the errors of
         all jobs are added, written there, and every job is decoded at the common best.
         """
@@ -473,7 +482,8 @@ class Runner:
         options = [dataclasses.replace(self.options, output_beam=self.options.sweep_output_beam)] * len(jobs)
         grids = self._sweep_points(jobs, options, request)
         best = self._best_of(grids, together)
-        far = [i for i, point in enumerate(best) if not 2 / 3 <= point[0] / self.options.acoustic_scale <= 1.5]
+        far = [i for i, (scale, _) in enumerate(best)
+               if max(scale / self.options.acoustic_scale, self.options.acoustic_scale / scale) > _NEAR]
         if far:
             there = [dataclasses.replace(options[i], acoustic_scale=best[i][0], word_insertion_penalty=best[i][1])
                      for i in far]
@@ -488,24 +498,27 @@ class Runner:
         return [(t["best"]["acoustic_scale"], t["best"]["word_insertion_penalty"]) for t in tables]
 
     def _sweep_in_turn(self, jobs, request, together: bool) -> list[tuple[dict, int]]:
-        """The sweep of a decoder without lattices: scales first, then penalties at the best scale (of each job)."""
+        """The sweep of a decoder without lattices, one setting after the other (of each job, or of all)."""
         grids: list[tuple[dict, int]] = [({}, 0) for _ in jobs]
 
-        def add(scales, penalties, which):
-            options = [dataclasses.replace(self.options, sweep_scales=[s], sweep_penalties=[p])
-                       for s, p in zip(scales, penalties)]
-            some = self._sweep_points([jobs[i] for i in which], options, request)
-            for i, (points, words) in zip(which, some):
-                grids[i] = ({**grids[i][0], **points}, words)
+        def add(points):
+            """Decode every job at its (scale, penalty); jobs whose point is None or known are left out."""
+            which = [i for i, point in enumerate(points) if point is not None and point not in grids[i][0]]
+            options = [dataclasses.replace(self.options, sweep_scales=[points[i][0]], sweep_penalties=[points[i][1]])
+                       for i in which]
+            for i, (new, words) in zip(which, self._sweep_points([jobs[i] for i in which], options, request)):
+                grids[i] = ({**grids[i][0], **new}, words)
 
-        everyone = list(range(len(jobs)))
-        start = self.options.word_insertion_penalty
-        for scale in self.options.sweep_scales:
-            add([scale] * len(jobs), [start] * len(jobs), everyone)
-        best = [scale for scale, _ in self._best_of(grids, together)]
+        scales = sorted(self.options.sweep_scales)
+        for scale in scales:
+            add([(scale, self.options.word_insertion_penalty)] * len(jobs))
+        best = self._best_of(grids, together)
         for penalty in self.options.sweep_penalties:
-            if penalty != start:
-                add(best, [penalty] * len(jobs), everyone)
+            add([(scale, penalty) for scale, _ in best])
+        best = self._best_of(grids, together)
+        for step in (-1, 1):
+            beside = [scales.index(scale) + step for scale, _ in best]
+            add([(scales[at], point[1]) if 0 <= at < len(scales) else None for at, point in zip(beside, best)])
         return grids
 
     def _write_sweep(self, path: Path, table: dict) -> None:

@@ -1,0 +1,528 @@
+"""Decoding: exactness against dynamic programming, both decoders against each other, sweeps, and bad input."""
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_lattice import loop_graph, random_path, scores_of
+
+from essence_kd.cli.main import main
+from essence_kd.decode.kaldi_decoder import KaldiDecoder
+from essence_kd.decode.lattice import label_frames, n_best, path_cost, path_words
+from essence_kd.decode.options import DecodeOptions
+from essence_kd.decode.runner import cut_batches
+from essence_kd.hmm.graph import load_graph, save_graph
+from essence_kd.io.provenance import write_sidecar
+from essence_kd.io.tables import MatrixWriter
+
+WIDE = {"beam": 60.0, "max_active": 1000000}
+WIDE_FLAGS = ["--beam", "60", "--max-active", "1000000"]
+
+
+def k2_python():
+    """The Python that has k2, or None."""
+    named = os.environ.get("ESSENCE_K2_PYTHON")
+    if named:
+        return named
+    if importlib.util.find_spec("k2"):
+        return sys.executable
+    python = ROOT / ".venv-k2" / "bin" / "python"
+    return str(python) if python.exists() else None
+
+
+@pytest.fixture(scope="module")
+def k2():
+    """Environment with which ``essence decode --decoder k2`` works; fails without k2 where it is required."""
+    python = k2_python()
+    if python is None:
+        if os.environ.get("ESSENCE_REQUIRE_K2") == "1":
+            pytest.fail("k2 is required here (ESSENCE_REQUIRE_K2=1), but there is none: local/setup_env.sh")
+        pytest.skip("NO K2 HERE: nothing of k2 is tested; local/setup_env.sh sets it up where it can be had")
+    return {"ESSENCE_K2_PYTHON": python}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A graph of 60 words and 40 utterances: scores with noise, their words, and a second archive with odd ones."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    graph = loop_graph(num_words=60, num_phones=12, seed=1, lengths=(1, 4))
+    (folder / "graph").mkdir()
+    save_graph(folder / "graph" / "graph.npz", graph)
+    (folder / "graph" / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(graph.words)))
+    scores, text, paths = {}, {}, {}
+    for number in range(40):
+        utt = f"utt{number:02d}"
+        path = random_path(graph, int(rng.integers(1, 8)), rng)
+        scores[utt], paths[utt] = scores_of(graph, path, rng, strength=4.0), path
+        text[utt] = graph.words[path_words(graph, path)].tolist()
+    write(folder / "scores", scores)
+    odd = {"fine": scores["utt00"], "empty": np.zeros((0, graph.num_pdfs), np.float32),
+           "also": scores["utt01"]}
+    write(folder / "odd", odd)
+    (folder / "text").write_text("".join(f"{utt} {' '.join(words)}\n" for utt, words in text.items()))
+    return dataclasses.make_dataclass("Corpus", ["folder", "graph", "scores", "text", "paths"])(
+        folder, graph, scores, text, paths)
+
+
+def write(stem, scores):
+    with MatrixWriter(f"ark,scp:{stem}.ark,{stem}.scp") as writer:
+        for utt, matrix in scores.items():
+            writer.write(utt, matrix)
+
+
+def read_hyp(folder):
+    return {line.split()[0]: line.split()[1:] for line in (Path(folder) / "hyp.txt").read_text().splitlines()}
+
+
+def best_cost(graph, scores, scale, penalty):
+    """Cost of the best path by dynamic programming over every state of the graph, nothing pruned."""
+    cost = graph.weight.astype(np.float64) + penalty * (graph.olabel > 0)
+    free = np.flatnonzero(graph.ilabel == 0)
+    taking = np.flatnonzero(graph.ilabel > 0)
+
+    def close(now):
+        for _ in range(4):  # chains of epsilons are short
+            np.minimum.at(now, graph.dst[free], now[graph.src[free]] + cost[free])
+        return now
+
+    now = np.full(graph.num_states, np.inf)
+    now[0] = 0.0
+    now = close(now)
+    for row in scores.astype(np.float64):
+        then = np.full(graph.num_states, np.inf)
+        arcs = cost[taking] - scale * row[graph.ilabel[taking] - 1]
+        np.minimum.at(then, graph.dst[taking], now[graph.src[taking]] + arcs)
+        now = close(then)
+    return (now + graph.final).min()
+
+
+def run_k2(k2, *arguments):
+    """``essence decode --decoder k2`` in a process of its own, from a Python without k2."""
+    command = [sys.executable, "-m", "essence_kd", "decode", "--decoder", "k2", *map(str, arguments)]
+    environment = {**os.environ, **k2, "PYTHONPATH": str(ROOT / "pytools"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def decode(*arguments):
+    return main(["decode", "--decoder", "kaldi", *map(str, arguments)])
+
+
+# ------------------------------------------------------------------------------------------------------ kaldi-decoder
+
+@pytest.mark.parametrize("penalty", [-1.0, 0.0, 2.5])
+def test_kaldi_finds_the_best_path_there_is(corpus, penalty):
+    options = DecodeOptions(acoustic_scale=0.7, word_insertion_penalty=penalty, **WIDE)
+    decoder = KaldiDecoder(corpus.graph, options)
+    for scores in list(corpus.scores.values())[:12]:
+        path = decoder.decode([scores])[0].path
+        assert path_cost(corpus.graph, path, scores, 0.7, penalty) == pytest.approx(
+            best_cost(corpus.graph, scores, 0.7, penalty), abs=0.01)
+        assert np.array_equal(corpus.graph.dst[path[:-1]], corpus.graph.src[path[1:]]) and corpus.graph.src[path[0]] == 0
+
+
+def test_kaldi_lattices_hold_the_best_path_and_its_confidences(corpus):
+    decoder = KaldiDecoder(corpus.graph, DecodeOptions(acoustic_scale=0.5, beam=20.0, max_active=1000000))
+    for scores in list(corpus.scores.values())[:4]:
+        answer = decoder.decode([scores], lattices=True)[0]
+        (cost, path), = n_best(answer.lattice, corpus.graph, 1, 0.5)
+        assert np.array_equal(path, answer.path)
+        assert cost == pytest.approx(path_cost(corpus.graph, path, scores, 0.5), abs=1e-2)
+        assert len(answer.occurrences.word) >= len(path_words(corpus.graph, path))
+        assert set(label_frames(corpus.graph, path)) <= set(answer.occurrences.frame.tolist())
+
+
+def test_the_files_of_a_decoded_set(corpus, tmp_path, capsys):
+    assert decode("--acoustic-scale", 1, corpus.folder / "graph", f"scp:{corpus.folder}/scores.scp", tmp_path) == 0
+    hyp = read_hyp(tmp_path)
+    assert list(hyp) == list(corpus.scores)  # the order of the scores, none left out
+    right = sum(hyp[utt] == words for utt, words in corpus.text.items())
+    assert right >= 20  # of 40: most utterances come out as they were said
+    by_utt = {}
+    for line in (tmp_path / "hyp.ctm").read_text().splitlines():
+        utt, channel, start, length, word, confidence = line.split()
+        by_utt.setdefault(utt, []).append((float(start), float(length), word))
+        assert channel == "1" and confidence == "1.000"
+    for utt, words in hyp.items():
+        assert [w for _, _, w in by_utt.get(utt, [])] == words
+        end = 0.0
+        for start, length, _ in by_utt.get(utt, []):
+            assert start >= end - 1e-6 and length > 0
+            end = start + length
+        assert end <= 0.03 * len(corpus.scores[utt]) + 1e-6
+    report = json.loads((tmp_path / "decode.json").read_text())
+    rows = sum(map(len, corpus.scores.values()))
+    assert report["decoder"] == "kaldi" and report["num_utts"] == 40 and report["num_frames"] == rows
+    assert report["audio_seconds"] == pytest.approx(rows * 0.03, abs=1e-3)
+    assert report["rtf"] > 0 and report["no_path"] == report["empty_audio"] == 0
+    assert report["num_words"] == sum(map(len, hyp.values())) and report["tree_hash"] == "f00d"
+    assert f"{tmp_path}: 40 utterances" in capsys.readouterr().err
+
+
+def test_word_times_are_those_of_the_true_path(corpus, tmp_path):
+    """Scores that leave no doubt: every word begins and ends where it was put."""
+    rng = np.random.default_rng(9)
+    path = random_path(corpus.graph, 6, rng)
+    from essence_kd.decode.lattice import path_word_spans
+    start, length = path_word_spans(corpus.graph, path)
+    write(tmp_path / "s", {"u": scores_of(corpus.graph, path, rng, strength=40.0)})
+    assert decode("--acoustic-scale", 1, corpus.folder / "graph", f"ark:{tmp_path}/s.ark", tmp_path / "out") == 0
+    times = [line.split()[2:4] for line in (tmp_path / "out" / "hyp.ctm").read_text().splitlines()]
+    assert [(float(s), float(d)) for s, d in times] == [
+        pytest.approx((0.03 * s, 0.03 * d), abs=1e-3) for s, d in zip(start.tolist(), length.tolist())]
+
+
+def test_ctm_in_times_of_recordings(corpus, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "wav.scp").write_text("call-A /a.wav\ncall-B /b.wav\n")
+    (data / "utt2spk").write_text("also s\nempty s\nfine s\n")
+    (data / "segments").write_text("also call-A 1.50 9.00\nempty call-A 20.00 20.50\nfine call-B 100.25 110.00\n")
+    (data / "reco2file_and_channel").write_text("call-A call A\ncall-B call B\n")
+    graph, scores = corpus.folder / "graph", f"scp:{corpus.folder}/odd.scp"
+    assert decode("--acoustic-scale", 1, graph, scores, tmp_path / "plain") == 0
+    assert decode("--acoustic-scale", 1, "--data", data, graph, scores, tmp_path / "placed") == 0
+    plain = [line.split() for line in (tmp_path / "plain" / "hyp.ctm").read_text().splitlines()]
+    placed = [line.split() for line in (tmp_path / "placed" / "hyp.ctm").read_text().splitlines()]
+    where = {"also": ("call", "A", 1.5), "fine": ("call", "B", 100.25)}
+    expected = sorted((*where[u][:2], round(float(s) + where[u][2], 3), float(d), w) for u, _, s, d, w, _ in plain)
+    assert [(r, c, round(float(s), 3), float(d), w) for r, c, s, d, w, _ in placed] == expected
+
+
+def test_processes_and_several_sets_change_nothing(corpus, tmp_path):
+    graph, folder = corpus.folder / "graph", corpus.folder
+    (tmp_path / "sweep.json").write_text(json.dumps({"best": {"acoustic_scale": 0.8, "word_insertion_penalty": 1.0}}))
+    (tmp_path / "jobs").write_text(f"# two sets\nscp:{folder}/scores.scp {tmp_path}/a\n"
+                                   f"'ark:cat {folder}/odd.ark |' {tmp_path}/b {tmp_path}/sweep.json\n")
+    assert decode("--nj", 2, "--batch-rows", 100, "--jobs-file", tmp_path / "jobs", graph) == 0
+    assert decode(graph, f"scp:{folder}/scores.scp", tmp_path / "c") == 0
+    assert decode("--scale-from", tmp_path / "sweep.json", graph, f"ark:{folder}/odd.ark", tmp_path / "d") == 0
+    for one, other in (("a", "c"), ("b", "d")):
+        for name in ("hyp.txt", "hyp.ctm"):
+            assert (tmp_path / one / name).read_text() == (tmp_path / other / name).read_text()
+    assert json.loads((tmp_path / "b" / "decode.json").read_text())["acoustic_scale"] == 0.8
+
+
+def test_settings_file_and_options(corpus, tmp_path):
+    (tmp_path / "c.yaml").write_text("acoustic_scale: 0.9\nbeam: 9\n")
+    assert decode("--config", tmp_path / "c.yaml", "--beam", 11, corpus.folder / "graph",
+                  f"ark:{corpus.folder}/odd.ark", tmp_path / "o") == 0
+    report = json.loads((tmp_path / "o" / "decode.json").read_text())
+    assert (report["acoustic_scale"], report["beam"]) == (0.9, 11)
+    assert decode("--config", ROOT / "conf" / "decode.yaml", corpus.folder / "graph",
+                  f"ark:{corpus.folder}/odd.ark", tmp_path / "p") == 0
+    report = json.loads((tmp_path / "p" / "decode.json").read_text())
+    for name, value in dataclasses.asdict(DecodeOptions()).items():  # the file holds the defaults
+        assert report.get(name, value) == value
+
+
+def test_kaldi_sweep_tries_scales_then_penalties(corpus, tmp_path, capsys):
+    assert decode("--sweep", corpus.folder / "text", "--sweep-scales", "0.02,0.5,1", "--sweep-penalties=-1,0,1",
+                  corpus.folder / "graph", f"scp:{corpus.folder}/scores.scp", tmp_path) == 0
+    table = json.loads((tmp_path / "sweep.json").read_text())
+    assert 5 <= len(table["points"]) <= 7  # three scales, two more penalties, the scales beside the best
+    fewest = min(p["errors"] for p in table["points"])
+    assert table["best"]["errors"] == fewest and table["reference_words"] == sum(map(len, corpus.text.values()))
+    assert read_hyp(tmp_path).keys() == corpus.scores.keys()
+    report = json.loads((tmp_path / "decode.json").read_text())
+    assert report["acoustic_scale"] == table["best"]["acoustic_scale"]
+    import kaldialign
+    errors = sum(kaldialign.edit_distance(corpus.text[utt], words)["total"] for utt, words in read_hyp(tmp_path).items())
+    assert errors == fewest
+
+
+def test_reference_without_scores_counts_as_deleted(corpus, tmp_path, capsys):
+    graph, scores = corpus.folder / "graph", f"scp:{corpus.folder}/scores.scp"
+    text = (corpus.folder / "text").read_text()
+    (tmp_path / "more").write_text(text + "utt99 w1 w2 w3\n")
+    for name, reference in (("a", corpus.folder / "text"), ("b", tmp_path / "more")):
+        assert decode("--sweep", reference, "--sweep-scales", "0.5", "--sweep-penalties", "0", graph, scores,
+                      tmp_path / name) == 0
+    one, other = (json.loads((tmp_path / n / "sweep.json").read_text())["best"]["errors"] for n in "ab")
+    assert other == one + 3
+    assert "1 reference utterances have no scores and count as deletions: utt99" in capsys.readouterr().err
+
+
+def test_pooled_sweep_adds_the_errors_of_all_sets(corpus, tmp_path):
+    half = dict(list(corpus.scores.items())[:15])
+    write(tmp_path / "half", half)
+    (tmp_path / "jobs").write_text(f"ark:{corpus.folder}/scores.ark {tmp_path}/a\nark:{tmp_path}/half.ark {tmp_path}/b\n")
+    assert decode("--sweep", corpus.folder / "text", "--sweep-scales", "0.02,0.6", "--sweep-penalties", "0",
+                  "--pooled", tmp_path / "all.json", "--jobs-file", tmp_path / "jobs", corpus.folder / "graph") == 0
+    tables = [json.loads((tmp_path / p).read_text()) for p in ("a/sweep.json", "b/sweep.json", "all.json")]
+    errors = [{p["acoustic_scale"]: p["errors"] for p in t["points"]} for t in tables]
+    assert all(errors[0][s] + errors[1][s] == errors[2][s] for s in (0.02, 0.6))
+    assert tables[2]["best"]["acoustic_scale"] == 0.6
+
+
+# ----------------------------------------------------------------------------------------------------------------- k2
+
+@pytest.fixture(scope="module")
+def k2_decoded(corpus, k2, tmp_path_factory):
+    """The corpus and the odd archive decoded by k2 at wide beams, with n-best lists and lattices."""
+    out = tmp_path_factory.mktemp("k2")
+    (out / "jobs").write_text(f"scp:{corpus.folder}/scores.scp {out}/all\nscp:{corpus.folder}/odd.scp {out}/odd\n")
+    done = run_k2(k2, *WIDE_FLAGS, "--acoustic-scale", 0.5, "--word-insertion-penalty", 0.5, "--n-best", 5, "--lattices",
+                  "--jobs-file", out / "jobs", corpus.folder / "graph")
+    assert done.returncode == 0, done.stderr
+    return out, done.stderr
+
+
+def test_both_decoders_say_the_same(corpus, k2_decoded):
+    options = DecodeOptions(acoustic_scale=0.5, word_insertion_penalty=0.5, **WIDE)
+    decoder = KaldiDecoder(corpus.graph, options)
+    k2_words = read_hyp(k2_decoded[0] / "all")
+    same = 0
+    for utt, scores in corpus.scores.items():
+        path = decoder.decode([scores])[0].path
+        same += corpus.graph.words[path_words(corpus.graph, path)].tolist() == k2_words[utt]
+    assert list(k2_words) == list(corpus.scores)
+    assert same >= 0.995 * len(corpus.scores)
+
+
+def test_k2_finds_the_best_path_there_is(corpus, k2_decoded):
+    costs = dict(line.split() for line in (k2_decoded[0] / "all" / "nbest.cost").read_text().splitlines())
+    for utt, scores in list(corpus.scores.items())[:15]:
+        assert float(costs[f"{utt}-1"]) == pytest.approx(best_cost(corpus.graph, scores, 0.5, 0.5), abs=0.01)
+
+
+def test_k2_n_best_starts_with_the_hypothesis_and_is_sorted(corpus, k2_decoded):
+    folder = k2_decoded[0] / "all"
+    hyp = read_hyp(folder)
+    costs = {key: float(cost) for key, cost in (line.split() for line in (folder / "nbest.cost").read_text().splitlines())}
+    lists = {}
+    for line in (folder / "nbest.txt").read_text().splitlines():
+        key, *words = line.split()
+        utt, rank = key.rsplit("-", 1)
+        lists.setdefault(utt, []).append((int(rank), costs[key], tuple(words)))
+    assert list(lists) == list(hyp)
+    for utt, entries in lists.items():
+        assert list(entries[0][2]) == hyp[utt]
+        assert [r for r, _, _ in entries] == list(range(1, len(entries) + 1))
+        assert [c for _, c, _ in entries] == sorted(c for _, c, _ in entries)
+        assert len({w for _, _, w in entries}) == len(entries)
+    assert sum(map(len, lists.values())) > 2 * len(lists)
+
+
+def test_k2_confidences_are_posteriors_of_its_lattice(corpus, k2_decoded):
+    """Forward and backward sums over the written lattice give the confidences of the CTM."""
+    folder = k2_decoded[0] / "all"
+    said = {}
+    for line in (folder / "hyp.ctm").read_text().splitlines():
+        utt, _, start, _, word, value = line.split()
+        said.setdefault(utt, []).append((word, round(float(start) / 0.03), float(value)))
+    values = [value for words in said.values() for _, _, value in words]
+    assert max(values) <= 1 and min(values) < 0.9
+    for block in (folder / "lat.txt").read_text().split("\n\n")[:10]:
+        utt, *lines = block.split("\n")
+        rows = [line.split("\t") for line in lines]
+        final = {int(r[0]): float(r[1].split(",")[0]) for r in rows if len(r) == 2}
+        arcs = [(int(r[0]), int(r[1]), r[3], sum(s * float(x) for s, x in zip((1, 0.5), r[4].split(","))))
+                for r in rows if len(r) == 5]
+        forward, backward, row = {0: 0.0}, {state: -cost for state, cost in final.items()}, {0: 0}
+        for src, dst, _, cost in arcs:
+            forward[dst] = np.logaddexp(forward.get(dst, -np.inf), forward[src] - cost)
+            row[dst] = row[src] + 1
+        for src, dst, _, cost in reversed(arcs):
+            backward[src] = np.logaddexp(backward.get(src, -np.inf), backward[dst] - cost)
+        for word, start, value in said[utt]:
+            if [w for w, _, _ in said[utt]].count(word) == 1:
+                posterior = sum(np.exp(forward[s] - cost + backward[d] - backward[0])
+                                for s, d, w, cost in arcs if w == word and abs(row[s] - start) <= 15)
+                assert value == pytest.approx(min(posterior, 1.0), abs=2e-3)
+
+
+def test_k2_lattices_and_report(corpus, k2_decoded):
+    folder, errors = k2_decoded
+    blocks = (folder / "all" / "lat.txt").read_text().split("\n\n")
+    assert [block.split("\n")[0] for block in blocks if block] == list(corpus.scores)
+    report = json.loads((folder / "all" / "decode.json").read_text())
+    assert report["decoder"] == "k2" and report["lattice_states_per_frame"] > 1 and report["rtf"] > 0
+    assert "with k2" in errors
+
+
+def test_k2_counts_empty_audio(k2_decoded):
+    folder, errors = k2_decoded
+    hyp = read_hyp(folder / "odd")
+    assert list(hyp) == ["fine", "empty", "also"] and hyp["empty"] == [] and hyp["fine"]
+    report = json.loads((folder / "odd" / "decode.json").read_text())
+    assert report["empty_audio_utts"] == ["empty"] and report["no_path"] == 0
+    assert "1 of 3 utterances have an empty hypothesis (no audio): empty" in errors
+
+
+def test_k2_sweep_rescores_lattices_as_decoding_would(corpus, k2, tmp_path):
+    """Every point of the grid from one lattice equals kaldi-decoder run at that point, but for pruning."""
+    done = run_k2(k2, *WIDE_FLAGS, "--sweep", corpus.folder / "text", "--sweep-scales", "0.25,0.4", "--nj", 2,
+                  "--sweep-penalties=-1,0,2", "--acoustic-scale", 0.3, corpus.folder / "graph",
+                  f"scp:{corpus.folder}/scores.scp", tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "sweep.json").read_text())
+    errors = {(p["acoustic_scale"], p["word_insertion_penalty"]): p["errors"] for p in table["points"]}
+    assert len(errors) == 6 and table["best"]["errors"] == min(errors.values())
+    from essence_kd.decode.lattice import edit_distance
+    for (scale, penalty), count in errors.items():
+        options = DecodeOptions(acoustic_scale=scale, word_insertion_penalty=penalty, **WIDE)
+        decoder = KaldiDecoder(corpus.graph, options)
+        expected = 0
+        for utt, scores in corpus.scores.items():
+            path = decoder.decode([scores])[0].path
+            expected += edit_distance(corpus.text[utt], corpus.graph.words[path_words(corpus.graph, path)].tolist())
+        assert abs(count - expected) <= 0.01 * table["reference_words"]
+    report = json.loads((tmp_path / "decode.json").read_text())
+    assert report["acoustic_scale"] == table["best"]["acoustic_scale"]
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+def refused(capsys, *arguments):
+    """What ``essence decode`` says when it refuses; one line."""
+    assert decode(*arguments) == 1
+    message = capsys.readouterr().err.strip()
+    assert "\n" not in message and message.startswith("essence decode: ")
+    return message
+
+
+def test_a_graph_of_another_tree(corpus, tmp_path, capsys):
+    write(tmp_path / "s", {"odd-one": np.zeros((5, corpus.graph.num_pdfs + 3), np.float32)})
+    message = refused(capsys, corpus.folder / "graph", f"ark:{tmp_path}/s.ark", tmp_path / "out")
+    assert "odd-one" in message and f"{corpus.graph.num_pdfs + 3} columns" in message
+    assert f"{corpus.graph.num_pdfs} pdfs" in message and "graph.npz" in message
+    assert not (tmp_path / "out" / "hyp.txt").exists()
+
+
+def test_a_tree_that_differs_in_the_sidecar_alone(corpus, tmp_path, capsys):
+    write(tmp_path / "s", corpus.scores)
+    write_sidecar(tmp_path / "s.json", {"num_pdfs": corpus.graph.num_pdfs, "tree_hash": "beef", "frame_shift_ms": 30})
+    message = refused(capsys, corpus.folder / "graph", f"ark:{tmp_path}/s.ark", tmp_path / "out")
+    assert "tree_hash" in message and "beef" in message and "f00d" in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_numbers(corpus, tmp_path, capsys, value):
+    bad = corpus.scores["utt03"].copy()
+    bad[7, 2] = value
+    write(tmp_path / "s", {"utt02": corpus.scores["utt02"], "utt03": bad})
+    message = refused(capsys, corpus.folder / "graph", f"ark:{tmp_path}/s.ark", tmp_path / "out")
+    assert "utt03" in message and "row 7, column 2" in message and str(value) in message
+
+
+def test_probability_zero_is_allowed_but_not_everywhere(corpus, tmp_path, capsys):
+    zeros = corpus.scores["utt03"].copy()
+    zeros[:, ::7] = -np.inf
+    write(tmp_path / "s", {"utt03": zeros})
+    assert decode(corpus.folder / "graph", f"ark:{tmp_path}/s.ark", tmp_path / "out") == 0
+    capsys.readouterr()
+    zeros[4] = -np.inf
+    write(tmp_path / "s", {"utt03": zeros})
+    message = refused(capsys, corpus.folder / "graph", f"ark:{tmp_path}/s.ark", tmp_path / "out2")
+    assert "utt03" in message and "row 4" in message
+
+
+def test_no_surviving_path_is_an_empty_hypothesis(tmp_path, capsys, k2):
+    graph = loop_graph(num_words=10, num_phones=12, seed=2, lengths=(3, 3))
+    (tmp_path / "graph").mkdir()
+    save_graph(tmp_path / "graph" / "graph.npz", graph)
+    rng = np.random.default_rng(0)
+    good = scores_of(graph, random_path(graph, 2, rng), rng)
+    write(tmp_path / "s", {"short": good[:2], "good": good})  # no word fits into two frames
+    assert decode(tmp_path / "graph", f"ark:{tmp_path}/s.ark", tmp_path / "kaldi") == 0
+    assert "1 of 2 utterances have an empty hypothesis (no path survived the search): short" in capsys.readouterr().err
+    done = run_k2(k2, tmp_path / "graph", f"ark:{tmp_path}/s.ark", tmp_path / "k2")
+    assert "1 of 2 utterances have an empty hypothesis (no path survived the search): short" in done.stderr
+    for decoder in ("kaldi", "k2"):
+        assert (tmp_path / decoder / "hyp.txt").read_text().startswith("short\ngood w")
+        report = json.loads((tmp_path / decoder / "decode.json").read_text())
+        assert report["no_path"] == 1 and report["no_path_utts"] == ["short"] and report["num_utts"] == 2
+
+
+def test_a_narrow_beam_is_widened_once(corpus, tmp_path):
+    """A search so narrow that it loses every path is tried again wider, and that is counted."""
+    from essence_kd.decode.runner import Job, Runner
+    options = DecodeOptions(acoustic_scale=1.0, beam=0.4, max_active=2, min_active=0, retry_factor=200.0)
+    Runner(corpus.folder / "graph", "kaldi", options).decode([Job(f"scp:{corpus.folder}/scores.scp", tmp_path)])
+    report = json.loads((tmp_path / "decode.json").read_text())
+    assert report["retried"] > 0 and report["no_path"] == 0
+
+
+def test_words_missing_from_words_txt(corpus, tmp_path, capsys):
+    graph = load_graph(corpus.folder / "graph" / "graph.npz")
+    graph.words = graph.words[:-5]
+    save_graph(tmp_path / "graph.npz", graph)
+    message = refused(capsys, tmp_path, f"scp:{corpus.folder}/scores.scp", tmp_path / "out")
+    assert "word-id 60" in message and "words.txt ends at 55" in message
+
+
+@pytest.mark.parametrize("change, words", [
+    (["--beam", "0"], "--beam is 0.0"),
+    (["--max-active", "10", "--min-active", "20"], "--min-active is 20"),
+    (["--nj", "0"], "--nj is 0"),
+    (["--sweep-scales", "0.1,zero"], "--sweep-scales is '0.1,zero'"),
+    (["--pooled", "x.json"], "--pooled belongs to --sweep"),
+    (["--sweep", "/nowhere/text"], "/nowhere/text"),
+    (["--scale-from", "/nowhere/sweep.json"], "/nowhere/sweep.json: there is no such sweep"),
+    (["--config", "/nowhere/c.yaml"], "/nowhere/c.yaml"),
+])
+def test_options_that_cannot_be(corpus, tmp_path, capsys, change, words):
+    assert words in refused(capsys, *change, corpus.folder / "graph", f"scp:{corpus.folder}/scores.scp", tmp_path / "o")
+
+
+def test_files_that_are_not_there_or_broken(corpus, tmp_path, capsys):
+    scores = f"scp:{corpus.folder}/scores.scp"
+    assert "make-graph" in refused(capsys, tmp_path, scores, tmp_path / "o")
+    whole = (corpus.folder / "graph" / "graph.npz").read_bytes()
+    (tmp_path / "graph.npz").write_bytes(whole[:len(whole) // 2])
+    assert "not a whole graph.npz" in refused(capsys, tmp_path, scores, tmp_path / "o")
+    assert "none.ark" in refused(capsys, corpus.folder / "graph", f"ark:{tmp_path}/none.ark", tmp_path / "o")
+    (tmp_path / "void.ark").write_bytes(b"")
+    assert "no utterances" in refused(capsys, corpus.folder / "graph", f"ark:{tmp_path}/void.ark", tmp_path / "o")
+    cut = (corpus.folder / "scores.ark").read_bytes()[:-100]
+    (tmp_path / "cut.ark").write_bytes(cut)
+    assert "utt39" in refused(capsys, corpus.folder / "graph", f"ark:{tmp_path}/cut.ark", tmp_path / "o")
+    (tmp_path / "text").write_text("utt00 w1\n")
+    message = refused(capsys, "--sweep", tmp_path / "text", corpus.folder / "graph", scores, tmp_path / "o")
+    assert "utt01" in message and "reference" in message
+
+
+@pytest.mark.parametrize("line, words", [
+    ("ark:x.ark", "line 1 has 1 fields"), ("'ark:x.ark out", "No closing quotation"), ("", "no jobs"),
+    ("ark:x out\nark:y out", "same directory"),
+])
+def test_jobs_files_that_cannot_be(corpus, tmp_path, capsys, line, words):
+    (tmp_path / "jobs").write_text(line + "\n")
+    assert words in refused(capsys, "--jobs-file", tmp_path / "jobs", corpus.folder / "graph")
+
+
+def test_k2_that_is_missing_or_broken(corpus, tmp_path):
+    """Asked for by name it is an error with the fix; with auto, kaldi-decoder decodes with a notice."""
+    dangling = tmp_path / "python"
+    dangling.symlink_to(tmp_path / "gone")
+    bare = [corpus.folder / "graph", f"ark:{corpus.folder}/odd.ark"]
+    without = run_k2({"ESSENCE_K2_PYTHON": str(dangling)}, *bare, tmp_path / "a")
+    assert without.returncode == 1 and "cannot be started" in without.stderr and "--decoder kaldi" in without.stderr
+    plain = tmp_path / "venv" / ".venv-k2"  # an environment in which nothing is installed
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(plain)], check=True)
+    broken = {"WORK_DIR": str(plain.parent), "ESSENCE_K2_PYTHON": ""}
+    without = run_k2(broken, *bare, tmp_path / "a")
+    assert without.returncode == 1 and "has no usable k2" in without.stderr and "local/setup_env.sh" in without.stderr
+    assert not (tmp_path / "a").exists()
+    fallen_back = run_k2(broken, "--decoder", "auto", *bare, tmp_path / "b")
+    assert fallen_back.returncode == 0 and "kaldi-decoder decodes instead" in fallen_back.stderr
+    assert json.loads((tmp_path / "b" / "decode.json").read_text())["decoder"] == "kaldi"
+
+
+def test_batches_keep_to_their_bounds():
+    lengths = [5, 900, 30, 31, 29, 100, 1, 2000, 450]
+    batches = cut_batches(lengths, width=10, max_rows=1000)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 1000
+    assert batches[0] == [7]
+    assert all(len(batch) == 1 for batch in cut_batches([100, 100], width=1 << 20, max_rows=1000))
