@@ -33,6 +33,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Tuple
