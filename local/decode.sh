@@ -32,9 +32,9 @@ shift 2
 graph=$exp/graph
 need 9 "$graph/graph.npz" "$graph/.done"
 
-list=$(mktemp "$exp/decode_list.XXXXXX")
-trap 'rm -f "$list"' EXIT
 todo=() fps=()
+scoring=$(mktemp "$exp/score_list.XXXXXX") sweeps=$(mktemp "$exp/sweep_list.XXXXXX") decodes=$(mktemp "$exp/decode_list.XXXXXX")
+trap 'rm -f "$scoring" "$sweeps"* "$decodes"*' EXIT
 for sys in "$@"; do
   case $sys in
     gmm) models=("$exp/gmm") n=4 suffix='' ;;
@@ -44,36 +44,63 @@ for sys in "$@"; do
     *) models=("$exp/$sys") n=5-8 suffix=_hires ;;
   esac
   for m in "${models[@]}"; do need $n "$m" "$m/.done"; done
-  for set in $dev_set $eval_sets; do need 2 "$data/$set$suffix/feats.scp" "$data/$set$suffix/.done"; done
   inputs=("$graph" "${models[@]}" conf/decode.yaml)
-  for set in $dev_set $eval_sets; do inputs+=("$data/$set$suffix"); done
+  for set in $dev_set $eval_sets; do
+    need 2 "$data/$set$suffix/feats.scp" "$data/$set$suffix/.done"
+    inputs+=("$data/$set$suffix")
+  done
   fp=$(fingerprint "decode $sys decoder=$decoder combine=$combine" "${inputs[@]}")
   # The marker of a system's decoding is kept in its development set's folder.
   if is_done "$exp/$sys/decode_$dev_set" "$fp"; then echo "$0: $sys is up to date"; continue; fi
   rm -rf "$exp/$sys"/decode_*
-  {
-    for set in $dev_set $eval_sets; do
-      out=$exp/$sys/decode_$set
-      mkdir -p "$out"
-      case $sys in
-        gmm) printf '%q ' essence gmm-scores --frame-subsampling-factor 3 "$data/$set" "$exp/gmm" ;;
-        *) printf '%q ' essence forward --combine "$combine" "${models[@]}" "$data/$set$suffix" ;;
-      esac
-      printf '%q && ' "ark,scp:$out/scores.ark,$out/scores.scp"
-      args=(--config conf/decode.yaml --decoder "$decoder")
-      if [ "$set" = "$dev_set" ]; then args+=(--sweep "$data/$set/text"); else args+=(--scale-from "$exp/$sys/decode_$dev_set/sweep.json"); fi
-      printf '%q ' essence decode "${args[@]}" "$graph" "scp:$out/scores.scp" "$out"
+  pairs=()
+  for set in $dev_set $eval_sets; do
+    out=$exp/$sys/decode_$set
+    mkdir -p "$out"
+    pairs+=("$data/$set$suffix" "ark,scp:$out/scores.ark,$out/scores.scp")
+    if [ "$set" = "$dev_set" ]; then
+      printf '%q %q - %q\n' "scp:$out/scores.scp" "$out" "$data/$set" >>"$sweeps"
+    else
+      printf '%q %q %q %q\n' "scp:$out/scores.scp" "$out" "$exp/$sys/decode_$dev_set/sweep.json" "$data/$set" >>"$decodes"
+    fi
+  done
+  if [ "$sys" = gmm ]; then
+    for ((i = 0; i < ${#pairs[@]}; i += 2)); do
+      printf '%q ' essence gmm-scores --frame-subsampling-factor 3 "${pairs[i]}" "$exp/gmm" "${pairs[i + 1]}"
       printf '&& '
-    done
-    echo true
-  } >>"$list"
+    done >>"$scoring"
+    echo true >>"$scoring"
+  else
+    {
+      printf '%q ' essence forward --combine "$combine" "${models[@]}" "${pairs[@]:0:2}"
+      for ((i = 2; i < ${#pairs[@]}; i += 2)); do printf -- '--also %q %q ' "${pairs[i]}" "${pairs[i + 1]}"; done
+      echo
+    } >>"$scoring"
+  fi
   todo+=("$sys") fps+=("$fp")
 done
 [ ${#todo[@]} -gt 0 ] || exit 0
 
-echo "$0: decoding ${todo[*]}; logs: $exp/log/decode.*.log"
+echo "$0: scores of ${todo[*]}; logs: $exp/log/scores.*.log"
 # shellcheck disable=SC2016,SC2086  # the job expands $(...); cmd is words
-$cmd --max-jobs-run "$nj" JOB=1:${#todo[@]} "$exp/log/decode.JOB.log" bash -c 'eval "$(sed -n JOBp "$1")"' decode "$list"
+$cmd --max-jobs-run "$nj" JOB=1:${#todo[@]} "$exp/log/scores.JOB.log" bash -c 'eval "$(sed -n JOBp "$1")"' scores "$scoring"
+
+# Each job decodes several systems and loads the graph once.
+decode() { # LIST WHAT OPTION...
+  local list=$1 what=$2 jobs
+  shift 2
+  jobs=$(wc -l <"$list")
+  [ "$jobs" -le "$nj" ] || jobs=$nj
+  split -n "r/$jobs" --numeric-suffixes=1 -a 3 "$list" "$list."
+  for part in "$list".*; do mv "$part" "$list.$((10#${part##*.}))"; done
+  echo "$0: $what; logs: $exp/log/${what// /_}.*.log"
+  # shellcheck disable=SC2086
+  $cmd --max-jobs-run "$nj" JOB=1:"$jobs" "$exp/log/${what// /_}.JOB.log" \
+    essence decode --config conf/decode.yaml --decoder "$decoder" "$@" --jobs-file "$list.JOB" "$graph"
+}
+decode "$sweeps" "choosing scales" --sweep "$data/$dev_set/text"
+decode "$decodes" "decoding"
+
 for i in "${!todo[@]}"; do
   sys=${todo[i]}
   for set in $dev_set $eval_sets; do
@@ -81,9 +108,8 @@ for i in "${!todo[@]}"; do
     cp "$data/$set/text" "$out/ref.txt"
     in=$(wc -l <"$data/$set/text") n=$(wc -l <"$out/hyp.txt")
     [ "$in" -eq "$n" ] || { echo "$0: $out: $in utterances went in and $n came out" >&2; exit 1; }
-    if [ "$keep_scores" = false ]; then rm -f "$out/scores.ark" "$out/scores.scp"; fi
+    if [ "$keep_scores" = false ]; then rm -f "$out"/scores.{ark,scp}; fi
   done
   mark_done "$exp/$sys/decode_$dev_set" "${fps[i]}" hyp.txt ref.txt decode.json sweep.json
-  for set in $eval_sets; do [ -s "$exp/$sys/decode_$set/hyp.txt" ]; done
-  echo "$0: decoded $sys"
 done
+echo "$0: decoded ${todo[*]}"
