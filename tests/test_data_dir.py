@@ -55,7 +55,9 @@ def test_a_good_directory(data, tmp_path):
 
 def test_without_segments_recordings_are_utterances(tmp_path):
     write_wav(tmp_path / "a.wav", np.ones(RATE, np.int16), RATE)
-    DataDir(tmp_path / "d", {"spk-a": str(tmp_path / "a.wav")}, {"spk-a": "one"}, {"spk-a": "spk"}).write(tmp_path / "d")
+    DataDir(tmp_path / "d", {"spk-a": str(tmp_path / "a.wav")}, {"spk-a": "one"}, {"spk-a": "spk"}).write(
+        tmp_path / "d"
+    )
     assert validate_data_dir(tmp_path / "d")["seconds"] == 1
 
 
@@ -140,7 +142,9 @@ def test_empty_transcript(data):
 
 def test_words_missing_from_the_lexicon(data, tmp_path):
     edit(data / "text", "bob-2 no", "bob-2 no zebra xylophone")
-    refused(data, "text: bob-2 has the word 'zebra' .and 1 more words.*lexicon.txt lacks", lexicon=tmp_path / "lexicon.txt")
+    refused(
+        data, "text: bob-2 has the word 'zebra' .and 1 more words.*lexicon.txt lacks", lexicon=tmp_path / "lexicon.txt"
+    )
     assert validate_data_dir(data, lexicon=tmp_path / "lexicon.txt", allow_oov=True)["oov_words"] == 2
 
 
@@ -249,11 +253,19 @@ def test_speed_agrees_with_sox(tmp_path):
 
 def test_the_verb_says_one_line(data, root):
     edit(data / "text", "ann-2 yes", "ann-2")
-    run = subprocess.run([sys.executable, "-m", "essence_kd", "validate-data", str(data)], cwd=root / "pytools", capture_output=True,
-                         text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "essence_kd", "validate-data", str(data)],
+        cwd=root / "pytools",
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 1
     assert run.stderr.startswith("essence validate-data: ") and run.stderr.count("\n") == 1
     edit(data / "text", "ann-2\n", "ann-2 yes\n")
-    run = subprocess.run([sys.executable, "-m", "essence_kd", "validate-data", str(data)], cwd=root / "pytools", capture_output=True,
-                         text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "essence_kd", "validate-data", str(data)],
+        cwd=root / "pytools",
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0 and "4 utterances, 2 speakers, 2 recordings, 6 words" in run.stderr

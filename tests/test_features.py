@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from essence_kd.corpus.features import (FeatureExtractor, FeatureOptions, compute_cmvn, make_feats, num_frames, perturb_speed)
+from essence_kd.corpus.features import (
+    FeatureExtractor,
+    FeatureOptions,
+    compute_cmvn,
+    make_feats,
+    num_frames,
+    perturb_speed,
+)
 from essence_kd.corpus.jobs import run_jobs
 from essence_kd.io.data_dir import DataDir, read_table, validate_data_dir
 from essence_kd.io.errors import UserError
@@ -102,7 +109,9 @@ def test_make_feats(data):
         assert list(table) == sorted(DataDir.load(data).utt2spk)
         assert (table["bob-call1-A-1"] == wanted[kind]).all()
         frames = read_table(place / "utt2num_frames")
-        assert {utt: int(n) for utt, n in frames.items()} == {utt: len(m) for utt, m in read_matrices(f"scp:{place}/feats.scp")}
+        assert {utt: int(n) for utt, n in frames.items()} == {
+            utt: len(m) for utt, m in read_matrices(f"scp:{place}/feats.scp")
+        }
         assert read_table(place / "utt2dur")["bob-call1-A-1"] == "1.9100"
         assert validate_data_dir(place)["utterances"] == 6
     assert (hires / "text").read_bytes() == (data / "text").read_bytes()
@@ -210,7 +219,9 @@ def test_kaldi_accepts_it_and_names_the_same(data, tmp_path):
     for place in ("data", "sp", "data_hires", "sp_hires"):
         run = subprocess.run(["utils/validate_data_dir.sh", tmp_path / place], cwd=work, capture_output=True, text=True)
         assert "Successfully validated" in run.stdout, run.stdout + run.stderr
-    (data / "reco2dur").write_text("call0-A 4.0\ncall1-A 4.0\ncall2-A 4.0\n")  # or the script would need Kaldi's binaries
+    (data / "reco2dur").write_text(
+        "call0-A 4.0\ncall1-A 4.0\ncall2-A 4.0\n"
+    )  # or the script would need Kaldi's binaries
     script = work / "utils" / "perturb_data_dir_speed.sh"
     subprocess.run([script, "0.9", data, tmp_path / "theirs"], cwd=work, capture_output=True)
     for name in ("wav.scp", "segments", "text", "utt2spk", "spk2gender", "reco2file_and_channel", "utt2uniq"):

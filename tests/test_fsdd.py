@@ -40,7 +40,9 @@ def test_speakers_and_takes_are_divided(count, held):
     takes = {s: {d: [f"{d}_{s}_{i}.wav" for i in range(50)] for d in range(10)} for s in speakers}
     sets = by_set(plan_sessions(takes, SIZES["default"], seed=1))
     who = {name: {s for s, _ in utts} for name, utts in sets.items()}
-    assert who["eval_che"] == set(speakers[-held:]) and who["train"] == who["dev"] == who["eval_swbd"] == set(speakers[:-held])
+    assert who["eval_che"] == set(speakers[-held:]) and who["train"] == who["dev"] == who["eval_swbd"] == set(
+        speakers[:-held]
+    )
     used = {name: Counter(path for _, u in utts for _, path in u) for name, utts in sets.items()}
     names = list(used)
     assert not any(set(used[a]) & set(used[b]) for a in names for b in names if a != b)
@@ -87,8 +89,16 @@ def test_data_directories(corpus):
 
 def test_the_digits_are_those_of_the_text(corpus, tmp_path, monkeypatch):
     """Over a quiet line, the tone of each digit is found in the order of the transcript, inside the segment."""
-    quiet = Condition(snr_db=(40, 40), noises=("hiss",), evenness=(0, 0), reverb_seconds=(0.02, 0.02), direct_db=(30, 30),
-                      low_hz=(100, 100), high_hz=(3700, 3700), tilt_db=(0, 0))
+    quiet = Condition(
+        snr_db=(40, 40),
+        noises=("hiss",),
+        evenness=(0, 0),
+        reverb_seconds=(0.02, 0.02),
+        direct_db=(30, 30),
+        low_hz=(100, 100),
+        high_hz=(3700, 3700),
+        tilt_db=(0, 0),
+    )
     monkeypatch.setattr(fsdd, "CONDITIONS", {"eval_che": quiet})
     sessions = [s for s in plan_sessions(find_takes(corpus), SIZES["tiny"], 5) if s.corpus_set == "eval_che"][:8]
     utterances = fsdd.mix_sessions(sessions, str(tmp_path))
@@ -96,7 +106,9 @@ def test_the_digits_are_those_of_the_text(corpus, tmp_path, monkeypatch):
     for utterance in utterances:
         rate, samples = read_wav(str(tmp_path / "eval_che" / f"{utterance.recording}.wav"))
         cut = samples[round(utterance.start * rate): round(utterance.end * rate)].astype(float)
-        frames = np.abs(np.fft.rfft(np.lib.stride_tricks.sliding_window_view(cut, 400)[::80] * np.hanning(400), 4000, axis=1))
+        frames = np.abs(
+            np.fft.rfft(np.lib.stride_tricks.sliding_window_view(cut, 400)[::80] * np.hanning(400), 4000, axis=1)
+        )
         power = frames[:, [(400 + 150 * d + 20) // 2 for d in range(10)]]
         heard = power.argmax(axis=1)[power.max(axis=1) > 0.5 * power.max()]
         wanted = [WORDS.index(word) for word in utterance.words.split()]
@@ -142,8 +154,16 @@ def test_takes_that_are_broken(tmp_path):
 
 
 def test_the_recipe_script(corpus, shell, tmp_path):
-    run = shell("recipes/fsdd/prepare_data.sh", "--fsdd-dir", corpus / "recordings", "--heldout-speakers", "ann bob", "--size", "tiny",
-                tmp_path / "data")
+    run = shell(
+        "recipes/fsdd/prepare_data.sh",
+        "--fsdd-dir",
+        corpus / "recordings",
+        "--heldout-speakers",
+        "ann bob",
+        "--size",
+        "tiny",
+        tmp_path / "data",
+    )
     assert run.returncode == 0, run.stderr
     assert set(DataDir.load(tmp_path / "data" / "eval_che").utt2spk.values()) == {"ann", "bob"}
 

@@ -36,7 +36,9 @@ def test_every_symbol_is_defined_and_used():
     import re
 
     grammar = Grammar()
-    used = set(re.findall(r"<(\w+)>", GENERAL + " ".join(" ".join(a) for t in grammar.topics.values() for a in t.values())))
+    used = set(
+        re.findall(r"<(\w+)>", GENERAL + " ".join(" ".join(a) for t in grammar.topics.values() for a in t.values()))
+    )
     for rules in grammar.topics.values():
         assert used <= set(rules) | set(grammar.general)
     assert set(grammar.general) - used == {"say", "question", "backchannel", "reply", "hello", "topic", "bye"}
@@ -104,7 +106,10 @@ def tone(hz, seconds=1.0):
 
 def test_the_telephone_band():
     line = channel.telephone_filter(300, 3400, 0.0)
-    gain = {hz: np.sqrt(2 * np.mean(np.convolve(tone(hz), line, "valid") ** 2)) for hz in (50, 120, 500, 1000, 2500, 3200, 3900)}
+    gain = {
+        hz: np.sqrt(2 * np.mean(np.convolve(tone(hz), line, "valid") ** 2))
+        for hz in (50, 120, 500, 1000, 2500, 3200, 3900)
+    }
     assert gain[50] < 0.02 and gain[120] < 0.1 and gain[3900] < 0.05
     assert all(0.9 < gain[hz] < 1.1 for hz in (500, 1000, 2500, 3200))
     tilted = channel.telephone_filter(300, 3400, -12.0)
@@ -125,7 +130,9 @@ def test_a_room_decays_as_asked():
 def test_noises_have_unit_power(kind):
     voices = [tone(400), tone(900, 0.3)]
     sound = channel.noise(np.random.default_rng(0), kind, 3 * SAMPLE_RATE, voices)
-    assert sound.dtype == np.float32 and len(sound) == 3 * SAMPLE_RATE and np.mean(sound**2) == pytest.approx(1, abs=1e-3)
+    assert (
+        sound.dtype == np.float32 and len(sound) == 3 * SAMPLE_RATE and np.mean(sound**2) == pytest.approx(1, abs=1e-3)
+    )
     assert (sound == channel.noise(np.random.default_rng(0), kind, 3 * SAMPLE_RATE, voices)).all()
 
 
@@ -134,11 +141,15 @@ def test_a_recording_has_the_wanted_noise_and_level():
     voice = np.convolve(rng.standard_normal(4 * SAMPLE_RATE), np.ones(3) / 3, "same").astype(np.float32)
     voice[2 * SAMPLE_RATE:] = 0
     active = np.arange(len(voice)) < 2 * SAMPLE_RATE
-    condition = Condition(snr_db=(10, 10), noises=("hiss",), reverb_seconds=(0.05, 0.05), direct_db=(20, 20), level_db=(-25, -25))
+    condition = Condition(
+        snr_db=(10, 10), noises=("hiss",), reverb_seconds=(0.05, 0.05), direct_db=(20, 20), level_db=(-25, -25)
+    )
     samples, drawn = channel.record(rng, condition, voice, active)
     assert samples.dtype == np.int16 and len(samples) == len(voice) and drawn["noise"] == "hiss"
     clear = np.diff(samples.astype(float), prepend=0)
-    with_speech, without = np.mean(clear[1000: 2 * SAMPLE_RATE - 1000] ** 2), np.mean(clear[2 * SAMPLE_RATE + 1000:] ** 2)
+    with_speech, without = np.mean(clear[1000 : 2 * SAMPLE_RATE - 1000] ** 2), np.mean(
+        clear[2 * SAMPLE_RATE + 1000 :] ** 2
+    )
     assert 10 * np.log10(with_speech / without - 1) == pytest.approx(10, abs=1)
     level = 10 * np.log10(np.mean((samples[: 2 * SAMPLE_RATE] / 32768.0) ** 2))
     assert -26 < level < -22.5
@@ -173,15 +184,23 @@ def test_phones_of_words():
 def test_the_lexicon_keeps_what_is_said_often():
     from collections import Counter
 
-    counts = {"a": Counter({("AX",): 95, ("EY",): 5}), "b": Counter({("B", "IY"): 50, ("B", "EH"): 30, ("B", "IH"): 20, ("B",): 19})}
+    counts = {
+        "a": Counter({("AX",): 95, ("EY",): 5}),
+        "b": Counter({("B", "IY"): 50, ("B", "EH"): 30, ("B", "IH"): 20, ("B",): 19}),
+    }
     assert make_lexicon(counts) == {"a": ["AX"], "b": ["B IY", "B EH", "B IH"]}
     assert make_lexicon({"and": Counter({("AE", "N", "D"): 1})}) == {"and": ["AE N D", "AX N"]}
 
 
 # ---------------------------------------------------------------------------------------------------------- speech
 
-MICRO = Size({"train": 260, "dev": 60, "eval_swbd": 60, "eval_che": 60}, {"train": 4, "dev": 2, "eval_swbd": 2, "eval_che": 2},
-             call=70, topics=2, lm_sentences=50)
+MICRO = Size(
+    {"train": 260, "dev": 60, "eval_swbd": 60, "eval_che": 60},
+    {"train": 4, "dev": 2, "eval_swbd": 2, "eval_che": 2},
+    call=70,
+    topics=2,
+    lm_sentences=50,
+)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +220,11 @@ def test_data_directories(corpus):
     out, counts = corpus
     for name in SETS:
         found = validate_data_dir(out / name, lexicon=out / "dict" / "lexicon.txt")
-        assert (found["words"], found["utterances"], found["oov_words"]) == (counts[name]["words"], counts[name]["utterances"], 0)
+        assert (found["words"], found["utterances"], found["oov_words"]) == (
+            counts[name]["words"],
+            counts[name]["utterances"],
+            0,
+        )
         data = DataDir.load(out / name)
         assert data.extra["reco2file_and_channel"] == {reco: f"{reco[:-2]} {reco[-1]}" for reco in data.wav_scp}
         stm = [line.split(None, 6) for line in (out / name / "stm").read_text().splitlines()]
@@ -228,7 +251,9 @@ def test_speech_is_where_the_segments_say(corpus):
         power = samples.astype(float) ** 2
         ratios.append(10 * np.log10(power[inside].mean() / power[~inside].mean()))
         spectrum = np.abs(np.fft.rfft(samples[: 8 * 4096].reshape(-1, 4096) * np.hanning(4096), axis=1)) ** 2
-        assert 10 * np.log10(spectrum[:, 200:1600].mean() / spectrum[:, 1900:].mean()) > 15  # 3.7 kHz and more: mu-law's noise
+        assert (
+            10 * np.log10(spectrum[:, 200:1600].mean() / spectrum[:, 1900:].mean()) > 15
+        )  # 3.7 kHz and more: mu-law's noise
     assert min(ratios) > 1 and np.median(ratios) > 5
     for utt, words in data.text.items():
         _, start, end = data.segments[utt]
@@ -250,7 +275,9 @@ def test_dictionary_and_lm_text(corpus):
     out, _ = corpus
     lexicon = [line.split() for line in (out / "dict" / "lexicon.txt").read_text().splitlines()]
     phones = (out / "dict" / "nonsilence_phones.txt").read_text().split()
-    assert {p for entry in lexicon for p in entry[1:]} == set(phones) | {"SPN"} and set(phones) <= set(NONSILENCE_PHONES)
+    assert {p for entry in lexicon for p in entry[1:]} == set(phones) | {"SPN"} and set(phones) <= set(
+        NONSILENCE_PHONES
+    )
     assert (out / "dict" / "silence_phones.txt").read_text() == "SIL\nSPN\n"
     assert (out / "dict" / "optional_silence.txt").read_text() == "SIL\n"
     assert len({tuple(entry) for entry in lexicon}) == len(lexicon)
@@ -271,7 +298,9 @@ def test_kaldi_accepts_the_corpus(corpus, tmp_path):
     (tmp_path / "utils").symlink_to(utils)
     (tmp_path / "path.sh").write_text("")
     for name in SETS:
-        run = subprocess.run(["utils/validate_data_dir.sh", "--no-feats", out / name], cwd=tmp_path, capture_output=True, text=True)
+        run = subprocess.run(
+            ["utils/validate_data_dir.sh", "--no-feats", out / name], cwd=tmp_path, capture_output=True, text=True
+        )
         assert "Successfully validated" in run.stdout, run.stdout + run.stderr
     run = subprocess.run(["utils/validate_dict_dir.pl", out / "dict"], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0 and "SUCCESS" in run.stdout, run.stdout + run.stderr

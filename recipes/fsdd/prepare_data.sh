@@ -25,13 +25,16 @@ mkdir -p "$data"
 if [ -z "$fsdd_dir" ]; then
   fsdd_dir=$data/download/free-spoken-digit-dataset
   if [ ! -d "$fsdd_dir" ]; then
-    command -v git >/dev/null || { echo "$0: git is not installed: install it, or name the recordings with --fsdd-dir" >&2; exit 1; }
+    command -v git >/dev/null ||
+      { echo "$0: git is not installed: install it, or name the recordings with --fsdd-dir" >&2; exit 1; }
     echo "$0: cloning $fsdd_url"
     rm -rf "$fsdd_dir.part"
     mkdir -p "$data/download"
-    if ! GIT_TERMINAL_PROMPT=0 git -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=60 clone -q --depth 1 "$fsdd_url" "$fsdd_dir.part"; then
+    export GIT_TERMINAL_PROMPT=0
+    if ! git -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=60 clone -q --depth 1 "$fsdd_url" "$fsdd_dir.part"; then
       rm -rf "$fsdd_dir.part"
-      echo "$0: $fsdd_url cannot be cloned (no network?): get it on a machine that can, and name its folder with --fsdd-dir" >&2
+      echo "$0: $fsdd_url cannot be cloned (no network?):" \
+        "get it on a machine that can, and name its folder with --fsdd-dir" >&2
       exit 1
     fi
     mv "$fsdd_dir.part" "$fsdd_dir"

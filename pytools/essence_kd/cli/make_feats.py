@@ -1,7 +1,8 @@
-"""Computes features with Kaldi's conventions: MFCC into DATA_DIR/feats.scp, 40 log-mel bins into DATA_DIR_hires/feats.scp.
+"""Computes features with Kaldi's conventions: MFCC into DATA_DIR/feats.scp, log-mel into DATA_DIR_hires/feats.scp.
 
 Both kinds come from one pass over the audio and have the same frames. utt2num_frames and utt2dur are written too.
 """
+
 from __future__ import annotations
 
 import sys

@@ -14,7 +14,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--size", default="default", help="tiny, default or full (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--nj", type=int, default=2, help="processes (%(default)s)")
-    parser.add_argument("--heldout-speakers", default="", help="speakers of eval_che, with blanks between (the last third of the names)")
+    parser.add_argument(
+        "--heldout-speakers", default="", help="speakers of eval_che, with blanks between (the last third of the names)"
+    )
     parser.add_argument("fsdd_dir", metavar="FSDD_DIR")
     parser.add_argument("dir", metavar="DIR")
 

@@ -1,4 +1,8 @@
-"""Rooms, noises and telephone lines: what lies between a clean voice and a recording. 8 kHz, float32, full scale = 1."""
+"""Rooms, noises and telephone lines: what lies between a clean voice and a recording.
+
+Signals are float32 at 8 kHz, full scale = 1.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,10 +17,10 @@ SAMPLE_RATE = 8000
 class Condition:
     """How difficult a recording is; each pair is a range from which a side of a conversation draws uniformly.
 
-    noises: kinds to choose from: babble (other speakers), hiss (white), street (pink with slow swells), car (low rumble),
-    hum (mains and harmonics with hiss). snr_db: power of the active speech over that of the noise, on the line, both
-    pre-emphasised (in the consonants' favour, as the ear has it). evenness: how far the voice's long-term spectrum goes
-    towards that of ordinary speech (0 to 1).
+    noises: kinds to choose from: babble (other speakers), hiss (white), street (pink with slow swells), car (low
+    rumble), hum (mains and harmonics with hiss). snr_db: power of the active speech over that of the noise, on the
+    line, both pre-emphasised (in the consonants' favour, as the ear has it). evenness: how far the voice's long-term
+    spectrum goes towards that of ordinary speech (0 to 1).
     reverb_seconds: time to fall by 60 dB. direct_db: power of the direct path over the reverberation.
     low_hz, high_hz: edges of the telephone band. tilt_db: gain at 3 kHz against 500 Hz (handset, line).
     level_db: active speech below full scale.
@@ -51,10 +55,10 @@ _LONG_TERM_DB = np.array([0.0, 0, 0, -6, -12, -18])
 
 
 def equalizer(voice: np.ndarray, strength: float, taps: int = 65) -> np.ndarray:
-    """FIR (float32) that moves the long-term spectrum of ``voice`` (speech without pauses) towards that of ordinary speech.
+    """FIR (float32) that moves the long-term spectrum of ``voice`` towards that of ordinary speech.
 
-    strength: 0 changes nothing, 1 goes all the way; at most 20 dB. Some synthetic voices are so dull that noise would
-    leave nothing of their consonants.
+    voice: speech without pauses. strength: 0 changes nothing, 1 goes all the way; at most 20 dB. Some synthetic voices
+    are so dull that noise would leave nothing of their consonants.
     """
     from scipy.signal import firwin2, welch
 
@@ -148,7 +152,9 @@ def record(rng: np.random.Generator, condition: Condition, voice: np.ndarray, ac
     background = transmit(noise(rng, drawn["noise"], len(voice), voices), line, len(line) // 2)
     power = float(np.mean(speech[active] ** 2)) + 1e-12
     clear = np.diff(speech, prepend=0)[active]
-    background *= np.sqrt(np.mean(clear**2) / (np.mean(np.diff(background) ** 2) + 1e-12)) * 10 ** (-drawn["snr_db"] / 20)
+    background *= np.sqrt(np.mean(clear**2) / (np.mean(np.diff(background) ** 2) + 1e-12)) * 10 ** (
+        -drawn["snr_db"] / 20
+    )
     mixed = (speech + background) * (10 ** (drawn["level_db"] / 20) / np.sqrt(power))
     samples = np.round(np.clip(mixed, -1, 1) * 32767).astype(np.int16)
     return mu_law_round_trip(samples), drawn

@@ -15,7 +15,7 @@ from essence_kd.io.errors import UserError
 
 SAMPLE_RATE = 22050
 
-# Spellings that eSpeak reads as the sound that is meant, where the transcript's own would be spelled out letter by letter.
+# Spellings that eSpeak reads as the sound that is meant, where it would spell out the transcript's own by letters.
 RESPELLED = {"hm": "hum", "mhm": "mihum"}
 
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER
@@ -56,7 +56,9 @@ class Espeak:
             raise UserError(f"eSpeak NG has no voice '{name}'")
         self._voice = name
 
-    def speak(self, text: str, *, rate: int = 175, pitch: int = 50, pitch_range: int = 50, volume: int = 60) -> np.ndarray:
+    def speak(
+        self, text: str, *, rate: int = 175, pitch: int = 50, pitch_range: int = 50, volume: int = 60
+    ) -> np.ndarray:
         """Speech in the voice set last: int16 at 22,050 Hz. rate in words a minute, the others 0 to 100."""
         for parameter, value in ((_RATE, rate), (_VOLUME, volume), (_PITCH, pitch), (_RANGE, pitch_range)):
             self._lib.espeak_SetParameter(parameter, int(value), 0)

@@ -89,7 +89,7 @@ class FeatureExtractor:
         self._dct = (dct * lifter).astype(np.float32)  # (mel bins, cepstra)
 
     def __call__(self, samples: np.ndarray) -> dict[str, np.ndarray]:
-        """samples: int16 (or float at int16 scale). Returns kind -> (frames, dim) float32; no frames for a short utterance."""
+        """samples: int16 (or float at int16 scale). Returns kind -> (frames, dim) float32; frames may be 0."""
         from scipy.fft import rfft
 
         options = self.options
@@ -132,8 +132,16 @@ def make_feats(path: str | Path, kinds: Sequence[str] = KINDS, nj: int = 2,
             if stale.exists():
                 stale.unlink()
     groups = _split(data, nj)
-    jobs = [(group, data.wav_scp, str(path / "wav.scp"), {kind: str(places[kind] / "data" / f"raw_{kind}.{n}") for kind in kinds},
-             options) for n, group in enumerate(groups, start=1)]
+    jobs = [
+        (
+            group,
+            data.wav_scp,
+            str(path / "wav.scp"),
+            {kind: str(places[kind] / "data" / f"raw_{kind}.{n}") for kind in kinds},
+            options,
+        )
+        for n, group in enumerate(groups, start=1)
+    ]
     frames: dict[str, int] = {}
     seconds: dict[str, float] = {}
     for job_frames, job_seconds in run_jobs(_extract, jobs, nj):
@@ -159,7 +167,7 @@ def make_feats(path: str | Path, kinds: Sequence[str] = KINDS, nj: int = 2,
 
 
 def _split(data: DataDir, nj: int) -> list[list[tuple[str, str, float, float]]]:
-    """Utterances (utt, recording, start, end) in at most nj groups of about equal length; a recording is never divided."""
+    """(utt, recording, start, end) in at most nj groups of about equal length; a recording is never divided."""
     by_recording: dict[str, list[tuple[str, str, float, float]]] = {}
     for utt, (reco, start, end) in data.utterances().items():
         by_recording.setdefault(reco, []).append((utt, reco, start, end))
@@ -189,13 +197,17 @@ def _extract(utterances, wav_scp, scp_name: str, outputs: dict[str, str], option
                 except UserError as error:
                     raise UserError(f"{scp_name}: recording {reco}: {error}") from None
                 if rate != options.sample_frequency:
-                    raise UserError(f"{scp_name}: recording {reco} has {rate} samples a second, not {options.sample_frequency}: "
-                                    "resample it")
+                    raise UserError(
+                        f"{scp_name}: recording {reco} has {rate} samples a second, not {options.sample_frequency}: "
+                        "resample it"
+                    )
                 at = reco
             first, last = round(start * rate), len(samples) if end == -1 else round(end * rate)
             if first >= len(samples) or last > len(samples) + MAX_OVERSHOOT * rate:
-                raise UserError(f"{Path(scp_name).parent}/segments: {utt} ends at {end:.2f} s, but recording {reco} ends at "
-                                f"{len(samples) / rate:.2f} s: correct the segment or wav.scp")
+                raise UserError(
+                    f"{Path(scp_name).parent}/segments: {utt} ends at {end:.2f} s, but recording {reco} ends at "
+                    f"{len(samples) / rate:.2f} s: correct the segment or wav.scp"
+                )
             cut = samples[first:last]
             frames[utt], seconds[utt] = num_frames(len(cut), options), len(cut) / rate
             if frames[utt]:

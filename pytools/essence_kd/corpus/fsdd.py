@@ -32,7 +32,7 @@ LEXICON = {
 
 @dataclass(frozen=True)
 class Size:
-    """How often each training take is used (in different utterances), the share of takes used, words of the other sets."""
+    """How often a training take is used (in different utterances), share of takes used, words of the other sets."""
 
     uses: int
     share: float
@@ -66,19 +66,25 @@ class Session:
 
 
 def find_takes(folder: str | Path) -> dict[str, dict[int, list[str]]]:
-    """speaker -> digit -> paths of takes in the order of their index. Accepts the dataset's root or its ``recordings``."""
+    """speaker -> digit -> paths of takes in the order of their index. folder: the dataset's root or its recordings."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder: name the recordings of the Free Spoken Digit Dataset with --fsdd-dir")
+        raise UserError(
+            f"{folder}: no such folder: name the recordings of the Free Spoken Digit Dataset with --fsdd-dir"
+        )
     if (folder / "recordings").is_dir():
         folder = folder / "recordings"
     found: dict[str, dict[int, dict[int, str]]] = {}
     for file in folder.iterdir():
         match = re.fullmatch(r"([0-9])_([A-Za-z0-9]+)_([0-9]+)\.wav", file.name)
         if match:
-            found.setdefault(match.group(2), {}).setdefault(int(match.group(1)), {})[int(match.group(3))] = str(file.absolute())
+            found.setdefault(match.group(2), {}).setdefault(int(match.group(1)), {})[int(match.group(3))] = str(
+                file.absolute()
+            )
     if not found:
-        raise UserError(f"{folder}: holds no recording named DIGIT_SPEAKER_INDEX.wav: name the dataset's folder with --fsdd-dir")
+        raise UserError(
+            f"{folder}: holds no recording named DIGIT_SPEAKER_INDEX.wav: name the dataset's folder with --fsdd-dir"
+        )
     return {speaker: {digit: [path for _, path in sorted(takes.items())] for digit, takes in sorted(digits.items())}
             for speaker, digits in sorted(found.items())}
 
@@ -96,7 +102,9 @@ def plan_sessions(takes: dict[str, dict[int, list[str]]], size: Size, seed: int,
     if unknown:
         raise UserError(f"--heldout-speakers: there is no speaker '{unknown[0]}': the folder has {' '.join(speakers)}")
     if not heldout or len(set(heldout)) == len(speakers):
-        raise UserError(f"--heldout-speakers: of the speakers {' '.join(speakers)} at least one must be held out and one not")
+        raise UserError(
+            f"--heldout-speakers: of the speakers {' '.join(speakers)} at least one must be held out and one not"
+        )
     rng = random.Random(f"fsdd {seed}")
     pools: dict[str, dict[str, list[tuple[int, str]]]] = {corpus_set: {} for corpus_set in SETS}
     for speaker, digits in takes.items():

@@ -54,8 +54,10 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
                     good, value = pipe.recv()
                 except EOFError:
                     process.join()
-                    raise RuntimeError(f"a worker process ended with status {process.exitcode} "
-                                       "(negative: the signal that killed it; -9 often means too little memory)") from None
+                    raise RuntimeError(
+                        f"a worker process ended with status {process.exitcode} "
+                        "(negative: the signal that killed it; -9 often means too little memory)"
+                    ) from None
                 process.join()
                 if not good:
                     raise value if isinstance(value, BaseException) else RuntimeError(value)

@@ -14,16 +14,16 @@ RHOTIC_ACCENTS = ("en-us", "en-us-nyc", "en-gb-scotland")
 _R = "(r)"  # an r that only a rhotic accent speaks
 
 _PHONES = {
-    "p": "P", "b": "B", "t": "T", "t2": "T", "d": "D", "k": "K", "g": "G", "?": "T", "t#": "DX",
-    "f": "F", "v": "V", "T": "TH", "D": "DH", "t[": "TH", "d[": "DH", "s": "S", "z": "Z", "S": "SH", "Z": "ZH", "h": "HH", "x": "K",
-    "tS": "CH", "dZ": "JH", "m": "M", "n": "N", "N": "NG", "n-": "AX N", "l": "L", "L": "L", "l-": "AX L", "r": "R", "r-": "R",
-    "w": "W", "w#": "W", "j": "Y",
-    "i": "IY", "i:": "IY", "I": "IH", "I2": "IH", "I#": "IH", "E": "EH", "E2": "EH", "a": "AE", "aa": "AE", "a2": "AE", "a#": "AX",
-    "A:": "AA", "A": "AA", "0": "AA", "O": "AO", "O:": "AO", "O2": "AO", "V": "AH", "U": "UH", "u": "UW", "u:": "UW",
-    "@": "AX", "@2": "AX", "@5": "AX", "@-": "AX", "@L": "AX L", "3": "ER", "3:": "ER", "VR": "ER", "IR": "ER",
-    "eI": "EY", "aI": "AY", "aI2": "AY", "aU": "AW", "OI": "OY", "oU": "OW", "@U": "OW",
-    "A@": f"AA {_R}", "O@": f"AO {_R}", "o@": f"AO {_R}", "e@": f"EH {_R}", "i@": f"IY AX {_R}", "i@3": f"IY AX {_R}", "I@": f"IH {_R}",
-    "U@": f"UH {_R}", "aI@": f"AY AX {_R}", "aI3": f"AY AX {_R}", "aU@": f"AW AX {_R}",
+    "p": "P", "b": "B", "t": "T", "t2": "T", "d": "D", "k": "K", "g": "G", "?": "T", "t#": "DX", "f": "F", "v": "V",
+    "T": "TH", "D": "DH", "t[": "TH", "d[": "DH", "s": "S", "z": "Z", "S": "SH", "Z": "ZH", "h": "HH", "x": "K",
+    "tS": "CH", "dZ": "JH", "m": "M", "n": "N", "N": "NG", "n-": "AX N", "l": "L", "L": "L", "l-": "AX L", "r": "R",
+    "r-": "R", "w": "W", "w#": "W", "j": "Y", "i": "IY", "i:": "IY", "I": "IH", "I2": "IH", "I#": "IH", "E": "EH",
+    "E2": "EH", "a": "AE", "aa": "AE", "a2": "AE", "a#": "AX", "A:": "AA", "A": "AA", "0": "AA", "O": "AO",
+    "O:": "AO", "O2": "AO", "V": "AH", "U": "UH", "u": "UW", "u:": "UW", "@": "AX", "@2": "AX", "@5": "AX",
+    "@-": "AX", "@L": "AX L", "3": "ER", "3:": "ER", "VR": "ER", "IR": "ER", "eI": "EY", "aI": "AY", "aI2": "AY",
+    "aU": "AW", "OI": "OY", "oU": "OW", "@U": "OW", "A@": f"AA {_R}", "O@": f"AO {_R}", "o@": f"AO {_R}",
+    "e@": f"EH {_R}", "i@": f"IY AX {_R}", "i@3": f"IY AX {_R}", "I@": f"IH {_R}", "U@": f"UH {_R}",
+    "aI@": f"AY AX {_R}", "aI3": f"AY AX {_R}", "aU@": f"AW AX {_R}",
 }
 NONSILENCE_PHONES = tuple(sorted({p for phones in _PHONES.values() for p in phones.split()} - {_R}))
 
@@ -84,7 +84,7 @@ def make_lexicon(counts: Mapping[str, Counter], most: int = 3, share: float = 0.
 
 
 def write_dict(path: str | Path, lexicon: Mapping[str, Iterable[str]]) -> None:
-    """Kaldi's dict directory: lexicon.txt (with ``<unk> SPN``), silence_phones.txt, nonsilence_phones.txt, optional_silence.txt.
+    """Kaldi's dict directory: lexicon.txt (with ``<unk> SPN``), [non]silence_phones.txt, optional_silence.txt.
 
     lexicon: word -> pronunciations, phones separated by spaces.
     """
@@ -92,7 +92,12 @@ def write_dict(path: str | Path, lexicon: Mapping[str, Iterable[str]]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     lines = sorted({f"{word} {phones}" for word, prons in lexicon.items() for phones in prons} | {"<unk> SPN"})
     used = {phone for line in lines for phone in line.split()[1:]} - set(SILENCE_PHONES)
-    for name, content in (("lexicon.txt", lines), ("silence_phones.txt", SILENCE_PHONES), ("nonsilence_phones.txt", sorted(used)),
-                          ("optional_silence.txt", SILENCE_PHONES[:1]), ("extra_questions.txt", ())):
+    for name, content in (
+        ("lexicon.txt", lines),
+        ("silence_phones.txt", SILENCE_PHONES),
+        ("nonsilence_phones.txt", sorted(used)),
+        ("optional_silence.txt", SILENCE_PHONES[:1]),
+        ("extra_questions.txt", ()),
+    ):
         with atomic_write(path / name) as temporary:
             Path(temporary).write_text("".join(f"{line}\n" for line in content), encoding="utf-8")

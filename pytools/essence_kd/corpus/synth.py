@@ -51,8 +51,8 @@ class Population:
     """Who speaks in a set, and over what lines. Pairs are ranges.
 
     women, men: variants of eSpeak's voices, in no other set. accents: weights. rate: words a minute. pitch,
-    pitch_range: eSpeak's 0 to 100. formants: factor on all formants (the length of the vocal tract). fillers: probability
-    of a filler before a word. repeats: probability that a sentence starts over.
+    pitch_range: eSpeak's 0 to 100. formants: factor on all formants (the length of the vocal tract). fillers:
+    probability of a filler before a word. repeats: probability that a sentence starts over.
     """
 
     women: tuple[str, ...]
@@ -67,22 +67,33 @@ class Population:
     condition: Condition = Condition()
 
 
-# Left out: variants that breathe (their noise differs from run to run), clip, whisper, or have next to nothing above 1 kHz.
+# Left out: variants that breathe (their noise differs from run to run), clip, whisper, or have nothing above 1 kHz.
 _AMERICAN = {"en-us": 0.7, "en-us-nyc": 0.15, "en-gb-x-rp": 0.15}
 POPULATIONS = {
     "train": Population(
-        ("Andrea", "aunty", "belinda", "f1", "zac"),
-        ("adam", "Alex", "Andy", "boris", "david", "Denis", "edward", "Gene", "grandpa", "ian", "iven3", "john", "klatt3", "Lee", "m1",
-         "m3", "m4", "m7", "marcelo", "Mario", "Michael", "michel", "Mike", "pablo", "pedro", "quincy", "rob", "Tweaky"),
-        _AMERICAN),
+        tuple("Andrea aunty belinda f1 zac".split()),
+        tuple("adam Alex Andy boris david Denis edward Gene grandpa ian iven3 john klatt3 Lee m1 m3 m4 m7 marcelo Mario "
+              "Michael michel Mike pablo pedro quincy rob Tweaky".split()),
+        _AMERICAN,
+    ),
     "dev": Population(("shelby",), ("m5", "miguel", "iven2"), _AMERICAN),
     "eval_swbd": Population(("f4", "linda"), ("m6", "robert", "benjamin", "max", "travis"), _AMERICAN),
     "eval_che": Population(
-        ("Annie", "grandma"), ("m2", "Hugo", "RicishayMax", "edward2", "Nguyen", "klatt6"),
+        ("Annie", "grandma"),
+        ("m2", "Hugo", "RicishayMax", "edward2", "Nguyen", "klatt6"),
         {"en-029": 0.15, "en-gb-scotland": 0.35, "en-gb-x-gbclan": 0.35, "en-gb-x-gbcwmd": 0.15},
-        rate=(170, 220), fillers=(0.0, 0.08), repeats=(0.05, 0.2),
-        condition=Condition(snr_db=(2.0, 16.0), reverb_seconds=(0.1, 0.5), direct_db=(1.0, 12.0), low_hz=(250.0, 450.0),
-                            high_hz=(2900.0, 3500.0), tilt_db=(-10.0, 5.0))),
+        rate=(170, 220),
+        fillers=(0.0, 0.08),
+        repeats=(0.05, 0.2),
+        condition=Condition(
+            snr_db=(2.0, 16.0),
+            reverb_seconds=(0.1, 0.5),
+            direct_db=(1.0, 12.0),
+            low_hz=(250.0, 450.0),
+            high_hz=(2900.0, 3500.0),
+            tilt_db=(-10.0, 5.0),
+        ),
+    ),
 }
 LEXICON_ACCENTS = ("en-us", "en-us", "en-us-nyc", "en-gb-x-rp")  # weights of pronunciations by repetition
 SETS = tuple(POPULATIONS)
@@ -138,10 +149,20 @@ def make_speakers(rng: random.Random, corpus_set: str, population: Population, c
     for i, accent in enumerate(accents):
         variants = population.women if i % 2 else population.men
         uniform = rng.uniform
-        speakers.append(Speaker(
-            f"{'mf'[i % 2]}{first + i:04d}", "mf"[i % 2], accent, variants[i // 2 % len(variants)], uniform(*population.rate),
-            uniform(*population.pitch), uniform(*population.pitch_range), uniform(*population.formants),
-            uniform(*population.fillers), uniform(*population.repeats)))
+        speakers.append(
+            Speaker(
+                f"{'mf'[i % 2]}{first + i:04d}",
+                "mf"[i % 2],
+                accent,
+                variants[i // 2 % len(variants)],
+                uniform(*population.rate),
+                uniform(*population.pitch),
+                uniform(*population.pitch_range),
+                uniform(*population.formants),
+                uniform(*population.fillers),
+                uniform(*population.repeats),
+            )
+        )
     return speakers
 
 
@@ -186,7 +207,9 @@ def plan_calls(seed: int, size: Size) -> tuple[list[Call], list[str]]:
     return calls, extra
 
 
-def _write_call(grammar: Grammar, rng: random.Random, topic: str, topics: list[str], pair, budget: int, accept) -> tuple:
+def _write_call(
+    grammar: Grammar, rng: random.Random, topic: str, topics: list[str], pair, budget: int, accept
+) -> tuple:
     def draw(side: int, symbol: str) -> str | None:
         for _ in range(400):
             text = grammar.sentence(rng, topic, symbol, pair[side].fillers, pair[side].repeats, topics)
@@ -223,8 +246,10 @@ def _speak(espeak, rng: np.random.Generator, speaker: Speaker, text: str) -> np.
     from scipy.signal import firwin, resample_poly
 
     words = text.split()
-    spoken = " ".join(w + ("," if w in ("well", "yeah", "uh", "um", "oh", "okay", "right") and rng.random() < 0.4 else "")
-                      for w in words)
+    spoken = " ".join(
+        w + ("," if w in ("well", "yeah", "uh", "um", "oh", "okay", "right") and rng.random() < 0.4 else "")
+        for w in words
+    )
     if words[0] in ("do", "did", "what", "how", "are", "is", "why", "where", "have", "would", "don't"):
         spoken += "?"
     shift = speaker.formants
@@ -244,7 +269,7 @@ def _speak(espeak, rng: np.random.Generator, speaker: Speaker, text: str) -> np.
 
 
 def speak_calls(calls: list[Call], wav_dir: str) -> tuple[list[Utterance], dict[str, dict]]:
-    """Speaks, mixes and writes ``wav_dir/SET/CALL-SIDE.wav``; returns the utterances, and per recording what its line is.
+    """Speaks, mixes and writes ``wav_dir/SET/CALL-SIDE.wav``; returns utterances, and recording -> what its line is.
 
     Meant for a process of its own: what eSpeak computes depends on what it spoke before.
     """
@@ -289,7 +314,10 @@ def speak_calls(calls: list[Call], wav_dir: str) -> tuple[list[Utterance], dict[
             folder.mkdir(parents=True, exist_ok=True)
             write_wav(folder / f"{recording}.wav", samples, channel.SAMPLE_RATE)
             utterances.extend(_segments(rng, speaker, recording, placed[key], len(samples)))
-            lines[recording] = {"speaker": speaker.name, **{k: v if isinstance(v, str) else round(v, 3) for k, v in drawn.items()}}
+            lines[recording] = {
+                "speaker": speaker.name,
+                **{k: v if isinstance(v, str) else round(v, 3) for k, v in drawn.items()},
+            }
     return utterances, lines
 
 
@@ -315,7 +343,9 @@ def _segments(rng: np.random.Generator, speaker: Speaker, recording: str, placed
     out = []
     for start, end, words in placed:
         first = max(0, round(100 * (start / channel.SAMPLE_RATE - rng.uniform(0.05, 0.17))))
-        last = min(total * 100 // channel.SAMPLE_RATE, round(100 * (end / channel.SAMPLE_RATE + rng.uniform(0.05, 0.17))))
+        last = min(
+            total * 100 // channel.SAMPLE_RATE, round(100 * (end / channel.SAMPLE_RATE + rng.uniform(0.05, 0.17)))
+        )
         name = f"{speaker.name}-{recording}_{first:06d}-{last:06d}"
         out.append(Utterance(name, speaker.name, recording, first / 100, last / 100, words))
     return out
@@ -358,7 +388,9 @@ def synthesize(out: str | Path, size: str = "default", seed: int = 1, nj: int = 
             Path(temporary).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
     counts = {}
     for corpus_set in SETS:
-        utterances = [u for shard, result in zip(shards, spoken[1:]) if shard[0].corpus_set == corpus_set for u in result[0]]
+        utterances = [
+            u for shard, result in zip(shards, spoken[1:]) if shard[0].corpus_set == corpus_set for u in result[0]
+        ]
         counts[corpus_set] = write_set(out / corpus_set, utterances, out / "wav" / corpus_set,
                                        {name: who["gender"] for name, who in people.items()})
     return counts
@@ -368,10 +400,12 @@ def _work(kind: str, *args):
     return _pronounce(*args) if kind == "lexicon" else speak_calls(*args)
 
 
-def write_set(path: Path, utterances: list[Utterance], wav_dir: Path, genders: dict[str, str] | None = None) -> dict[str, float]:
-    """Writes one data directory with segments, stm, reco2file_and_channel and, where known, spk2gender; returns its counts.
+def write_set(
+    path: Path, utterances: list[Utterance], wav_dir: Path, genders: dict[str, str] | None = None
+) -> dict[str, float]:
+    """Writes one data directory with segments, stm, reco2file_and_channel and, where known, spk2gender.
 
-    A recording is named FILE-CHANNEL, with a channel of one letter.
+    Returns its counts. A recording is named FILE-CHANNEL, with a channel of one letter.
     """
     recordings = sorted({u.recording for u in utterances})
     speakers = {u.speaker for u in utterances}
@@ -383,7 +417,16 @@ def write_set(path: Path, utterances: list[Utterance], wav_dir: Path, genders: d
         {u.name: u.speaker for u in utterances}, {u.name: (u.recording, u.start, u.end) for u in utterances}, extra)
     label = {speaker: f"<O,{genders[speaker].upper()}>" if genders else "<O>" for speaker in speakers}
     ordered = sorted(utterances, key=lambda u: (u.recording, u.start))
-    data.write(path, [f"{u.recording[:-2]} {u.recording[-1]} {u.speaker} {u.start:.2f} {u.end:.2f} {label[u.speaker]} {u.words}"
-                      for u in ordered])
-    return {"words": sum(len(u.words.split()) for u in utterances), "utterances": len(utterances), "speakers": len(speakers),
-            "seconds": round(sum(u.end - u.start for u in utterances), 2)}
+    data.write(
+        path,
+        [
+            f"{u.recording[:-2]} {u.recording[-1]} {u.speaker} {u.start:.2f} {u.end:.2f} {label[u.speaker]} {u.words}"
+            for u in ordered
+        ],
+    )
+    return {
+        "words": sum(len(u.words.split()) for u in utterances),
+        "utterances": len(utterances),
+        "speakers": len(speakers),
+        "seconds": round(sum(u.end - u.start for u in utterances), 2),
+    }

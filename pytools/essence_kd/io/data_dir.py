@@ -36,7 +36,9 @@ class DataDir:
             raise UserError(f"{path}: no such data directory")
         segments = None
         if (path / "segments").exists():
-            segments = {utt: _segment(path / "segments", utt, rest) for utt, rest in read_table(path / "segments").items()}
+            segments = {
+                utt: _segment(path / "segments", utt, rest) for utt, rest in read_table(path / "segments").items()
+            }
         text = read_table(path / "text", empty="an empty transcript") if (path / "text").exists() else {}
         extra = {name: read_table(path / name) for name in _EXTRA if (path / name).exists()}
         return cls(path, read_table(path / "wav.scp"), text, read_table(path / "utt2spk"), segments, extra)
@@ -109,11 +111,15 @@ def read_table(path: str | Path, empty: str = "nothing after the id") -> dict[st
         parts = line.split(None, 1)
         key, rest = parts[0], " ".join(parts[1].split()) if len(parts) > 1 else ""
         if not rest:
-            raise UserError(f"{path}: {key} has {empty} (line {number}): complete the line or remove {key} from every file")
+            raise UserError(
+                f"{path}: {key} has {empty} (line {number}): complete the line or remove {key} from every file"
+            )
         if key in out:
             raise UserError(f"{path}: {key} comes twice (line {number}): remove one of its lines")
         if _order(key) < last:
-            raise UserError(f"{path}: {key} (line {number}) is out of order: sort the file with 'LC_ALL=C sort -o {path} {path}'")
+            raise UserError(
+                f"{path}: {key} (line {number}) is out of order: sort the file with 'LC_ALL=C sort -o {path} {path}'"
+            )
         last = _order(key)
         out[key] = rest
     if not out:
@@ -136,7 +142,9 @@ def _segment(path: Path, utt: str, rest: str) -> tuple[str, float, float]:
     except (IndexError, ValueError):
         raise UserError(f"{path}: {utt}: expected 'UTTERANCE RECORDING START END', got '{utt} {rest}'") from None
     if not (0 <= start < end or (end == -1 and start >= 0)):
-        raise UserError(f"{path}: {utt} starts at {fields[1]} and ends at {fields[2]}: a segment needs 0 <= start < end")
+        raise UserError(
+            f"{path}: {utt} starts at {fields[1]} and ends at {fields[2]}: a segment needs 0 <= start < end"
+        )
     return reco, start, end
 
 
@@ -148,11 +156,21 @@ def _first(keys: Iterable[str]) -> str:
 def _same_ids(a: Path, in_a: Iterable[str], b: Path, in_b: Iterable[str]) -> None:
     for file, other, missing in ((a, b, set(in_b) - set(in_a)), (b, a, set(in_a) - set(in_b))):
         if missing:
-            raise UserError(f"{file}: lacks {_first(missing)}, which {other.name} has: add the line here or remove it there")
+            raise UserError(
+                f"{file}: lacks {_first(missing)}, which {other.name} has: add the line here or remove it there"
+            )
 
 
-def validate_data_dir(path: str | Path, *, lexicon: str | Path | None = None, allow_oov: bool = False, sample_rate: int = 8000,
-                      need_text: bool = True, run_pipes: bool = False, max_overshoot: float = MAX_OVERSHOOT) -> dict[str, float]:
+def validate_data_dir(
+    path: str | Path,
+    *,
+    lexicon: str | Path | None = None,
+    allow_oov: bool = False,
+    sample_rate: int = 8000,
+    need_text: bool = True,
+    run_pipes: bool = False,
+    max_overshoot: float = MAX_OVERSHOOT,
+) -> dict[str, float]:
     """Checks a data directory; raises UserError at the first fault, one line with the file, the id and the fix.
 
     lexicon: a lexicon.txt or words.txt whose first column must hold every word of text (unless allow_oov). Headers of
@@ -172,7 +190,9 @@ def validate_data_dir(path: str | Path, *, lexicon: str | Path | None = None, al
     unknown = {reco for reco, _, _ in utts.values()} - set(data.wav_scp)
     if unknown:
         utt = min((u for u, (reco, _, _) in utts.items() if reco in unknown), key=_order)
-        raise UserError(f"{path}/segments: {utt} is cut from recording {utts[utt][0]}, which wav.scp lacks: add it there")
+        raise UserError(
+            f"{path}/segments: {utt} is cut from recording {utts[utt][0]}, which wav.scp lacks: add it there"
+        )
     seconds = _check_audio(path, data, sample_rate, run_pipes, max_overshoot)
     oov = _check_words(path, data, lexicon, allow_oov)
     return {"utterances": len(utts), "speakers": len(set(data.utt2spk.values())), "recordings": len(data.wav_scp),
@@ -228,8 +248,10 @@ def _check_audio(path: Path, data: DataDir, sample_rate: int, run_pipes: bool, m
             unknown = True
             continue
         if end > seconds[reco] + max_overshoot or start >= seconds[reco]:
-            raise UserError(f"{path}/segments: {utt} ends at {end:.2f} s, but recording {reco} ends at {seconds[reco]:.2f} s: "
-                            "correct the segment or wav.scp")
+            raise UserError(
+                f"{path}/segments: {utt} ends at {end:.2f} s, but recording {reco} ends at {seconds[reco]:.2f} s: "
+                "correct the segment or wav.scp"
+            )
         total += (seconds[reco] if end == -1 else end) - start
     return -1.0 if unknown else total
 

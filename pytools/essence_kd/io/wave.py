@@ -87,8 +87,10 @@ def _chunks(stream: BinaryIO, name: str, size: Optional[int]) -> tuple[WavInfo, 
                         "convert it, for example with 'sox FILE -b 16 -e signed-integer -t wav - |'")
     streamed = length >= 0x7FFFF000 or (length == 0 and size is None)  # what sox and others write into pipes
     if size is not None and not streamed and at + length > size:
-        raise UserError(f"{name}: truncated: its header promises {length} bytes of samples and {max(size - at, 0)} are there: "
-                        "copy or make it again")
+        raise UserError(
+            f"{name}: truncated: its header promises {length} bytes of samples and {max(size - at, 0)} are there: "
+            "copy or make it again"
+        )
     if size is not None and streamed:
         length = size - at
     info = WavInfo(rate, channels, length // (2 * channels) if length >= 0 and not (streamed and size is None) else -1)
@@ -101,7 +103,7 @@ def _place(source: str) -> tuple[str, int]:
 
 
 def wav_info(source: str) -> WavInfo:
-    """The header of a WAV file (not of a pipe). Raises UserError for what is missing, truncated, empty or not 16-bit PCM."""
+    """The header of a WAV file, not of a pipe. Raises UserError: missing, truncated, empty or not 16-bit PCM."""
     path, offset = _place(source)
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such WAV file: correct wav.scp or put the file there")
@@ -114,9 +116,10 @@ def wav_info(source: str) -> WavInfo:
 
 
 def read_wav(source: str) -> tuple[int, np.ndarray]:
-    """(sample rate, int16 samples) of a right-hand side of wav.scp. Raises UserError, with the command where a pipe fails.
+    """(sample rate, int16 samples) of a right-hand side of wav.scp.
 
-    Recordings with more than one channel are refused: a recording is one side.
+    Raises UserError as ``wav_info`` does, and with the command where a pipe fails. Recordings with more than one
+    channel are refused: a recording is one side.
     """
     source, factor = split_speed(source)
     if source.endswith("|"):
@@ -124,7 +127,9 @@ def read_wav(source: str) -> tuple[int, np.ndarray]:
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise UserError(f"'{source}' failed with status {done.returncode}: {said[-1] if said else 'it said nothing'}")
+            raise UserError(
+                f"'{source}' failed with status {done.returncode}: {said[-1] if said else 'it said nothing'}"
+            )
         stream, name = io.BytesIO(done.stdout), source
         info, length = _chunks(stream, name, None)
         data = stream.read() if length < 0 else stream.read(length)
@@ -147,7 +152,7 @@ def read_wav(source: str) -> tuple[int, np.ndarray]:
 
 
 def change_speed(samples: np.ndarray, factor: str) -> np.ndarray:
-    """int16 -> int16, played ``factor`` times as fast (tempo and pitch), as ``sox speed`` does: round(n / factor) samples."""
+    """int16 -> int16, ``factor`` times as fast (tempo and pitch), as ``sox speed`` does: round(n / factor) samples."""
     from scipy.signal import resample_poly
 
     ratio = 1 / Fraction(factor).limit_denominator(100)
