@@ -464,6 +464,10 @@ def check_rows(x: np.ndarray, kind: str, start: int) -> None:
 
 
 def _check_probabilities(x: np.ndarray, start: int) -> None:
+    # a quick look: a sign bit, NaN or Inf makes an integer larger than any probability
+    if len(x) == 0 or ((np.abs(x @ np.ones(x.shape[1], np.float32) - 1) <= SUM_TOLERANCE).all()
+                       and x.view(np.uint32).max() <= _ONE):
+        return
     least, most = x.min(axis=1), x.max(axis=1)
     check_finite(most[:, None], start)
     total = x.sum(axis=1, dtype=np.float64)
@@ -702,18 +706,21 @@ def _random_prune(probs: np.ndarray, settings: EssenceSettings, utt: str, thread
 
     def work(rows: slice) -> None:
         x = probs[rows]
-        large = x >= threshold
-        small = np.zeros((len(x), num * size))
-        np.multiply(x, ~large, out=small[:, :columns])
-        small /= np.float64(threshold)
+        big_row, big_id = positions(x >= threshold)
+        small = np.empty((len(x), num * size))
+        small[:, :columns] = x
+        small[:, columns:] = 0
+        small[big_row, big_id] = 0
         ends = np.cumsum((small.reshape(-1, size) @ ones).reshape(len(x), num), axis=1)
+        ends /= np.float64(threshold)
         ends += starts[rows, None]
         begins = np.concatenate([starts[rows, None], ends[:, :-1]], axis=1)
-        row, block = np.nonzero(np.floor(ends) > np.floor(begins))
-        inner = np.cumsum(small.reshape(len(x), num, size)[row, block], axis=1) + begins[row, block, None]
+        row, block = positions(np.floor(ends) > np.floor(begins))
+        inner = np.cumsum(small.reshape(-1, size)[row * num + block], axis=1)
+        inner /= np.float64(threshold)
+        inner += begins[row, block, None]
         before = np.concatenate([begins[row, block, None], inner[:, :-1]], axis=1)
-        hit, column = np.nonzero(np.floor(inner) > np.floor(before))
-        big_row, big_id = np.nonzero(large)
+        hit, column = positions(np.floor(inner) > np.floor(before))
         parts[rows.start] = (rows.start + np.concatenate([big_row, row[hit]]),
                              np.concatenate([big_id, block[hit] * size + column]),
                              np.concatenate([x[big_row, big_id], np.full(len(hit), threshold)]))
