@@ -21,6 +21,7 @@ from torch import Tensor
 MASS_RULES = ("renorm", "keep", "residual")
 PADDING = -100  # the hard label of a padded frame
 _CPU_BLOCK = 1 << 19  # elements of a block of rows: about what a core's second-level cache holds
+_SHARED_BLOCK = 1 << 22  # with several threads: every operation is a meeting of threads, so there must be fewer
 _GPU_BLOCK = 1 << 27
 
 
@@ -47,16 +48,18 @@ class _Terms(torch.autograd.Function):
         hard_loss = logits.new_zeros(n, dtype=dtype)
         soft_loss = logits.new_zeros(n, dtype=dtype)
         log_rest = None if rest is None else logits.new_zeros(n, dtype=dtype)
-        for rows in _blocks(logits):
+        blocks = _blocks(logits)
+        scratch = torch.empty_like(logits[blocks[0]], dtype=dtype) if blocks else None
+        for rows in blocks:
             z = logits[rows].to(dtype)
             logp = None
             if hard is not None:
-                logp = torch.log_softmax(z, 1)
+                logp = torch.log_softmax(z, 1, out=scratch[:len(z)])
                 hard_loss[rows] = -logp.gather(1, hard[rows, None])[:, 0]
             if q is None:
                 continue
             if logp is None or temperature != 1:
-                logp = torch.log_softmax(z if temperature == 1 else z / temperature, 1)
+                logp = torch.log_softmax(z if temperature == 1 else z / temperature, 1, out=scratch[:len(z)])
             if ids is None:
                 soft_loss[rows] = -(logp * q[rows]).sum(1)
                 continue
@@ -128,7 +131,11 @@ def _loss_dtype(logits: Tensor) -> torch.dtype:
 def _blocks(logits: Tensor):
     """Slices of rows, each block of about a cache's size."""
     n, c = logits.shape
-    step = max(1, (_CPU_BLOCK if logits.device.type == "cpu" else _GPU_BLOCK) // max(1, c))
+    if logits.device.type != "cpu":
+        size = _GPU_BLOCK
+    else:
+        size = _CPU_BLOCK if torch.get_num_threads() == 1 else _SHARED_BLOCK
+    step = max(1, size // max(1, c))
     return [slice(i, min(n, i + step)) for i in range(0, n, step)]
 
 
