@@ -65,6 +65,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--n-best", type=int, default=0, metavar="N",
                         help="also write nbest.txt and nbest.cost: the N best different word sequences")
     parser.add_argument("--lattices", action="store_true", help="also write lat.txt, lattices in Kaldi's text form")
+    parser.add_argument("--old-lm", metavar="ARPA", help="the n-gram model that is in the graph")
+    parser.add_argument("--new-lm", metavar="ARPA", help="a larger one that takes its place in the choice among the "
+                        "--rescore-n-best word sequences of each utterance")
+    parser.add_argument("--rescore-n-best", type=int, default=100, metavar="N", help="(default 100)")
     parser.add_argument("--sweep", metavar="TEXT", help="reference words: try all scales and penalties, write "
                         "sweep.json, decode at the best")
     parser.add_argument("--sweep-scales", metavar="S,S,...", help="acoustic scales of a sweep")
@@ -147,6 +151,7 @@ def _command_line(args) -> list[str]:
 
 def _decode(args, backend: str) -> None:
     from essence_kd.decode.options import DecodeOptions
+    from essence_kd.decode.rescoring import Rescorer
     from essence_kd.decode.runner import Job, Request, Runner
     from essence_kd.io.settings import load_settings
 
@@ -163,15 +168,21 @@ def _decode(args, backend: str) -> None:
         raise UserError("--pooled belongs to --sweep")
     if args.sweep and any(job.scale_from for job in jobs):
         raise UserError("--sweep looks for the best scale itself: leave out --scale-from")
-    if args.sweep and (args.n_best or args.lattices):
-        raise UserError("--n-best and --lattices do not go with --sweep; decode again with --scale-from")
+    if args.sweep and (args.n_best or args.lattices or args.new_lm):
+        raise UserError("--n-best, --lattices and --new-lm do not go with --sweep; decode again with --scale-from")
+    if (args.old_lm is None) != (args.new_lm is None):
+        raise UserError("--old-lm and --new-lm belong together")
+    if args.n_best < 0 or args.rescore_n_best < 1:
+        raise UserError("--n-best must be at least 0 and --rescore-n-best at least 1")
     options.check()
     reference = _read_text(args.sweep) if args.sweep else None
     with Runner(args.graph, backend, options, nj=args.nj) as runner:
         if reference is not None:
             runner.sweep(jobs, reference, pooled=args.pooled)
         else:
-            runner.decode(jobs, Request(n_best=args.n_best, lattices=args.lattices))
+            rescorer = Rescorer(args.old_lm, args.new_lm) if args.new_lm else None
+            runner.decode(jobs, Request(n_best=args.n_best, lattices=args.lattices, rescorer=rescorer,
+                                        rescore_n_best=args.rescore_n_best))
 
 
 def _jobs(args, job) -> list:

@@ -19,9 +19,10 @@ from typing import Iterable, Iterator
 
 import numpy as np
 
-from essence_kd.decode.lattice import (Hypothesis, ctm_lines, edit_distance, empty_hypothesis, hypothesis,
-                                       lattice_lines, n_best, path_words)
+from essence_kd.decode.lattice import (Hypothesis, ctm_lines, edit_distance, empty_hypothesis, hypothesis, label_frames,
+                                       lattice_lines, n_best)
 from essence_kd.decode.options import Decoded, DecodeOptions
+from essence_kd.decode.rescoring import Entry, Rescorer
 from essence_kd.hmm.graph import Graph, load_graph
 from essence_kd.io.data_dir import DataDir
 from essence_kd.io.errors import UserError
@@ -51,10 +52,15 @@ class Job:
 
 @dataclass
 class Request:
-    """What is wanted besides words and times. ``reference``: utterance -> words, for a sweep."""
+    """What is wanted besides words and times: lists of so many word sequences, lattices.
+
+    ``rescorer`` chooses among the ``rescore_n_best`` best word sequences. ``reference``: utterance -> words, for a sweep.
+    """
 
     n_best: int = 0
     lattices: bool = False
+    rescorer: "Rescorer | None" = None
+    rescore_n_best: int = 100
     reference: "dict[str, list[str]] | None" = None
 
 
@@ -80,7 +86,7 @@ class _Outcome:
     retried: bool = False
     states: "int | None" = None
     arcs: "int | None" = None
-    n_best: list = field(default_factory=list)  # (cost, word-ids)
+    n_best: list = field(default_factory=list)  # of Entry
     lattice: list = field(default_factory=list)  # lines
     sweep: list = field(default_factory=list)  # [scale][penalty] of word-ids
 
@@ -140,7 +146,7 @@ def _outcome(graph: Graph, answer: Decoded, task: _Task) -> _Outcome:
     if answer.lattice is not None:
         scale, penalty = task.options.acoustic_scale, task.options.word_insertion_penalty
         if task.n_best:
-            outcome.n_best = [(cost, path_words(graph, path))
+            outcome.n_best = [Entry(cost, hypothesis(graph, path, None), label_frames(graph, path))
                               for cost, path in n_best(answer.lattice, graph, task.n_best, scale, penalty)]
         if task.lattices:
             outcome.lattice = lattice_lines(answer.lattice, graph, penalty)
@@ -283,7 +289,8 @@ class Runner:
         rows = options.batch_rows or (self._decoder.batch_rows if self._decoder else _PROCESS_BATCH_ROWS)
         for group in cut_batches([len(m) for _, m in held], self.graph.num_pdfs, rows):
             yield _Task(number, [held[i][0] for i in group], [held[i][1] for i in group], options,
-                        request.n_best, request.lattices, sweep)
+                        max(request.n_best, request.rescore_n_best if request.rescorer else 0),
+                        request.lattices, sweep)
 
     def _run(self, tasks: Iterable[_Task]) -> Iterator[tuple[_Task, list[_Outcome], float]]:
         """Outcomes of tasks, in their order; at most two tasks a process are held."""
@@ -361,6 +368,8 @@ class Runner:
                                    word_insertion_penalty=best["word_insertion_penalty"])
 
     def _write(self, progress: _SetInProgress, request: Request, wall: float) -> dict:
+        if request.rescorer:
+            self._rescore(progress, request.rescorer)
         out, words, shift = Path(progress.job.out_dir), self.graph.words, progress.options.frame_shift_ms / 1000
         out.mkdir(parents=True, exist_ok=True)
         texts: dict[str, list[str]] = {"hyp.txt": [], "hyp.ctm": []}
@@ -377,9 +386,9 @@ class Runner:
                 raise UserError(f"{progress.job.data_dir}: utterance '{utt}' of {progress.job.scores} is not in it")
             place = places.get(utt, (utt, "1", 0.0))
             ctm.append((place, ctm_lines(*place, outcome.hyp, words, shift)))
-            for rank, (cost, ids) in enumerate(outcome.n_best, 1):
-                texts["nbest.txt"].append(" ".join([f"{utt}-{rank}", *words[ids]]))
-                texts["nbest.cost"].append(f"{utt}-{rank} {cost:.4f}")
+            for rank, entry in enumerate(outcome.n_best[:request.n_best], 1):
+                texts["nbest.txt"].append(" ".join([f"{utt}-{rank}", *words[entry.hyp.words]]))
+                texts["nbest.cost"].append(f"{utt}-{rank} {entry.cost:.4f}")
             if request.lattices and outcome.lattice:
                 texts["lat.txt"] += [utt, *outcome.lattice, ""]
         if places:
@@ -389,10 +398,23 @@ class Runner:
             with atomic_write(out / name) as temporary:
                 Path(temporary).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         report = self._report(progress, wall)
+        if request.rescorer:
+            report.update(rescored_n_best=request.rescore_n_best, rescore_unknown_words=request.rescorer.unknown)
         with atomic_write(out / "decode.json") as temporary:
             Path(temporary).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         self._tell(progress.job, report)
         return report
+
+    def _rescore(self, progress: _SetInProgress, rescorer: Rescorer) -> None:
+        rescorer.unknown = 0
+        outcomes = [progress.outcomes[utt] for utt in progress.order]
+        for outcome, entries in zip(outcomes, rescorer.rescore([o.n_best for o in outcomes], self.graph.words)):
+            outcome.n_best = entries
+            if entries:
+                outcome.hyp = entries[0].hyp
+        if rescorer.unknown:
+            print(f"essence decode: {progress.job.out_dir}: {rescorer.unknown} words of the n-best lists are not in the "
+                  "new language model and cost as much as its rarest word", file=sys.stderr)
 
     def _report(self, progress: _SetInProgress, wall: float) -> dict:
         options, rows = progress.options, sum(progress.rows.values())

@@ -272,15 +272,18 @@ def _make_order(rows: np.ndarray, logprob: np.ndarray, backoff: np.ndarray, belo
 
 # ---------------------------------------------------------------------------------------------- scoring and grammar
 
-def score(model: NgramModel, sentences: List[List[str]]) -> Tuple[float, int, int]:
-    """(sum of log10 probabilities, predicted tokens, unknown words) of sentences; each </s> is predicted too.
+def sentence_scores(model: NgramModel, sentences: List[List[str]]) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(sum of log10 probabilities, predicted tokens, unknown words) of each of S sentences: float64, int64, int64 (S,).
 
-    Unknown words are not counted as predicted; the word after one is scored without it as history.
+    Each </s> is predicted too. Unknown words are not counted as predicted; the word after one is scored without it
+    as history.
     """
     ids = {word: i for i, word in enumerate(model.words)}
     size = len(model.words)
     stream = np.array([i for s in sentences for i in (ids.get(BOS, -1), *(ids.get(w, -1) for w in s), ids.get(EOS, -1))])
-    place = np.concatenate([np.arange(len(s) + 2) for s in sentences])
+    lengths = np.array([len(s) + 2 for s in sentences])
+    owner = np.repeat(np.arange(len(sentences)), lengths)
+    place = np.arange(len(stream)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     unigrams = model.orders[0]
     row = np.where(stream >= 0, stream, -1)
     logprob = np.where(row >= 0, unigrams.logprob[row], 0.0)
@@ -292,7 +295,18 @@ def score(model: NgramModel, sentences: List[List[str]]) -> Tuple[float, int, in
         logprob = np.where(found >= 0, table.logprob[found] if len(table.key) else 0.0, backed)
         row = found
     counted = (place > 0) & (stream >= 0)
-    return float(logprob[counted].sum()), int(counted.sum()), int(np.count_nonzero(stream < 0))
+
+    def per_sentence(weights: np.ndarray) -> np.ndarray:
+        return np.bincount(owner, weights, minlength=len(sentences))
+
+    return (per_sentence(np.where(counted, logprob, 0.0)), per_sentence(counted).astype(np.int64),
+            per_sentence(stream < 0).astype(np.int64))
+
+
+def score(model: NgramModel, sentences: List[List[str]]) -> Tuple[float, int, int]:
+    """(sum of log10 probabilities, predicted tokens, unknown words) of all sentences; see :func:`sentence_scores`."""
+    total, tokens, unknown = sentence_scores(model, sentences)
+    return float(total.sum()), int(tokens.sum()), int(unknown.sum())
 
 
 def perplexity(model: NgramModel, sentences: List[List[str]]) -> Tuple[float, int, int]:

@@ -1,0 +1,71 @@
+"""A larger language model on n-best lists: its probabilities take the place of those in the graph."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from essence_kd.decode.lattice import Hypothesis, Occurrences, word_confidences
+from essence_kd.hmm.lm import NgramModel, read_arpa, sentence_scores
+
+_NATURAL = float(np.log(10.0))
+
+
+@dataclass
+class Entry:
+    """One word sequence of an n-best list: its cost, words with times (confidences unset), and rows of its labels."""
+
+    cost: float
+    hyp: Hypothesis
+    labels: np.ndarray  # int64 (W,)
+
+
+class Rescorer:
+    """Replaces an old n-gram model (the graph's) by a new one; both ARPA files.
+
+    A word that a model lacks costs as much as the rarest word of that model.
+    """
+
+    def __init__(self, old_arpa, new_arpa):
+        self.old, self.new = read_arpa(old_arpa), read_arpa(new_arpa)
+        self.unknown = 0
+
+    def costs(self, sentences: list[list[str]]) -> np.ndarray:
+        """Cost of the new model less that of the old, natural logarithms: float64 (S,)."""
+        new, unknown = _costs(self.new, sentences)
+        self.unknown += int(unknown.sum())
+        return new - _costs(self.old, sentences)[0]
+
+    def rescore(self, lists: list[list[Entry]], words: np.ndarray) -> list[list[Entry]]:
+        """N-best lists of many utterances with the new model's costs, sorted anew; ``words``: symbols by id.
+
+        Confidences of an utterance's best entry are posteriors over its list. ``unknown`` counts the words of all lists
+        that the new model lacks.
+        """
+        flat = [entry for entries in lists for entry in entries]
+        changes = iter(self.costs([words[entry.hyp.words].tolist() for entry in flat]) if flat else ())
+        answer = []
+        for entries in lists:
+            entries = sorted((Entry(e.cost + float(next(changes)), e.hyp, e.labels) for e in entries),
+                             key=lambda e: e.cost)
+            answer.append(_with_confidences(entries))
+        return answer
+
+
+def _costs(model: NgramModel, sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
+    total, _, unknown = sentence_scores(model, sentences)
+    floor = float(model.orders[0].logprob[model.orders[0].logprob > -90].min())  # -99 stands for "never" (<s>)
+    return -_NATURAL * (total + floor * unknown), unknown
+
+
+def _with_confidences(entries: list[Entry]) -> list[Entry]:
+    if not entries:
+        return entries
+    weights = np.exp(entries[0].cost - np.array([e.cost for e in entries]))
+    posteriors = weights / weights.sum()
+    occurrences = Occurrences(np.concatenate([e.hyp.words for e in entries]),
+                              np.concatenate([e.labels for e in entries]),
+                              np.repeat(posteriors, [len(e.labels) for e in entries]))
+    best = entries[0].hyp
+    best.confidence = word_confidences(best.words, entries[0].labels, occurrences)
+    return entries
