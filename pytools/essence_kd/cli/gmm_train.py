@@ -13,8 +13,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("lang_dir", metavar="LANG")
     parser.add_argument("gmm_dir", metavar="GMM_DIR", help="gmm.npz, tree.txt, num_pdfs and phones.txt are written there")
     parser.add_argument("--nj", type=int, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument("--num-iters", type=int, default=40, metavar="N", help="passes over the data (default: 40)")
-    parser.add_argument("--num-gauss", type=int, default=1500, metavar="N", help="Gaussians in all (default: 1500)")
+    parser.add_argument("--num-iters", type=int, default=30, metavar="N", help="passes over the data (default: 30)")
+    parser.add_argument("--num-gauss", type=int, default=3000, metavar="N", help="Gaussians in all (default: 3000)")
     parser.add_argument("--min-tokens", type=int, default=20, metavar="N",
                         help="a position of a phone seen less often shares pdfs (default: 20)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")

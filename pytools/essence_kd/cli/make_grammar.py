@@ -24,11 +24,11 @@ def run(args) -> int:
     from essence_kd.io.errors import UserError
 
     lang = Path(args.lang_dir)
-    words = read_symbols(lang / "words.txt")
+    words, model = read_symbols(lang / "words.txt"), read_arpa(args.arpa)
     try:
-        grammar, missing = make_grammar(read_arpa(args.arpa), words)
+        grammar, missing = make_grammar(model, words)
     except UserError as error:
-        raise UserError(f"{args.arpa} and {lang}: {error}") if str(error)[0] != "/" and args.arpa not in str(error) else error
+        raise UserError(f"{args.arpa} and {lang}: {error}") from None
     if missing:
         print(f"{args.arpa}: {len(missing)} words are not in {lang / 'words.txt'}; their n-grams are left out (first: "
               f"{', '.join(missing[:5])})", file=sys.stderr)

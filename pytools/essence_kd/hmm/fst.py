@@ -151,23 +151,22 @@ def _parse_fst(data: bytes) -> Fst:
         at = -(-at // 16) * 16 if aligned else at
         cells = np.frombuffer(data, dtype="<u4", count=4 * arcs, offset=at).reshape(arcs, 4)
         counts, final = rows[:, 2], rows[:, 0]
-    elif states < 0 or arcs < 0:
-        raise ValueError("its header has no counts")
-    else:
-        words = np.frombuffer(data, dtype="<u4", count=3 * states + 4 * arcs, offset=at)
-        counts = np.empty(states, dtype=np.int64)
-        position, view = 0, memoryview(data)[at:].cast("B")
-        unpack = struct.Struct("<q").unpack_from
-        for state in range(states):
-            count, = unpack(view, position + 4)
-            counts[state] = count
-            position += 12 + 16 * count
-        first_arc = np.cumsum(counts) - counts
-        at_state = 3 * np.arange(states) + 4 * first_arc
-        final = words[at_state]
-        is_arc = np.ones(len(words), dtype=bool)
+    else:  # the header may not know the counts (files that were written to a pipe)
+        rest = np.frombuffer(data, dtype="<u4", count=(len(data) - at) // 4, offset=at)
+        lengths, unpack, here = [], struct.Struct("<q").unpack_from, at
+        while here < len(data) if states < 0 else len(lengths) < states:
+            count, = unpack(data, here + 4)
+            lengths.append(count)
+            here += 12 + 16 * count
+        counts = np.array(lengths, dtype=np.int64)
+        if counts.min(initial=0) < 0 or here > len(data):
+            raise ValueError("it ends too early")
+        states, arcs = len(counts), int(counts.sum())
+        at_state = 3 * np.arange(states) + 4 * (np.cumsum(counts) - counts)
+        final = rest[at_state]
+        is_arc = np.ones(3 * states + 4 * arcs, dtype=bool)
         is_arc[(at_state[:, None] + np.arange(3)).ravel()] = False
-        cells = words[is_arc].reshape(arcs, 4)
+        cells = rest[:len(is_arc)][is_arc].reshape(arcs, 4)
     src = np.repeat(np.arange(states, dtype=np.int32), counts.astype(np.int64))
     if len(src) != arcs:
         raise ValueError("its counts disagree")

@@ -694,8 +694,8 @@ class TrainOptions:
     """num_gauss: Gaussians in all at the end; num_iters: passes; split_iter: the pass after which positions of a phone
     get pdfs of their own; min_tokens: occurrences that a position needs for that; seed: of mixing up."""
 
-    num_gauss: int = 1500
-    num_iters: int = 40
+    num_gauss: int = 3000
+    num_iters: int = 30
     split_iter: int = 12
     min_tokens: int = 20
     nj: int = 1

@@ -370,7 +370,8 @@ def make_graph(lang_dir: str | Path, gmm_dir: str | Path, *, factor: int = 1, al
                   "follow from the GMM's", file=sys.stderr)
             counts = None
     hmms = phone_hmms(model.topo, model.transitions, factor, counts)
-    return build_graph(lang, model.tree, hmms, transition_scale=transition_scale, self_loop_scale=self_loop_scale,
-                       meta={"frame_subsampling_factor": factor, "frame_shift_ms": 10 * factor,
-                             "tree_hash": model.meta.get("tree_hash"), "transitions": "gmm" if counts is None else "alignment",
-                             "seconds": round(time.time() - started, 1)})
+    graph = build_graph(lang, model.tree, hmms, transition_scale=transition_scale, self_loop_scale=self_loop_scale,
+                        meta={"frame_subsampling_factor": factor, "frame_shift_ms": 10 * factor,
+                              "tree_hash": model.meta.get("tree_hash"), "transitions": "gmm" if counts is None else "alignment"})
+    graph.meta["seconds"] = round(time.time() - started, 1)
+    return graph

@@ -37,12 +37,14 @@ class Pronunciation:
 
 @dataclass
 class Dictionary:
-    """A Kaldi dict directory. ``silence`` and ``nonsilence`` are lines of phones that share a tree root."""
+    """A Kaldi dict directory. ``silence`` and ``nonsilence`` are lines of phones that share a tree root, ``questions``
+    lines of phones that a tree may ask for (extra_questions.txt, which may be missing)."""
 
     lexicon: List[Pronunciation]
     silence: List[List[str]]
     nonsilence: List[List[str]]
     optional_silence: str
+    questions: List[List[str]] = field(default_factory=list)
 
 
 @dataclass
@@ -107,8 +109,14 @@ def read_dict(path: str | Path) -> Dictionary:
         raise UserError(f"{path / 'optional_silence.txt'}: must hold exactly one phone")
     if seen.get(optional[0][0]) != "silence_phones.txt":
         raise UserError(f"{path / 'optional_silence.txt'}: {optional[0][0]} is not in silence_phones.txt; add it there")
+    questions_file = path / "extra_questions.txt"
+    questions = [fields for _, fields in _lines(questions_file)] if questions_file.exists() else []
+    for phone in (p for line in questions for p in line):
+        if phone not in seen:
+            raise UserError(f"{questions_file}: the phone '{phone}' is neither in silence_phones.txt nor in "
+                            "nonsilence_phones.txt; remove it or add it to one of them")
     lexicon = _read_lexicon(path, seen)
-    return Dictionary(lexicon, groups["silence_phones.txt"], groups["nonsilence_phones.txt"], optional[0][0])
+    return Dictionary(lexicon, groups["silence_phones.txt"], groups["nonsilence_phones.txt"], optional[0][0], questions)
 
 
 def _read_lexicon(path: Path, known: Dict[str, str]) -> List[Pronunciation]:
@@ -371,7 +379,8 @@ def _write_lang(out: Path, dictionary: Dictionary, lexicon: List[Pronunciation],
         (out / f"phones/{name}.csl").write_text(":".join(str(phone_ids[p]) for p in members) + "\n")
     write("phones/sets", sets)
     write("phones/roots", [["shared", "split", *line] for line in sets], keep=2)
-    questions = []
+    silences = {phone for line in dictionary.silence for phone in line}
+    questions = [[v for phone in line for v in variants([phone], phone in silences)] for line in dictionary.questions]
     if position_dependent:
         for group, tails in ((dictionary.nonsilence, suffixes), (dictionary.silence, ["", *suffixes])):
             questions += [[phone + tail for line in group for phone in line] for tail in tails]

@@ -1,0 +1,291 @@
+"""Lang directories against hand-made expectations, kaldifst, and (where there is one) a real Kaldi; OpenFst files."""
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from essence_kd.cli.main import main
+from essence_kd.hmm import fst as F
+from essence_kd.hmm import lang as L
+from essence_kd.io.errors import UserError
+
+DICT = {
+    "lexicon.txt": "<unk> SPN\na AX\nred R EH D\nread R EH D\nread R IY D\nreader R IY D ER\n",
+    "silence_phones.txt": "SIL\nSPN\n", "optional_silence.txt": "SIL\n",
+    "nonsilence_phones.txt": "AX\nD\nEH\nER\nIY\nR\n", "extra_questions.txt": "AX ER\n",
+}
+
+
+def make_dict(path: Path, **changes) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    for name, text in {**DICT, **changes}.items():
+        if text is None:
+            (path / name).unlink(missing_ok=True)
+        else:
+            (path / name).write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def lang(tmp_path):
+    return L.prepare_lang(make_dict(tmp_path / "dict"), tmp_path / "lang")
+
+
+def paths(fst, labels, limit=200):
+    """Every (input string, cost) with this output string: exhaustive search over the arrays."""
+    out, stack = [], [(fst.start, 0, (), 0.0)]
+    arcs = [[] for _ in range(fst.num_states)]
+    for row in zip(fst.src.tolist(), fst.dst.tolist(), fst.ilabel.tolist(), fst.olabel.tolist(), fst.weight.tolist()):
+        arcs[row[0]].append(row)
+    while stack and len(out) < limit:
+        state, used, symbols, cost = stack.pop()
+        if used == len(labels) and np.isfinite(fst.final[state]):
+            out.append((symbols, cost + float(fst.final[state])))
+        for _, dst, ilabel, olabel, weight in arcs[state]:
+            if olabel and (used == len(labels) or olabel != labels[used]):
+                continue
+            if len(symbols) < 40:
+                stack.append((dst, used + bool(olabel), symbols + ((ilabel,) if ilabel else ()), cost + weight))
+    return out
+
+
+def test_files(lang):
+    symbols = (lang.path / "phones.txt").read_text().split("\n")
+    assert symbols[:7] == ["<eps> 0", "SIL 1", "SIL_B 2", "SIL_E 3", "SIL_I 4", "SIL_S 5", "SPN 6"]
+    assert (lang.path / "words.txt").read_text() == \
+        "<eps> 0\n<unk> 1\na 2\nread 3\nreader 4\nred 5\n#0 6\n<s> 7\n</s> 8\n"
+    assert (lang.path / "oov.int").read_text() == "1\n"
+    assert [lang.phones[p] for p in lang.disambig] == ["#0", "#1", "#2", "#3"]
+    boundary = dict(line.split() for line in (lang.path / "phones" / "word_boundary.txt").read_text().splitlines())
+    assert (boundary["SIL"], boundary["R_B"], boundary["D_E"], boundary["IY_I"], boundary["AX_S"]) == \
+        ("nonword", "begin", "end", "internal", "singleton")
+    assert lang.phone_kind[lang.phone_ids["AX_S"]] == 4 and lang.phone_kind[lang.phone_ids["SIL"]] == 0
+    align = (lang.path / "phones" / "align_lexicon.txt").read_text().splitlines()
+    assert "reader reader R_B IY_I D_I ER_E" in align and "<eps> <eps> SIL" in align
+    assert (lang.path / "phones" / "extra_questions.txt").read_text().startswith("AX_B AX_E AX_I AX_S ER_B")
+    assert len(lang.topo[lang.phone_ids["SIL"]]) == 5 and len(lang.topo[lang.phone_ids["R_B"]]) == 3
+
+
+def test_every_phones_file_has_its_ids(lang):
+    for text in (lang.path / "phones").glob("*.txt"):
+        ids = text.with_suffix(".int")
+        if text.name in ("align_lexicon.txt", "wdisambig.txt"):
+            continue
+        a, b = text.read_text().split(), ids.read_text().split()
+        assert len(a) == len(b), text.name
+        for symbol, number in zip(a, b):
+            assert number == symbol or lang.phones[int(number)] == symbol, text.name
+
+
+def test_disambiguation():
+    prons = [("A",), ("A", "B"), ("A", "B"), ("C",), ("A", "B", "C")]
+    assert L.add_disambig(prons) == ([("A", "#1"), ("A", "B", "#1"), ("A", "B", "#2"), ("C",), ("A", "B", "C")], 2)
+    assert L.add_disambig([("A", "B"), ("C",)]) == ([("A", "B"), ("C",)], 0)
+
+
+def test_lexicon_paths(lang):
+    """Each sentence has its pronunciations times the choices of silence, with the right probabilities."""
+    fst = F.read_fst(lang.path / "L.fst")
+    found = dict(paths(fst, [lang.word_ids["a"], lang.word_ids["read"]]))
+    name = lang.phone_ids
+    silence = (name["SIL"],)
+    spellings = [(name["R_B"], name["EH_I"], name["D_E"]), (name["R_B"], name["IY_I"], name["D_E"])]
+    expected = {s0 + (name["AX_S"],) + s1 + word + s2 for word in spellings
+                for s0 in ((), silence) for s1 in ((), silence) for s2 in ((), silence)}
+    assert set(found) == expected
+    assert all(cost == pytest.approx(-3 * np.log(0.5), abs=1e-5) for cost in found.values())
+    disambiguated = paths(F.read_fst(lang.path / "L_disambig.fst"), [lang.word_ids["red"]])
+    assert len({symbols for symbols, _ in disambiguated}) == 4
+    for symbols, _ in disambiguated:
+        assert name["#1"] in symbols  # red and read share R EH D
+        assert symbols.count(name["SIL"]) == symbols.count(name["#3"])
+
+
+def test_probabilities_and_silence_options(tmp_path):
+    make_dict(tmp_path / "dict", **{"lexiconp.txt": "a 1.0 AX\nb 0.25 D\nb 0.75 R\n"})
+    lang = L.prepare_lang(tmp_path / "dict", tmp_path / "lang", sil_prob=0.2, num_sil_states=3, num_nonsil_states=1)
+    found = dict(paths(F.read_fst(lang.path / "L.fst"), [lang.word_ids["b"]]))
+    assert found[(lang.phone_ids["D_S"],)] == pytest.approx(-np.log(0.25 * 0.8 * 0.8), abs=1e-5)
+    assert found[(lang.phone_ids["SIL"], lang.phone_ids["R_S"])] == pytest.approx(-np.log(0.75 * 0.2 * 0.8), abs=1e-5)
+    assert len(lang.topo[lang.phone_ids["SIL"]]) == 3 and len(lang.topo[lang.phone_ids["R_S"]]) == 1
+    without = L.prepare_lang(tmp_path / "dict", tmp_path / "lang0", sil_prob=0.0)
+    assert paths(F.read_fst(without.path / "L.fst"), [without.word_ids["a"]]) == [((without.phone_ids["AX_S"],), 0.0)]
+
+
+def test_oov_is_added_when_missing(tmp_path, capsys):
+    lang = L.prepare_lang(make_dict(tmp_path / "dict", **{"lexicon.txt": "a AX\n"}), tmp_path / "lang")
+    assert lang.words[lang.oov] == "<unk>"
+    assert "added as '<unk> SPN'" in capsys.readouterr().err
+    lang = L.prepare_lang(tmp_path / "dict", tmp_path / "lang", oov="a")
+    assert lang.words[lang.oov] == "a" and "<unk>" not in lang.words
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"lexicon.txt": ""}, "empty"),
+    ({"lexicon.txt": "\n \n"}, "empty"),
+    ({"lexicon.txt": None}, "missing"),
+    ({"lexicon.txt": "a AX\nb\n"}, "line 2: word 'b' has no phones"),
+    ({"lexicon.txt": "a AX\nb QQ\n"}, "line 2: word 'b' has the phone 'QQ'"),
+    ({"lexicon.txt": "a AX\nb D\na AX\n"}, "line 3: word 'a' has the same pronunciation as in line 1"),
+    ({"lexicon.txt": "<s> AX\n"}, "'<s>' cannot be a word"),
+    ({"lexicon.txt": "#0 AX\n"}, "'#0' cannot be a word"),
+    ({"lexiconp.txt": "a 1.5 AX\n"}, "probability 1.5"),
+    ({"lexiconp.txt": "a AX\n"}, "no probability"),
+    ({"nonsilence_phones.txt": ""}, "holds no phone"),
+    ({"nonsilence_phones.txt": "AX\nSIL\n"}, "phone SIL is there already"),
+    ({"nonsilence_phones.txt": "AX\nAX\n"}, "phone AX is there already"),
+    ({"nonsilence_phones.txt": "#1\n"}, "reserved"),
+    ({"silence_phones.txt": None}, "missing"),
+    ({"optional_silence.txt": "SIL SPN\n"}, "exactly one phone"),
+    ({"optional_silence.txt": "AX\n"}, "AX is not in silence_phones.txt"),
+    ({"extra_questions.txt": "ZZ\n"}, "'ZZ'"),
+])
+def test_bad_dictionaries(tmp_path, changes, told):
+    with pytest.raises(UserError, match=told.replace("(", r"\(")) as caught:
+        L.prepare_lang(make_dict(tmp_path / "dict", **changes), tmp_path / "lang")
+    assert str(tmp_path / "dict") in str(caught.value)
+    assert not (tmp_path / "lang").exists()
+
+
+def test_bad_encoding_and_verb(tmp_path, capsys):
+    make_dict(tmp_path / "dict")
+    (tmp_path / "dict" / "lexicon.txt").write_bytes(b"caf\xe9 AX\n")
+    assert main(["make-lang", str(tmp_path / "dict"), str(tmp_path / "lang")]) == 1
+    assert "not UTF-8 at byte 3" in capsys.readouterr().err
+    assert main(["make-lang", str(tmp_path / "none"), str(tmp_path / "lang")]) == 1
+    make_dict(tmp_path / "dict")
+    assert main(["make-lang", "--sil-prob", "1", str(tmp_path / "dict"), str(tmp_path / "lang")]) == 1
+    assert main(["make-lang", str(tmp_path / "dict"), str(tmp_path / "lang")]) == 0
+    assert "5 words, 10 silence and 24 other phones" in capsys.readouterr().out
+
+
+def test_a_failure_leaves_the_old_directory(tmp_path):
+    L.prepare_lang(make_dict(tmp_path / "dict"), tmp_path / "lang")
+    before = (tmp_path / "lang" / "words.txt").read_text()
+    with pytest.raises(UserError):
+        L.prepare_lang(make_dict(tmp_path / "dict", **{"lexicon.txt": "a QQ\n"}), tmp_path / "lang")
+    assert (tmp_path / "lang" / "words.txt").read_text() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dict", "lang"]
+
+
+def test_topology_text_round_trip():
+    entries = [([3, 4], L.linear_topology(3)), ([1], L.silence_topology(5))]
+    back = L.parse_topology(L.format_topology(entries))
+    assert back[3] == back[4] == L.linear_topology(3)
+    assert back[1] == L.silence_topology(5)
+    for state, arcs in enumerate(back[1]):
+        assert sum(p for _, p in arcs) == pytest.approx(1.0)
+        assert [d for d, _ in arcs] == ([0, 1, 2, 3] if state == 0 else [4, 5] if state == 4 else [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("text", ["", "<Topology> </Topology>", "<Topology> <TopologyEntry> <ForPhones> 1 </ForPhones>",
+                                  "<Topology> <TopologyEntry> <ForPhones> 1 </ForPhones> <State> 0 <ForwardPdfClass> 0 </State>",
+                                  "<Topology> <TopologyEntry> <ForPhones> 1 </ForPhones> <State> 0 <PdfClass> 1 </State>"])
+def test_bad_topologies(text):
+    with pytest.raises(UserError):
+        L.parse_topology(text)
+
+
+def test_load_refuses_what_does_not_fit(lang):
+    (lang.path / "topo").write_text(L.format_topology([([1, 2], L.linear_topology(3))]))
+    with pytest.raises(UserError, match="no topology"):
+        L.load_lang(lang.path)
+    (lang.path / "words.txt").write_text("a 0\n")
+    with pytest.raises(UserError, match="id 0 must be <eps>"):
+        L.load_lang(lang.path)
+    with pytest.raises(UserError, match="no such lang"):
+        L.load_lang(lang.path / "nothing")
+
+
+@pytest.mark.skipif(not Path(os.environ.get("KALDI_ROOT") or "/-", "egs/wsj/s5/utils/prepare_lang.sh").exists(),
+                    reason="no Kaldi at KALDI_ROOT: prepare_lang.sh cannot be compared")
+def test_same_files_as_kaldis_own_script(tmp_path):
+    wsj = Path(os.environ["KALDI_ROOT"], "egs/wsj/s5")
+    (tmp_path / "work").mkdir()
+    for name in ("utils", "steps"):
+        (tmp_path / "work" / name).symlink_to(wsj / name)
+    shutil.copy(wsj / "path.sh", tmp_path / "work" / "path.sh")
+    ours = L.prepare_lang(make_dict(tmp_path / "dict"), tmp_path / "lang").path
+    theirs = tmp_path / "kaldi"
+    done = subprocess.run(["bash", "-c", ". ./path.sh; utils/prepare_lang.sh --num-sil-states 5 "
+                           f"{tmp_path}/dict '<unk>' {tmp_path}/tmp {theirs}"], cwd=tmp_path / "work", capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for path in sorted(theirs.rglob("*")):
+        if path.is_file() and path.suffix != ".fst":
+            same = [line.rstrip() for line in path.read_text().splitlines()]
+            assert same == [line.rstrip() for line in (ours / path.relative_to(theirs)).read_text().splitlines()], path.name
+    for name in ("L.fst", "L_disambig.fst"):
+        a, b = F.read_fst(ours / name), F.read_fst(theirs / name)
+        rows = [sorted(zip(x.src, x.dst, x.ilabel, x.olabel, x.weight.round(4))) for x in (a, b)]
+        assert rows[0] == rows[1], name
+
+
+# ----------------------------------------------------------------------------------------------------- OpenFst files
+
+def random_fst(rng, states=30, arcs=100):
+    final = np.where(rng.random(states) < 0.3, rng.random(states), np.inf)
+    return F.make_fst(rng.integers(0, states, arcs), rng.integers(0, states, arcs), rng.integers(0, 9, arcs),
+                      rng.integers(0, 9, arcs), rng.random(arcs), final, int(rng.integers(0, states)))
+
+
+def assert_same(a, b):
+    for name in ("src", "dst", "ilabel", "olabel", "weight", "final"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+    assert a.start == b.start
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fst_files_agree_with_kaldifst(tmp_path, seed):
+    import kaldifst
+
+    fst = random_fst(np.random.default_rng(seed), states=1 + 7 * seed, arcs=23 * seed)
+    F.write_fst(tmp_path / "a.fst", fst)
+    assert_same(F.read_fst(tmp_path / "a.fst"), fst)
+    theirs = kaldifst.StdVectorFst.read(str(tmp_path / "a.fst"))
+    assert theirs.num_states == fst.num_states
+    assert sum(theirs.num_arcs(s) for s in range(theirs.num_states)) == fst.num_arcs
+    theirs.write(str(tmp_path / "vector.fst"))
+    kaldifst.StdConstFst(theirs).write(str(tmp_path / "const.fst"))
+    assert_same(F.read_fst(tmp_path / "vector.fst"), fst)
+    assert_same(F.read_fst(tmp_path / "const.fst"), fst)
+    assert_same(F.from_kaldifst(F.to_kaldifst(fst)), fst)
+
+
+@pytest.mark.skipif(shutil.which("fstcompile") is None, reason="OpenFst's tools are not installed")
+def test_fst_from_a_pipe_is_read(tmp_path):
+    """A pipe cannot be sought in: the header's counts stay unknown."""
+    fst = random_fst(np.random.default_rng(3))
+    F.write_fst(tmp_path / "a.fst", fst)
+    subprocess.run(["bash", "-c", f"fstprint {tmp_path}/a.fst | fstcompile | cat > {tmp_path}/b.fst"], check=True)
+    read = F.read_fst(tmp_path / "b.fst")  # fstprint begins with the start state, so states have other numbers
+    assert (read.num_states, read.num_arcs) == (fst.num_states, fst.num_arcs)
+    assert sorted(read.ilabel) == sorted(fst.ilabel) and sorted(read.weight) == pytest.approx(sorted(fst.weight), rel=1e-4)
+
+
+def test_fst_with_symbol_tables_is_read(tmp_path):
+    import kaldifst
+
+    (tmp_path / "syms").write_text("<eps> 0\na 1\nb 2\n")
+    fst = kaldifst.compile("0 1 1 2 0.5\n1 0.25\n", acceptor=False)
+    table = kaldifst.SymbolTable.read_text(str(tmp_path / "syms"))
+    fst.input_symbols = table
+    fst.output_symbols = table
+    fst.write(str(tmp_path / "a.fst"))
+    read = F.read_fst(tmp_path / "a.fst")
+    assert (read.ilabel.tolist(), read.olabel.tolist(), read.weight.tolist()) == ([1], [2], [0.5])
+    assert read.final.tolist() == [np.inf, 0.25]
+
+
+@pytest.mark.parametrize("keep", [0, 3, 20, 60, 500])
+def test_truncated_fst_is_refused(tmp_path, keep):
+    fst = random_fst(np.random.default_rng(0))
+    F.write_fst(tmp_path / "a.fst", fst)
+    whole = (tmp_path / "a.fst").read_bytes()
+    (tmp_path / "a.fst").write_bytes(whole[:keep])
+    with pytest.raises(UserError, match="a.fst: not a whole OpenFst file"):
+        F.read_fst(tmp_path / "a.fst")
+    with pytest.raises(UserError, match="b.fst"):
+        F.read_fst(tmp_path / "b.fst")
