@@ -13,11 +13,13 @@ from essence_kd.distill.bench import Bench, interleaved, loss_works, synthetic_l
 
 
 def test_every_part_runs_and_is_reported(tmp_path, capsys):
-    small = ["--pdfs", "300", "--frames", "64", "--top-k", "5", "--threads", "1", "--repeats", "2", "--tmp", str(tmp_path)]
+    small = ["--pdfs", "300", "--frames", "64", "--top-k", "5", "--threads", "1", "--repeats", "2"]
+    small += ["--tmp", str(tmp_path)]
     assert main(["bench", *small, "--only", "select,fuse,codec,loss", "--json", f"{tmp_path}/b.json"]) == 0
     shown = capsys.readouterr().out
-    for part in ("300 pdfs, k = 5, 64 frames, 1 threads", "torch.topk", "numpy.argpartition", "torch: softmax, mean, topk",
-                 "write a Posterior archive", "torch, dense soft targets", "extra bytes a logit"):
+    for part in ("300 pdfs, k = 5, 64 frames, 1 threads", "torch.topk", "numpy.argpartition",
+                 "torch: softmax, mean, topk", "write a Posterior archive", "torch, dense soft targets",
+                 "extra bytes a logit"):
         assert part in shown
     results = json.loads((tmp_path / "b.json").read_text())["results"]
     assert all(row["speed"] > 0 for row in results)
@@ -28,7 +30,7 @@ def test_every_part_runs_and_is_reported(tmp_path, capsys):
 def test_the_whole_process(tmp_path):
     rows = Bench(frames=32, pdfs=50, k=3, threads=1, repeats=1, folder=str(tmp_path)).run(["process"])
     names = [row["name"] for row in rows]
-    assert names[:3] == ["essence", "essence, random-prune 0.01", "reading the file"]
+    assert names[:3] == ["essence", "essence, threshold 0.01", "essence, random pruning 0.01"]
     assert not list(tmp_path.iterdir())
 
 

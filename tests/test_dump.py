@@ -84,7 +84,7 @@ def test_whole_posteriors_beside_the_wide_archive_and_alone(two, tmp_path):
             np.testing.assert_array_equal(wide[utt].ids, select(full, EssenceSettings(top_k=5)).ids)
     for name in ("full", "all"):
         fields = json.loads((tmp_path / f"{name}.json").read_text())
-        assert (fields["kind"], fields["selection"], fields["num_pdfs"], fields["mean_mass"]) == ("dense", "all", PDFS, 1)
+        assert [fields[x] for x in ("kind", "selection", "num_pdfs", "mean_mass")] == ["dense", "all", PDFS, 1]
 
 
 @pytest.mark.parametrize("rule", [EssenceSettings(top_k=7), EssenceSettings(select="top-p", top_p=0.9, max_k=20),
@@ -120,7 +120,8 @@ def test_temperatures_and_priors(two, tmp_path):
     for utt, post in read_posteriors(f"ark:{tmp_path}/wide.ark"):
         p = sum(softmax(v[utt] / 2 - 0.5 * log) for v in values) / 2
         np.testing.assert_allclose(post.probs, -np.sort(-p, axis=1).ravel(), rtol=2e-5)
-    dump(DumpSettings(teachers=tables, output=f"ark:{tmp_path}/wide.ark", keep=3, input="logit", temperatures=[2.0, 1.0]))
+    dump(DumpSettings(teachers=tables, output=f"ark:{tmp_path}/wide.ark", keep=3, input="logit",
+                      temperatures=[2.0, 1.0]))
     fields = json.loads((tmp_path / "wide.json").read_text())
     assert fields["temperature"] == 1.0 and fields["teacher_temperatures"] == [2.0, 1.0]
 
@@ -139,8 +140,8 @@ def test_pipes_stdout_and_shuffled_scps(two, tmp_path, shell):
 
 @pytest.mark.parametrize("change, message", [
     (lambda v: v.pop("utt2"), r"utterances differ: scp:.*t0.scp has 5, scp:.*t1.scp has 4; 1 not in .*utt2"),
-    (lambda v: v.update(utt2=v["utt2"][:3]), "utterance utt2: the teachers differ: 9 frames of 60 pdfs, 3 frames of 60"),
-    (lambda v: v.update(utt2=v["utt2"][:, :50]), "utterance utt2: the teachers differ: 9 frames of 60 pdfs, 9 frames of 50"),
+    (lambda v: v.update(utt2=v["utt2"][:3]), "utt2: the teachers differ: 9 frames of 60 pdfs, 3 frames of 60 pdfs"),
+    (lambda v: v.update(utt2=v["utt2"][:, :50]), "utt2: the teachers differ: 9 frames of 60 pdfs, 9 frames of 50 pdfs"),
     (lambda v: v.update(utt2=v["utt2"] * np.nan), r"utterance utt2: frame 0: holds a NaN \[scp:.*t1.scp\]")])
 def test_teachers_that_do_not_fit(change, message, tmp_path):
     one, other = random_logits(1), random_logits(2)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
-from essence_kd.distill.essence import (EssenceSettings, FrameError, Scale, block_maxima, bound_maxima, entries_of, frame_uniforms,
-                                        log_normalisers, positions, reference_agree, reference_select, select,
-                                        select_agree, select_sparse, sort_entries, to_probabilities, top_k)
+from essence_kd.distill.essence import (EssenceSettings, FrameError, Scale, block_maxima, bound_maxima, entries_of,
+                                        frame_uniforms, log_normalisers, positions, reference_agree, reference_select,
+                                        select, select_agree, select_sparse, sort_entries, to_probabilities, top_k)
 
 RULES = [EssenceSettings(select="top-k", top_k=1), EssenceSettings(select="top-k", top_k=7),
          EssenceSettings(select="top-p", top_p=0.8), EssenceSettings(select="top-p", top_p=0.99, max_k=5),

@@ -115,7 +115,8 @@ def test_sizes_are_those_of_the_files(tmp_path):
     ids, probs = np.arange(20, dtype=np.int32)[None].repeat(1000, 0), np.full((1000, 20), 0.05, np.float32)
     sizes = bytes_per_frame(8816, 100, 20)
     kaldi = sum(memoryview(b).nbytes for b in encode_fixed(ids, probs))
-    small = sum(memoryview(b).nbytes for b in compact.encode(np.arange(1001) * 20, ids.ravel(), probs.ravel(), num_pdfs=8816))
+    buffers = compact.encode(np.arange(1001) * 20, ids.ravel(), probs.ravel(), num_pdfs=8816)
+    small = sum(memoryview(b).nbytes for b in buffers)
     assert sizes["dense"] == 4 * 8816 and sizes["wide"] == 1005
     assert kaldi / 1000 == pytest.approx(sizes["essence"], abs=0.05)
     assert small / 1000 == pytest.approx(sizes["compact"], abs=0.05)
@@ -132,8 +133,8 @@ def test_the_verb_writes_json_and_plot(data, tmp_path, capsys):
     assert main(["post-stats", "--alignment", ali, "--json", f"{tmp_path}/s.json", "--plot", f"{tmp_path}/f.png",
                  "--hours", "100", "--teacher", full, full]) == 0
     shown = capsys.readouterr().out
-    for part in ("3 utterances, 18 frames, 40 pdfs", "k for 95% of the mass", "entropy", "aligned pdf-id", "another best",
-                 "bytes a frame: dense 160", "100 h at 30 ms: 12.0 M frames"):
+    for part in ("3 utterances, 18 frames, 40 pdfs", "k for 95% of the mass", "entropy", "aligned pdf-id",
+                 "another best", "bytes a frame: dense 160", "100 h at 30 ms: 12.0 M frames"):
         assert part in shown
     result = json.loads((tmp_path / "s.json").read_text())
     assert len(result["f_k"]) == PDFS and result["forecast"]["frames"] == 12e6
@@ -153,7 +154,8 @@ def test_mistakes(data, tmp_path, capsys):
     for arguments, message in (
             ([empty], "holds no frame"), (["--alignment", none, full], "aligns no utterance"),
             (["--alignment", ali, full], "5 frames of posteriors, but the alignment has 15 frames; --frame-sub"),
-            (["--frame-subsampling-factor", "3", "--alignment", high, full], "utterance u0: its alignment has pdf-ids from 40"),
+            (["--frame-subsampling-factor", "3", "--alignment", high, full],
+             "utterance u0: its alignment has pdf-ids from 40"),
             (["--input", "log", full], "--input prob"), (["--input", "post", full], "a matrix, but --input says post"),
             (["--input", "log", f"ark:{tmp_path}/post.ark"], "a Posterior, but --input says log"),
             (["--teacher", full, f"ark:{tmp_path}/post.ark"], "teachers are compared with whole posteriors")):

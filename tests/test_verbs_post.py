@@ -45,7 +45,8 @@ def run(capsys, *arguments):
 
 
 def frames(post):
-    return [list(zip(post.ids[a:b].tolist(), post.probs[a:b].tolist())) for a, b in zip(post.offsets[:-1], post.offsets[1:])]
+    return [list(zip(post.ids[a:b].tolist(), post.probs[a:b].tolist()))
+            for a, b in zip(post.offsets[:-1], post.offsets[1:])]
 
 
 @pytest.mark.parametrize("options, rule", [
@@ -80,8 +81,9 @@ def test_logits_logs_and_probabilities_select_the_same(logits, probs, tmp_path, 
     outputs = []
     for kind, values in (("logit", logits), ("log", logs), ("prob", probs)):
         source = table(MatrixWriter, tmp_path / kind, values)
-        assert run(capsys, "prune-post", "--input", kind, "--temperature", "2", source, f"ark:{tmp_path}/{kind}.post")[0] == 0
-        outputs.append(dict(read_posteriors(f"ark:{tmp_path}/{kind}.post")))
+        assert run(capsys, "prune-post", "--input", kind, "--temperature", "2", source,
+                   f"ark:{tmp_path}/post-{kind}.ark")[0] == 0
+        outputs.append(dict(read_posteriors(f"ark:{tmp_path}/post-{kind}.ark")))
     for utt in probs:
         for other in outputs[1:]:
             np.testing.assert_array_equal(outputs[0][utt].ids, other[utt].ids)
@@ -94,8 +96,8 @@ def test_the_split_into_jobs_does_not_matter(full, tmp_path, capsys):
     run(capsys, "prune-post", *options, full, f"ark:{tmp_path}/whole.ark")
     for i, part in enumerate((lines[:1], lines[1:])):
         (tmp_path / f"part{i}.scp").write_text("".join(part))
-        assert run(capsys, "prune-post", *options, f"scp:{tmp_path}/part{i}.scp", f"ark:{tmp_path}/part{i}.ark")[0] == 0
-    parts = (tmp_path / "part0.ark").read_bytes() + (tmp_path / "part1.ark").read_bytes()
+        assert run(capsys, "prune-post", *options, f"scp:{tmp_path}/part{i}.scp", f"ark:{tmp_path}/done{i}.ark")[0] == 0
+    parts = (tmp_path / "done0.ark").read_bytes() + (tmp_path / "done1.ark").read_bytes()
     assert parts == (tmp_path / "whole.ark").read_bytes()
     run(capsys, "prune-post", *options[:-1], "2", full, f"ark:{tmp_path}/other.ark")
     assert (tmp_path / "other.ark").read_bytes() != (tmp_path / "whole.ark").read_bytes()
@@ -188,8 +190,10 @@ def test_bad_matrices_are_refused_by_name(name, probs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--top-k", "51"], "k is 51, but must be from 1 to the 50 pdfs there are"), (["--top-k", "0"], "--top-k must be 1 or more"),
-    (["--select", "top-p", "--top-p", "1.5"], "--top-p must be above 0"), (["--temperature", "0"], "--temperature must be above 0"),
+    (["--top-k", "51"], "k is 51, but must be from 1 to the 50 pdfs there are"),
+    (["--top-k", "0"], "--top-k must be 1 or more"),
+    (["--select", "top-p", "--top-p", "1.5"], "--top-p must be above 0"),
+    (["--temperature", "0"], "--temperature must be above 0"),
     (["--select", "agree"], "--select agree needs the teachers themselves"),
     (["--input", "post"], "a matrix, but --input says post"), (["--input", "log"], "--input prob")])
 def test_bad_options_are_refused(arguments, message, full, tmp_path, capsys):
@@ -200,11 +204,13 @@ def test_bad_options_are_refused(arguments, message, full, tmp_path, capsys):
 def test_bad_sources_are_refused(full, tmp_path, capsys, shell):
     post = table(PosteriorWriter, tmp_path / "three", {"u": Posterior(
         np.array([0, 3, 6]), np.array([4, 2, 1, 5, 6, 7]), np.array([0.5, 0.3, 0.1] * 2))})
-    twice = table(PosteriorWriter, tmp_path / "twice", {"u": Posterior(np.array([0, 2]), np.array([4, 4]), np.array([0.5, 0.3]))})
+    same = Posterior(np.array([0, 2]), np.array([4, 4]), np.array([0.5, 0.3]))
+    twice = table(PosteriorWriter, tmp_path / "twice", {"u": same})
     empty = table(MatrixWriter, tmp_path / "empty", {})
     (tmp_path / "cut.ark").write_bytes((tmp_path / "full.ark").read_bytes()[:-7])
     (tmp_path / "dup.ark").write_bytes((tmp_path / "full.ark").read_bytes() * 2)
-    for source, message in ((post, "holds 3 classes a frame, --top-k asks for 20"), (twice, "frame 0: pdf-id 4 occurs twice"),
+    for source, message in ((post, "holds 3 classes a frame, --top-k asks for 20"),
+                            (twice, "frame 0: pdf-id 4 occurs twice"),
                             (empty, "holds no utterance"), (f"ark:{tmp_path}/cut.ark", "cut short"),
                             (f"ark:{tmp_path}/dup.ark", "occurs twice"), (f"ark:{tmp_path}/none.ark", "cannot be read"),
                             ("ark:echo no >&2; exit 3 |", "failed with exit status 3: no")):
@@ -217,8 +223,17 @@ def test_bad_sources_are_refused(full, tmp_path, capsys, shell):
     assert status == 1 and "exit status 4" in told
 
 
+def test_an_output_that_would_share_its_inputs_sidecar_is_refused(full, tmp_path, capsys):
+    for verb, source in (("prune-post", [full]), ("dump-post", [full, f"ark:{tmp_path}/full.ark"])):
+        status, told = run(capsys, verb, *source, f"ark:{tmp_path}/full.post")
+        assert status == 1 and "full.json with scp:" in told and not (tmp_path / "full.post").exists()
+    status, told = run(capsys, "mix-post", full, f"ark:{tmp_path}/ali.ark", f"compact:ark:{tmp_path}/full.mixed")
+    assert status == 1 and "give it another name" in told
+
+
 def test_a_full_disk_leaves_nothing(full, tmp_path, shell):
-    done = shell("bash", "-c", f". ./path.sh; ulimit -f 1; trap '' XFSZ; essence prune-post {full} ark:{tmp_path}/x.ark")
+    command = f". ./path.sh; ulimit -f 1; trap '' XFSZ; essence prune-post {full} ark:{tmp_path}/x.ark"
+    done = shell("bash", "-c", command)
     assert done.returncode == 1 and "cannot be written" in done.stderr, done.stderr
     assert not (tmp_path / "x.ark").exists()
 
@@ -242,7 +257,8 @@ def aligned(probs, tmp_path):
 def test_mixing_is_the_weighted_sum(weight, soft, aligned, tmp_path, capsys):
     posts, source = soft
     alis, ali = aligned
-    assert run(capsys, "mix-post", "--soft-weight", weight, source, ali, f"ark,scp:{tmp_path}/m.ark,{tmp_path}/m.scp")[0] == 0
+    output = f"ark,scp:{tmp_path}/m.ark,{tmp_path}/m.scp"
+    assert run(capsys, "mix-post", "--soft-weight", weight, source, ali, output)[0] == 0
     w = float(weight)
     for utt, post in read_posteriors(f"scp:{tmp_path}/m.scp"):
         want = np.zeros((post.num_frames, PDFS))
@@ -304,9 +320,10 @@ def test_mixing_mistakes(soft, aligned, tmp_path, capsys):
     bad = {
         "few": ({u: a for u, a in alis.items() if u != "utt0"}, "aligns 3 of 4 utterances"),
         "negative": ({**alis, "utt0": alis["utt0"] - 50}, "utterance utt0: pdf-ids from -"),
-        "short": ({**alis, "utt0": alis["utt0"][:-1]}, "utterance utt0: 6 frames of posteriors, but the alignment has 5")}
+        "short": ({**alis, "utt0": alis["utt0"][:-1]}, "utt0: 6 frames of posteriors, but the alignment has 5")}
     for name, (values, message) in bad.items():
-        status, told = run(capsys, "mix-post", source, table(IntVectorWriter, tmp_path / name, values), f"ark:{tmp_path}/x.ark")
+        other = table(IntVectorWriter, tmp_path / name, values)
+        status, told = run(capsys, "mix-post", source, other, f"ark:{tmp_path}/x.ark")
         assert status == 1 and message in told and not (tmp_path / "x.ark").exists()
     status, told = run(capsys, "mix-post", "--soft-weight", "2", source, ali, f"ark:{tmp_path}/x.ark")
     assert status == 1 and "--soft-weight must be from 0 to 1" in told

@@ -16,7 +16,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 
 from essence_kd.distill.archives import (Progress, Tally, ahead, describe, frame_error, num_utterances, sidecar_of,
-                                         write_essence)
+                                         target_sidecar, write_essence)
 from essence_kd.distill.ensemble import Ensemble, combine, combine_top_k
 from essence_kd.distill.essence import Essence, EssenceSettings, Scale, entries_of, select, select_agree
 from essence_kd.io.errors import UserError
@@ -338,8 +338,10 @@ def _collect(ready: Dict[int, Tuple[np.ndarray, np.ndarray]], done, frames: np.n
 class _Output:
     """One archive that is being written, and its sidecar."""
 
-    def __init__(self, wspecifier: str, kind: str, settings: DumpSettings, ensemble: Ensemble, described: Dict[str, Any]):
+    def __init__(self, wspecifier: str, kind: str, settings: DumpSettings, ensemble: Ensemble,
+                 described: Dict[str, Any]):
         self.wspecifier, self.kind, self.described = wspecifier, kind, dict(described)
+        self.sidecar = target_sidecar(wspecifier, *filter(is_table, settings.teachers))
         if kind == "essence":
             self.rule = settings.essence
         elif kind == "wide":
@@ -392,18 +394,14 @@ class _Output:
 
     def describe(self, tally: Tally) -> None:
         """Write the sidecar."""
-        wspecifier = self.wspecifier
-        form = "matrix" if self.kind == "dense" else "kaldi"
-        if wspecifier.startswith("compact:"):
-            wspecifier, form = wspecifier[len("compact:"):], "compact"
-        path = sidecar_path(wspecifier)
-        if path is None:
+        if self.sidecar is None:
             return
+        form = "matrix" if self.kind == "dense" else "compact" if self.writer.compact else "kaldi"
         fields = {**self.described, "kind": self.kind, "form": form, **(describe(self.rule) if self.rule else {}),
                   **tally.fields(), **self.fields}
         if self.rule is None:
             fields.update(selection="all", mean_mass=1.0, num_entries=tally.num_frames * fields["num_pdfs"])
-        write_sidecar(path, fields)
+        write_sidecar(self.sidecar, fields)
 
 
 def _write_utterance(utt: str, matrices: Sequence[np.ndarray], ensemble: Ensemble, outputs: Sequence[_Output],

@@ -23,7 +23,8 @@ def _parts(text: str) -> list:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--only", type=_parts, metavar="PART,...", help="select, fuse, process, codec, loss (default: all)")
+    parser.add_argument("--only", type=_parts, metavar="PART,...",
+                        help="select, fuse, process, codec, loss (default: all)")
     parser.add_argument("--pdfs", type=int, default=8816, metavar="N", help="default: 8816")
     parser.add_argument("--frames", type=int, default=4096, metavar="N", help="frames of a matrix (default: 4096)")
     parser.add_argument("--top-k", type=int, default=20, metavar="K", help="default: 20")
@@ -46,10 +47,12 @@ def run(args) -> int:
     from essence_kd.io.provenance import write_sidecar
 
     threads = args.threads or default_threads()
-    bench = Bench(frames=args.frames, pdfs=args.pdfs, k=args.top_k, threads=threads, repeats=args.repeats, folder=args.tmp)
+    bench = Bench(frames=args.frames, pdfs=args.pdfs, k=args.top_k, threads=threads, repeats=args.repeats,
+                  folder=args.tmp)
     rows = bench.run(args.only or PARTS)
-    machine = {"cores": os.cpu_count(), "threads": threads, "load": os.getloadavg()[0], "python": platform.python_version(),
-               "numpy": numpy.__version__, "torch": torch.__version__, "cpu": _cpu(), "time": time.strftime("%Y-%m-%d %H:%M")}
+    machine = {"cores": os.cpu_count(), "threads": threads, "load": os.getloadavg()[0], "cpu": _cpu(),
+               "python": platform.python_version(), "numpy": numpy.__version__, "torch": torch.__version__,
+               "time": time.strftime("%Y-%m-%d %H:%M")}
     print(f"{args.pdfs} pdfs, k = {args.top_k}, {args.frames} frames, {threads} threads; {machine['cores']} cores "
           f"({machine['cpu']}), load {machine['load']:.1f}; Python {machine['python']}, NumPy {machine['numpy']}, "
           f"PyTorch {machine['torch']}; mean largest posterior {float(bench.probs.max(axis=1).mean()):.2f}\n")

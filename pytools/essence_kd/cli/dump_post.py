@@ -44,9 +44,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--prior-scale", type=float, default=1.0, metavar="S", help="of the log prior (default: 1)")
     parser.add_argument("--feats", metavar="scp:FILE", help="features for model directories")
     parser.add_argument("--keep", type=_keep, default=None, metavar="N|all",
-                        help="entries a frame of the wide archive (default: 100, or all there are); all: write matrices")
+                        help="entries a frame of the wide archive (default: 100, or all there are); all: matrices")
     parser.add_argument("--full-wspecifier", metavar="WSPECIFIER", help="write the whole posteriors, too, as matrices")
-    parser.add_argument("--fuse", action="store_true", help="write essence targets (the options below), not a wide archive")
+    parser.add_argument("--fuse", action="store_true",
+                        help="write essence targets (the options below), not a wide archive")
     add_selection_arguments(parser)
     parser.add_argument("--agree", type=int, metavar="N", help="agree: teachers that must hold a class (default: 2)")
     parser.add_argument("--frame-shift-ms", type=float, metavar="MS", help="for the sidecar, where no model says it")

@@ -29,7 +29,8 @@ def add_arguments(parser) -> None:
                         help="of the forecast (default: as the sidecar says, else 10)")
     parser.add_argument("--keep", type=int, default=100, metavar="N", help="entries of a wide archive (default: 100)")
     parser.add_argument("--top-k", type=int, default=20, metavar="K", help="entries of an essence (default: 20)")
-    parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="look at the first N frames (default: all)")
+    parser.add_argument("--max-frames", type=int, default=0, metavar="N",
+                        help="look at the first N frames, to the end of their utterance (default: all)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: OMP_NUM_THREADS or the cores there are")
     parser.add_argument("rspecifier", metavar="RSPECIFIER", help="matrices or sparse posteriors")
 

@@ -26,7 +26,8 @@ def add_arguments(parser) -> None:
                              "or post (a sparse archive; recognised, too)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: OMP_NUM_THREADS or the cores there are")
     parser.add_argument("rspecifier", metavar="RSPECIFIER")
-    parser.add_argument("wspecifier", metavar="POST-WSPECIFIER", help="ark:, ark,scp:A,S, or one of them after compact:")
+    parser.add_argument("wspecifier", metavar="POST-WSPECIFIER",
+                        help="ark:, ark,scp:A,S, or one of them after compact:")
 
 
 def run(args) -> int:

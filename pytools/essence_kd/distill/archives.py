@@ -52,6 +52,15 @@ def sidecar_of(specifier: str) -> Dict[str, Any]:
     return read_sidecar(path) if path is not None and os.path.isfile(path) else {}
 
 
+def target_sidecar(wspecifier: str, *sources: str) -> Optional[str]:
+    """The sidecar of an output; None for a pipe. Raises UserError when it is that of an input, too."""
+    path = sidecar_path(wspecifier[len("compact:"):] if wspecifier.startswith("compact:") else wspecifier)
+    for source in sources:
+        if path is not None and sidecar_path(source) == path:
+            raise UserError(f"{wspecifier}: would share the sidecar {path} with {source}; give it another name")
+    return path
+
+
 def num_utterances(rspecifier: str) -> Optional[int]:
     """How many utterances an scp file lists; None for anything else."""
     spec = parse_rspecifier(rspecifier)

@@ -24,14 +24,14 @@ OURS = "essence"
 
 
 def synthetic_logits(frames: int, pdfs: int, count: int, seed: int = 0) -> List[np.ndarray]:
-    """Logits (frames, pdfs) float32 of teachers that mostly agree; their posteriors' largest is about 0.6 on average."""
+    """Logits (frames, pdfs) float32 of teachers that mostly agree; the largest posterior is about 0.6 on average."""
     rng = np.random.default_rng(seed)
     common = 6.6 * rng.standard_normal((frames, pdfs), dtype=np.float32)
     return [common + 2.3 * rng.standard_normal((frames, pdfs), dtype=np.float32) for _ in range(count)]
 
 
 def interleaved(works: Dict[str, Callable[[], Any]], repeats: int) -> Dict[str, List[float]]:
-    """Seconds of each work, taken in turns so that whatever else the machine does meets all alike; one turn is not kept."""
+    """Seconds of each work, taken in turns, so that a busy machine meets all alike; the first turn is not kept."""
     seconds: Dict[str, List[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
         for name, work in works.items():
@@ -109,7 +109,8 @@ class Bench:
         theirs = plain().values.numpy()
         assert np.allclose(values, theirs, rtol=1e-4)
         seconds = interleaved({OURS: lambda: combine_top_k(ensemble, self.logs, self.k, threads=self.threads),
-                               "torch: softmax, mean, topk": plain, "torch: exp, mean, topk": exponentials}, self.repeats)
+                               "torch: softmax, mean, topk": plain, "torch: exp, mean, topk": exponentials},
+                              self.repeats)
         return _rows("three log-posterior matrices, mean, top-k", seconds, self.frames, "frames/s")
 
     def process(self) -> List[Dict[str, Any]]:
@@ -132,8 +133,10 @@ class Bench:
                     raise UserError(f"{' '.join(command)}: {done.stderr.strip()[-400:]}")
 
             works = {OURS: lambda: call(*essence, "--top-k", str(self.k), f"ark:{full}", f"ark:{out}"),
-                     "essence, random-prune 0.01": lambda: call(*essence, "--select", "random-prune", "--min-post", "0.01",
-                                                                f"ark:{full}", f"ark:{out}"),
+                     "essence, threshold 0.01": lambda: call(*essence, "--select", "min-post", "--min-post", "0.01",
+                                                             f"ark:{full}", f"ark:{out}"),
+                     "essence, random pruning 0.01": lambda: call(*essence, "--select", "random-prune",
+                                                                  "--min-post", "0.01", f"ark:{full}", f"ark:{out}"),
                      "reading the file": lambda: _slurp(full)}
             kaldi = _kaldi_binary("prob-to-post")
             if kaldi:
@@ -219,7 +222,8 @@ def loss_works(frames: int, pdfs: int, k: int) -> Dict[str, Callable[[], Any]]:
         return run
 
     return {OURS: work(lambda z: sparse_soft_cross_entropy(z, ids, probs)),
-            "essence, hard and soft (multitask)": work(lambda z: multitask_loss(z, hard, ids, probs, soft_weight=0.9).total),
+            "essence, hard and soft (multitask)": work(
+                lambda z: multitask_loss(z, hard, ids, probs, soft_weight=0.9).total),
             "torch, dense soft targets": work(lambda z: functional.cross_entropy(z, dense, reduction="sum")),
             "torch, hard labels": work(lambda z: functional.cross_entropy(z, hard, reduction="sum"))}
 
@@ -311,7 +315,8 @@ def table(rows: List[Dict[str, Any]]) -> str:
         if row["section"] != section:
             section = row["section"]
             memory = "extra_bytes_per_logit" in row
-            lines += ["", f"**{section}**", "", "| | speed | ours is faster by |" + (" extra bytes a logit |" if memory else ""),
+            lines += ["", f"**{section}**", "",
+                      "| | speed | ours is faster by |" + (" extra bytes a logit |" if memory else ""),
                       "|---|---|---|" + ("---|" if memory else "")]
         ratio = row["ours_is_faster_by"]
         line = f"| {row['name']} | {row['speed']:,.0f} {row['unit']} | {'' if ratio is None else f'{ratio:.1f} x'} |"

@@ -196,7 +196,7 @@ def block_maxima(x: np.ndarray, n: int) -> np.ndarray:
     if n >= columns:
         return x
     full = columns // n * n
-    best = np.maximum.reduce(x[:, :full].reshape(rows, full // n, n), axis=1)  # a view: splitting an axis copies nothing
+    best = np.maximum.reduce(x[:, :full].reshape(rows, full // n, n), axis=1)  # a view: nothing is copied
     if full < columns:
         np.maximum(best[:, :columns - full], x[:, full:], out=best[:, :columns - full])
     return best
@@ -214,8 +214,8 @@ def bound_maxima(x: np.ndarray, k: int) -> np.ndarray:
 def rank(rows: np.ndarray, ids: np.ndarray, values: np.ndarray, columns: int) -> Tuple[np.ndarray, np.ndarray]:
     """Candidates sorted within each row by falling value, ties by rising id: (ids int32 (n,), values float32 (n,)).
 
-    ``rows`` (n,) int64, ascending from 0; ``ids`` (n,) below ``columns``; ``values`` (n,) float32. One sort of integers:
-    row, inverted bits of the value, id. Rows and ids need 32 bits together.
+    ``rows`` (n,) int64, ascending from 0; ``ids`` (n,) below ``columns``; ``values`` (n,) float32. One sort of
+    integers: row, inverted bits of the value, id. Rows and ids need 32 bits together.
     """
     width = max(1, (columns - 1).bit_length())
     keys = rows.astype(np.uint64)
@@ -235,7 +235,7 @@ def first_k(rows: np.ndarray, num_rows: int, k: int) -> np.ndarray:
 
 
 def positions(mask: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """(row, column) of the true elements of a mask (R, C), row by row; much faster than np.nonzero when they are few."""
+    """(row, column) of the true elements of a mask (R, C), row by row; faster than np.nonzero when they are few."""
     flat = np.flatnonzero(mask)
     row = flat // mask.shape[1]
     return row, flat - row * mask.shape[1]
@@ -300,7 +300,8 @@ def top_k(matrix: np.ndarray, k: int, *, kind: Optional[str] = None,
 
 
 def top_k_of_mixture(logs: Callable[[slice], Sequence[Tuple[np.ndarray, np.ndarray, float]]], shape: Tuple[int, int],
-                     k: int, *, check: Callable[[slice], None], threads: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
+                     k: int, *, check: Callable[[slice], None],
+                     threads: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
     """The k largest of p(c) = sum_m w_m exp(z_m(c) - norm_m), without p: ids (T, k) int32 and probs (T, k) float32.
 
     ``logs(rows)`` gives (z (R, C) float32, norm (R,) float64, w > 0) of each m for some rows; ``check(rows)`` is called
@@ -522,7 +523,8 @@ def select(matrix: np.ndarray, settings: EssenceSettings, *, kind: str = "prob",
     if settings.select == "random-prune":
         return _random_prune(to_probabilities(matrix, scale, threads=threads), settings, utt, threads)
     if settings.select == "min-post":
-        return _finish(_at_least(to_probabilities(matrix, scale, threads=threads), settings.min_post, threads), settings)
+        probs = to_probabilities(matrix, scale, threads=threads)
+        return _finish(_at_least(probs, settings.min_post, threads), settings)
     k = settings.top_k if settings.select == "top-k" else min(settings.max_k, columns)
     if scale.plain and kind == "prob":
         ids, probs = top_k(matrix, k, kind="prob", threads=threads)

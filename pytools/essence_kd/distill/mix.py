@@ -11,7 +11,7 @@ from typing import Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
-from essence_kd.distill.archives import CARRIED, Progress, Tally, num_utterances, sidecar_of
+from essence_kd.distill.archives import CARRIED, Progress, Tally, num_utterances, sidecar_of, target_sidecar
 from essence_kd.distill.essence import sort_entries
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
@@ -69,7 +69,7 @@ class Alignments:
 
 
 def subsample(alignment: np.ndarray, frames: int, factor: int) -> np.ndarray:
-    """Every ``factor``-th pdf-id of an alignment at the feature rate. Raises ValueError when that makes not ``frames``."""
+    """Every ``factor``-th pdf-id of an alignment at the feature rate. Raises ValueError unless they are ``frames``."""
     if -(-len(alignment) // factor) != frames:
         at = f"every {factor}th of " if factor > 1 else ""
         raise ValueError(f"{frames} frames of posteriors, but the alignment has {at}{len(alignment)} frames; "
@@ -92,7 +92,7 @@ def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, fact
     if not 0 <= soft_weight <= 1:
         raise UserError(f"--soft-weight must be from 0 to 1, not {soft_weight}")
     factor = factor_of(soft, factor)
-    fields = sidecar_of(soft)
+    fields, target = sidecar_of(soft), target_sidecar(wspecifier, soft, alignments)
     beside = sidecar_of(alignments)
     if fields and beside:
         check_match(sidecar_path(soft), fields, sidecar_path(alignments), beside, ("num_pdfs", "tree_hash"))
@@ -120,7 +120,6 @@ def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, fact
         if tally.num_utts < FLOOR * (tally.num_utts + len(missing)) or not tally.num_utts:
             raise UserError(f"{alignments}: aligns {tally.num_utts} of {tally.num_utts + len(missing)} utterances of "
                             f"{soft}; are they of the same data?")
-    target = sidecar_path(wspecifier[len("compact:"):] if writer.compact else wspecifier)
     if target is not None:
         carried = {name: fields[name] for name in (*CARRIED, "selection", "k") if name in fields}
         write_sidecar(target, {**carried, **tally.fields(), "kind": "mixed", "soft_weight": soft_weight, "source": soft,

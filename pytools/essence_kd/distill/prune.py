@@ -6,8 +6,9 @@ from typing import Optional
 
 import numpy as np
 
-from essence_kd.distill.archives import (CARRIED, Progress, Tally, ahead, check_kind, describe, frame_error, num_utterances,
-                                         read_dense_or_sparse, sidecar_of, write_essence)
+from essence_kd.distill.archives import (CARRIED, Progress, Tally, ahead, check_kind, describe, frame_error,
+                                         num_utterances, read_dense_or_sparse, sidecar_of, target_sidecar,
+                                         write_essence)
 from essence_kd.distill.essence import EssenceSettings, select, select_sparse
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import PosteriorWriter
@@ -23,7 +24,7 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
     """
     if settings.select == "agree":
         raise UserError("--select agree needs the teachers themselves: essence dump-post --fuse --select agree")
-    source = sidecar_of(rspecifier)
+    source, target = sidecar_of(rspecifier), target_sidecar(wspecifier, rspecifier)
     temperature = float(source.get("temperature") or 1.0)
     if keep_temperature:
         settings = replace(settings, temperature=temperature)
@@ -63,7 +64,6 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
             raise UserError(f"{rspecifier}: holds no utterance")
         if settings.select == "top-k" and most and most == least and most < min(settings.top_k, num_pdfs or 1 << 31):
             raise UserError(f"{rspecifier}: holds {most} classes a frame, --top-k asks for {settings.top_k}")
-    target = sidecar_path(wspecifier[len("compact:"):] if writer.compact else wspecifier)
     if target is not None:
         fields = {name: source[name] for name in CARRIED if name in source}
         fields.update(describe(settings), **tally.fields(), kind="essence", source=rspecifier,

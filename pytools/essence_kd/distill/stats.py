@@ -80,7 +80,8 @@ class Statistics:
         for wanted, counts in zip(MASSES, self.needed):
             share = np.cumsum(counts) / max(1, self.num_frames)
             width = len(self.ranked)
-            reach = {name: int(np.searchsorted(share, q - 1e-12)) for name, q in (("median", 0.5), ("percentile_95", 0.95))}
+            reach = {name: int(np.searchsorted(share, q - 1e-12))
+                     for name, q in (("median", 0.5), ("percentile_95", 0.95))}
             mean = np.flatnonzero(f >= wanted - 1e-6)
             result["k_for_mass"][f"{wanted:g}"] = {
                 "mean": int(mean[0]) + 1 if len(mean) else None,
