@@ -2,6 +2,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -353,3 +358,17 @@ def test_mixing_frames_of_any_length():
     assert frames(mixed) == [[(7, 0.5)], [(1, 0.625), (5, 0.375)]]
     with pytest.raises(ValueError, match="3 aligned frames for 2 frames"):
         mix_frames(soft, np.array([7, 1, 1]), 0.5)
+
+
+def test_an_interrupt_leaves_nothing_and_does_not_wait_for_the_pipe(full, tmp_path):
+    source = f"ark:cat {tmp_path}/full.ark; sleep 60 |"
+    process = subprocess.Popen([sys.executable, "-m", "essence_kd", "prune-post", source, f"ark:{tmp_path}/x.ark"],
+                               env={**os.environ, "PYTHONPATH": str(ROOT / "pytools")}, stderr=subprocess.PIPE, text=True)
+    wait_until = time.time() + 60
+    while not list(tmp_path.glob(".x.ark*")) and time.time() < wait_until:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted" in told
+    assert not list(tmp_path.glob("*x.ark*")) and not list(tmp_path.glob(".x.ark*"))

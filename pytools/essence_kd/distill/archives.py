@@ -104,7 +104,7 @@ def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
             yield item
     finally:
         stop.set()
-        thread.join()
+        thread.join(2.0)  # it may be waiting for a pipe; an interrupt does not wait with it
 
 
 def frame_error(source: str, utt: str, error: Exception) -> UserError:
