@@ -19,10 +19,17 @@ SMALL = {
 
 def make(arch, **more):
     torch.manual_seed(1)
+    arch, variant = VARIANTS[arch]
+    more = {**variant, **more}
     return build_model(arch, {**SMALL[arch], **more}, feat_dim=8, num_pdfs=11, frame_subsampling_factor=3).eval()
 
 
-@pytest.fixture(params=ARCHITECTURES)
+CONVOLUTIONS = {"channels": [4, 6], "freq_strides": [1, 2]}
+VARIANTS = {**{name: (name, {}) for name in ARCHITECTURES}, "cnn_tdnn_lstm": ("tdnn_lstm", CONVOLUTIONS),
+            "cnn_blstm": ("blstm", CONVOLUTIONS)}
+
+
+@pytest.fixture(params=VARIANTS)
 def arch(request):
     return request.param
 
@@ -198,4 +205,6 @@ def test_unknown_names_are_refused():
         model_settings("tdnn", {"hiden": 3}, "m.yaml")
     with pytest.raises(UserError, match="norm: 'group' is neither layer nor batch"):
         build_model("tdnn", {"norm": "group"}, feat_dim=8, num_pdfs=3, frame_subsampling_factor=3)
+    with pytest.raises(UserError, match="channels .4, 4. and freq_strides .2. must be of one length"):
+        build_model("blstm", {"channels": [4, 4], "freq_strides": [2]}, feat_dim=8, num_pdfs=3, frame_subsampling_factor=3)
     assert model_settings("blstm", {"cells": 7}, "x")["layers"] == 2

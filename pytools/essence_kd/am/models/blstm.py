@@ -1,4 +1,4 @@
-"""BLSTM: bidirectional LSTM layers at the output rate over spliced features."""
+"""BLSTM: bidirectional LSTM layers at the output rate."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -7,14 +7,17 @@ from typing import List
 import torch
 from torch import nn
 
-from essence_kd.am.models.layers import RowLayerNorm, SharedDropout, length_mask, masked, num_rows, reverse_rows, splice
+from essence_kd.am.models.layers import FrontEnd, RowLayerNorm, SharedDropout, length_mask, masked, num_rows, reverse_rows
 
 
 @dataclass
 class Settings:
     """Sizes of a BLSTM; ``cells`` counts one direction."""
 
-    input_offsets: List[int] = field(default_factory=lambda: [-2, -1, 0, 1, 2])
+    channels: List[int] = field(default_factory=list)  # of convolutions in front, with freq_strides; none: splicing
+    freq_strides: List[int] = field(default_factory=list)
+    input_offsets: List[int] = field(default_factory=lambda: [-2, -1, 0, 1, 2])  # spliced feature frames
+    hidden: int = 192  # what the first recurrent layer reads
     cells: int = 128
     layers: int = 2
     dropout: float = 0.2
@@ -25,9 +28,10 @@ class Encoder(nn.Module):
 
     def __init__(self, settings: Settings, feat_dim: int, factor: int) -> None:
         super().__init__()
-        self.factor, self.input_offsets = factor, settings.input_offsets
+        self.factor = factor
+        self.input = FrontEnd(settings, feat_dim, factor, dropout=settings.dropout)
         self.forwards, self.backwards, self.norm = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        dim = feat_dim * len(settings.input_offsets)
+        dim = settings.hidden
         for _ in range(settings.layers):
             self.forwards.append(nn.LSTM(dim, settings.cells, batch_first=True))
             self.backwards.append(nn.LSTM(dim, settings.cells, batch_first=True))
@@ -39,7 +43,7 @@ class Encoder(nn.Module):
     def forward(self, x: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
         rows = num_rows(lens, self.factor)
         mask = length_mask(rows, num_rows(x.size(1), self.factor))
-        x = masked(splice(x, self.input_offsets, self.factor), mask)
+        x = self.input(x, mask)
         for ahead, back, norm in zip(self.forwards, self.backwards, self.norm):
             left, _ = ahead(x)
             right, _ = back(reverse_rows(x, rows, mask))

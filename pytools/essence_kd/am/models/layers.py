@@ -10,6 +10,8 @@ from typing import Optional, Sequence
 import torch
 from torch import nn
 
+from essence_kd.io.errors import UserError
+
 
 def num_rows(lens, factor: int):
     """Output rows of ``lens`` feature frames (int or int64 tensor): ceil(lens / factor)."""
@@ -168,3 +170,63 @@ class FactoredTdnn(nn.Module):
         scale2 = (p * p).sum() / p.trace()  # alpha^2 = tr(P P') / tr(P)
         p.diagonal().sub_(scale2)
         m.sub_((p @ m) / (2.0 * scale2))  # nu = 1/8, the update is 4 nu / alpha^2 (P - alpha^2 I) M
+
+
+class Convolution(nn.Module):
+    """3 x 3 convolution, ReLU, layer norm over channels. (B, T, F, C) -> (B, ceil(T/time_stride), ceil(F/freq_stride), C')."""
+
+    def __init__(self, in_channels: int, channels: int, time_stride: int, freq_stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 3, stride=(time_stride, freq_stride), padding=1)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x.permute(0, 3, 1, 2))  # (B, C', T', F'), channels last in memory
+        return self.norm(torch.relu(y.permute(0, 2, 3, 1)))  # (B, T', F', C')
+
+
+class Convolutions(nn.Module):
+    """A front end of 3 x 3 convolutions over time and frequency; the first steps to the output rate.
+
+    (B, T, feat_dim) -> (B, R, output_dim), output_dim = the last layer's channels times its frequencies.
+    """
+
+    def __init__(self, channels: Sequence[int], freq_strides: Sequence[int], feat_dim: int, factor: int) -> None:
+        super().__init__()
+        if not channels or len(channels) != len(freq_strides):
+            raise UserError(f"model: channels {list(channels)} and freq_strides {list(freq_strides)} must be of one length, "
+                            "a number a convolution")
+        layers, before, freq = [], 1, feat_dim
+        for i, (size, stride) in enumerate(zip(channels, freq_strides)):
+            layers.append(Convolution(before, size, factor if i == 0 else 1, stride))
+            before, freq = size, num_rows(freq, stride)
+        self.layers = nn.ModuleList(layers)
+        self.output_dim = before * freq
+
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+        """``mask`` is that of the output rows; ``x`` is zero at padding."""
+        x = x.unsqueeze(-1)  # (B, T, F, 1)
+        for layer in self.layers:
+            x = layer(x)  # (B, R, F', C)
+            x = x if mask is None else x * mask.unsqueeze(-1)
+        return x.flatten(2)
+
+
+class FrontEnd(nn.Module):
+    """What recurrent layers stand on: convolutions and a projection, or (no ``channels``) spliced features and one.
+
+    (B, T, feat_dim) -> (B, R, hidden).
+    """
+
+    def __init__(self, settings, feat_dim: int, factor: int, **common) -> None:
+        """``settings`` has channels, freq_strides, input_offsets and hidden; ``common`` goes to the projection."""
+        super().__init__()
+        self.convolutions = None
+        if settings.channels:
+            self.convolutions = Convolutions(settings.channels, settings.freq_strides, feat_dim, factor)
+            self.project = Tdnn(self.convolutions.output_dim, settings.hidden, [0], **common)
+        else:
+            self.project = Tdnn(feat_dim, settings.hidden, settings.input_offsets, stride=factor, **common)
+
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+        return self.project(x if self.convolutions is None else self.convolutions(x, mask), mask)

@@ -7,14 +7,16 @@ from typing import List
 import torch
 from torch import nn
 
-from essence_kd.am.models.layers import RowLayerNorm, SharedDropout, Tdnn, length_mask, masked, num_rows
+from essence_kd.am.models.layers import FrontEnd, RowLayerNorm, SharedDropout, Tdnn, length_mask, masked, num_rows
 
 
 @dataclass
 class Settings:
     """Sizes of a TDNN-LSTM; a block is one TDNN layer (dilation in output rows) and one LSTM layer."""
 
-    input_offsets: List[int] = field(default_factory=lambda: [-2, -1, 0, 1, 2])
+    channels: List[int] = field(default_factory=list)  # of convolutions in front, with freq_strides; none: splicing
+    freq_strides: List[int] = field(default_factory=list)
+    input_offsets: List[int] = field(default_factory=lambda: [-2, -1, 0, 1, 2])  # spliced feature frames
     hidden: int = 192
     cells: int = 192
     dilations: List[int] = field(default_factory=lambda: [1, 2])
@@ -29,7 +31,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.factor = factor
         common = {"norm": settings.norm, "dropout": settings.dropout}
-        self.input = Tdnn(feat_dim, settings.hidden, settings.input_offsets, stride=factor, **common)
+        self.input = FrontEnd(settings, feat_dim, factor, **common)
         self.tdnn, self.lstm, self.norm = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         dim = settings.hidden
         for d in settings.dilations:
