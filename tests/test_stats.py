@@ -106,6 +106,9 @@ def test_disagreement_of_teachers(data, tmp_path):
     assert ours["kl_from_ensemble_nats"][1] == pytest.approx((q * np.log(q / p)).sum(axis=1).mean(), rel=1e-4)
     differs = (p.argmax(axis=1) != q.argmax(axis=1)).mean()
     np.testing.assert_allclose(ours["top1_differs"], [[0, differs, 0], [differs, 0, differs], [0, differs, 0]])
+    logs = write(MatrixWriter, tmp_path / "logs", {u: np.log(x) for u, x in others.items()})
+    again = collect(full, teachers=[logs], teacher_kind="log")["disagreement"]
+    assert again["kl_from_ensemble_nats"][0] == pytest.approx(ours["kl_from_ensemble_nats"][1], rel=1e-4)
     short = write(MatrixWriter, tmp_path / "short", {u: x for u, x in others.items() if u != "u2"})
     with pytest.raises(UserError, match="utterance u2: .*short.scp has nothing"):
         collect(full, teachers=[short])

@@ -2,7 +2,7 @@
 
   essence post-stats --alignment scp:ali/ali.scp --json stats.json --plot f_k.png scp:full.scp
   essence post-stats --hours 927 --top-k 20 scp:wide.scp
-  essence post-stats --input logit --teacher scp:t1.scp --teacher scp:t2.scp scp:mean.scp
+  essence post-stats --teacher-input logit --teacher scp:t1.scp --teacher scp:t2.scp scp:full.scp
 
 Mean retained mass f_k, the k for 90, 95 and 99 % of the mass, entropy, agreement with an alignment, disagreement of
 teachers, bytes a frame in every form, and what a corpus of --hours would take. A table on stdout; --json has it all.
@@ -22,6 +22,8 @@ def add_arguments(parser) -> None:
                         help="alignment frames for one frame of posteriors (default: as the sidecar says, else 1)")
     parser.add_argument("--teacher", action="append", default=[], metavar="RSPECIFIER",
                         help="a teacher's matrices, to measure its distance from these (more than once)")
+    parser.add_argument("--teacher-input", choices=("prob", "log", "logit"),
+                        help="what the teachers' matrices hold (default: as --input)")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--plot", metavar="FILE", help="f_k against k: .png, .pdf or .svg")
     parser.add_argument("--hours", type=float, metavar="H", help="forecast disk and time for a corpus of H hours")
@@ -40,8 +42,8 @@ def run(args) -> int:
     from essence_kd.io.provenance import atomic_write, write_sidecar
 
     result = collect(args.rspecifier, kind=args.input, alignments=args.alignment,
-                     factor=args.frame_subsampling_factor, teachers=args.teacher, max_frames=args.max_frames,
-                     threads=args.threads)
+                     factor=args.frame_subsampling_factor, teachers=args.teacher, teacher_kind=args.teacher_input,
+                     max_frames=args.max_frames, threads=args.threads)
     result["bytes_per_frame"] = bytes_per_frame(result["num_pdfs"], args.keep, args.top_k)
     if args.hours is not None:
         shift = args.frame_shift_ms or result["frame_shift_ms"] or 10.0

@@ -138,12 +138,12 @@ class Disagreement:
 
 
 def collect(rspecifier: str, *, kind: Optional[str] = None, alignments: Optional[str] = None,
-            factor: Optional[int] = None, teachers: Sequence[str] = (), max_frames: int = 0,
-            threads: Optional[int] = None) -> Dict[str, Any]:
+            factor: Optional[int] = None, teachers: Sequence[str] = (), teacher_kind: Optional[str] = None,
+            max_frames: int = 0, threads: Optional[int] = None) -> Dict[str, Any]:
     """Statistics of a table of posteriors (matrices or sparse), as a dictionary for JSON.
 
-    ``alignments``: rspecifier of pdf-ids; ``teachers``: tables of matrices of the same ``kind``, in the same order;
-    ``max_frames``: stop after so many (0: all). Raises UserError.
+    ``alignments``: rspecifier of pdf-ids; ``teachers``: tables of matrices of ``teacher_kind`` (None: as ``kind``), in
+    the same order; ``max_frames``: stop after so many (0: all). Raises UserError.
     """
     fields = sidecar_of(rspecifier)
     statistics, tally = Statistics(), Tally()
@@ -153,6 +153,7 @@ def collect(rspecifier: str, *, kind: Optional[str] = None, alignments: Optional
     factor = factor_of(rspecifier, factor)
     progress = Progress("post-stats", num_utterances(rspecifier))
     scale = Scale(kind if kind in ("prob", "log", "logit") else "prob")
+    teacher_scale = Scale(teacher_kind or scale.kind)
     num_pdfs, sparse = fields.get("num_pdfs"), False
     select_seconds, selected = 0.0, 0
     for utt, value in ahead(read_dense_or_sparse(rspecifier)):
@@ -183,7 +184,7 @@ def collect(rspecifier: str, *, kind: Optional[str] = None, alignments: Optional
                 if other != utt or matrix.shape != value.shape:
                     raise ValueError(f"{name} has {'nothing' if other is None else other + ' ' + str(matrix.shape)} "
                                      f"where this has {value.shape}")
-                others.append(to_probabilities(matrix, scale, threads=threads))
+                others.append(to_probabilities(matrix, teacher_scale, threads=threads))
         except ValueError as error:
             raise frame_error(rspecifier, utt, error) from None
         step = max(1, _ROWS // max(1, probs.shape[1]))
