@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -294,6 +295,9 @@ def test_the_fused_path_of_a_device_gives_the_hosts_answer(models, tmp_path, com
 def test_models_that_do_not_fit(models, tmp_path):
     directories, feats = models
     settings = DumpSettings(teachers=directories, feats=feats, output=f"ark:{tmp_path}/wide.ark", keep=8, device="cpu")
+    for device, message in (("gpu", "--device gpu: no such device"), ("cuda:99", "cuda:99: there is no such GPU")):
+        with pytest.raises(UserError, match=message):
+            dump(replace(settings, device=device))
     yaml = tmp_path / "b" / "model.yaml"
     good = yaml.read_text()
     yaml.write_text(good.replace("cafe", "beef"))

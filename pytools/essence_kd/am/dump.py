@@ -102,14 +102,21 @@ def dump(settings: DumpSettings) -> Tally:
 
 
 def _device(settings: DumpSettings) -> Optional[str]:
-    """The GPU to work on, or None."""
-    if settings.device is not None:
-        return settings.device if settings.device.startswith("cuda") else None
+    """The GPU to work on, or None. Raises UserError for a device that is not there."""
     if all(is_table(teacher) for teacher in settings.teachers):
         return None
     import torch
 
-    return "cuda" if torch.cuda.is_available() else None
+    there = torch.cuda.is_available()
+    if settings.device is None:
+        return "cuda" if there else None
+    try:
+        device = torch.device(settings.device)
+    except RuntimeError:
+        raise UserError(f"--device {settings.device}: no such device; say cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (not there or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"--device {settings.device}: there is no such GPU here")
+    return settings.device if device.type == "cuda" else None
 
 
 def _fits_device(settings: DumpSettings) -> bool:
