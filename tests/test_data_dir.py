@@ -214,12 +214,14 @@ def test_streamed_headers_and_offsets(tmp_path):
     assert wav_info(f"{tmp_path}/x.ark:5").num_samples == 100
 
 
-@pytest.mark.parametrize("source", ["/a/b.wav", "sph2pipe -f wav -p -c 1 /a/b.sph |", "/a/b.ark:123"])
+@pytest.mark.parametrize("source", ["/a/b.wav", "sph2pipe -f wav -p -c 1 /a/b.sph |", "/a/b.ark:123", "/a/my files/b.wav"])
 def test_speed_commands_are_kaldis(source):
     command = speed_command(source, "0.9")
     assert command.endswith("- speed 0.9 |")
     assert split_speed(command) == (source, "0.9")
     assert split_speed(source) == (source, None)
+    twice = speed_command(command, "1.1")
+    assert split_speed(twice) == (command, "1.1")
 
 
 def test_change_of_speed(tmp_path):
@@ -232,6 +234,13 @@ def test_change_of_speed(tmp_path):
         assert np.abs(out - wanted)[200:-200].max() < 40
     write_wav(tmp_path / "a.wav", tone, RATE)
     assert (read_wav(speed_command(f"cat {tmp_path}/a.wav |", "1.1"))[1] == fast).all()
+    twice = speed_command(speed_command(f"{tmp_path}/a.wav", "0.9"), "1.1")
+    assert (read_wav(twice)[1] == change_speed(slow, "1.1")).all()
+
+
+def test_other_sox_commands_are_left_alone():
+    for command in ("sox -t wav a.wav b.wav -t wav - speed 0.9 |", "sox a.wav -t wav - |"):
+        assert split_speed(command) == (command, None)
 
 
 def test_speed_agrees_with_sox(tmp_path):

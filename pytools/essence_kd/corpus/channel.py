@@ -26,7 +26,7 @@ class Condition:
     level_db: active speech below full scale.
     """
 
-    snr_db: tuple[float, float] = (2.0, 18.0)
+    snr_db: tuple[float, float] = (1.0, 16.0)
     evenness: tuple[float, float] = (0.5, 0.9)
     noises: tuple[str, ...] = ("babble", "hiss", "street", "car", "hum")
     reverb_seconds: tuple[float, float] = (0.05, 0.35)

@@ -128,9 +128,7 @@ def make_feats(path: str | Path, kinds: Sequence[str] = KINDS, nj: int = 2,
         if places[kind] != path:
             copy_data_dir(path, places[kind])
         (places[kind] / "data").mkdir(exist_ok=True)
-        for stale in [places[kind] / "feats.scp", *(places[kind] / "data").glob(f"raw_{kind}.*")]:
-            if stale.exists():
-                stale.unlink()
+        _remove_feats(places[kind], kind)
     groups = _split(data, nj)
     jobs = [
         (
@@ -144,7 +142,13 @@ def make_feats(path: str | Path, kinds: Sequence[str] = KINDS, nj: int = 2,
     ]
     frames: dict[str, int] = {}
     seconds: dict[str, float] = {}
-    for job_frames, job_seconds in run_jobs(_extract, jobs, nj):
+    try:
+        results = run_jobs(_extract, jobs, nj)
+    except BaseException:
+        for kind in kinds:  # whole archives of some jobs, temporary files of others
+            _remove_feats(places[kind], kind)
+        raise
+    for job_frames, job_seconds in results:
         frames.update(job_frames)
         seconds.update(job_seconds)
     short = [utt for utt, count in frames.items() if count == 0]
@@ -164,6 +168,12 @@ def make_feats(path: str | Path, kinds: Sequence[str] = KINDS, nj: int = 2,
         write_table(places[kind] / "feats.scp", lines)
     return {"utterances": len(frames) - len(short), "too_short": len(short), "frames": sum(frames.values()),
             "seconds": sum(seconds.values())}
+
+
+def _remove_feats(path: Path, kind: str) -> None:
+    for file in [path / "feats.scp", *(path / "data").glob(f"raw_{kind}.*"), *(path / "data").glob(f".raw_{kind}.*")]:
+        if file.exists():
+            file.unlink()
 
 
 def _split(data: DataDir, nj: int) -> list[list[tuple[str, str, float, float]]]:

@@ -65,6 +65,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
     finally:
         for _, process in running.values():
             process.terminate()
+            process.join()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

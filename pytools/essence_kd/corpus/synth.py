@@ -71,22 +71,22 @@ class Population:
 _AMERICAN = {"en-us": 0.7, "en-us-nyc": 0.15, "en-gb-x-rp": 0.15}
 POPULATIONS = {
     "train": Population(
-        tuple("Andrea aunty belinda f1 zac".split()),
+        tuple("Andrea aunty f1 shelby zac".split()),
         tuple("adam Alex Andy boris david Denis edward Gene grandpa ian iven3 john klatt3 Lee m1 m3 m4 m7 marcelo Mario "
               "Michael michel Mike pablo pedro quincy rob Tweaky".split()),
         _AMERICAN,
     ),
-    "dev": Population(("shelby",), ("m5", "miguel", "iven2"), _AMERICAN),
+    "dev": Population(("grandma",), ("m5", "miguel", "iven2"), _AMERICAN),
     "eval_swbd": Population(("f4", "linda"), ("m6", "robert", "benjamin", "max", "travis"), _AMERICAN),
     "eval_che": Population(
-        ("Annie", "grandma"),
+        ("Annie", "belinda"),
         ("m2", "Hugo", "RicishayMax", "edward2", "Nguyen", "klatt6"),
         {"en-029": 0.15, "en-gb-scotland": 0.35, "en-gb-x-gbclan": 0.35, "en-gb-x-gbcwmd": 0.15},
         rate=(170, 220),
         fillers=(0.0, 0.08),
         repeats=(0.05, 0.2),
         condition=Condition(
-            snr_db=(2.0, 16.0),
+            snr_db=(2.0, 17.0),
             reverb_seconds=(0.1, 0.5),
             direct_db=(1.0, 12.0),
             low_hz=(250.0, 450.0),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Iterable, Mapping, Optional
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write
 from essence_kd.io.wave import read_wav, split_speed, wav_info
 
 MAX_OVERSHOOT = 0.05  # seconds by which a segment may end after its recording (rounding)
@@ -40,6 +41,7 @@ class DataDir:
                 utt: _segment(path / "segments", utt, rest) for utt, rest in read_table(path / "segments").items()
             }
         text = read_table(path / "text", empty="an empty transcript") if (path / "text").exists() else {}
+        text = {utt: " ".join(words.split()) for utt, words in text.items()}
         extra = {name: read_table(path / name) for name in _EXTRA if (path / name).exists()}
         return cls(path, read_table(path / "wav.scp"), text, read_table(path / "utt2spk"), segments, extra)
 
@@ -60,21 +62,27 @@ class DataDir:
         temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        write_table(temporary / "wav.scp", self.wav_scp)
+        try:
+            self._write_tables(temporary)
+            if stm is not None:
+                (temporary / "stm").write_text("".join(f"{line}\n" for line in stm), encoding="utf-8")
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _write_tables(self, path: Path) -> None:
+        write_table(path / "wav.scp", self.wav_scp)
         if self.segments is not None:
-            write_table(temporary / "segments", {utt: f"{reco} {start:.2f} {end:.2f}"
-                                                 for utt, (reco, start, end) in self.segments.items()})
+            write_table(path / "segments", {utt: f"{reco} {start:.2f} {end:.2f}"
+                                            for utt, (reco, start, end) in self.segments.items()})
         if self.text:
-            write_table(temporary / "text", self.text)
-        write_table(temporary / "utt2spk", self.utt2spk)
-        write_table(temporary / "spk2utt", {spk: " ".join(utts) for spk, utts in self.spk2utt().items()})
+            write_table(path / "text", self.text)
+        write_table(path / "utt2spk", self.utt2spk)
+        write_table(path / "spk2utt", {spk: " ".join(utts) for spk, utts in self.spk2utt().items()})
         for name, table in self.extra.items():
-            write_table(temporary / name, table)
-        if stm is not None:
-            (temporary / "stm").write_text("".join(f"{line}\n" for line in stm), encoding="utf-8")
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            write_table(path / name, table)
 
 
 _EXTRA = ("spk2gender", "reco2file_and_channel", "utt2uniq", "reco2dur", "utt2dur")
@@ -109,7 +117,7 @@ def read_table(path: str | Path, empty: str = "nothing after the id") -> dict[st
             raise UserError(f"{path}: line {number} ({name}) is not UTF-8 at byte {error.start}: convert the file, "
                             "for example with 'iconv -f latin1 -t utf-8'") from None
         parts = line.split(None, 1)
-        key, rest = parts[0], " ".join(parts[1].split()) if len(parts) > 1 else ""
+        key, rest = parts[0], parts[1].strip() if len(parts) > 1 else ""
         if not rest:
             raise UserError(
                 f"{path}: {key} has {empty} (line {number}): complete the line or remove {key} from every file"
@@ -129,10 +137,8 @@ def read_table(path: str | Path, empty: str = "nothing after the id") -> dict[st
 
 def write_table(path: str | Path, table: Mapping[str, str]) -> None:
     """id -> rest of the line, sorted by id. Appears under its name only when it is whole."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as stream:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         stream.writelines(f"{key} {table[key]}\n" for key in sorted(table, key=_order))
-    os.replace(temporary, path)
 
 
 def _segment(path: Path, utt: str, rest: str) -> tuple[str, float, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import struct
 import subprocess
 from fractions import Fraction
@@ -17,8 +18,9 @@ from typing import BinaryIO, NamedTuple, Optional
 import numpy as np
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write
 
-_SPEED = re.compile(r"^(?P<source>.*?)\s*\bsox -t wav (?P<file>\S+) -t wav - speed (?P<factor>[0-9.]+) \|$")
+_SPEED = re.compile(r"^(?P<source>.*?)\s*\bsox -t wav (?P<file>[^|]+?) -t wav - speed (?P<factor>[0-9.]+) \|$")
 
 
 class WavInfo(NamedTuple):
@@ -34,7 +36,7 @@ def speed_command(source: str, factor: str) -> str:
         return f"{source} sox -t wav - -t wav - speed {factor} |"
     if re.search(r":\d+$", source):
         return f"wav-copy {source} - | sox -t wav - -t wav - speed {factor} |"
-    return f"sox -t wav {source} -t wav - speed {factor} |"
+    return f"sox -t wav {shlex.quote(source)} -t wav - speed {factor} |"
 
 
 def split_speed(source: str) -> tuple[str, Optional[str]]:
@@ -43,7 +45,10 @@ def split_speed(source: str) -> tuple[str, Optional[str]]:
     if not match:
         return source.strip(), None
     if match.group("file") != "-":
-        return (match.group("file"), match.group("factor")) if not match.group("source") else (source.strip(), None)
+        names = shlex.split(match.group("file"))
+        if match.group("source") or len(names) != 1:
+            return source.strip(), None  # some other command that sox can run
+        return names[0], match.group("factor")
     inner = match.group("source")
     copied = re.match(r"^wav-copy (\S+:\d+) - \|$", inner)
     return (copied.group(1) if copied else inner), match.group("factor")
@@ -122,6 +127,9 @@ def read_wav(source: str) -> tuple[int, np.ndarray]:
     channel are refused: a recording is one side.
     """
     source, factor = split_speed(source)
+    if factor is not None:
+        rate, samples = read_wav(source)
+        return rate, change_speed(samples, factor)
     if source.endswith("|"):
         done = subprocess.run(["bash", "-c", "set -o pipefail; " + source[:-1]], stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -148,7 +156,7 @@ def read_wav(source: str) -> tuple[int, np.ndarray]:
     samples = np.frombuffer(data[: len(data) // 2 * 2], dtype="<i2")
     if not len(samples):
         raise UserError(f"{source}: holds no samples: remove the recording or make it again")
-    return info.sample_rate, samples if factor is None else change_speed(samples, factor)
+    return info.sample_rate, samples
 
 
 def change_speed(samples: np.ndarray, factor: str) -> np.ndarray:
@@ -165,8 +173,6 @@ def write_wav(path: str | Path, samples: np.ndarray, sample_rate: int) -> None:
     data = np.ascontiguousarray(samples, dtype="<i2").tobytes()
     header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16, 1, 1, sample_rate,
                          2 * sample_rate, 2, 16, b"data", len(data))
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as stream:
+    with atomic_write(path) as temporary, open(temporary, "wb") as stream:
         stream.write(header)
         stream.write(data)
-    os.replace(temporary, path)
