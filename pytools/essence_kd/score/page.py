@@ -8,7 +8,7 @@ import numpy as np
 
 from essence_kd.score import wer
 from essence_kd.score.alignment import FRAME_SECONDS, AlignedUtterance, mel_image
-from essence_kd.score.charts import Axis, Series, bar_rows, esc, legend, line_chart, number, png_gray
+from essence_kd.score.charts import Axis, Series, bar_rows, esc, legend, line_chart, number, png_gray, ticks
 from essence_kd.score.experiment import Experiment, System
 from essence_kd.score.results import TOTAL, Analysis, p_text, set_name
 from essence_kd.score.style import STYLE
@@ -279,7 +279,8 @@ def _training(exp: Experiment) -> str:
                 drawn.add(key)
         last = [row["dev_frame_acc"] for row in system.progress if isinstance(row.get("dev_frame_acc"), (int, float))]
         note = f"{len(epochs)} epochs" + (f", dev frame accuracy {100 * last[-1]:.1f} %" if last else "")
-        chart = line_chart(series, height=150, x_range=(min(epochs), max(epochs)) if len(epochs) > 1 else (0.0, 2.0),
+        whole = [t for t in ticks(min(epochs), max(epochs)) if t == int(t)]
+        chart = line_chart(series, height=150, x_ticks=whole, x_range=(min(epochs), max(epochs)) if len(epochs) > 1 else (0.0, 2.0),
                            y_range=(low - room, high + room), title=f"Training of {system_name(system.name)}")
         out.append(f'<div class="block"><h3><i class="swatch {css_class(system.name)}"></i>'
                    f'{esc(system_name(system.name))}<small>{esc(note)}</small></h3>{chart}</div>')
