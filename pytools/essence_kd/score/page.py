@@ -280,7 +280,8 @@ def _training(exp: Experiment) -> str:
         last = [row["dev_frame_acc"] for row in system.progress if isinstance(row.get("dev_frame_acc"), (int, float))]
         note = f"{len(epochs)} epochs" + (f", dev frame accuracy {100 * last[-1]:.1f} %" if last else "")
         whole = [t for t in ticks(min(epochs), max(epochs)) if t == int(t)]
-        chart = line_chart(series, height=150, x_ticks=whole, x_range=(min(epochs), max(epochs)) if len(epochs) > 1 else (0.0, 2.0),
+        span = (min(epochs), max(epochs)) if len(epochs) > 1 else (0.0, 2.0)
+        chart = line_chart(series, height=150, x_ticks=whole, x_range=span,
                            y_range=(low - room, high + room), title=f"Training of {system_name(system.name)}")
         out.append(f'<div class="block"><h3><i class="swatch {css_class(system.name)}"></i>'
                    f'{esc(system_name(system.name))}<small>{esc(note)}</small></h3>{chart}</div>')
@@ -422,7 +423,8 @@ def _provenance(exp: Experiment, facts: dict[str, Any], origin: dict[str, Any]) 
         else "unknown (not a git checkout)"
     machine = f'{origin["system"]}, {origin["machine"]}, {origin["cpus"]} CPUs'
     rows = [("Corpus", f'{facts["corpus"]}, size {facts["size"]}'), ("Seed", facts["seed"]),
-            ("Engine", facts["engine"]), ("Decoder", exp.decoder or "unknown"), ("Classes (pdfs)", exp.num_pdfs), ("Commit", commit),
+            ("Engine", facts["engine"]), ("Decoder", exp.decoder or "unknown"), ("Classes (pdfs)", exp.num_pdfs),
+            ("Commit", commit),
             ("Written", origin["written"]), ("Machine", machine)]
     chosen: dict[str, list[str]] = {}
     for system in exp.systems.values():
