@@ -106,7 +106,8 @@ def test_trigram_by_definition():
                 grams[n][gram] = grams[n].get(gram, 0) + 1
     counts = {3: grams[3]}
     for n in (2, 1):
-        counts[n] = {g: (c if g[0] == lm.BOS else len({h[0] for h in grams[n + 1] if h[1:] == g})) for g, c in grams[n].items()}
+        counts[n] = {g: (c if g[0] == lm.BOS else len({h[0] for h in grams[n + 1] if h[1:] == g}))
+                     for g, c in grams[n].items()}
     del counts[1][(lm.BOS,)]
 
     def discount(n, c):
@@ -265,7 +266,8 @@ def test_grammar_costs_are_the_models(order):
             assert found == pytest.approx(expected, abs=1e-4)
     if order > 1:
         training = [words.index(w) for w in SENTENCES[0]]
-        assert best_cost(fst, training, -1) == pytest.approx(-lm.score(model, [SENTENCES[0]])[0] * math.log(10), abs=1e-4)
+        expected = -lm.score(model, [SENTENCES[0]])[0] * math.log(10)
+        assert best_cost(fst, training, -1) == pytest.approx(expected, abs=1e-4)
 
 
 def kaldilm_grammar(tmp_path, arpa, words):
@@ -291,7 +293,7 @@ def test_grammar_equals_kaldilms(tmp_path, order, extra):
     for line in kaldilm_grammar(tmp_path, tmp_path / "x.arpa", words).splitlines():
         fields = line.split()
         if len(fields) >= 4:
-            rows.append((int(fields[0]), int(fields[1]), int(fields[2]), int(fields[3]), float(fields[4]) if len(fields) > 4 else 0.0))
+            rows.append((*map(int, fields[:4]), float(fields[4]) if len(fields) > 4 else 0.0))
         elif fields:
             final[int(fields[0])] = float(fields[1]) if len(fields) > 1 else 0.0
     size = 1 + max(max(r[0], r[1]) for r in rows)
@@ -333,7 +335,8 @@ def test_words_that_the_lang_lacks(tmp_path, capsys):
 def test_verbs(tmp_path, capsys):
     lang = tmp_path / "lang"
     lang.mkdir()
-    (lang / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(words_table(["<unk>", "a", "b", "c", "d"]))))
+    words = words_table(["<unk>", "a", "b", "c", "d"])
+    (lang / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(words)))
     (lang / "oov.txt").write_text("<unk>\n")
     (tmp_path / "text").write_text("".join(f"utt{i} {line}\n" for i, line in enumerate(TEXT)))
     (tmp_path / "plain").write_text("".join(f"{line}\n" for line in TEXT))
@@ -352,7 +355,8 @@ def test_verbs(tmp_path, capsys):
     (tmp_path / "text").write_text("utt1 a b\nutt2 a zebra\n")
     assert main(["train-lm", "--words", str(lang / "words.txt"), str(tmp_path / "text"), str(arpa)]) == 1
     assert "text: utt2: the word 'zebra' is not in" in capsys.readouterr().err
-    assert main(["train-lm", "--words", str(lang / "words.txt"), "--map-oov", "<unk>", str(tmp_path / "text"), str(arpa)]) == 0
+    assert main(["train-lm", "--words", str(lang / "words.txt"), "--map-oov", "<unk>", str(tmp_path / "text"),
+                 str(arpa)]) == 0
     (tmp_path / "text").write_text("")
     assert main(["train-lm", str(tmp_path / "text"), str(arpa)]) == 1
     assert "holds no sentence" in capsys.readouterr().err

@@ -12,10 +12,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("data_dir", metavar="DATA", help="data directory with feats.scp, cmvn.scp, text, utt2spk")
     parser.add_argument("lang_dir", metavar="LANG")
     parser.add_argument("gmm_dir", metavar="GMM_DIR")
-    parser.add_argument("ali_dir", metavar="ALI_DIR", help="ali.ark, ali.scp, priors.txt, failed.txt ... are written there")
+    parser.add_argument("ali_dir", metavar="ALI_DIR", help="ali.ark, ali.scp, priors.txt, failed.txt ... go there")
     parser.add_argument("--nj", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--beam", type=float, default=10.0, metavar="B")
-    parser.add_argument("--retry-beam", type=float, default=40.0, metavar="B", help="for utterances that fail at --beam")
+    parser.add_argument("--retry-beam", type=float, default=40.0, metavar="B", help="for utterances that fail")
     parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N",
                         help="also count how phones look when every N-th frame is kept (for make-graph; default: 3)")
     parser.add_argument("--map-oov", choices=("true", "false"), default="false",
@@ -29,8 +29,9 @@ def run(args) -> int:
 
     if args.nj < 1 or args.frame_subsampling_factor < 1:
         raise UserError("--nj and --frame-subsampling-factor must be at least 1")
-    total, failed = align(args.data_dir, args.lang_dir, load_gmm(args.gmm_dir), args.ali_dir, nj=args.nj, beam=args.beam,
-                          retry_beam=args.retry_beam, factor=args.frame_subsampling_factor, map_oov=args.map_oov == "true")
+    total, failed = align(args.data_dir, args.lang_dir, load_gmm(args.gmm_dir), args.ali_dir, nj=args.nj,
+                          beam=args.beam, retry_beam=args.retry_beam, factor=args.frame_subsampling_factor,
+                          map_oov=args.map_oov == "true")
     listed = f" (listed in {args.ali_dir}/failed.txt)" if failed else ""
     print(f"{args.ali_dir}: {total - failed} of {total} utterances aligned, {failed} failed{listed}")
     return 0

@@ -1,4 +1,4 @@
-"""Writes log-likelihoods of a GMM, log p(x | pdf), as matrices that a decoder reads: a row each N-th frame, a column a pdf.
+"""Writes log-likelihoods of a GMM, log p(x | pdf), as matrices for a decoder: a row each N-th frame, a column a pdf.
 
 e.g.: essence gmm-scores data/mini/dev exp/mini/gmm ark,scp:scores.ark,scores.scp
 """

@@ -11,7 +11,7 @@ def add_arguments(parser) -> None:
     """Arguments of the verb."""
     parser.add_argument("data_dir", metavar="DATA", help="data directory with feats.scp, cmvn.scp, text, utt2spk")
     parser.add_argument("lang_dir", metavar="LANG")
-    parser.add_argument("gmm_dir", metavar="GMM_DIR", help="gmm.npz, tree.txt, num_pdfs and phones.txt are written there")
+    parser.add_argument("gmm_dir", metavar="GMM_DIR", help="gmm.npz, tree.txt, num_pdfs, phones.txt go there")
     parser.add_argument("--nj", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--num-iters", type=int, default=30, metavar="N", help="passes over the data (default: 30)")
     parser.add_argument("--num-gauss", type=int, default=3000, metavar="N", help="Gaussians in all (default: 3000)")
@@ -34,7 +34,8 @@ def run(args) -> int:
         num_gauss=args.num_gauss, num_iters=args.num_iters, min_tokens=args.min_tokens, nj=args.nj, seed=args.seed,
         map_oov=args.map_oov == "true"))
     save_gmm(args.gmm_dir, model)
-    print(f"{args.gmm_dir}: {model.num_pdfs} pdfs, {len(model.weights)} Gaussians, {model.meta['utterances']} utterances "
-          f"of which {model.meta['failed']} failed, log-likelihood per frame {model.meta['log_likelihood_per_frame']:.3f}, "
-          f"{model.meta['seconds']} s")
+    about = model.meta
+    print(f"{args.gmm_dir}: {model.num_pdfs} pdfs, {len(model.weights)} Gaussians, {about['utterances']} utterances of "
+          f"which {about['failed']} failed, log-likelihood per frame {about['log_likelihood_per_frame']:.3f}, "
+          f"{about['seconds']} s")
     return 0

@@ -1,6 +1,6 @@
 """Estimates an n-gram model (interpolated modified Kneser-Ney) from text and writes it as an ARPA file.
 
-e.g.: essence train-lm --order 3 --words data/mini/lang/words.txt --test data/mini/dev/text data/mini/lm_text data/mini/lm/lm.arpa.gz
+e.g.: essence train-lm --words data/mini/lang/words.txt --test data/mini/dev/text data/mini/lm_text lm.arpa.gz
 
 The text is a Kaldi text file or has a sentence a line; prints the perplexity of the training text and of each --test.
 """
@@ -14,8 +14,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("text", metavar="TEXT", help="sentences; utterance-ids are recognised")
     parser.add_argument("arpa", metavar="ARPA", help="model to write (.gz: compressed)")
     parser.add_argument("--order", type=int, default=3, metavar="N", help="longest n-gram (default: 3)")
-    parser.add_argument("--words", metavar="WORDS-TXT", help="vocabulary: a lang's words.txt (default: the text's words)")
-    parser.add_argument("--map-oov", metavar="WORD", help="write this word for words that --words lacks (default: refuse)")
+    parser.add_argument("--words", metavar="WORDS-TXT", help="vocabulary: a lang's words.txt (default: the text's)")
+    parser.add_argument("--map-oov", metavar="WORD", help="write this for words that --words lacks (default: refuse)")
     parser.add_argument("--ids", choices=("auto", "true", "false"), default="auto", help="do lines begin with ids?")
     parser.add_argument("--test", metavar="TEXT", action="append", default=[], help="print the perplexity of this text")
 
@@ -44,8 +44,9 @@ def run(args) -> int:
     lm.write_arpa(args.arpa, model)
     print(f"{args.arpa}: {len(text)} sentences, {len(model.words) - 2} words, n-grams "
           + " ".join(str(len(table.key)) for table in model.orders))
+    vocabulary = {word: i for i, word in enumerate(model.words)}
     for name in [args.text, *args.test]:
-        rows = [row for _, row in (text if name == args.text else lm.read_text(name, args.ids, {w: 0 for w in model.words}))]
-        value, tokens, unknown = lm.perplexity(model, rows)
+        sentences = text if name == args.text else lm.read_text(name, args.ids, vocabulary)
+        value, tokens, unknown = lm.perplexity(model, [row for _, row in sentences])
         print(f"{name}: perplexity {value:.2f} over {tokens} words and sentence ends, {unknown} unknown words left out")
     return 0

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from essence_kd.hmm.lang import Lang, Topology, format_topology, load_lang, parse_topology
+from essence_kd.hmm.npz import read_npz, write_npz
 from essence_kd.io.errors import UserError
 
 # Kaldi's steps/train_mono.sh
@@ -74,7 +76,8 @@ class FeatureReader:
                 raise UserError(f"{self.path / name}: missing; it is made by {maker}")
         self.feats = MatrixTable(str(self.path / "feats.scp"))
         self.cmvn = MatrixTable(str(self.path / "cmvn.scp"))
-        self.utt2spk = dict(line.split()[:2] for line in (self.path / "utt2spk").read_text(encoding="utf-8").splitlines())
+        lines = (self.path / "utt2spk").read_text(encoding="utf-8").splitlines()
+        self.utt2spk = dict(line.split()[:2] for line in lines)
         self.utts = list(self.feats)
         self.dim = dim
         self._means: Dict[str, np.ndarray] = {}
@@ -86,15 +89,19 @@ class FeatureReader:
             raise UserError(f"{self.path / 'utt2spk'}: lacks utterance {utt}, which feats.scp has")
         if spk not in self._means:
             if spk not in self.cmvn:
-                raise UserError(f"{self.path / 'cmvn.scp'}: lacks speaker {spk} of utterance {utt}; run compute-cmvn again")
+                raise UserError(f"{self.path / 'cmvn.scp'}: lacks speaker {spk} of utterance {utt}; "
+                                "run compute-cmvn again")
             stats = np.asarray(self.cmvn[spk], dtype=np.float64)
             if stats.ndim != 2 or len(stats) != 2 or not stats[0, -1] > 0:
-                raise UserError(f"{self.path / 'cmvn.scp'}: speaker {spk}: these are no CMVN statistics; run compute-cmvn again")
+                raise UserError(f"{self.path / 'cmvn.scp'}: speaker {spk}: these are no CMVN statistics; "
+                                "run compute-cmvn again")
             self._means[spk] = stats[0, :-1] / stats[0, -1]
         return self._means[spk]
 
     def __getitem__(self, utt: str) -> np.ndarray:
         feats, mean = self.feats[utt], self.mean(utt)
+        if not len(feats):
+            return np.zeros((0, 3 * len(mean)), dtype=np.float32)
         if feats.ndim != 2 or feats.shape[1] != len(mean):
             raise UserError(f"{self.path / 'feats.scp'}: utterance {utt} has dimension {feats.shape[-1]}, but cmvn.scp "
                             f"{len(mean)}; make features and statistics again")
@@ -102,11 +109,13 @@ class FeatureReader:
             raise UserError(f"{self.path / 'feats.scp'}: utterance {utt} has dimension {feats.shape[1]}, but the model "
                             f"was trained on dimension {self.dim // 3}; use the features that it was trained on")
         if not np.isfinite(feats).all():
-            raise UserError(f"{self.path / 'feats.scp'}: utterance {utt} has features that are not finite; make them again")
-        return add_deltas(feats - mean.astype(np.float32)) if len(feats) else np.zeros((0, 3 * feats.shape[1]), np.float32)
+            raise UserError(f"{self.path / 'feats.scp'}: utterance {utt} has features that are not finite; "
+                            "make them again")
+        return add_deltas(feats - mean.astype(np.float32))
 
 
-def read_transcripts(data_dir: str | Path, utts: Sequence[str], lang: Lang, map_oov: bool = False) -> Dict[str, List[int]]:
+def read_transcripts(data_dir: str | Path, utts: Sequence[str], lang: Lang,
+                     map_oov: bool = False) -> Dict[str, List[int]]:
     """Word-ids of every utterance. Raises UserError for a missing transcript, and for a word that the lang lacks
     unless `map_oov` (then it becomes the lang's oov word)."""
     path = Path(data_dir) / "text"
@@ -239,12 +248,11 @@ def save_gmm(directory: str | Path, model: Gmm) -> None:
     write_tree(directory / "tree.txt", model)
     model.meta["tree_hash"] = sha256_file(directory / "tree.txt")
     topology = format_topology([([phone], states) for phone, states in sorted(model.topo.items())])
-    with atomic_write(directory / "gmm.npz") as temporary:
-        with open(temporary, "wb") as stream:
-            np.savez(stream, phones=np.array(model.phones, dtype=np.str_), topo=np.array(topology), tree=model.tree,
-                     offsets=model.offsets, weights=model.weights.astype(np.float32), means=model.means.astype(np.float32),
-                     variances=model.variances.astype(np.float32), transitions=model.transitions,
-                     classes=np.array(json.dumps(model.classes)), meta=np.array(json.dumps(model.meta)))
+    write_npz(directory / "gmm.npz", {
+        "phones": np.array(model.phones, dtype=np.str_), "topo": np.array(topology), "tree": model.tree,
+        "offsets": model.offsets, "weights": model.weights.astype(np.float32), "means": model.means.astype(np.float32),
+        "variances": model.variances.astype(np.float32), "transitions": model.transitions,
+        "classes": np.array(json.dumps(model.classes)), "meta": np.array(json.dumps(model.meta))})
     for name, text in (("num_pdfs", f"{model.num_pdfs}\n"),
                        ("phones.txt", "".join(f"{p} {i}\n" for i, p in enumerate(model.phones) if p))):
         with atomic_write(directory / name) as temporary:
@@ -256,16 +264,11 @@ def save_gmm(directory: str | Path, model: Gmm) -> None:
 def load_gmm(directory: str | Path) -> Gmm:
     """Read the model of a GMM directory. Raises UserError when it is missing or broken."""
     path = Path(directory) / "gmm.npz"
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            z = {name: stored[name] for name in stored.files}
-        return Gmm([str(p) for p in z["phones"]], parse_topology(str(z["topo"]), str(path)), z["tree"], z["offsets"],
-                   z["weights"].astype(np.float64), z["means"].astype(np.float64), z["variances"].astype(np.float64),
-                   z["transitions"], json.loads(str(z["classes"])), json.loads(str(z["meta"])))
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such model; train it with 'essence gmm-train'") from None
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path}: not a whole gmm.npz ({error}); train it again with 'essence gmm-train'") from None
+    z = read_npz(path, ("phones", "topo", "tree", "offsets", "weights", "means", "variances", "transitions", "classes",
+                        "meta"), "train the model with 'essence gmm-train'")
+    return Gmm([str(p) for p in z["phones"]], parse_topology(str(z["topo"]), str(path)), z["tree"], z["offsets"],
+               z["weights"].astype(np.float64), z["means"].astype(np.float64), z["variances"].astype(np.float64),
+               z["transitions"], json.loads(str(z["classes"])), json.loads(str(z["meta"])))
 
 
 # --------------------------------------------------------------------------------------------- estimation formulas
@@ -496,11 +499,11 @@ class Aligner:
         import kaldifst
 
         failed = []
-        for number, utt in enumerate(self.utts):
+        for utt in self.utts:
             frames = self.span[utt].stop - self.span[utt].start
             done = False
             if frames and self.words[utt]:
-                done, path = kaldifst.equal_align(self.graphs[utt], frames, number, 10)
+                done, path = kaldifst.equal_align(self.graphs[utt], frames, zlib.crc32(utt.encode()) % 100000, 10)
             if done:
                 _, tids, _, _ = kaldifst.get_linear_symbol_sequence(path)
                 self.alignment[utt] = np.array(tids, dtype=np.int32)
@@ -569,7 +572,8 @@ class _Scorer:
         khg.add_transition_probs(self.transitions, self.disambig, TRANSITION_SCALE, SELF_LOOP_SCALE, graph)
         decodable = khg.DecodableAmDiagGmmScaled(self.acoustic, self.transitions, feats, ACOUSTIC_SCALE)
         config = khg.AlignConfig(beam=beam, retry_beam=retry_beam, careful=False)
-        _, errors, _, _, _, tids, _ = khg.align_utterance_wrapper(config, utt, ACOUSTIC_SCALE, graph, decodable, 0, 0, 0, 0.0, 0)
+        _, errors, _, _, _, tids, _ = khg.align_utterance_wrapper(config, utt, ACOUSTIC_SCALE, graph, decodable,
+                                                                  0, 0, 0, 0.0, 0)
         return None if errors or len(tids) != len(feats) else np.array(tids, dtype=np.int32)
 
 
@@ -577,13 +581,14 @@ def pdf_of_tid(model: Gmm) -> np.ndarray:
     """pdf-id by transition-id, int32 (index 0: -1)."""
     table = TransitionTable.of(model.topo)
     pdf_of = model.pdf_table()
-    return np.array([-1] + [pdf_of[key] for key in zip(table.phone[1:].tolist(), table.state[1:].tolist())], dtype=np.int32)
+    keys = zip(table.phone[1:].tolist(), table.state[1:].tolist())
+    return np.array([-1] + [pdf_of[key] for key in keys], dtype=np.int32)
 
 
 # ----------------------------------------------------------------------------------------------------- processes
 
 def serve(descriptor: int) -> None:
-    """A worker process: makes the Aligner that it is told to, then answers (method, arguments) until the pipe closes."""
+    """A worker process: makes the Aligner it is told to, then answers (method, arguments) until the pipe closes."""
     from multiprocessing.connection import Connection
 
     pipe = Connection(descriptor)
@@ -606,8 +611,8 @@ class Team:
 
     def __init__(self, data_dir: str | Path, lang_dir: str | Path, shards: List[List[str]], words: Dict[str, List[int]],
                  dim: int | None, keep: bool):
-        arguments = [(str(data_dir), str(lang_dir), shard, {utt: words[utt] for utt in shard} if keep else words, dim, keep)
-                     for shard in shards]
+        arguments = [(str(data_dir), str(lang_dir), shard, {utt: words[utt] for utt in shard} if keep else words, dim,
+                      keep) for shard in shards]
         self.members: List[tuple] = []
         self.local: Optional[Aligner] = Aligner(*arguments[0]) if len(shards) == 1 else None
         if self.local is not None:
@@ -615,12 +620,13 @@ class Team:
         from multiprocessing import Pipe
 
         package_root = str(Path(__file__).resolve().parents[2])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
+        search = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": search,
                        **{name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}}
         try:
             for argument in arguments:
                 ours, theirs = Pipe()
-                # a new interpreter, not multiprocessing's: no threads are forked and the caller's script is not run again
+                # a new interpreter, not multiprocessing's: no threads are forked, the caller's script is not run again
                 process = subprocess.Popen([sys.executable, "-c", "import sys; from essence_kd.hmm.gmm import serve; "
                                             "serve(int(sys.argv[1]))", str(theirs.fileno())],
                                            stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment)
@@ -738,12 +744,12 @@ def train(data_dir: str | Path, lang_dir: str | Path, options: TrainOptions = Tr
                 target += max(0, final - target) // max(1, last - x + 1)
                 mix_up(model, occupancy, target, rng)
             print(f"pass {x}: {len(model.weights)} Gaussians in {model.num_pdfs} pdfs, log-likelihood per frame "
-                  f"{stats.log_likelihood / max(1, stats.frames):.3f}, {len(failed)} of {len(reader.utts)} utterances failed",
-                  file=sys.stderr)
+                  f"{stats.log_likelihood / max(1, stats.frames):.3f}, {len(failed)} of {len(reader.utts)} utterances "
+                  "failed", file=sys.stderr)
     _check_failed(failed, len(reader.utts), data_dir, "could not be aligned")
     model.meta = {"utterances": len(reader.utts), "failed": len(failed), "frames": stats.frames,
-                  "log_likelihood_per_frame": stats.log_likelihood / max(1, stats.frames), "num_iters": options.num_iters,
-                  "seed": options.seed, "seconds": round(time.time() - started, 1)}
+                  "log_likelihood_per_frame": stats.log_likelihood / max(1, stats.frames),
+                  "num_iters": options.num_iters, "seed": options.seed, "seconds": round(time.time() - started, 1)}
     return model
 
 
@@ -835,30 +841,23 @@ class SubsampledCounts:
 
     def save(self, path: str | Path) -> None:
         """Write an npz file."""
-        from essence_kd.io.provenance import atomic_write
-
-        with atomic_write(path) as temporary:
-            with open(temporary, "wb") as stream:
-                np.savez(stream, factor=self.factor, enter=self.enter, leave=self.leave, stay=self.stay)
+        write_npz(path, {"factor": np.array(self.factor), "enter": self.enter, "leave": self.leave, "stay": self.stay})
 
     @classmethod
     def load(cls, path: str | Path) -> "SubsampledCounts":
         """Read what :meth:`save` wrote."""
-        try:
-            with np.load(path, allow_pickle=False) as z:
-                return cls(int(z["factor"]), z["enter"], z["leave"], z["stay"])
-        except FileNotFoundError:
-            raise UserError(f"{path}: missing; align again with 'essence gmm-align'") from None
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise UserError(f"{path}: not whole ({error}); align again with 'essence gmm-align'") from None
+        z = read_npz(path, ("factor", "enter", "leave", "stay"), "align again with 'essence gmm-align'")
+        return cls(int(z["factor"]), z["enter"], z["leave"], z["stay"])
 
 
-def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str | Path, *, nj: int = 1, beam: float = BEAM,
-          retry_beam: float = RETRY_BEAM, factor: int = 3, map_oov: bool = False) -> Tuple[int, int]:
+def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str | Path, *, nj: int = 1,
+          beam: float = BEAM, retry_beam: float = RETRY_BEAM, factor: int = 3,
+          map_oov: bool = False) -> Tuple[int, int]:
     """Align a data directory; returns (utterances, failed ones).
 
-    Writes ali.ark/.scp (int32 pdf-ids, a feature frame each), priors.txt, num_pdfs, tree.txt, failed.txt (ids), ali.json,
-    and topology.npz (:class:`SubsampledCounts`). Raises UserError when under 95 % align; failed.txt is there then too.
+    Writes ali.ark/.scp (int32 pdf-ids, a feature frame each), priors.txt, num_pdfs, tree.txt, failed.txt (ids),
+    ali.json, and topology.npz (:class:`SubsampledCounts`). Raises UserError when under 95 % align; failed.txt
+    is there then too.
     """
     from essence_kd.io.provenance import atomic_write, sha256_file, write_sidecar
     from essence_kd.io.tables import IntVectorWriter
@@ -904,8 +903,9 @@ def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str |
         with atomic_write(ali_dir / name) as temporary:
             Path(temporary).write_text(text)
     write_sidecar(ali_dir / "ali.json", {
-        "kind": "alignment", "num_pdfs": model.num_pdfs, "num_utts": len(reader.utts) - len(failed), "failed": len(failed),
-        "num_frames": int(frames.sum()), "frame_shift_ms": 10, "tree_hash": sha256_file(ali_dir / "tree.txt"),
+        "kind": "alignment", "num_pdfs": model.num_pdfs, "num_utts": len(reader.utts) - len(failed),
+        "failed": len(failed), "num_frames": int(frames.sum()), "frame_shift_ms": 10,
+        "tree_hash": sha256_file(ali_dir / "tree.txt"),
         "unseen_pdfs": int((frames == 0).sum()), "seconds": round(time.time() - started, 1)})
     return len(reader.utts), len(failed)
 

@@ -33,7 +33,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Tuple
@@ -42,12 +41,12 @@ import numpy as np
 
 from essence_kd.hmm.fst import Fst, from_kaldifst, make_fst, read_fst, sort_arcs, to_kaldifst
 from essence_kd.hmm.lang import Lang, Topology, load_lang
+from essence_kd.hmm.npz import read_npz, write_npz
 from essence_kd.io.errors import UserError
 
-_ARC_FIELDS = {"src": np.int32, "dst": np.int32, "ilabel": np.int32, "olabel": np.int32, "weight": np.float32,
-               "unit": np.int32, "begin": np.uint8}
-_OTHER_FIELDS = {"final": np.float32, "unit_phone": np.int32, "unit_state": np.int32, "unit_pdf": np.int32,
-                 "phone_kind": np.uint8}
+_FIELDS = {"src": np.int32, "dst": np.int32, "ilabel": np.int32, "olabel": np.int32, "weight": np.float32,
+           "unit": np.int32, "begin": np.uint8, "final": np.float32, "unit_phone": np.int32, "unit_state": np.int32,
+           "unit_pdf": np.int32, "phones": np.str_, "phone_kind": np.uint8, "words": np.str_}
 
 
 @dataclass
@@ -91,29 +90,14 @@ class Graph:
 
 def save_graph(path: str | Path, graph: Graph) -> None:
     """Write a graph as ``path`` (.npz), whole or not at all."""
-    from essence_kd.io.provenance import atomic_write
-
-    arrays = {name: np.ascontiguousarray(getattr(graph, name), dtype=dtype)
-              for name, dtype in {**_ARC_FIELDS, **_OTHER_FIELDS}.items()}
-    arrays["phones"] = np.asarray(graph.phones, dtype=np.str_)
-    arrays["words"] = np.asarray(graph.words, dtype=np.str_)
-    arrays["meta"] = np.asarray(json.dumps(graph.meta, sort_keys=True))
-    with atomic_write(path) as temporary:
-        with open(temporary, "wb") as stream:
-            np.savez(stream, **arrays)
+    arrays = {name: np.ascontiguousarray(getattr(graph, name), dtype=dtype) for name, dtype in _FIELDS.items()}
+    write_npz(path, {**arrays, "meta": np.asarray(json.dumps(graph.meta, sort_keys=True))})
 
 
 def load_graph(path: str | Path) -> Graph:
     """Read what :func:`save_graph` wrote; UserError when the file is missing, truncated or something else."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        meta = json.loads(str(arrays.pop("meta")))
-        return Graph(**arrays, meta=meta)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such graph; make it with 'essence make-graph'") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a whole graph.npz ({error}); make it again with 'essence make-graph'") from None
+    arrays = read_npz(path, (*_FIELDS, "meta"), "make the graph with 'essence make-graph'")
+    return Graph(**{name: arrays[name] for name in _FIELDS}, meta=json.loads(str(arrays["meta"])))
 
 
 # ------------------------------------------------------------------------------------------------ HMM at a frame rate
@@ -201,7 +185,7 @@ def compose_lexicon_and_grammar(lang: Lang) -> Fst:
     kaldifst.determinize_star(graph, use_log=True)
     kaldifst.minimize_encoded(graph)
     if graph.start < 0 or graph.num_states == 0:
-        raise UserError(f"{lang.path}: lexicon and grammar accept nothing together; were both made from this words.txt?")
+        raise UserError(f"{lang.path}: lexicon and grammar accept nothing together; were both made from its words.txt?")
     return from_kaldifst(graph)
 
 
@@ -210,7 +194,8 @@ def _costs(probs: np.ndarray) -> np.ndarray:
         return -np.log(probs)
 
 
-def expand_phones(lg: Fst, hmms: Dict[int, PhoneHmm], unit_of: Dict[Tuple[int, int], int], transition_scale: float) -> Fst:
+def expand_phones(lg: Fst, hmms: Dict[int, PhoneHmm], unit_of: Dict[Tuple[int, int], int],
+                  transition_scale: float) -> Fst:
     """Replace phones by their HMM states, still without self-loops.
 
     Arcs of LG with the same phone and end state share the phone's states. Input labels become 2 * unit + begin (0 for
@@ -232,13 +217,13 @@ def expand_phones(lg: Fst, hmms: Dict[int, PhoneHmm], unit_of: Dict[Tuple[int, i
         away = 1.0 - np.diagonal(hmm.stay)
         for state in range(size):
             if hmm.enter[state] > 0:
-                columns.append((lg.src[arcs], base[which] + state, np.full(len(arcs), 2 * unit[state] + 1), lg.olabel[arcs],
-                                lg.weight[arcs] + transition_scale * _costs(hmm.enter[state])))
+                columns.append((lg.src[arcs], base[which] + state, np.full(len(arcs), 2 * unit[state] + 1),
+                                lg.olabel[arcs], lg.weight[arcs] + transition_scale * _costs(hmm.enter[state])))
             for other in range(size):
                 if other != state and hmm.stay[state, other] > 0:
                     cost = transition_scale * _costs(hmm.stay[state, other] / away[state])
-                    columns.append((base + state, base + other, np.full(len(ends), 2 * unit[other]), np.zeros(len(ends)),
-                                    np.full(len(ends), cost)))
+                    columns.append((base + state, base + other, np.full(len(ends), 2 * unit[other]),
+                                    np.zeros(len(ends)), np.full(len(ends), cost)))
             if hmm.leave[state] > 0:
                 cost = transition_scale * _costs(hmm.leave[state] / away[state])
                 columns.append((base + state, ends, np.zeros(len(ends)), np.zeros(len(ends)), np.full(len(ends), cost)))
@@ -323,8 +308,8 @@ def build_graph(lang: Lang, tree: np.ndarray, hmms: Dict[int, PhoneHmm], *, tran
     unit_of = {pair: number for number, pair in enumerate(units, 1)}
     lacking = [phone for phone in lang.silence + lang.nonsilence if (phone, 0) not in pdf_of or phone not in hmms]
     if lacking:
-        raise UserError(f"{lang.path}: the model has no pdfs for the phone {lang.phones[lacking[0]]}; use the lang directory "
-                        "that it was trained with")
+        raise UserError(f"{lang.path}: the model has no pdfs for the phone {lang.phones[lacking[0]]}; "
+                        "use the lang directory that it was trained with")
     unit_phone = np.array([0] + [phone for phone, _ in units], dtype=np.int32)
     unit_state = np.array([-1] + [state for _, state in units], dtype=np.int32)
     unit_pdf = np.array([-1] + [pdf_of[pair] for pair in units], dtype=np.int32)
@@ -337,8 +322,8 @@ def build_graph(lang: Lang, tree: np.ndarray, hmms: Dict[int, PhoneHmm], *, tran
     loop = (fst.src == fst.dst) & (unit > 0)
     kind = np.zeros(len(lang.phones), dtype=np.uint8)
     kind[:len(lang.phone_kind)] = lang.phone_kind
-    return Graph(fst.src, fst.dst, np.where(unit > 0, unit_pdf[unit] + 1, 0).astype(np.int32), fst.olabel, fst.weight, unit,
-                 (fst.ilabel % 2).astype(np.uint8), fst.final, unit_phone, unit_state, unit_pdf,
+    return Graph(fst.src, fst.dst, np.where(unit > 0, unit_pdf[unit] + 1, 0).astype(np.int32), fst.olabel, fst.weight,
+                 unit, (fst.ilabel % 2).astype(np.uint8), fst.final, unit_phone, unit_state, unit_pdf,
                  np.array(lang.phones, dtype=np.str_), kind, np.array(lang.words, dtype=np.str_),
                  {**(meta or {}), "num_pdfs": int(tree[:, 0].max()) + 1, "transition_scale": transition_scale,
                   "self_loop_scale": self_loop_scale, "num_states": fst.num_states, "num_arcs": fst.num_arcs,
@@ -358,7 +343,8 @@ def make_graph(lang_dir: str | Path, gmm_dir: str | Path, *, factor: int = 1, al
     started = time.time()
     lang, model = load_lang(lang_dir), load_gmm(gmm_dir)
     if lang.phones != model.phones:
-        raise UserError(f"{lang.path / 'phones.txt'}: not the phones that {gmm_dir} was trained with; use the same lang directory")
+        raise UserError(f"{lang.path / 'phones.txt'}: not the phones that {gmm_dir} was trained with; "
+                        "use the same lang directory")
     counts = None
     if ali_dir is not None:
         ali_dir = Path(ali_dir)
@@ -366,12 +352,13 @@ def make_graph(lang_dir: str | Path, gmm_dir: str | Path, *, factor: int = 1, al
                     read_sidecar(ali_dir / "ali.json"), ["num_pdfs", "tree_hash"], required=True)
         counts = SubsampledCounts.load(ali_dir / "topology.npz")
         if counts.factor != factor:
-            print(f"{ali_dir / 'topology.npz'}: counted at factor {counts.factor}, not {factor}: transition probabilities "
-                  "follow from the GMM's", file=sys.stderr)
+            print(f"{ali_dir / 'topology.npz'}: counted at factor {counts.factor}, not {factor}: transition "
+                  "probabilities follow from the GMM's", file=sys.stderr)
             counts = None
     hmms = phone_hmms(model.topo, model.transitions, factor, counts)
     graph = build_graph(lang, model.tree, hmms, transition_scale=transition_scale, self_loop_scale=self_loop_scale,
                         meta={"frame_subsampling_factor": factor, "frame_shift_ms": 10 * factor,
-                              "tree_hash": model.meta.get("tree_hash"), "transitions": "gmm" if counts is None else "alignment"})
+                              "tree_hash": model.meta.get("tree_hash"),
+                              "transitions": "gmm" if counts is None else "alignment"})
     graph.meta["seconds"] = round(time.time() - started, 1)
     return graph

@@ -295,7 +295,8 @@ def parse_topology(text: str, name: str = "topo") -> Dict[int, Topology]:
 
 # ------------------------------------------------------------------------------------------------- whole directories
 
-def choose_oov(lexicon: List[Pronunciation], silence: List[List[str]], optional: str, oov: str | None) -> Tuple[str, tuple | None]:
+def choose_oov(lexicon: List[Pronunciation], silence: List[List[str]], optional: str,
+               oov: str | None) -> Tuple[str, tuple | None]:
     """The word for unknown words, and the pronunciation to add for it (None when the lexicon has it)."""
     words = {pron.word for pron in lexicon}
     if oov is None:
@@ -319,7 +320,7 @@ def prepare_lang(dict_dir: str | Path, lang_dir: str | Path, *, oov: str | None 
     if not 0.0 <= sil_prob < 1.0:
         raise UserError(f"--sil-prob {sil_prob}: must be at least 0 and under 1")
     if num_sil_states < 1 or num_nonsil_states < 1:
-        raise UserError(f"--num-sil-states {num_sil_states}, --num-nonsil-states {num_nonsil_states}: must be at least 1")
+        raise UserError(f"--num-sil-states {num_sil_states}, --num-nonsil-states {num_nonsil_states}: at least 1 each")
     dictionary = read_dict(dict_dir)
     lexicon = list(dictionary.lexicon)
     oov, extra = choose_oov(lexicon, dictionary.silence, dictionary.optional_silence, oov)
@@ -350,7 +351,8 @@ def _write_lang(out: Path, dictionary: Dictionary, lexicon: List[Pronunciation],
             return list(line)
         return [phone + s for phone in line for s in ([""] if silence else []) + suffixes]
 
-    sets = [variants(line, True) for line in dictionary.silence] + [variants(line, False) for line in dictionary.nonsilence]
+    sets = [variants(line, True) for line in dictionary.silence]
+    sets += [variants(line, False) for line in dictionary.nonsilence]
     silence = [p for line in dictionary.silence for p in variants(line, True)]
     nonsilence = [p for line in dictionary.nonsilence for p in variants(line, False)]
     prons = [add_positions(p.phones) if position_dependent else p.phones for p in lexicon]
@@ -391,8 +393,8 @@ def _write_lang(out: Path, dictionary: Dictionary, lexicon: List[Pronunciation],
     align = sorted({(p.word, p.word, *pron) for p, pron in zip(lexicon, prons)}
                    | {("<eps>", "<eps>", dictionary.optional_silence)}, key=lambda row: " ".join(row).encode("utf-8"))
     write("phones/align_lexicon", [list(row) for row in align], ids_from=None)
-    (out / "phones/align_lexicon.int").write_text("".join(
-        " ".join(str(i) for i in [*(word_ids[w] for w in row[:2]), *(phone_ids[p] for p in row[2:])]) + "\n" for row in align))
+    align_ids = [[*(word_ids[w] for w in row[:2]), *(phone_ids[p] for p in row[2:])] for row in align]
+    (out / "phones/align_lexicon.int").write_text("".join(" ".join(map(str, row)) + "\n" for row in align_ids))
     (out / "phones/wdisambig.txt").write_text("#0\n")
     (out / "phones/wdisambig_phones.int").write_text(f"{phone_ids['#0']}\n")
     (out / "phones/wdisambig_words.int").write_text(f"{word_ids['#0']}\n")
@@ -442,12 +444,14 @@ def load_lang(path: str | Path) -> Lang:
     topo = parse_topology((path / "topo").read_text() if (path / "topo").exists() else "", str(path / "topo"))
     lacking = [p for p in flat["silence"] + flat["nonsilence"] if p not in topo or not 0 < p < len(phones)]
     if lacking:
-        raise UserError(f"{path / 'topo'}: phone-id {lacking[0]} has no topology or no symbol; make the lang directory again")
+        raise UserError(f"{path / 'topo'}: phone-id {lacking[0]} has no topology or no symbol; "
+                        "make the lang directory again")
     kind = np.zeros(len(phones), dtype=np.uint8)
     boundary = path / "phones" / "word_boundary.int"
     for _, fields in _lines(boundary) if boundary.exists() else []:
         kind[int(fields[0])] = POSITIONS[fields[1]]
     oov = _read_ints(path / "oov.int")[0][0] if (path / "oov.int").exists() else -1
-    return Lang(path, phones, words, {p: i for i, p in enumerate(phones) if p}, {w: i for i, w in enumerate(words) if w},
-                flat["silence"], flat["nonsilence"], flat["optional_silence"][0], flat["disambig"],
+    return Lang(path, phones, words, {p: i for i, p in enumerate(phones) if p},
+                {w: i for i, w in enumerate(words) if w}, flat["silence"], flat["nonsilence"],
+                flat["optional_silence"][0], flat["disambig"],
                 _read_ints(path / "phones" / "sets.int"), oov, topo, kind)

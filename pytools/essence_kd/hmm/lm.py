@@ -218,7 +218,8 @@ def read_arpa(path: str | Path) -> NgramModel:
         while at < len(lines) and not lines[at].strip():
             at += 1
         if at == len(lines) or lines[at].strip() != f"\\{n}-grams:":
-            raise UserError(f"{path}: line {min(at + 1, len(lines))}: expected '\\{n}-grams:' of {count} lines; the file is cut short or broken")
+            raise UserError(f"{path}: line {min(at + 1, len(lines))}: expected '\\{n}-grams:' of {count} lines; "
+                            "the file is cut short or broken")
         rows, logprob, backoff = [], [], []
         start = at + 1
         at = start
@@ -237,7 +238,8 @@ def read_arpa(path: str | Path) -> NgramModel:
         except ValueError as error:
             raise UserError(f"{path}: line {at + 1}: '{lines[at]}' is no {n}-gram ({error})") from None
         if len(rows) != count:
-            raise UserError(f"{path}: line {start}: {count} {n}-grams announced, {len(rows)} found; the file is cut short or broken")
+            raise UserError(f"{path}: line {start}: {count} {n}-grams announced, {len(rows)} found; "
+                            "the file is cut short or broken")
         table, lost = _make_order(np.array(rows, dtype=np.int64).reshape(-1, n), np.array(logprob), np.array(backoff),
                                   orders, len(ids))
         dropped += lost
@@ -245,13 +247,15 @@ def read_arpa(path: str | Path) -> NgramModel:
     while at < len(lines) and not lines[at].strip():
         at += 1
     if not orders or at == len(lines) or lines[at].strip() != "\\end\\":
-        raise UserError(f"{path}: line {min(at + 1, len(lines))}: no \\end\\ where it should be; the file is cut short or broken")
+        raise UserError(f"{path}: line {min(at + 1, len(lines))}: no \\end\\ where it should be; "
+                        "the file is cut short or broken")
     if dropped:
         print(f"{path}: {dropped} n-grams left out: their first words are no n-gram themselves", file=sys.stderr)
     return NgramModel(list(ids), orders)
 
 
-def _make_order(rows: np.ndarray, logprob: np.ndarray, backoff: np.ndarray, below: List[Order], size: int) -> Tuple[Order, int]:
+def _make_order(rows: np.ndarray, logprob: np.ndarray, backoff: np.ndarray, below: List[Order],
+                size: int) -> Tuple[Order, int]:
     """The table of n-grams given by word-ids (G, n), and how many had no prefix in the table below."""
     def row_of(columns: np.ndarray) -> np.ndarray:
         row = columns[:, 0]
@@ -280,7 +284,8 @@ def sentence_scores(model: NgramModel, sentences: List[List[str]]) -> Tuple[np.n
     """
     ids = {word: i for i, word in enumerate(model.words)}
     size = len(model.words)
-    stream = np.array([i for s in sentences for i in (ids.get(BOS, -1), *(ids.get(w, -1) for w in s), ids.get(EOS, -1))])
+    bos, eos = ids.get(BOS, -1), ids.get(EOS, -1)
+    stream = np.array([i for s in sentences for i in (bos, *(ids.get(w, -1) for w in s), eos)])
     lengths = np.array([len(s) + 2 for s in sentences])
     owner = np.repeat(np.arange(len(sentences)), lengths)
     place = np.arange(len(stream)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -344,7 +349,7 @@ def make_grammar(model: NgramModel, words: List[str], backoff_symbol: str = "#0"
         if n < top:
             history[(model.orders[n].key // size)[allowed[n]]] = True
         has_next.append(history & (model.orders[n - 1].key % size != eos))
-    # state of each history (state 0: the empty one), or of its longest suffix that has one, and the cost of falling there
+    # state of each history (0: the empty one), or of its longest suffix that has one, and the cost of falling there
     state_of: List[np.ndarray] = []
     fall_cost: List[np.ndarray] = []
     next_state = 1

@@ -1,0 +1,463 @@
+"""GMM training and alignment: formulas against kaldi-hmm-gmm, and a corpus whose true alignment is known."""
+import json
+
+import numpy as np
+import pytest
+
+from essence_kd.cli.main import main
+from essence_kd.hmm import gmm as G
+from essence_kd.hmm import lang as L
+from essence_kd.io.errors import UserError
+from essence_kd.io.tables import IntVectorTable, MatrixTable, MatrixWriter
+
+WORDS = {"ape": "A P", "pea": "P E", "tap": "T A P", "eat": "E T", "at": "A T", "teat": "T E T", "apt": "A P T",
+         "pet": "P E T", "tea": "T E", "pat": "P A T"}
+PHONES = "A E P T".split()
+DIM = 13
+
+
+def make_dict(path):
+    path.mkdir(parents=True)
+    (path / "lexicon.txt").write_text("".join(f"{w} {p}\n" for w, p in WORDS.items()) + "<unk> SPN\n")
+    (path / "nonsilence_phones.txt").write_text("".join(f"{p}\n" for p in PHONES))
+    (path / "silence_phones.txt").write_text("SIL\nSPN\n")
+    (path / "optional_silence.txt").write_text("SIL\n")
+    return path
+
+
+def write_data(path, feats, text, speakers):
+    """A data directory from matrices: feats.scp, cmvn.scp, text, utt2spk."""
+    path.mkdir(parents=True)
+    with MatrixWriter(f"ark,scp:{path}/feats.ark,{path}/feats.scp") as writer:
+        for utt in sorted(feats):
+            writer.write(utt, feats[utt])
+    with MatrixWriter(f"ark,scp:{path}/cmvn.ark,{path}/cmvn.scp") as writer:
+        for spk in sorted(set(speakers.values())):
+            x = np.concatenate([feats[u] for u in feats if speakers[u] == spk]).astype(np.float64)
+            writer.write(spk, np.stack([np.append(x.sum(axis=0), len(x)), np.append((x * x).sum(axis=0), 0)]))
+    (path / "text").write_text("".join(f"{utt} {text[utt]}\n" for utt in sorted(feats)))
+    (path / "utt2spk").write_text("".join(f"{utt} {speakers[utt]}\n" for utt in sorted(feats)))
+    return path
+
+
+def synthesise(rng, count, prefix=""):
+    """Utterances of Gaussian phones of three states; returns (feats, text, speakers, truth).
+
+    truth[utt] is the list of (phone or SIL, state or -1) of every frame. The states of a phone are alike, so that a
+    flat start can find the phones.
+    """
+    bank = np.random.default_rng(99)  # the same voices for every corpus
+    centre = {p: bank.normal(0, 1.5, DIM) for p in PHONES}
+    mean = {(p, s): centre[p] + bank.normal(0, 0.5, DIM) for p in PHONES for s in range(3)}
+    quiet = bank.normal(0, 1.5, DIM)
+    offset = {f"spk{n}": bank.normal(0, 4, DIM) for n in range(3)}
+    feats, text, speakers, truth = {}, {}, {}, {}
+    for n in range(count):
+        spk = f"spk{n % 3}"
+        utt = f"{spk}-{prefix}{n:04d}"
+        words = [str(w) for w in rng.choice(sorted(WORDS), rng.integers(2, 6))]
+        labels = []
+        for i, word in enumerate(words):
+            if i == 0 or rng.random() < 0.3:
+                labels += [("SIL", -1)] * int(rng.integers(8, 30))
+            for phone in WORDS[word].split():
+                for state in range(3):
+                    labels += [(phone, state)] * int(rng.integers(2, 6))
+        labels += [("SIL", -1)] * int(rng.integers(8, 30))
+        clean = np.array([quiet if p == "SIL" else mean[p, s] for p, s in labels])
+        feats[utt] = (clean + rng.normal(0, 1.0, clean.shape) + offset[spk]).astype(np.float32)
+        text[utt], speakers[utt], truth[utt] = " ".join(words), spk, labels
+    return feats, text, speakers, truth
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    root = tmp_path_factory.mktemp("gmm")
+    feats, text, speakers, truth = synthesise(np.random.default_rng(0), 60)
+    L.prepare_lang(make_dict(root / "dict"), root / "lang")
+    write_data(root / "data", feats, text, speakers)
+    options = G.TrainOptions(num_gauss=120, num_iters=14, split_iter=6, min_tokens=15)
+    model = G.train(root / "data", root / "lang", options)
+    G.save_gmm(root / "gmm", model)
+    total, failed = G.align(root / "data", root / "lang", model, root / "ali", nj=1)
+    return dict(root=root, model=model, truth=truth, options=options, total=total, failed=failed,
+                lang=L.load_lang(root / "lang"), feats=feats, text=text, speakers=speakers)
+
+
+# ----------------------------------------------------------------------------------------------------------- formulas
+
+def test_deltas_by_definition():
+    rng = np.random.default_rng(0)
+    for frames in (1, 2, 3, 9, 40):
+        x = rng.normal(size=(frames, 4)).astype(np.float32)
+        out = G.add_deltas(x)
+        def at(t):
+            return x[min(max(t, 0), frames - 1)].astype(np.float64)
+        for t in range(frames):
+            first = sum(n * at(t + n) for n in range(-2, 3)) / 10
+            second = sum(n * m * at(t + n + m) for n in range(-2, 3) for m in range(-2, 3)) / 100
+            np.testing.assert_allclose(out[t], np.concatenate([x[t], first, second]), atol=1e-5)
+
+
+def random_model(lang, rng, max_gauss=4):
+    tree = G._tree_of(lang.sets, lang.topo)
+    pdfs = int(tree[:, 0].max()) + 1
+    sizes = rng.integers(1, max_gauss + 1, pdfs)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    owner = np.repeat(np.arange(pdfs), sizes)
+    weights = rng.random(offsets[-1]) + 0.2
+    weights /= np.bincount(owner, weights=weights)[owner]
+    probs = [0.0] + [p for phone in sorted(lang.topo) for arcs in lang.topo[phone] for _, p in arcs]
+    return G.Gmm(lang.phones, lang.topo, tree, offsets, weights, rng.normal(size=(offsets[-1], 6)),
+                 rng.random((offsets[-1], 6)) + 0.3, np.array(probs), [list(line) for line in lang.sets])
+
+
+def test_transition_ids_are_kaldis(corpus):
+    transitions, context = G._transition_model(corpus["model"])
+    table = G.TransitionTable.of(corpus["model"].topo)
+    assert transitions.num_transition_ids + 1 == len(table.phone)
+    pdf = G.pdf_of_tid(corpus["model"])
+    for tid in range(1, len(table.phone)):
+        assert transitions.transition_id_to_phone(tid) == table.phone[tid]
+        assert transitions.transition_id_to_pdf(tid) == pdf[tid]
+        assert transitions.is_self_loop(tid) == table.self_loop[tid]
+    probs = np.exp(np.array(list(transitions.log_probs)))
+    np.testing.assert_allclose(probs[1:], corpus["model"].transitions[1:], rtol=1e-3)
+
+
+def test_likelihoods_and_statistics_are_kaldis(corpus):
+    import kaldi_hmm_gmm as khg
+
+    rng = np.random.default_rng(1)
+    model = random_model(corpus["lang"], rng)
+    theirs = G._acoustic_model(model)
+    feats = rng.normal(size=(300, 6)).astype(np.float32) * 1.5
+    ours = model.log_likelihoods(feats)
+    assert ours.shape == (300, model.num_pdfs) and ours.dtype == np.float32
+    for t in range(0, 300, 37):
+        for pdf in range(model.num_pdfs):
+            assert ours[t, pdf] == pytest.approx(theirs.log_likelihood(pdf, feats[t]), abs=2e-3)
+    pdfs = rng.integers(0, model.num_pdfs, 300).astype(np.int32)
+    stats = G.accumulate(model, feats, np.ones(300, dtype=np.int64), pdfs)
+    acc = khg.AccumAmDiagGmm()
+    acc.init(theirs, 15)
+    total = sum(acc.accumulate_for_gmm(theirs, feats[t], int(pdfs[t]), 1.0) for t in range(300))
+    assert stats.log_likelihood == pytest.approx(total, rel=1e-4)
+    for pdf in range(model.num_pdfs):
+        own = slice(model.offsets[pdf], model.offsets[pdf + 1])
+        a = acc.get_acc(pdf)
+        np.testing.assert_allclose(stats.occupancy[own], np.array(a.occupancy), atol=1e-3)
+        np.testing.assert_allclose(stats.first[own], np.array(a.mean_accumulator), atol=1e-2)
+        np.testing.assert_allclose(stats.second[own], np.array(a.variance_accumulator), atol=1e-2)
+
+
+def test_update_is_kaldis(corpus):
+    import kaldi_hmm_gmm as khg
+
+    rng = np.random.default_rng(2)
+    model = random_model(corpus["lang"], rng)
+    theirs = G._acoustic_model(model)
+    pdfs = np.sort(rng.integers(0, model.num_pdfs // 2, 1500)).astype(np.int32)  # half of the pdfs see nothing
+    feats = (rng.normal(size=(1500, 6)) + 0.1 * pdfs[:, None]).astype(np.float32)
+    acc = khg.AccumAmDiagGmm()
+    acc.init(theirs, 15)
+    for t in range(len(feats)):
+        acc.accumulate_for_gmm(theirs, feats[t], int(pdfs[t]), 1.0)
+    with G._quiet():
+        khg.mle_am_diag_gmm_update(khg.MleDiagGmmOptions(), acc, 15, theirs)
+    G.update(model, G.accumulate(model, feats, np.ones(1500, dtype=np.int64), pdfs))
+    assert theirs.num_gauss == len(model.weights) < 4 * model.num_pdfs
+    for pdf in range(model.num_pdfs):
+        own = slice(model.offsets[pdf], model.offsets[pdf + 1])
+        diag = theirs.get_pdf(pdf)
+        np.testing.assert_allclose(np.array(diag.weights), model.weights[own], rtol=1e-3)
+        np.testing.assert_allclose(np.array(diag.means), model.means[own], atol=2e-3)
+        np.testing.assert_allclose(np.array(diag.vars), model.variances[own], rtol=2e-2, atol=1e-3)
+
+
+def test_transition_update_is_kaldis(corpus):
+    import kaldi_hmm_gmm as khg
+
+    model = random_model(corpus["lang"], np.random.default_rng(3))
+    transitions, _ = G._transition_model(model)
+    counts = np.random.default_rng(4).integers(0, 60, len(model.transitions)).astype(np.float64)
+    counts[0] = 0
+    counts[1:60] = 0  # states without data keep what they had
+    with G._quiet():
+        transitions.mle_update(counts, khg.MleTransitionUpdateConfig())
+    G._update_transitions(model, counts)
+    np.testing.assert_allclose(model.transitions[1:], np.exp(np.array(list(transitions.log_probs))[1:]), rtol=2e-3)
+
+
+def test_mixing_up_is_kaldis(corpus):
+    model = random_model(corpus["lang"], np.random.default_rng(5), max_gauss=1)
+    theirs = G._acoustic_model(model)
+    occupancy = np.random.default_rng(6).gamma(0.7, 400, model.num_pdfs)
+    with G._quiet():
+        theirs.split_by_count(occupancy.astype(np.float32), 200, 0.01, 0.25, 20.0)
+    before = model.means.copy()
+    G.mix_up(model, occupancy, 200, np.random.default_rng(0))
+    sizes = np.diff(model.offsets)
+    assert sizes.tolist() == [theirs.num_gauss_in_pdf(pdf) for pdf in range(model.num_pdfs)]
+    assert len(model.weights) == 200 == len(model.means) == len(model.variances)
+    owner = np.repeat(np.arange(model.num_pdfs), sizes)
+    np.testing.assert_allclose(np.bincount(owner, weights=model.weights), 1.0)
+    centre = np.stack([np.bincount(owner, weights=model.weights * model.means[:, d]) for d in range(6)], axis=1)
+    np.testing.assert_allclose(centre, before, atol=0.05)  # the halves move apart symmetrically
+    assert np.abs(model.means - before[owner]).max() > 0.001
+
+
+# ----------------------------------------------------------------------------------------------------- known alignment
+
+def test_training_finds_the_truth(corpus):
+    """From a flat start, without a single time mark, nearly every frame gets its true phone."""
+    assert (corpus["total"], corpus["failed"]) == (60, 0)
+    tree = [line.split() for line in (corpus["root"] / "ali" / "tree.txt").read_text().splitlines()]
+    of_pdf = {int(pdf): phone.split("_")[0] for pdf, phone, _ in tree}
+    table = IntVectorTable(str(corpus["root"] / "ali" / "ali.scp"))
+    right = []
+    for utt, labels in corpus["truth"].items():
+        assert len(table[utt]) == len(labels)
+        right += [of_pdf[int(pdf)] == phone for pdf, (phone, _) in zip(table[utt], labels)]
+    assert np.mean(right) > 0.97
+
+
+def test_what_alignment_leaves(corpus):
+    ali = corpus["root"] / "ali"
+    pdfs = int((ali / "num_pdfs").read_text())
+    assert pdfs == corpus["model"].num_pdfs
+    priors = np.loadtxt(ali / "priors.txt")
+    counts = np.zeros(pdfs)
+    table = IntVectorTable(str(ali / "ali.scp"))
+    for utt in table:
+        counts += np.bincount(table[utt], minlength=pdfs)
+    np.testing.assert_allclose(priors, counts / counts.sum(), atol=1e-8)
+    assert (ali / "failed.txt").read_text() == ""
+    about = json.loads((ali / "ali.json").read_text())
+    assert about["num_pdfs"] == pdfs and about["num_frames"] == counts.sum() and about["failed"] == 0
+    assert about["tree_hash"] == json.loads((corpus["root"] / "gmm" / "gmm.json").read_text())["tree_hash"]
+    assert (ali / "tree.txt").read_text() == (corpus["root"] / "gmm" / "tree.txt").read_text()
+
+
+def test_tree_shares_what_is_rare(corpus):
+    """Every (phone, state) has a pdf; positions that occur have their own, those that do not share the phone's."""
+    lang, model = corpus["lang"], corpus["model"]
+    pdf_of = model.pdf_table()
+    assert set(pdf_of) == set(lang.phone_and_state())
+    assert sorted(set(pdf_of.values())) == list(range(model.num_pdfs))
+    name = lang.phone_ids
+    assert pdf_of[name["A_B"], 0] != pdf_of[name["A_I"], 0]
+    assert pdf_of[name["A_S"], 0] in {pdf_of[name["A_B"], 0], pdf_of[name["A_I"], 0]}  # never a word of its own
+    assert pdf_of[name["SIL_B"], 2] == pdf_of[name["SIL"], 2]
+    assert pdf_of[name["SPN"], 0] != pdf_of[name["SIL"], 0]
+    lines = (corpus["root"] / "gmm" / "tree.txt").read_text().splitlines()
+    assert len(lines) == len(pdf_of)
+    assert [int(line.split()[0]) for line in lines] == sorted(pdf_of.values())
+
+
+def test_two_processes_give_the_same(corpus, tmp_path):
+    options = G.TrainOptions(**{**vars(corpus["options"]), "nj": 2})
+    model = G.train(corpus["root"] / "data", corpus["root"] / "lang", options)
+    assert model.num_pdfs == corpus["model"].num_pdfs
+    name = "log_likelihood_per_frame"
+    assert model.meta[name] == pytest.approx(corpus["model"].meta[name], abs=0.05)
+    G.align(corpus["root"] / "data", corpus["root"] / "lang", corpus["model"], tmp_path / "ali", nj=2)
+    one, two = (IntVectorTable(str(path / "ali.scp")) for path in (corpus["root"] / "ali", tmp_path / "ali"))
+    assert list(one) == list(two)
+    assert all(np.array_equal(one[utt], two[utt]) for utt in one)
+    assert G.SubsampledCounts.load(tmp_path / "ali" / "topology.npz").enter.sum() > 0
+
+
+def test_training_twice_gives_the_same_bytes(corpus, tmp_path):
+    options = G.TrainOptions(**{**vars(corpus["options"]), "num_iters": 5})
+    models = [G.train(corpus["root"] / "data", corpus["root"] / "lang", options) for _ in range(2)]
+    for name in ("weights", "means", "variances", "transitions", "tree"):
+        assert np.array_equal(getattr(models[0], name), getattr(models[1], name)), name
+
+
+def test_reload(corpus, tmp_path):
+    model, back = corpus["model"], G.load_gmm(corpus["root"] / "gmm")
+    feats = G.FeatureReader(corpus["root"] / "data")["spk0-0000"]
+    np.testing.assert_allclose(back.log_likelihoods(feats), model.log_likelihoods(feats), atol=1e-2)
+    assert back.topo == model.topo and back.classes == model.classes and back.phones == model.phones
+    G.align(corpus["root"] / "data", corpus["root"] / "lang", back, tmp_path / "ali")
+    one, two = (IntVectorTable(str(path / "ali.scp")) for path in (corpus["root"] / "ali", tmp_path / "ali"))
+    same = np.concatenate([one[utt] == two[utt] for utt in one])
+    assert same.mean() > 0.999
+
+
+def test_subsampled_counts(corpus):
+    """Every phase of every utterance is a chain of phones: what enters leaves, and all kept frames are counted."""
+    counts = G.SubsampledCounts.load(corpus["root"] / "ali" / "topology.npz")
+    frames = json.loads((corpus["root"] / "ali" / "ali.json").read_text())["num_frames"]
+    assert counts.factor == 3
+    assert counts.enter.sum() + counts.stay.sum() == frames
+    assert counts.leave.sum() + counts.stay.sum() == frames
+    assert counts.enter.sum() == counts.leave.sum() > 0
+    row = 0
+    for phone in sorted(corpus["lang"].topo):
+        for state in range(len(corpus["lang"].topo[phone])):
+            if phone in corpus["lang"].nonsilence:
+                assert counts.stay[row, :state].sum() == 0  # left to right
+            row += 1
+
+
+def test_subsampled_counts_by_hand(corpus):
+    lang = corpus["lang"]
+    table = G.TransitionTable.of(lang.topo)
+    keys = zip(table.phone.tolist(), table.state.tolist(), table.self_loop.tolist())
+    first = {key: tid for tid, key in enumerate(keys)}
+    a, p = lang.phone_ids["A_B"], lang.phone_ids["P_E"]
+    states = [(a, 0), (a, 1), (a, 1), (a, 2), (p, 0), (p, 1), (p, 2), (p, 2)]
+    tids = [first[phone, state, states[i - 1:i] == [(phone, state)]] for i, (phone, state) in enumerate(states)]
+    counts = G.SubsampledCounts.empty(lang.topo, 3)
+    counts.add(table, np.array(tids))
+    row = {key: n for n, key in enumerate(lang.phone_and_state())}
+    # phases: a0 a2 p2 | a1 p0 p2 | a1 p1
+    expected = {("enter", a, 0): 1, ("enter", a, 1): 2, ("leave", a, 2): 1, ("leave", a, 1): 2, ("enter", p, 2): 1,
+                ("enter", p, 0): 1, ("enter", p, 1): 1, ("leave", p, 2): 2, ("leave", p, 1): 1}
+    for (kind, phone, state), n in expected.items():
+        assert getattr(counts, kind)[row[phone, state]] == n, (kind, phone, state)
+    assert counts.stay[row[a, 0], 2] == 1 and counts.stay[row[p, 0], 2] == 1 and counts.stay.sum() == 2
+
+
+def test_scores(corpus, tmp_path):
+    out = tmp_path / "s"
+    data, gmm = str(corpus["root"] / "data"), str(corpus["root"] / "gmm")
+    assert main(["gmm-scores", data, gmm, f"ark,scp:{out}.ark,{out}.scp"]) == 0
+    scores = MatrixTable(f"{out}.scp")
+    reader = G.FeatureReader(corpus["root"] / "data")
+    assert list(scores) == reader.utts
+    model = G.load_gmm(corpus["root"] / "gmm")
+    for utt in reader.utts[:5]:
+        full = model.log_likelihoods(reader[utt])
+        assert scores[utt].shape == (-(-len(full) // 3), model.num_pdfs)
+        np.testing.assert_allclose(scores[utt], full[::3], atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+def broken(corpus, path, change):
+    """A copy of the data with something wrong."""
+    feats, text, speakers = (dict(corpus[name]) for name in ("feats", "text", "speakers"))
+    change(feats, text, speakers)
+    return write_data(path, feats, text, speakers)
+
+
+def test_short_utterances_are_counted(corpus, tmp_path, capsys):
+    def cut(feats, text, speakers):
+        feats["spk0-0000"] = feats["spk0-0000"][:5]
+        feats["spk1-0001"] = feats["spk1-0001"][:0]
+    data = broken(corpus, tmp_path / "data", cut)
+    gmm, lang = str(corpus["root"] / "gmm"), str(corpus["root"] / "lang")
+    assert main(["gmm-align", str(data), lang, gmm, str(tmp_path / "ali")]) == 0
+    assert "58 of 60 utterances aligned, 2 failed" in capsys.readouterr().out
+    assert (tmp_path / "ali" / "failed.txt").read_text() == "spk0-0000\nspk1-0001\n"
+    table = IntVectorTable(str(tmp_path / "ali" / "ali.scp"))
+    assert len(table) == 58 and "spk0-0000" not in table
+    assert main(["gmm-train", "--num-iters", "4", "--num-gauss", "60", str(data), lang, str(tmp_path / "gmm")]) == 0
+    assert "60 utterances of which 2 failed" in capsys.readouterr().out
+
+
+def test_too_many_failures_are_an_error(corpus, tmp_path, capsys):
+    def cut(feats, text, speakers):
+        for utt in sorted(feats)[:10]:
+            feats[utt] = feats[utt][:5]
+    data = broken(corpus, tmp_path / "data", cut)
+    lang = str(corpus["root"] / "lang")
+    assert main(["gmm-align", str(data), lang, str(corpus["root"] / "gmm"), str(tmp_path / "ali")]) == 1
+    assert "10 of 60 utterances could not be aligned (first: spk0-0000)" in capsys.readouterr().err
+    assert not (tmp_path / "ali" / "ali.scp").exists()
+    assert len((tmp_path / "ali" / "failed.txt").read_text().split()) == 10
+    assert main(["gmm-train", str(data), lang, str(tmp_path / "gmm")]) == 1
+    assert "10 of 60 utterances are too short" in capsys.readouterr().err
+    assert not (tmp_path / "gmm").exists()
+
+
+@pytest.mark.parametrize("nj", ["1", "2"])
+@pytest.mark.parametrize("change, told", [
+    (lambda f, t, s: t.update({"spk0-0000": "ape zebra"}), "text: utterance spk0-0000 has the word 'zebra'"),
+    (lambda f, t, s: f.update({"spk0-0000": f["spk0-0000"][:, :12], "spk1-0001": f["spk1-0001"]}), None),
+])
+def test_bad_words_and_dimensions(corpus, tmp_path, capsys, nj, change, told):
+    if told is None:  # one utterance of another dimension than its statistics
+        data = broken(corpus, tmp_path / "data", lambda f, t, s: None)
+        with MatrixWriter(f"ark,scp:{tmp_path}/x.ark,{tmp_path}/x.scp") as writer:
+            writer.write("spk0-0000", corpus["feats"]["spk0-0000"][:, :12])
+        lines = (data / "feats.scp").read_text().splitlines()
+        lines[0] = (tmp_path / "x.scp").read_text().strip()
+        (data / "feats.scp").write_text("\n".join(lines) + "\n")
+        told = "feats.scp: utterance spk0-0000 has dimension 12"
+    else:
+        data = broken(corpus, tmp_path / "data", change)
+    lang, gmm = str(corpus["root"] / "lang"), str(corpus["root"] / "gmm")
+    assert main(["gmm-train", "--nj", nj, str(data), lang, str(tmp_path / "gmm")]) == 1
+    assert told in capsys.readouterr().err
+    assert main(["gmm-align", "--nj", nj, str(data), lang, gmm, str(tmp_path / "ali")]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_unknown_words_can_be_mapped(corpus, tmp_path, capsys):
+    data = broken(corpus, tmp_path / "data", lambda f, t, s: t.update({"spk0-0000": t["spk0-0000"] + " zebra"}))
+    assert main(["gmm-align", "--map-oov", "true", str(data), str(corpus["root"] / "lang"), str(corpus["root"] / "gmm"),
+                 str(tmp_path / "ali")]) == 0
+    assert "1 words are not in the lexicon and taken as <unk> (first: zebra)" in capsys.readouterr().err
+
+
+def test_model_of_other_features(corpus, tmp_path, capsys):
+    def narrow(feats, text, speakers):
+        for utt in feats:
+            feats[utt] = feats[utt][:, :10]
+    data = broken(corpus, tmp_path / "data", narrow)
+    gmm = str(corpus["root"] / "gmm")
+    for verb in (["gmm-align", str(data), str(corpus["root"] / "lang"), gmm, str(tmp_path / "ali")],
+                 ["gmm-scores", str(data), gmm, f"ark:{tmp_path}/s.ark"]):
+        assert main(verb) == 1
+        assert "has dimension 10, but the model was trained on dimension 13" in capsys.readouterr().err
+    assert not (tmp_path / "s.ark").exists()
+
+
+@pytest.mark.parametrize("name, told", [
+    ("feats.scp", "feats.scp: missing"), ("cmvn.scp", "cmvn.scp: missing"), ("utt2spk", "utt2spk: missing"),
+    ("text", "text: missing")])
+def test_missing_files(corpus, tmp_path, capsys, name, told):
+    data = broken(corpus, tmp_path / "data", lambda f, t, s: None)
+    (data / name).unlink()
+    assert main(["gmm-train", str(data), str(corpus["root"] / "lang"), str(tmp_path / "gmm")]) == 1
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, told", [
+    ("text", "text: lacks utterance spk0-0000"), ("utt2spk", "utt2spk: lacks utterance spk0-0000"),
+    ("cmvn.scp", "cmvn.scp: lacks speaker spk0 of utterance spk0-0000")])
+def test_missing_lines(corpus, tmp_path, capsys, name, told):
+    data = broken(corpus, tmp_path / "data", lambda f, t, s: None)
+    lines = (data / name).read_text().splitlines()
+    (data / name).write_text("".join(f"{line}\n" for line in lines[1:]))
+    assert main(["gmm-train", str(data), str(corpus["root"] / "lang"), str(tmp_path / "gmm")]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_features_that_are_not_finite(corpus, tmp_path, capsys):
+    def spoil(feats, text, speakers):
+        feats["spk2-0002"] = feats["spk2-0002"].copy()
+        feats["spk2-0002"][3, 3] = np.nan
+    data = broken(corpus, tmp_path / "data", spoil)
+    assert main(["gmm-train", str(data), str(corpus["root"] / "lang"), str(tmp_path / "gmm")]) == 1
+    assert "utterance spk2-" in capsys.readouterr().err
+
+
+def test_other_lang_and_broken_model(corpus, tmp_path, capsys):
+    (tmp_path / "d").mkdir()
+    other = make_dict(tmp_path / "d" / "dict")
+    (other / "nonsilence_phones.txt").write_text("A\nE\nP\nT\nZ\n")
+    L.prepare_lang(other, tmp_path / "lang")
+    data, gmm = str(corpus["root"] / "data"), corpus["root"] / "gmm"
+    assert main(["gmm-align", data, str(tmp_path / "lang"), str(gmm), str(tmp_path / "ali")]) == 1
+    assert "not the phones that the model was trained with" in capsys.readouterr().err
+    (tmp_path / "gmm").mkdir()
+    assert main(["gmm-scores", data, str(tmp_path / "gmm"), "ark:/dev/null"]) == 1
+    assert "there is no such file; train the model" in capsys.readouterr().err
+    (tmp_path / "gmm" / "gmm.npz").write_bytes((gmm / "gmm.npz").read_bytes()[:5000])
+    assert main(["gmm-scores", data, str(tmp_path / "gmm"), "ark:/dev/null"]) == 1
+    assert "broken or of another kind" in capsys.readouterr().err
