@@ -119,7 +119,7 @@ class Bench:
             full, out = os.path.join(folder, "full.ark"), os.path.join(folder, "post.ark")
             frames = 0
             with MatrixWriter(f"ark:{full}") as writer:
-                for utt in range(max(1, 12 * 2048 // self.frames)):
+                for utt in range(max(1, 24 * 2048 // self.frames)):
                     for start in range(0, self.frames, 512):
                         writer.write(f"utt{utt}-{start}", self.probs[start:start + 512])
                         frames += len(self.probs[start:start + 512])
