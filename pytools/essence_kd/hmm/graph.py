@@ -301,8 +301,6 @@ def build_graph(lang: Lang, tree: np.ndarray, hmms: Dict[int, PhoneHmm], *, tran
 
     tree: rows (pdf-id, phone-id, state), as hmm.gmm.Gmm.tree; the scales are those of Kaldi's mkgraph.sh.
     """
-    import kaldifst
-
     pdf_of = {(int(phone), int(state)): int(pdf) for pdf, phone, state in tree}
     units = sorted(pdf_of)
     unit_of = {pair: number for number, pair in enumerate(units, 1)}
@@ -315,9 +313,9 @@ def build_graph(lang: Lang, tree: np.ndarray, hmms: Dict[int, PhoneHmm], *, tran
     unit_pdf = np.array([-1] + [pdf_of[pair] for pair in units], dtype=np.int32)
     loop_prob = np.array([0.0] + [hmms[phone].stay[state, state] for phone, state in units])
 
-    graph = to_kaldifst(expand_phones(compose_lexicon_and_grammar(lang), hmms, unit_of, transition_scale))
-    kaldifst.minimize_encoded(graph)
-    fst = sort_arcs(trim(add_self_loops(from_kaldifst(graph), loop_prob, self_loop_scale)))
+    # LG is minimal and expand_phones shares what it can: minimising again costs most of the time and saves no state
+    expanded = expand_phones(compose_lexicon_and_grammar(lang), hmms, unit_of, transition_scale)
+    fst = sort_arcs(trim(add_self_loops(expanded, loop_prob, self_loop_scale)))
     unit = fst.ilabel // 2
     loop = (fst.src == fst.dst) & (unit > 0)
     kind = np.zeros(len(lang.phones), dtype=np.uint8)
