@@ -55,7 +55,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--scale-from", metavar="SWEEP_JSON", help="take scale and penalty from a sweep's best")
     parser.add_argument("--data", metavar="DATA_DIR", help="write hyp.ctm in times and channels of the recordings that "
                         "segments and reco2file_and_channel name (default: every utterance is a recording)")
-    parser.add_argument("--beam", type=float, help="search beam (default 12)")
+    parser.add_argument("--beam", type=float, help="search beam (default 10)")
     parser.add_argument("--output-beam", type=float, help="lattice beam (default 5)")
     parser.add_argument("--max-active", type=int, help="graph states a frame (default 7000)")
     parser.add_argument("--min-active", type=int, help="graph states a frame (default 30)")

@@ -12,6 +12,7 @@ from essence_kd.decode.options import Decoded, DecodeOptions
 from essence_kd.hmm.graph import Graph
 from essence_kd.io.errors import UserError
 
+_DEAD = -1e30  # backward scores of states from which no path leads to the end are minus infinity
 _NEVER = -1e9  # score of the column for label 0, which no arc carries
 
 
@@ -92,12 +93,11 @@ class K2Decoder:
             dense[row, :len(scores), 1:] = torch.from_numpy(np.ascontiguousarray(scores))
         dense[:, :, 1:] *= self.options.acoustic_scale
         segments = torch.tensor([[row, 0, len(scores)] for row, scores in enumerate(batch)], dtype=torch.int32)
-        found = k2.intersect_dense_pruned(
+        return k2.intersect_dense_pruned(
             self._fsa, k2.DenseFsaVec(dense.to(self.device), segments),
             search_beam=self.options.beam * widen, output_beam=self.options.output_beam,
             min_active_states=self.options.min_active, max_active_states=int(self.options.max_active * widen ** 2),
             frame_idx_name="frame")
-        return k2.connect(found)  # pruning leaves dead ends
 
     def _splits(self, fsas) -> tuple[np.ndarray, np.ndarray]:
         """First state and first arc of every utterance: int64 (N+1,) each."""
@@ -127,17 +127,22 @@ class K2Decoder:
             _, best_splits = self._splits(best)
             numbers = best.number.cpu().numpy().astype(np.int64)
             states, arcs = self._splits(found)
+            alive = found.get_backward_scores(True, False).cpu().numpy() > _DEAD  # pruning leaves dead ends
+            arrows = found.arcs.values()[:, 1].cpu().numpy()
+            target = arrows + np.repeat(states[:-1], np.diff(arcs))
             answers = []
             for row in range(len(batch)):
                 path = numbers[best_splits[row]:best_splits[row + 1]]
                 answers.append(Decoded(path=self._expand(path) if len(path) else None,
-                                       states=int(states[row + 1] - states[row]), arcs=int(arcs[row + 1] - arcs[row])))
+                                       states=int(np.count_nonzero(alive[states[row]:states[row + 1]])),
+                                       arcs=int(np.count_nonzero(alive[target[arcs[row]:arcs[row + 1]]]))))
             if confidences and found.num_arcs:
                 self._add_occurrences(found, arcs, answers)
-            if lattices and found.num_arcs:
+            if lattices:
                 for row, answer in enumerate(answers):
                     if answer.path is not None:
-                        answer.lattice = self._lattice(found, states, arcs, row, batch[row])
+                        kept = arcs[row] + np.flatnonzero(alive[target[arcs[row]:arcs[row + 1]]])
+                        answer.lattice = self._lattice(found, kept, alive[states[row]:states[row + 1]], batch[row])
         return answers
 
     def _add_occurrences(self, found, splits: np.ndarray, answers: list[Decoded]) -> None:
@@ -154,22 +159,23 @@ class K2Decoder:
             mine = slice(bounds[row], bounds[row + 1])
             answer.occurrences = Occurrences(word[mine], frame[owner[mine]], posterior[owner[mine]])
 
-    def _lattice(self, found, states: np.ndarray, splits: np.ndarray, row: int, scores: np.ndarray) -> Lattice:
-        """One utterance's lattice; the arcs to k2's final state become final costs where they carry nothing else."""
-        first, last = splits[row], splits[row + 1]
-        values = found.arcs.values()[first:last].cpu().numpy()
-        number = found.number[first:last].cpu().numpy().astype(np.int64)
-        frame = found.frame[first:last].cpu().numpy()
-        lengths = self.chain_splits[number + 1] - self.chain_splits[number]
+    def _lattice(self, found, arcs: np.ndarray, alive: np.ndarray, scores: np.ndarray) -> Lattice:
+        """One utterance's lattice: its ``arcs`` of all (int64), states renumbered to those ``alive`` (bool)."""
+        index = self._torch.from_numpy(arcs).to(self.device)
+        values = found.arcs.values()[index].cpu().numpy()
+        number = found.number[index].cpu().numpy().astype(np.int64)
+        frame = found.frame[index].cpu().numpy()
         label = values[:, 2]
-        score = np.zeros(len(values), np.float32)
         emitting = label > 0
+        score = np.zeros(len(values), np.float32)
         score[emitting] = scores[frame[emitting], label[emitting] - 1]
-        final = np.full(int(states[row + 1] - states[row]), np.inf, np.float32)
+        rank = np.cumsum(alive, dtype=np.int32) - 1
+        final = np.full(rank[-1] + 1, np.inf, np.float32)
         final[-1] = 0.0
-        return Lattice(src=values[:, 0], dst=values[:, 1], offsets=np.append(0, np.cumsum(lengths)),
+        lengths = self.chain_splits[number + 1] - self.chain_splits[number]
+        return Lattice(src=rank[values[:, 0]], dst=rank[values[:, 1]], offsets=np.append(0, np.cumsum(lengths)),
                        graph_arcs=self._expand(number), frame=frame,
-                       graph_cost=-found.graph_scores[first:last].cpu().numpy(), score=score, final=final,
+                       graph_cost=-found.graph_scores[index].cpu().numpy(), score=score, final=final,
                        num_frames=len(scores))
 
     def sweep(self, batch: list[np.ndarray], scales: list[float],

@@ -25,7 +25,7 @@ class DecodeOptions:
 
     acoustic_scale: float = 0.4
     word_insertion_penalty: float = 0.0
-    beam: float = 12.0
+    beam: float = 10.0
     output_beam: float = 5.0
     max_active: int = 7000
     min_active: int = 30
