@@ -45,7 +45,7 @@ SIZES = {
     "full": Size(10, 1.0, {"dev": 1500, "eval_swbd": 10500, "eval_che": 10500}),
 }
 TAKES = {"dev": 0.1, "eval_swbd": 0.2}  # shares of each training speaker's takes of each digit that are held out
-_TRAIN = Condition(snr_db=(5.0, 20.0), reverb_seconds=(0.05, 0.3), direct_db=(5.0, 15.0), low_hz=(100.0, 300.0),
+_TRAIN = Condition(snr_db=(0.0, 15.0), reverb_seconds=(0.05, 0.3), direct_db=(5.0, 15.0), low_hz=(100.0, 300.0),
                    high_hz=(3400.0, 3700.0), tilt_db=(-4.0, 4.0))
 CONDITIONS = {"train": _TRAIN, "dev": _TRAIN, "eval_swbd": _TRAIN, "eval_che": _TRAIN}
 DIGITS = (4, 7)  # of an utterance
