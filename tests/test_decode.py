@@ -131,7 +131,8 @@ def test_kaldi_finds_the_best_path_there_is(corpus, penalty):
         path = decoder.decode([scores])[0].path
         assert path_cost(corpus.graph, path, scores, 0.7, penalty) == pytest.approx(
             best_cost(corpus.graph, scores, 0.7, penalty), abs=0.01)
-        assert np.array_equal(corpus.graph.dst[path[:-1]], corpus.graph.src[path[1:]]) and corpus.graph.src[path[0]] == 0
+        assert corpus.graph.src[path[0]] == 0
+        assert np.array_equal(corpus.graph.dst[path[:-1]], corpus.graph.src[path[1:]])
 
 
 def test_kaldi_lattices_hold_the_best_path_and_its_confidences(corpus):
@@ -239,7 +240,8 @@ def test_kaldi_sweep_tries_scales_then_penalties(corpus, tmp_path, capsys):
     report = json.loads((tmp_path / "decode.json").read_text())
     assert report["acoustic_scale"] == table["best"]["acoustic_scale"]
     import kaldialign
-    errors = sum(kaldialign.edit_distance(corpus.text[utt], words)["total"] for utt, words in read_hyp(tmp_path).items())
+    errors = sum(kaldialign.edit_distance(corpus.text[utt], words)["total"]
+                 for utt, words in read_hyp(tmp_path).items())
     assert errors == fewest
 
 
@@ -258,7 +260,8 @@ def test_reference_without_scores_counts_as_deleted(corpus, tmp_path, capsys):
 def test_pooled_sweep_adds_the_errors_of_all_sets(corpus, tmp_path):
     half = dict(list(corpus.scores.items())[:15])
     write(tmp_path / "half", half)
-    (tmp_path / "jobs").write_text(f"ark:{corpus.folder}/scores.ark {tmp_path}/a\nark:{tmp_path}/half.ark {tmp_path}/b\n")
+    (tmp_path / "jobs").write_text(f"ark:{corpus.folder}/scores.ark {tmp_path}/a\n"
+                                   f"ark:{tmp_path}/half.ark {tmp_path}/b\n")
     assert decode("--sweep", corpus.folder / "text", "--sweep-scales", "0.02,0.6", "--sweep-penalties", "0",
                   "--pooled", tmp_path / "all.json", "--jobs-file", tmp_path / "jobs", corpus.folder / "graph") == 0
     tables = [json.loads((tmp_path / p).read_text()) for p in ("a/sweep.json", "b/sweep.json", "all.json")]

@@ -44,7 +44,8 @@ if __name__ == "__main__":
 
 def add_arguments(parser) -> None:
     parser.add_argument("graph", metavar="GRAPH_DIR", help="directory with graph.npz")
-    parser.add_argument("scores", metavar="SCORES-RSPECIFIER", nargs="?", help="matrices: a row a frame, a column a pdf")
+    parser.add_argument("scores", metavar="SCORES-RSPECIFIER", nargs="?",
+                        help="matrices: a row a frame, a column a pdf")
     parser.add_argument("out_dir", metavar="OUT_DIR", nargs="?")
     parser.add_argument("--jobs-file", metavar="FILE", help="several sets, one a line (see above)")
     parser.add_argument("--decoder", choices=("k2", "kaldi", "auto"), default="auto",
@@ -121,8 +122,8 @@ def _run_in_k2_python(args) -> tuple[int | None, str]:
     """Run this very command in the Python that has k2: its exit status, or None and why k2 cannot be used."""
     python, fix = _k2_python()
     if python is None:
-        return None, "there is no k2: neither in this Python, nor $ESSENCE_K2_PYTHON, nor .venv-k2 (local/setup_env.sh " \
-                     "sets it up)"
+        return None, ("there is no k2: neither in this Python, nor $ESSENCE_K2_PYTHON, nor .venv-k2 "
+                      "(local/setup_env.sh sets it up)")
     environment = dict(os.environ)
     package = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [environment.get("PYTHONPATH")])])

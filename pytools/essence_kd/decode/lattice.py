@@ -131,7 +131,8 @@ def hypothesis(graph: Graph, path: np.ndarray, occurrences: Occurrences | None) 
 def ctm_lines(recording: str, channel: str, offset: float, hyp: Hypothesis, words: np.ndarray,
               frame_shift: float) -> list[str]:
     """NIST CTM: "recording channel start duration word confidence"; ``offset``: the utterance's start in seconds."""
-    return [f"{recording} {channel} {offset + start * frame_shift:.3f} {length * frame_shift:.3f} {words[word]} {conf:.3f}"
+    return [f"{recording} {channel} {offset + start * frame_shift:.3f} {length * frame_shift:.3f} "
+            f"{words[word]} {conf:.3f}"
             for word, start, length, conf in zip(hyp.words, hyp.start, hyp.length, hyp.confidence)]
 
 

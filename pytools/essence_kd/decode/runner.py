@@ -31,7 +31,7 @@ from essence_kd.io.tables import read_matrices
 
 _BUFFER_CELLS = 1 << 26  # score cells that are held to sort utterances by duration: 256 MiB of float32
 _BATCH_CELLS = 1 << 25  # score cells of one batch, padding included
-_NEAR = 1.75  # lattices made at one acoustic scale are rescored with scales up to this factor away without a second look
+_NEAR = 1.75  # lattices made at one acoustic scale serve a sweep whose best scale is at most this factor away
 _PROCESS_BATCH_ROWS = 500  # rows of one batch where several processes share the work
 
 
@@ -54,7 +54,8 @@ class Job:
 class Request:
     """What is wanted besides words and times: lists of so many word sequences, lattices.
 
-    ``rescorer`` chooses among the ``rescore_n_best`` best word sequences. ``reference``: utterance -> words, for a sweep.
+    ``rescorer`` chooses among the ``rescore_n_best`` best word sequences. ``reference``: utterance -> words, for a
+    sweep.
     """
 
     n_best: int = 0
@@ -272,7 +273,8 @@ class Runner:
                 if sweep and utt not in request.reference:
                     raise UserError(f"{job.scores}: utterance '{utt}' is not in the reference text of the sweep")
                 if not len(matrix):
-                    grid = [[np.zeros(0, np.int32)] * len(self.options.sweep_penalties)] * len(self.options.sweep_scales)
+                    nothing = [np.zeros(0, np.int32)] * len(self.options.sweep_penalties)
+                    grid = [nothing] * len(self.options.sweep_scales)
                     progress.outcomes[utt] = _Outcome(empty_hypothesis(), False, sweep=grid if sweep else [])
                     continue
                 held.append((utt, matrix))
@@ -413,8 +415,8 @@ class Runner:
             if entries:
                 outcome.hyp = entries[0].hyp
         if rescorer.unknown:
-            print(f"essence decode: {progress.job.out_dir}: {rescorer.unknown} words of the n-best lists are not in the "
-                  "new language model and cost as much as its rarest word", file=sys.stderr)
+            print(f"essence decode: {progress.job.out_dir}: {rescorer.unknown} words of the n-best lists are not in "
+                  "the new language model and cost as much as its rarest word", file=sys.stderr)
 
     def _report(self, progress: _SetInProgress, wall: float) -> dict:
         options, rows = progress.options, sum(progress.rows.values())
