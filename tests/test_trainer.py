@@ -250,6 +250,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("setting, words", [
+    ("seed=-1", ["seed", "at least 0"]), ("augment.time_width=-3", ["augment.time_width"]),
+    ("data.left_context=-1", ["data.left_context"]), ("data.workers=-1", ["data.workers"]),
     ("optim.lr=0", ["optim.lr", "above 0"]), ("optim.epochs=0", ["optim.epochs"]), ("threads=0", ["threads"]),
     ("optim.schedule=step", ["schedule", "cosine"]), ("data.heldout=1", ["heldout"]), ("precision=float16", ["precision"]),
     ("distill.mass=all", ["mass", "renorm"]), ("distill.soft_weight=1.5", ["soft_weight"]), ("arch=rnn", ["rnn", "blstm"]),

@@ -477,6 +477,11 @@ def _check_settings(s: TrainSettings) -> None:
     """Refuse values that no training can use."""
     bad = [("frame_subsampling_factor", s.frame_subsampling_factor >= 1, "at least 1"),
            ("threads", s.threads >= 1, "at least 1"),
+           ("seed", s.seed >= 0, "at least 0"),
+           ("data.left_context", s.data.left_context >= 0, "at least 0"),
+           ("data.right_context", s.data.right_context >= 0, "at least 0"),
+           ("data.workers", s.data.workers >= 0, "at least 0"),
+           *((f"augment.{name}", value >= 0, "at least 0") for name, value in vars(s.augment).items()),
            ("precision", s.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
            ("optim.epochs", s.optim.epochs >= 1, "at least 1"),
            ("optim.lr", s.optim.lr > 0, "above 0"),
