@@ -9,14 +9,12 @@ help_message="Usage: local/train_models.sh [options] DATA ALI EXP SYSTEM...
   --cmd COMMAND      how jobs run (default: local/jobs.sh)
   --seed N           (default: 1)
   --soft-weight A    weight of the soft loss (default: 0.9)
-  --temperature T    (default: 1)
-  --epochs-factor N  times the epochs of the models' settings, for small corpora (default: 1)"
+  --temperature T    (default: 1)"
 nj=2
 cmd=local/jobs.sh
 seed=1
 soft_weight=0.9
 temperature=1
-epochs_factor=1
 echo "$0 $*"
 . ./path.sh
 . local/parse_options.sh || exit 1
@@ -35,17 +33,13 @@ for system in "$@"; do
   IFS=: read -r sys model soft <<<"$system"
   [ -f "conf/models/$model.yaml" ] || { echo "$0: no conf/models/$model.yaml for '$system'" >&2; exit 2; }
   settings="train seed=$seed" inputs=("conf/models/$model.yaml" "$data" "$ali") args=()
-  if [ "$epochs_factor" != 1 ]; then
-    settings+=" epochs_factor=$epochs_factor"
-    args+=(--set "optim.epochs=$(sed -n 's/^  epochs: *\([0-9]*\).*/\1/p' "conf/models/$model.yaml" | awk -v f="$epochs_factor" '{print int($1 * f)}')")
-  fi
   if [ -n "$soft" ]; then
     need 6-7 "$soft" "${soft%/*}/.done"
     kind=post
     if [ "${soft##*/}" = full.scp ]; then kind=dense; fi
     settings+=" soft=$kind weight=$soft_weight temperature=$temperature"
     inputs+=("${soft%/*}")
-    args+=(--soft "$soft" --soft-kind "$kind" --soft-weight "$soft_weight" --temperature "$temperature")
+    args=(--soft "$soft" --soft-kind "$kind" --soft-weight "$soft_weight" --temperature "$temperature")
   fi
   fp=$(fingerprint "$settings" "${inputs[@]}")
   if is_done "$exp/$sys" "$fp"; then echo "$0: $exp/$sys is up to date"; continue; fi
