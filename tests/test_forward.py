@@ -26,10 +26,12 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(corpus, tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    sizes = {"tdnn": ["model.hidden=12"], "tdnn_lstm": ["model.hidden=12", "model.cells=10"], "blstm": ["model.cells=8"],
+    sizes = {"tdnn": ["model.hidden=12"], "tdnn_lstm": ["model.hidden=12", "model.cells=10"],
+             "blstm": ["model.cells=8"],
              "cnn_tdnn": ["model.channels=[4]", "model.freq_strides=[2]", "model.hidden=12", "model.bottleneck=6"]}
     for arch, size in sizes.items():
-        settings = load_settings(TrainSettings, None, [f"arch={arch}", *size, "optim.epochs=1", "data.batch_frames=300"])
+        settings = load_settings(TrainSettings, None, [f"arch={arch}", *size, "optim.epochs=1",
+                                                       "data.batch_frames=300"])
         train(settings, corpus.data, corpus.ali, root / arch)
     return root
 
@@ -69,7 +71,8 @@ def run(*words):
 
 def test_the_verb_writes_likelihoods(corpus, models, tmp_path, capsys):
     for output in ("loglike", "logprob", "prob", "logit"):
-        assert run("--output", output, "--prior-scale", "0.5", models / "tdnn", corpus.data, f"ark:{tmp_path}/{output}.ark") == 0
+        assert run("--output", output, "--prior-scale", "0.5", models / "tdnn", corpus.data,
+                   f"ark:{tmp_path}/{output}.ark") == 0
         said = capsys.readouterr().err
         assert "15 utterances" in said and "x real time" in said
     tables = {o: dict(read_matrices(f"ark:{tmp_path}/{o}.ark")) for o in ("loglike", "logprob", "prob", "logit")}
@@ -125,8 +128,9 @@ def test_models_and_data_that_do_not_fit(corpus, models, tmp_path, capsys):
     size = broken("size", lambda d: (d / "model.yaml").write_text(yaml.replace("hidden: 12", "hidden: 13")))
     assert "final.pt: not the parameters of" in size and "13" in size
     assert "model.yaml: there is no such" in broken("no_yaml", lambda d: (d / "model.yaml").unlink())
-    assert "missing key 'num_pdfs'" in broken("half", lambda d: (d / "model.yaml").write_text("arch: tdnn\nmodel: {}\nfeat_dim: 8\n"))
-    assert "unknown architecture" in broken("arch", lambda d: (d / "model.yaml").write_text(yaml.replace("arch: tdnn", "arch: x")))
+    half, other = "arch: tdnn\nmodel: {}\nfeat_dim: 8\n", yaml.replace("arch: tdnn", "arch: x")
+    assert "missing key 'num_pdfs'" in broken("half", lambda d: (d / "model.yaml").write_text(half))
+    assert "unknown architecture" in broken("arch", lambda d: (d / "model.yaml").write_text(other))
 
     wide = make_data(tmp_path / "wide", utterances=1, num_pdfs=C, bins=5)
     with pytest.raises(UserError, match="5 bins.*takes 8"):

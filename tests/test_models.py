@@ -4,8 +4,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from essence_kd.am.models.acoustic_model import mflop_per_frame, num_params  # noqa: E402
-from essence_kd.am.models.layers import (FactoredTdnn, MaskedBatchNorm, SharedDropout, length_mask, reverse_rows,  # noqa: E402
-                                         splice)
+from essence_kd.am.models.layers import (FactoredTdnn, MaskedBatchNorm, SharedDropout, length_mask,  # noqa: E402
+                                         reverse_rows, splice)
 from essence_kd.am.models.registry import ARCHITECTURES, build_model, model_settings  # noqa: E402
 from essence_kd.io.errors import UserError  # noqa: E402
 
@@ -107,7 +107,8 @@ def test_splice_is_a_convolution():
     assert splice(x, [2], stride=3)[0, -1].tolist() == [0.0] * 4  # frame 15 + 2 is beyond the edge
 
 
-@pytest.mark.parametrize("offsets, stride, frames", [([-2, -1, 0, 1, 2], 3, 10), ([-6, 0, 6], 1, 8), ([0, 3], 1, 9), ([-4, 0], 1, 3),
+@pytest.mark.parametrize("offsets, stride, frames", [([-2, -1, 0, 1, 2], 3, 10), ([-6, 0, 6], 1, 8), ([0, 3], 1, 9),
+                                                     ([-4, 0], 1, 3),
                                                      ([-2, 5], 4, 17), ([-30, 30], 1, 9), ([1], 1, 1)])
 def test_splice_frame_by_frame_and_its_gradient(offsets, stride, frames):
     x = torch.randn(2, frames, 3, dtype=torch.double, requires_grad=True)
@@ -206,5 +207,6 @@ def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="norm: 'group' is neither layer nor batch"):
         build_model("tdnn", {"norm": "group"}, feat_dim=8, num_pdfs=3, frame_subsampling_factor=3)
     with pytest.raises(UserError, match="channels .4, 4. and freq_strides .2. must be of one length"):
-        build_model("blstm", {"channels": [4, 4], "freq_strides": [2]}, feat_dim=8, num_pdfs=3, frame_subsampling_factor=3)
+        build_model("blstm", {"channels": [4, 4], "freq_strides": [2]}, feat_dim=8, num_pdfs=3,
+                    frame_subsampling_factor=3)
     assert model_settings("blstm", {"cells": 7}, "x")["layers"] == 2

@@ -83,7 +83,8 @@ def test_what_is_refused_names_file_and_key(tmp_path, text, words):
         assert word in message
 
 
-@pytest.mark.parametrize("override, word", [("count", "key=value"), ("=3", "key=value"), ("nope=3", "unknown key 'nope'"),
+@pytest.mark.parametrize("override, word", [("count", "key=value"), ("=3", "key=value"),
+                                            ("nope=3", "unknown key 'nope'"),
                                             ("count.x=3", "count"), ("name=[", "not valid YAML")])
 def test_overrides_that_are_refused(tmp_path, override, word):
     with pytest.raises(UserError, match="."):

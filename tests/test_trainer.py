@@ -24,8 +24,8 @@ from essence_kd.io.settings import load_settings  # noqa: E402
 from essence_kd.io.tables import IntVectorWriter  # noqa: E402
 
 C = 12
-SMALL = ["model.hidden=24", "optim.epochs=3", "data.batch_frames=300", "optim.lr=0.01", "data.heldout=0.2", "augment.freq_width=1",
-         "augment.time_width=3", "optim.ema_decay=0.9"]
+SMALL = ["model.hidden=24", "optim.epochs=3", "data.batch_frames=300", "optim.lr=0.01", "data.heldout=0.2",
+         "augment.freq_width=1", "augment.time_width=3", "optim.ema_decay=0.9"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,8 @@ def test_it_learns_and_leaves_what_architecture_md_promises(corpus, tmp_path, ca
         "final.pt", "info.json", "model.yaml", "priors.txt", "progress.jsonl", "train.log"]
     lines = [json.loads(line) for line in (tmp_path / "m" / "progress.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 26))
-    assert set(lines[0]) == {"epoch", "train_loss", "hard_loss", "soft_loss", "dev_loss", "dev_frame_acc", "seconds", "lr"}
+    assert set(lines[0]) == {"epoch", "train_loss", "hard_loss", "soft_loss", "dev_loss", "dev_frame_acc", "seconds",
+                             "lr"}
     assert lines[0]["dev_loss"] > lines[-1]["dev_loss"] and lines[0]["soft_loss"] is None
     assert lines[-1]["train_loss"] == lines[-1]["hard_loss"]
     assert lines[-1]["lr"] < lines[2]["lr"] <= 0.01
@@ -78,7 +79,8 @@ def test_it_learns_and_leaves_what_architecture_md_promises(corpus, tmp_path, ca
 
 @pytest.mark.parametrize("arch", ["tdnn", "cnn_tdnn", "tdnn_lstm", "blstm"])
 def test_every_architecture_trains_and_repeats_itself(corpus, tmp_path, arch):
-    sizes = {"tdnn": ["model.hidden=12"], "cnn_tdnn": ["model.channels=[4]", "model.freq_strides=[2]", "model.hidden=12",
+    sizes = {"tdnn": ["model.hidden=12"], "cnn_tdnn": ["model.channels=[4]", "model.freq_strides=[2]",
+                                                       "model.hidden=12",
                                                        "model.bottleneck=6", "model.dilations=[1]"],
              "tdnn_lstm": ["model.hidden=12", "model.cells=10"], "blstm": ["model.cells=8"]}[arch]
     run = load_settings(TrainSettings, None, [f"arch={arch}", *sizes, "optim.epochs=2", "data.batch_frames=600"])
@@ -90,23 +92,14 @@ def test_every_architecture_trains_and_repeats_itself(corpus, tmp_path, arch):
     assert not same(state(tmp_path / "a"), state(tmp_path / "c"))
 
 
-def command(corpus, model_dir, *more):
-    sets = [word for item in SMALL for word in ("--set", item)]
-    return [sys.executable, "-m", "essence_kd", "train", *sets, *more, str(corpus.data), str(corpus.ali), str(model_dir)]
-
-
-def run_command(corpus, model_dir, *more, env=None):
-    return subprocess.run(command(corpus, model_dir, *more), capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT / "pytools"), **(env or {})})
-
-
 def test_killed_and_started_again_it_ends_in_the_same_bytes(corpus, tmp_path):
     soft, epochs = corpus.post(4), "optim.epochs=6"
     train(settings(epochs, "distill.soft_weight=0.5"), corpus.data, corpus.ali, tmp_path / "whole", soft=soft)
     sets = [word for item in [*SMALL, epochs] for word in ("--set", item)]
     command = [sys.executable, "-m", "essence_kd", "train", *sets, "--soft", str(soft), "--soft-weight", "0.5",
                str(corpus.data), str(corpus.ali), str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT / "pytools")})
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL,
+                               env={**os.environ, "PYTHONPATH": str(ROOT / "pytools")})
     log = tmp_path / "killed" / "train.log"
     while not (log.is_file() and "epoch 2/6" in log.read_text()):
         assert process.poll() is None, "it ended before it could be killed"
@@ -147,7 +140,8 @@ def test_a_checkpoint_of_another_training_is_refused(corpus, tmp_path, monkeypat
     refused(lambda: train(settings("optim.lr=0.02"), corpus.data, corpus.ali, model), model / "checkpoint.pt",
             "settings: optim.lr", "0.01", "0.02")
     refused(lambda: train(settings("model.hidden=17"), corpus.data, corpus.ali, model), "model.hidden", 24, 17)
-    refused(lambda: train(settings(), corpus.data, corpus.ali, model, soft=corpus.post(3)), "soft targets", "none there")
+    refused(lambda: train(settings(), corpus.data, corpus.ali, model, soft=corpus.post(3)),
+            "soft targets", "none there")
     other = make_data(tmp_path / "other", utterances=9, num_pdfs=C)
     refused(lambda: train(settings(), other.data, other.ali, model), "utterances")
     assert (model / "checkpoint.pt").read_bytes() == before
@@ -253,9 +247,12 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(corpus, tmp_path):
     ("seed=-1", ["seed", "at least 0"]), ("augment.time_width=-3", ["augment.time_width"]),
     ("data.left_context=-1", ["data.left_context"]), ("data.workers=-1", ["data.workers"]),
     ("optim.lr=0", ["optim.lr", "above 0"]), ("optim.epochs=0", ["optim.epochs"]), ("threads=0", ["threads"]),
-    ("optim.schedule=step", ["schedule", "cosine"]), ("data.heldout=1", ["heldout"]), ("precision=float16", ["precision"]),
-    ("distill.mass=all", ["mass", "renorm"]), ("distill.soft_weight=1.5", ["soft_weight"]), ("arch=rnn", ["rnn", "blstm"]),
-    ("model.layers=3", ["layers", "hidden"]), ("distill.temperature=0", ["temperature"]), ("data.chunk_frames=2", ["chunk"]),
+    ("optim.schedule=step", ["schedule", "cosine"]), ("data.heldout=1", ["heldout"]),
+    ("precision=float16", ["precision"]),
+    ("distill.mass=all", ["mass", "renorm"]), ("distill.soft_weight=1.5", ["soft_weight"]),
+    ("arch=rnn", ["rnn", "blstm"]),
+    ("model.layers=3", ["layers", "hidden"]), ("distill.temperature=0", ["temperature"]),
+    ("data.chunk_frames=2", ["chunk"]),
     ("data.cmn=global", ["cmn", "speaker"])])
 def test_settings_that_no_training_can_use(corpus, tmp_path, setting, words):
     refused(lambda: train(settings(setting), corpus.data, corpus.ali, tmp_path / "m"), *words)
@@ -268,12 +265,14 @@ def test_soft_targets_of_another_tree_or_rate(corpus, tmp_path):
     try:
         for key, value in (("num_pdfs", 999), ("tree_hash", "f00"), ("frame_shift_ms", 10)):
             write_sidecar(beside, {**good, key: value})
-            refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "x", soft=soft), beside, key, value, good[key])
+            refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "x", soft=soft),
+                    beside, key, value, good[key])
         write_sidecar(beside, good)
         train(settings("optim.epochs=1"), corpus.data, corpus.ali, tmp_path / "ok", soft=soft)
     finally:
         beside.unlink()
-    refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "x", soft=tmp_path / "no.scp"), "no.scp", "dump-post")
+    refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "x", soft=tmp_path / "no.scp"),
+            "no.scp", "dump-post")
 
 
 def test_inputs_that_are_missing_or_too_small(corpus, tmp_path):
@@ -292,7 +291,8 @@ def test_a_users_mistake_is_one_line_of_the_verb(corpus, tmp_path, capsys):
     (tmp_path / "m.yaml").write_text("arch: tdnn\noptim: {epoch: 3}\n")
     words = ["train", "--model", str(tmp_path / "m.yaml"), str(corpus.data), str(corpus.ali), str(tmp_path / "m")]
     assert main(words) == 1
-    assert capsys.readouterr().err.strip() == (f"essence train: {tmp_path}/m.yaml: optim: unknown key 'epoch'; did you mean 'epochs'? (known: "
+    assert capsys.readouterr().err.strip() == (f"essence train: {tmp_path}/m.yaml: optim: unknown key 'epoch'; "
+                                               "did you mean 'epochs'? (known: "
                                    + ", ".join(trainer.OptimSettings.__dataclass_fields__) + ")")
     assert not (tmp_path / "m").exists()
 

@@ -212,7 +212,7 @@ class TrainingData:
         return self._feats is not None
 
     def _cut_chunks(self, rows: int) -> np.ndarray:
-        """(N, 3) int64: utterance, first row, last row + 1. An utterance is divided into equal parts of at most ``rows``."""
+        """(N, 3) int64: utterance, first row, last row + 1. An utterance makes equal parts of at most ``rows``."""
         chunks = []
         for utt, total in enumerate(np.diff(self.row_start)):
             parts = -(-int(total) // rows)
@@ -354,14 +354,16 @@ def spec_augment(lens: Sequence[int], frames: int, bins: int, settings, rng: np.
 def split_heldout(cuts, share: float) -> Tuple[List[int], List[int]]:
     """Positions of training cuts and of held-out cuts: ``share`` of the original utterances with all their speeds.
 
-    The choice hashes the original id, so it is the same for every system and seed. At least one of each where share > 0.
+    The choice hashes the original id, so it is the same for every system and seed. At least one of each where
+    share > 0.
     """
     cuts = list(cuts)
     groups = sorted({cut.uniq for cut in cuts}, key=lambda u: hashlib.sha256(u.encode()).digest())
     if share <= 0:
         return list(range(len(cuts))), []
     if len(groups) < 2:
-        raise UserError(f"utterance {groups[0]} is the only one: nothing can be held out (give --dev-data and --dev-ali, "
+        raise UserError(f"utterance {groups[0]} is the only one: nothing can be held out (give --dev-data and "
+                        "--dev-ali, "
                         "or --set data.heldout=0)")
     held = set(groups[:min(len(groups) - 1, max(1, round(share * len(groups))))])
     train = [i for i, cut in enumerate(cuts) if cut.uniq not in held]
@@ -398,7 +400,8 @@ def attach_alignments(cuts, ali_dir, num_pdfs: int, factor: int) -> Tuple[list, 
                             f"{cut.features.num_frames} feature frames ({cut.features.storage_path})")
         if ali.min() < 0 or ali.max() >= num_pdfs:
             worst = ali.max() if ali.max() >= num_pdfs else ali.min()
-            raise UserError(f"{scp}: utterance {cut.id} has pdf-id {worst}, but {Path(ali_dir) / 'num_pdfs'} says {num_pdfs}")
+            raise UserError(f"{scp}: utterance {cut.id} has pdf-id {worst}, "
+                            f"but {Path(ali_dir) / 'num_pdfs'} says {num_pdfs}")
         kept.append(cut)
         hard.append(ali[::factor].astype(np.int32))
     if not kept:
@@ -416,7 +419,8 @@ def read_count(path) -> int:
 
 def _check_probs(scp: str, utt: str, probs: np.ndarray) -> None:
     if not np.isfinite(probs).all() or probs.min(initial=0.0) < 0:
-        raise UserError(f"{scp}: utterance {utt} has a target that is negative or not finite: these are not probabilities")
+        raise UserError(f"{scp}: utterance {utt} has a target that is negative or not finite: "
+                        "these are not probabilities")
 
 
 def _read_lines(path) -> List[str]:

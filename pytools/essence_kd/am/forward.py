@@ -36,7 +36,8 @@ def load_model(model_dir, device: Optional[str] = None) -> Tuple[torch.nn.Module
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{model_dir / 'final.pt'}: not the parameters of {model_dir / 'model.yaml'}: {reason}") from None
+        raise UserError(f"{model_dir / 'final.pt'}: not the parameters of {model_dir / 'model.yaml'}: "
+                        f"{reason}") from None
     return model.to(device or "cpu").eval(), settings
 
 
@@ -108,7 +109,8 @@ def log_priors(model_dir, num_pdfs: int, floor: float = 1e-5) -> np.ndarray:
     return np.log(np.where(priors > 0, np.maximum(priors, floor), 1.0)).astype(np.float32)
 
 
-def scores(logits: np.ndarray, output: str, priors: Optional[np.ndarray] = None, prior_scale: float = 1.0) -> np.ndarray:
+def scores(logits: np.ndarray, output: str, priors: Optional[np.ndarray] = None,
+           prior_scale: float = 1.0) -> np.ndarray:
     """Logits (R, C) float32 as ``output``: loglike (log p - prior_scale * ``priors``), logprob, prob or logit."""
     if output == "logit":
         return logits

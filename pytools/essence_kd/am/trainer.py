@@ -119,7 +119,8 @@ def train(settings: TrainSettings, data_dir, ali_dir, model_dir, *, soft=None, s
 class _Training:
     """One training: its data, model and state."""
 
-    def __init__(self, settings, data_dir, ali_dir, model_dir, soft, soft_kind, init, dev_data, dev_ali, device) -> None:
+    def __init__(self, settings, data_dir, ali_dir, model_dir, soft, soft_kind, init, dev_data, dev_ali,
+                 device) -> None:
         self.settings, self.dir = settings, Path(model_dir)
         self.ali_dir = Path(ali_dir)
         _check_settings(settings)
@@ -174,7 +175,8 @@ class _Training:
         self.data = self._training_data(cuts, hard, self.soft)
         self.dev = self._training_data(*dev, None) if dev[0] else None
         if self.dev is not None and self.dev.feat_dim != self.data.feat_dim:
-            raise UserError(f"{dev_data}: features have {self.dev.feat_dim} bins, those of {data_dir} {self.data.feat_dim}")
+            raise UserError(f"{dev_data}: features have {self.dev.feat_dim} bins, "
+                            f"those of {data_dir} {self.data.feat_dim}")
         self.log(f"{len(cuts)} utterances, {self.data.frames.sum() / 360000:.2f} h to train on, "
                  f"{0 if self.dev is None else len(self.dev.ids)} for the dev loss, {without} without alignment, "
                  f"{self.num_pdfs} pdfs; {'in memory' if self.data.in_memory else 'read from disk'}; "
@@ -196,7 +198,8 @@ class _Training:
         ids = hashlib.sha256("\n".join(self.data.ids).encode())
         ids.update(self.data.frames.tobytes())
         found = {"settings": json.dumps(settings, sort_keys=True), "precision": self.precision,
-                 "utterances": ids.hexdigest()[:16], "alignments": hashlib.sha256(self.data.hard.tobytes()).hexdigest()[:16],
+                 "utterances": ids.hexdigest()[:16],
+                 "alignments": hashlib.sha256(self.data.hard.tobytes()).hexdigest()[:16],
                  "soft targets": "none" if soft is None else _file_hash(str(soft)),
                  "initial model": "none" if init is None else _file_hash(Path(init) / "final.pt")}
         return found
@@ -351,7 +354,8 @@ class _Training:
         dump_settings({"arch": s.arch, "model": resolved["model"], "feat_dim": self.data.feat_dim,
                        "num_pdfs": self.num_pdfs, "frame_subsampling_factor": s.frame_subsampling_factor,
                        "cmn": s.data.cmn, "tree_hash": self.tree_hash,
-                       "train": {k: v for k, v in resolved.items() if k not in ("arch", "model", "frame_subsampling_factor")}},
+                       "train": {k: v for k, v in resolved.items()
+                                 if k not in ("arch", "model", "frame_subsampling_factor")}},
                       self.dir / "model.yaml")
         last = self.history[-1]
         info = {"params": size, "mflop_per_frame": round(flops, 6), "epochs": s.optim.epochs,
@@ -426,7 +430,8 @@ def _load_init(model, init: Path) -> None:
     for name, value in own.items():
         if name not in state or state[name].shape != value.shape:
             found = tuple(state[name].shape) if name in state else "nothing"
-            raise UserError(f"{init / 'final.pt'}: a model of another kind: {name} is {found}, expected {tuple(value.shape)}")
+            raise UserError(f"{init / 'final.pt'}: a model of another kind: {name} is {found}, "
+                            f"expected {tuple(value.shape)}")
     model.load_state_dict({name: state[name] for name in own})
 
 
@@ -490,7 +495,8 @@ def _check_settings(s: TrainSettings) -> None:
            ("optim.ema_decay", 0 <= s.optim.ema_decay < 1, "from 0 to below 1"),
            ("data.heldout", 0 <= s.data.heldout < 1, "from 0 to below 1"),
            ("data.batch_frames", s.data.batch_frames >= 1, "at least 1"),
-           ("data.chunk_frames", s.data.chunk_frames >= s.frame_subsampling_factor, "at least frame_subsampling_factor"),
+           ("data.chunk_frames", s.data.chunk_frames >= s.frame_subsampling_factor,
+            "at least frame_subsampling_factor"),
            ("distill.soft_weight", 0 <= s.distill.soft_weight <= 1, "from 0 to 1"),
            ("distill.temperature", s.distill.temperature > 0, "above 0"),
            ("distill.mass", s.distill.mass in ("renorm", "keep", "residual"), "renorm, keep or residual")]

@@ -7,7 +7,8 @@ from typing import List
 import torch
 from torch import nn
 
-from essence_kd.am.models.layers import FrontEnd, RowLayerNorm, SharedDropout, length_mask, masked, num_rows, reverse_rows
+from essence_kd.am.models.layers import (FrontEnd, RowLayerNorm, SharedDropout, length_mask, masked, num_rows,
+                                         reverse_rows)
 
 
 @dataclass

@@ -1,4 +1,6 @@
-"""Layers that several acoustic models share. Shapes: B utterances or chunks, T feature frames, R output rows, C channels.
+"""Layers that several acoustic models share.
+
+Shapes: B utterances or chunks, T feature frames, R output rows, C channels.
 
 Padding is on the right and every layer leaves it zero, so that an utterance sees at its end what it would see alone:
 zeros beyond its edges. That makes a model's answer independent of what it is batched with.
@@ -65,7 +67,7 @@ def _parts(spliced, shape, offsets, stride):
 
 
 def splice(x: torch.Tensor, offsets: Sequence[int], stride: int = 1) -> torch.Tensor:
-    """Rows 0, stride, 2 stride, ... of ``x`` (B, T, C), each beside its neighbours at ``offsets``, zeros beyond the edges.
+    """Rows 0, stride, 2 stride, ... of ``x`` (B, T, C), each beside its neighbours at ``offsets``, zeros beyond edges.
 
     Returns (B, ceil(T / stride), len(offsets) * C). On CPU this and a matrix product are as fast as a convolution
     and keep the channels last.
@@ -173,7 +175,10 @@ class FactoredTdnn(nn.Module):
 
 
 class Convolution(nn.Module):
-    """3 x 3 convolution, ReLU, layer norm over channels. (B, T, F, C) -> (B, ceil(T/time_stride), ceil(F/freq_stride), C')."""
+    """3 x 3 convolution, ReLU, layer norm over channels.
+
+    (B, T, F, C) -> (B, ceil(T/time_stride), ceil(F/freq_stride), C').
+    """
 
     def __init__(self, in_channels: int, channels: int, time_stride: int, freq_stride: int) -> None:
         super().__init__()
@@ -194,8 +199,8 @@ class Convolutions(nn.Module):
     def __init__(self, channels: Sequence[int], freq_strides: Sequence[int], feat_dim: int, factor: int) -> None:
         super().__init__()
         if not channels or len(channels) != len(freq_strides):
-            raise UserError(f"model: channels {list(channels)} and freq_strides {list(freq_strides)} must be of one length, "
-                            "a number a convolution")
+            raise UserError(f"model: channels {list(channels)} and freq_strides {list(freq_strides)} must be "
+                            "of one length, a number a convolution")
         layers, before, freq = [], 1, feat_dim
         for i, (size, stride) in enumerate(zip(channels, freq_strides)):
             layers.append(Convolution(before, size, factor if i == 0 else 1, stride))
