@@ -207,3 +207,16 @@ def test_setup_without_a_network_names_the_packages_and_the_way_out(shell, tmp_p
     assert done.returncode == 1
     assert "is broken" in done.stderr and "could not install torch" in done.stderr and "PIP_INDEX_URL" in done.stderr
     assert not (tmp_path / ".venv" / ".ready").exists()
+
+
+def test_a_disk_too_small_is_named_before_any_work(shell, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("A SMALL DISK could not be mounted (that takes root): the check of free space is not tested")
+    try:
+        done = shell("./run.sh", "--work-dir", small)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert done.returncode == 1 and "needs about 4000" in done.stderr and "--work-dir" in done.stderr
