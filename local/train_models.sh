@@ -57,14 +57,18 @@ echo "$0: training ${todo[*]}; logs: $exp/*/train.log"
 $cmd --max-jobs-run "$nj" JOB=1:${#todo[@]} "$exp/log/train.JOB.log" bash -c 'eval "$(sed -n JOBp "$1")"' train "$list" &
 jobs=$!
 trap 'kill $jobs 2>/dev/null; wait $jobs; rm -f "$list"; exit 130' INT TERM
-# Meanwhile, where each model stands.
+# Meanwhile, where each model stands, whenever that has changed.
 waited=0
+declare -A said=()
 while kill -0 $jobs 2>/dev/null; do
   sleep 1
   waited=$((waited + 1))
   [ $((waited % 30)) -eq 0 ] || continue
   for sys in "${todo[@]}"; do
-    if [ -s "$exp/$sys/train.log" ] && [ ! -f "$exp/$sys/final.pt" ]; then echo "  $sys: $(tail -n 1 "$exp/$sys/train.log")"; fi
+    if [ ! -s "$exp/$sys/train.log" ] || [ -f "$exp/$sys/final.pt" ]; then continue; fi
+    line=$(tail -n 1 "$exp/$sys/train.log")
+    if [ "$line" != "${said[$sys]:-}" ]; then echo "  $sys: $line"; fi
+    said[$sys]=$line
   done
 done
 wait $jobs || { echo "$0: a training failed; logs: $exp/log/train.*.log" >&2; exit 1; }
