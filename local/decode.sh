@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Stage 9, second half: every system decoded by the same code. Acoustic scale and word insertion penalty of a system are
-# chosen on the development set and used on the others.
+# Stage 9, second half: every system decoded by the same code and at the same acoustic scale and word insertion penalty,
+# so that a difference of two systems is one of their models. The setting is the best on the development set for teachers,
+# ensemble and baseline together (the GMM, whose likelihoods are of another kind, has its own); students have no say in it.
 help_message="Usage: local/decode.sh [options] DATA EXP SYSTEM...
  SYSTEM: gmm, ensemble, or the name of a model directory in EXP
  e.g.: local/decode.sh --nj 2 --teachers 'teacher_1 teacher_2' data/mini exp/mini gmm ensemble baseline
- leaves EXP/SYSTEM/decode_SET/{hyp.txt,hyp.ctm,ref.txt,decode.json}
-  --nj N                   systems decoded at a time (default: 2)
+ leaves EXP/scales.json and EXP/SYSTEM/decode_SET/{hyp.txt,hyp.ctm,ref.txt,decode.json}
+  --nj N                   processes (default: 2)
   --cmd COMMAND            how jobs run (default: local/jobs.sh)
   --decoder k2|kaldi|auto  (default: auto)
   --dev-set NAME           (default: dev)
@@ -32,16 +33,19 @@ shift 2
 graph=$exp/graph
 need 9 "$graph/graph.npz" "$graph/.done"
 
-todo=() fps=()
-scoring=$(mktemp "$exp/score_list.XXXXXX") sweeps=$(mktemp "$exp/sweep_list.XXXXXX") decodes=$(mktemp "$exp/decode_list.XXXXXX")
-trap 'rm -f "$scoring" "$sweeps"* "$decodes"*' EXIT
-for sys in "$@"; do
-  case $sys in
+
+sweeps=$(mktemp "$exp/sweep_list.XXXXXX") decodes=$(mktemp "$exp/decode_list.XXXXXX") scoring=$(mktemp "$exp/score_list.XXXXXX")
+trap 'rm -f "$scoring"* "$sweeps"* "$decodes"*' EXIT
+
+# Of a system: sets models (its directories), suffix (of the data it reads) and fp (of what its scores depend on).
+describe() {
+  local n m set inputs
+  case $1 in
     gmm) models=("$exp/gmm") n=4 suffix='' ;;
     ensemble)
       models=() n=5 suffix=_hires
-      for t in $teachers; do models+=("$exp/$t"); done ;;
-    *) models=("$exp/$sys") n=5-8 suffix=_hires ;;
+      for m in $teachers; do models+=("$exp/$m"); done ;;
+    *) models=("$exp/$1") n=5-8 suffix=_hires ;;
   esac
   for m in "${models[@]}"; do need $n "$m" "$m/.done"; done
   inputs=("$graph" "${models[@]}" conf/decode.yaml)
@@ -49,45 +53,46 @@ for sys in "$@"; do
     need 2 "$data/$set$suffix/feats.scp" "$data/$set$suffix/.done"
     inputs+=("$data/$set$suffix")
   done
-  fp=$(fingerprint "decode $sys decoder=$decoder combine=$combine" "${inputs[@]}")
-  # The marker of a system's decoding is kept in its development set's folder.
-  if is_done "$exp/$sys/decode_$dev_set" "$fp"; then echo "$0: $sys is up to date"; continue; fi
-  rm -rf "$exp/$sys"/decode_*
-  pairs=()
-  for set in $dev_set $eval_sets; do
-    out=$exp/$sys/decode_$set
-    mkdir -p "$out"
-    pairs+=("$data/$set$suffix" "ark,scp:$out/scores.ark,$out/scores.scp")
-    if [ "$set" = "$dev_set" ]; then
-      printf '%q %q - %q\n' "scp:$out/scores.scp" "$out" "$data/$set" >>"$sweeps"
-    else
-      printf '%q %q %q %q\n' "scp:$out/scores.scp" "$out" "$exp/$sys/decode_$dev_set/sweep.json" "$data/$set" >>"$decodes"
-    fi
-  done
-  if [ "$sys" = gmm ]; then
-    for ((i = 0; i < ${#pairs[@]}; i += 2)); do
-      printf '%q ' essence gmm-scores --frame-subsampling-factor 3 "${pairs[i]}" "$exp/gmm" "${pairs[i + 1]}"
-      printf '&& '
-    done >>"$scoring"
-    echo true >>"$scoring"
-  else
+  fp=$(fingerprint "decode $1 decoder=$decoder combine=$combine" "${inputs[@]}")
+}
+
+# Scores of the systems named, of the sets that have none.
+make_scores() {
+  local sys set out i pairs count
+  : >"$scoring"
+  for sys in "$@"; do
+    describe "$sys"
+    pairs=()
+    for set in $dev_set $eval_sets; do
+      out=$exp/$sys/decode_$set
+      mkdir -p "$out"
+      [ -s "$out/scores.scp" ] || pairs+=("$data/$set$suffix" "ark,scp:$out/scores.ark,$out/scores.scp")
+    done
+    [ ${#pairs[@]} -gt 0 ] || continue
     {
-      printf '%q ' essence forward --combine "$combine" "${models[@]}" "${pairs[@]:0:2}"
-      for ((i = 2; i < ${#pairs[@]}; i += 2)); do printf -- '--also %q %q ' "${pairs[i]}" "${pairs[i + 1]}"; done
-      echo
+      if [ "$sys" = gmm ]; then
+        for ((i = 0; i < ${#pairs[@]}; i += 2)); do
+          printf '%q ' essence gmm-scores --frame-subsampling-factor 3 "${pairs[i]}" "$exp/gmm" "${pairs[i + 1]}"
+          printf '&& '
+        done
+        echo true
+      else
+        printf '%q ' essence forward --combine "$combine" "${models[@]}" "${pairs[@]:0:2}"
+        for ((i = 2; i < ${#pairs[@]}; i += 2)); do printf -- '--also %q %q ' "${pairs[i]}" "${pairs[i + 1]}"; done
+        echo
+      fi
     } >>"$scoring"
-  fi
-  todo+=("$sys") fps+=("$fp")
-done
-[ ${#todo[@]} -gt 0 ] || exit 0
+  done
+  count=$(wc -l <"$scoring")
+  [ "$count" -gt 0 ] || return 0
+  echo "$0: scores of $*; logs: $exp/log/scores.*.log"
+  # shellcheck disable=SC2016,SC2086  # the job expands $(...); cmd is words
+  $cmd --max-jobs-run "$nj" JOB=1:"$count" "$exp/log/scores.JOB.log" bash -c 'eval "$(sed -n JOBp "$1")"' scores "$scoring"
+}
 
-echo "$0: scores of ${todo[*]}; logs: $exp/log/scores.*.log"
-# shellcheck disable=SC2016,SC2086  # the job expands $(...); cmd is words
-$cmd --max-jobs-run "$nj" JOB=1:${#todo[@]} "$exp/log/scores.JOB.log" bash -c 'eval "$(sed -n JOBp "$1")"' scores "$scoring"
-
-# Each job decodes several systems and loads the graph once.
+# Each job decodes a share of a list of SCORES OUT_DIR [SWEEP_JSON|- [DATA_DIR]] and loads the graph once.
 decode() { # LIST WHAT OPTION...
-  local list=$1 what=$2 jobs
+  local list=$1 what=$2 jobs part
   shift 2
   jobs=$(wc -l <"$list")
   [ "$jobs" -le "$nj" ] || jobs=$nj
@@ -98,9 +103,43 @@ decode() { # LIST WHAT OPTION...
   $cmd --max-jobs-run "$nj" JOB=1:"$jobs" "$exp/log/${what// /_}.JOB.log" \
     essence decode --config conf/decode.yaml --decoder "$decoder" "$@" --jobs-file "$list.JOB" "$graph"
 }
-decode "$sweeps" "choosing scales" --sweep "$data/$dev_set/text"
-decode "$decodes" "decoding"
 
+# 1. What scale is best for whom, on the development set.
+todo=() fps=() pool=()
+for sys in "$@"; do
+  case $sys in student_*) continue ;; gmm) ;; *) pool+=("$exp/$sys/sweep/sweep.json") ;; esac
+  describe "$sys"
+  if is_done "$exp/$sys/sweep" "$fp"; then continue; fi
+  rm -rf "$exp/$sys"/{sweep,decode_*}
+  todo+=("$sys") fps+=("$fp")
+  printf '%q %q\n' "scp:$exp/$sys/decode_$dev_set/scores.scp" "$exp/$sys/sweep" >>"$sweeps"
+done
+if [ ${#todo[@]} -gt 0 ]; then
+  make_scores "${todo[@]}"
+  decode "$sweeps" "choosing scales" --sweep "$data/$dev_set/text"
+  for i in "${!todo[@]}"; do mark_done "$exp/${todo[i]}/sweep" "${fps[i]}" sweep.json; done
+fi
+[ ${#pool[@]} -gt 0 ] || { echo "$0: name a teacher, the ensemble or the baseline: the scale is chosen for them" >&2; exit 2; }
+essence pool-sweeps "$exp/scales.json" "${pool[@]}"
+
+# 2. Every set of every system at that setting.
+todo=() fps=()
+for sys in "$@"; do
+  describe "$sys"
+  setting=$exp/scales.json
+  [ "$sys" != gmm ] || setting=$exp/gmm/sweep/sweep.json
+  fp=$(fingerprint "$fp" "$setting")
+  # The marker of a system's decoding is kept in its development set's folder.
+  if is_done "$exp/$sys/decode_$dev_set" "$fp"; then echo "$0: $sys is up to date"; continue; fi
+  case $sys in student_*) rm -rf "$exp/$sys"/decode_* ;; esac  # those of the others were made for this model above
+  todo+=("$sys") fps+=("$fp")
+  for set in $dev_set $eval_sets; do
+    printf '%q %q %q %q\n' "scp:$exp/$sys/decode_$set/scores.scp" "$exp/$sys/decode_$set" "$setting" "$data/$set" >>"$decodes"
+  done
+done
+[ ${#todo[@]} -gt 0 ] || exit 0
+make_scores "${todo[@]}"
+decode "$decodes" "decoding"
 for i in "${!todo[@]}"; do
   sys=${todo[i]}
   for set in $dev_set $eval_sets; do
@@ -110,6 +149,6 @@ for i in "${!todo[@]}"; do
     [ "$in" -eq "$n" ] || { echo "$0: $out: $in utterances went in and $n came out" >&2; exit 1; }
     if [ "$keep_scores" = false ]; then rm -f "$out"/scores.{ark,scp}; fi
   done
-  mark_done "$exp/$sys/decode_$dev_set" "${fps[i]}" hyp.txt ref.txt decode.json sweep.json
+  mark_done "$exp/$sys/decode_$dev_set" "${fps[i]}" hyp.txt ref.txt decode.json
 done
 echo "$0: decoded ${todo[*]}"

@@ -608,3 +608,25 @@ def test_batches_keep_to_their_bounds():
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 1000
     assert batches[0] == [7]
     assert all(len(batch) == 1 for batch in cut_batches([100, 100], width=1 << 20, max_rows=1000))
+
+
+def test_sweeps_are_pooled(tmp_path, capsys):
+    def sweep(name, errors):
+        points = [{"acoustic_scale": s, "word_insertion_penalty": p, "errors": n, "wer": n / 2} for (s, p), n in errors.items()]
+        path = tmp_path / name
+        path.write_text(json.dumps({"reference_words": 200, "best": points[0], "points": points}))
+        return str(path)
+
+    a = sweep("a.json", {(0.2, 0.0): 3, (0.4, 0.0): 5, (0.8, 0.0): 30, (1.6, 0.0): 0})
+    b = sweep("b.json", {(0.2, 0.0): 40, (0.4, 0.0): 10, (0.8, 0.0): 9})
+    out = tmp_path / "pooled.json"
+    assert main(["pool-sweeps", str(out), a, b]) == 0
+    best = json.loads(out.read_text())["best"]
+    assert (best["acoustic_scale"], best["errors"], best["wer"]) == (0.4, 15, 3.75)
+    before = out.stat().st_mtime_ns
+    assert main(["pool-sweeps", str(out), a, b]) == 0 and out.stat().st_mtime_ns == before
+    capsys.readouterr()
+    apart = sweep("c.json", {(3.0, 0.0): 1})
+    assert main(["pool-sweeps", str(out), a, apart]) == 1 and "no setting in common" in capsys.readouterr().err
+    (tmp_path / "d.json").write_text("{}")
+    assert main(["pool-sweeps", str(out), a, str(tmp_path / "d.json")]) == 1 and "d.json" in capsys.readouterr().err

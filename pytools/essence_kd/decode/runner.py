@@ -594,6 +594,29 @@ def read_best(path) -> dict:
         raise UserError(f"{path}: not a sweep.json of 'essence decode --sweep'") from None
 
 
+def pool_sweeps(paths, out) -> dict:
+    """Add the errors of several sweep.json and write their common best to ``out``, a sweep.json too; returns it.
+
+    Points that not all of them have are left out. An ``out`` that says the same already is not touched. Raises
+    UserError for a file that is no sweep, and for sweeps that have no point in common.
+    """
+    grids = []
+    for path in paths:
+        read_best(path)
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        points = {(p["acoustic_scale"], p["word_insertion_penalty"]): p["errors"] for p in table["points"]}
+        grids.append((points, table["reference_words"]))
+    common = set.intersection(*(set(points) for points, _ in grids))
+    if not common:
+        raise UserError(f"{', '.join(map(str, paths))}: these sweeps have no setting in common; sweep them anew")
+    table = _sweep_table(*_pool([({p: n for p, n in points.items() if p in common}, words) for points, words in grids]))
+    text = json.dumps(table, indent=1) + "\n"
+    if not Path(out).is_file() or Path(out).read_text(encoding="utf-8") != text:
+        with atomic_write(out) as temporary:
+            Path(temporary).write_text(text, encoding="utf-8")
+    return table
+
+
 def decoder_version(backend: str) -> str:
     """Release of the decoder's library, for decode.json."""
     from importlib import metadata

@@ -1,0 +1,20 @@
+"""Adds the errors of several sweeps and writes the setting that is best for them together.
+
+e.g.: essence pool-sweeps exp/mini/scales.json exp/mini/teacher_1/sweep/sweep.json exp/mini/baseline/sweep/sweep.json
+"""
+from __future__ import annotations
+
+HELP = "one acoustic scale and word insertion penalty for several systems, from their sweeps"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("out", metavar="OUT_JSON", help="read by essence decode --scale-from")
+    parser.add_argument("sweeps", metavar="SWEEP_JSON", nargs="+", help="of essence decode --sweep")
+
+
+def run(args) -> None:
+    from essence_kd.decode.runner import pool_sweeps
+
+    best = pool_sweeps(args.sweeps, args.out)["best"]
+    print(f"{args.out}: acoustic scale {best['acoustic_scale']}, word insertion penalty {best['word_insertion_penalty']}: "
+          f"{best['wer']:.2f} % WER over {len(args.sweeps)} systems")
