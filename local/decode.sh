@@ -147,7 +147,7 @@ for i in "${!todo[@]}"; do
     cp "$data/$set/text" "$out/ref.txt"
     in=$(wc -l <"$data/$set/text") n=$(wc -l <"$out/hyp.txt")
     [ "$in" -eq "$n" ] || { echo "$0: $out: $in utterances went in and $n came out" >&2; exit 1; }
-    if [ "$keep_scores" = false ]; then rm -f "$out"/scores.{ark,scp}; fi
+    if [ "$keep_scores" = false ]; then rm -f "$out"/scores.{ark,scp,json}; fi
   done
   mark_done "$exp/$sys/decode_$dev_set" "${fps[i]}" hyp.txt ref.txt decode.json
 done

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "pytools"))
+sys.path[:0] = [str(ROOT / "pytools"), str(ROOT / "benchmarks")]
 os.environ.setdefault("KALDI_ROOT", "")  # keeps kaldi-io's banner out
 
 

@@ -1,4 +1,6 @@
 """Scores of a trained model: order, independence of batching, priors, and models that do not fit."""
+import json
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from essence_kd.am.forward import iter_logits, load_model, log_priors, scores  #
 from essence_kd.am.trainer import TrainSettings, train  # noqa: E402
 from essence_kd.cli.main import main  # noqa: E402
 from essence_kd.io.errors import UserError  # noqa: E402
+from essence_kd.io.provenance import sha256_file  # noqa: E402
 from essence_kd.io.settings import load_settings  # noqa: E402
 from essence_kd.io.tables import MatrixTable, read_matrices  # noqa: E402
 
@@ -75,6 +78,9 @@ def test_the_verb_writes_likelihoods(corpus, models, tmp_path, capsys):
                    f"ark:{tmp_path}/{output}.ark") == 0
         said = capsys.readouterr().err
         assert "15 utterances" in said and "x real time" in said
+        about = json.loads((tmp_path / f"{output}.json").read_text())
+        assert (about["kind"], about["output"], about["num_pdfs"], about["frame_shift_ms"]) == ("scores", output, C, 30)
+        assert about["num_utts"] == 15 and about["tree_hash"] == sha256_file(corpus.ali / "tree.txt")
     tables = {o: dict(read_matrices(f"ark:{tmp_path}/{o}.ark")) for o in ("loglike", "logprob", "prob", "logit")}
     priors = np.array([float(x) for x in (corpus.ali / "priors.txt").read_text().split()])
     assert list(tables["logit"]) == list(corpus.frames)

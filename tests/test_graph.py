@@ -199,8 +199,8 @@ def test_everything_is_on_a_path(setup):
         assert (again.num_states, again.num_arcs) == (graph.num_states, graph.num_arcs)
 
 
-def kaldis_graph(lang, model, transition_scale, self_loop_scale):
-    """HCLG as Kaldi's mkgraph.sh makes it, with kaldi-hmm-gmm's H and self-loops, over pdf-id + 1."""
+def kaldis_hclg(lang, model, transition_scale, self_loop_scale):
+    """HCLG as Kaldi's mkgraph.sh makes it, with kaldi-hmm-gmm's H and self-loops, over transition-ids."""
     import kaldi_hmm_gmm as khg
     import kaldifst
 
@@ -219,7 +219,12 @@ def kaldis_graph(lang, model, transition_scale, self_loop_scale):
     kaldifst.minimize_encoded(hclg)
     hclg = khg.add_self_loops(self_loop_scale=self_loop_scale, disambig_syms=[], reorder=True, trans_model=transitions,
                               ifst=hclg)
-    arrays = from_kaldifst(hclg)
+    return from_kaldifst(hclg)
+
+
+def kaldis_graph(lang, model, transition_scale, self_loop_scale):
+    """The same over pdf-id + 1."""
+    arrays = kaldis_hclg(lang, model, transition_scale, self_loop_scale)
     pdf = G.pdf_of_tid(model)
     ilabel = np.where(arrays.ilabel > 0, pdf[arrays.ilabel] + 1, 0).astype(np.int32)
     return sort_arcs(Fst(arrays.src, arrays.dst, ilabel, arrays.olabel, arrays.weight, arrays.final, arrays.start))

@@ -60,7 +60,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--output-beam", type=float, help="lattice beam (default 5)")
     parser.add_argument("--max-active", type=int, help="graph states a frame (default 7000)")
     parser.add_argument("--min-active", type=int, help="graph states a frame (default 30)")
-    parser.add_argument("--frame-shift-ms", type=float, help="between two rows of the scores (default 30)")
+    parser.add_argument("--frame-shift-ms", type=float, help="between two rows of the scores (default 0: what their "
+                        "sidecar says, else what the graph expects)")
+    parser.add_argument("--repeat-rows", type=int, metavar="N", help="rows that the graph gets for one of the scores, each "
+                        "with an N-th of it (default 0: as many as the frame shifts of scores and graph tell)")
     parser.add_argument("--batch-rows", type=int, help="rows k2 decodes at once (default 0: what suits the device)")
     parser.add_argument("--nj", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--n-best", type=int, default=0, metavar="N",
@@ -159,7 +162,7 @@ def _decode(args, backend: str) -> None:
     jobs = _jobs(args, Job)
     options = load_settings(DecodeOptions, args.config)
     for name in ("acoustic_scale", "word_insertion_penalty", "beam", "output_beam", "max_active", "min_active",
-                 "frame_shift_ms", "batch_rows"):
+                 "frame_shift_ms", "repeat_rows", "batch_rows"):
         if getattr(args, name) is not None:
             setattr(options, name, getattr(args, name))
     for name in ("sweep_scales", "sweep_penalties"):

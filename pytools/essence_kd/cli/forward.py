@@ -37,6 +37,7 @@ def run(args) -> None:
     from essence_kd.distill.ensemble import Ensemble, combine
     from essence_kd.distill.essence import Scale
     from essence_kd.io.errors import UserError
+    from essence_kd.io.provenance import sidecar_path, write_sidecar
     from essence_kd.io.settings import read_yaml
     from essence_kd.io.tables import MatrixWriter
 
@@ -69,6 +70,12 @@ def run(args) -> None:
                     logits = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
                 writer.write(utt, scores(logits, args.output, priors, args.prior_scale))
                 utterances, rows = utterances + 1, rows + len(logits)
-        seconds, audio = time.time() - began, rows * settings[0]["frame_subsampling_factor"] * 0.01
+        shift = 10 * settings[0]["frame_subsampling_factor"]
+        sidecar = sidecar_path(wspecifier)
+        if sidecar is not None:
+            write_sidecar(sidecar, {"kind": "scores", "output": args.output, "num_pdfs": settings[0]["num_pdfs"],
+                                    "tree_hash": settings[0].get("tree_hash"), "frame_shift_ms": shift,
+                                    "num_utts": utterances, "num_frames": rows})
+        seconds, audio = time.time() - began, rows * shift / 1000
         print(f"{data_dir}: {utterances} utterances, {audio:.0f} s of audio in {seconds:.1f} s: "
               f"{audio / seconds:.0f} x real time", file=sys.stderr)

@@ -21,22 +21,12 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     """Make and write the graph."""
-    from pathlib import Path
-
-    from essence_kd.hmm.graph import make_graph, save_graph
+    from essence_kd.hmm.graph import make_graph, write_graph_dir
     from essence_kd.io.errors import UserError
-    from essence_kd.io.provenance import atomic_write, write_sidecar
 
     if args.frame_subsampling_factor < 1:
         raise UserError("--frame-subsampling-factor must be at least 1")
     graph = make_graph(args.lang_dir, args.gmm_dir, factor=args.frame_subsampling_factor, ali_dir=args.ali_dir,
                        transition_scale=args.transition_scale, self_loop_scale=args.self_loop_scale)
-    out = Path(args.graph_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "words.txt") as temporary:
-        temporary.write_text("".join(f"{w} {i}\n" for i, w in enumerate(graph.words) if w), encoding="utf-8")
-    write_sidecar(out / "graph.json", {"kind": "graph", **graph.meta})
-    save_graph(out / "graph.npz", graph)
-    print(f"{out}: {graph.num_states} states, {graph.num_arcs} arcs ({graph.meta['num_epsilons']} epsilons), "
-          f"{graph.num_pdfs} pdfs, {graph.meta['seconds']} s")
+    print(write_graph_dir(args.graph_dir, graph))
     return 0

@@ -18,7 +18,9 @@ class DecodeOptions:
     ``beam``: paths this much worse than the best of a row are dropped. ``output_beam``: what a lattice keeps
     around its best path. ``max_active``/``min_active``: graph states kept a row (advisory in k2).
     ``retry_factor``: an utterance without a path is decoded once more with a beam this many times wider (and its
-    square times as many active states). ``frame_shift_ms``: time between two rows of the scores.
+    square times as many active states). ``frame_shift_ms``: time between two rows of the scores; 0: what their sidecar says,
+    else what the graph expects. ``repeat_rows``: how many rows the graph gets for one row of the scores, each with that part
+    of the score, so that scales mean the same for every graph; 0: as many as the two frame shifts tell.
     ``batch_rows``: rows, padding included, that k2 decodes at once; 0: 500 on a CPU (its caches), 20,000 on a GPU.
     ``sweep_*``: the grid of a sweep; ``sweep_output_beam``: the output beam of the lattices that it rescores.
     """
@@ -30,7 +32,8 @@ class DecodeOptions:
     max_active: int = 7000
     min_active: int = 30
     retry_factor: float = 2.0
-    frame_shift_ms: float = 30.0
+    frame_shift_ms: float = 0.0
+    repeat_rows: int = 0
     batch_rows: int = 0
     sweep_scales: List[float] = field(default_factory=lambda: [0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0])
     sweep_penalties: List[float] = field(default_factory=lambda: [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0])
@@ -39,15 +42,16 @@ class DecodeOptions:
     def check(self) -> None:
         """Raise UserError for a value that cannot be decoded with."""
         positive = {"acoustic-scale": self.acoustic_scale, "beam": self.beam, "output-beam": self.output_beam,
-                    "max-active": self.max_active, "frame-shift-ms": self.frame_shift_ms,
-                    "sweep-output-beam": self.sweep_output_beam}
+                    "max-active": self.max_active, "sweep-output-beam": self.sweep_output_beam}
         for name, value in positive.items():
             if not value > 0:
                 raise UserError(f"--{name} is {value}, but must be greater than 0")
         if not self.retry_factor >= 1:
             raise UserError(f"retry_factor is {self.retry_factor}, but must be at least 1")
-        if self.batch_rows < 0:
-            raise UserError(f"--batch-rows is {self.batch_rows}, but must be at least 0")
+        for name, value in {"batch-rows": self.batch_rows, "frame-shift-ms": self.frame_shift_ms,
+                            "repeat-rows": self.repeat_rows}.items():
+            if not value >= 0:
+                raise UserError(f"--{name} is {value}, but must be at least 0")
         if not 0 <= self.min_active <= self.max_active:
             raise UserError(f"--min-active is {self.min_active}, but must lie between 0 and --max-active "
                             f"({self.max_active})")

@@ -130,12 +130,15 @@ def _run_task(decoder, task: _Task) -> tuple[list[_Outcome], float]:
     begin = time.perf_counter()
     decoder.set_options(task.options)
     graph, options = decoder.graph, task.options
+    batch, repeat = task.batch, task.options.repeat_rows
+    if repeat > 1:
+        batch = [np.repeat(scores / np.float32(repeat), repeat, axis=0) for scores in batch]
     if task.sweep:
-        grids = decoder.sweep(task.batch, options.sweep_scales, options.sweep_penalties)
+        grids = decoder.sweep(batch, options.sweep_scales, options.sweep_penalties)
         outcomes = [_Outcome(empty_hypothesis(), True, sweep=grid) for grid in grids]
         return outcomes, time.perf_counter() - begin
     outcomes = []
-    for answer in decoder.decode(task.batch, lattices=task.lattices or task.n_best > 0):
+    for answer in decoder.decode(batch, lattices=task.lattices or task.n_best > 0):
         outcomes.append(_outcome(graph, answer, task))
     return outcomes, time.perf_counter() - begin
 
@@ -191,14 +194,28 @@ def check_scores(matrix: np.ndarray, utt: str, scores: str, graph: Graph, graph_
     return matrix
 
 
-def check_sidecar(scores: str, options: DecodeOptions, graph: Graph, graph_path) -> None:
-    """UserError where the scores' sidecar, if there is one, tells another tree, width or frame shift."""
+def fit_rates(scores: str, options: DecodeOptions, graph: Graph, graph_path) -> DecodeOptions:
+    """The options with the frame shift of the scores and the repetitions that bring them to the graph's rate.
+
+    UserError where the scores' sidecar, if there is one, tells another tree, width or frame shift, and where the scores
+    cannot be brought to the graph's rate.
+    """
     path = sidecar_path(scores)
+    told = None
     if path is not None and Path(path).is_file():
-        mine = {"num_pdfs": graph.num_pdfs, "tree_hash": graph.meta.get("tree_hash"),
-                "frame_shift_ms": options.frame_shift_ms}
         fields = {key: value for key, value in read_sidecar(path).items() if value is not None}
+        mine = {"num_pdfs": graph.num_pdfs, "tree_hash": graph.meta.get("tree_hash")}
         check_match(path, fields, graph_path, mine, [key for key, value in mine.items() if value is not None])
+        if options.frame_shift_ms:
+            check_match(path, fields, "--frame-shift-ms", {"frame_shift_ms": options.frame_shift_ms}, ["frame_shift_ms"])
+        told = fields.get("frame_shift_ms")
+    shift = options.frame_shift_ms or told or graph.frame_shift_ms * max(options.repeat_rows, 1)
+    ratio = shift / graph.frame_shift_ms
+    repeat = options.repeat_rows or round(ratio)
+    if repeat < 1 or not options.repeat_rows and abs(ratio - repeat) > 1e-6:
+        raise UserError(f"{scores}: has a row every {shift:g} ms, but the graph {graph_path} expects one every "
+                        f"{graph.frame_shift_ms:g} ms; decode with a graph of the scores' rate")
+    return dataclasses.replace(options, frame_shift_ms=shift, repeat_rows=repeat)
 
 
 def ctm_places(data_dir) -> dict[str, tuple[str, str, float]]:
@@ -261,7 +278,6 @@ class Runner:
 
     def _tasks(self, jobs: list[Job], sets: list[_SetInProgress], request: Request, sweep: bool) -> Iterator[_Task]:
         for number, (job, progress) in enumerate(zip(jobs, sets)):
-            check_sidecar(job.scores, progress.options, self.graph, self.graph_path)
             held: list[tuple[str, np.ndarray]] = []
             cells = 0
             for utt, matrix in read_matrices(job.scores):
@@ -289,7 +305,7 @@ class Runner:
 
     def _cut(self, number: int, held, options: DecodeOptions, request: Request, sweep: bool) -> Iterator[_Task]:
         rows = options.batch_rows or (self._decoder.batch_rows if self._decoder else _PROCESS_BATCH_ROWS)
-        for group in cut_batches([len(m) for _, m in held], self.graph.num_pdfs, rows):
+        for group in cut_batches([len(m) * options.repeat_rows for _, m in held], self.graph.num_pdfs, rows):
             yield _Task(number, [held[i][0] for i in group], [held[i][1] for i in group], options,
                         max(request.n_best, request.rescore_n_best if request.rescorer else 0),
                         request.lattices, sweep)
@@ -330,7 +346,8 @@ class Runner:
     def _collect(self, jobs: list[Job], all_options: list[DecodeOptions], request: Request,
                  sweep: bool) -> Iterator[_SetInProgress]:
         """Every job's results as soon as they are whole, in the order of the jobs."""
-        sets = [_SetInProgress(job, options) for job, options in zip(jobs, all_options)]
+        sets = [_SetInProgress(job, fit_rates(job.scores, options, self.graph, self.graph_path))
+                for job, options in zip(jobs, all_options)]
         done, utterances, shown = 0, 0, time.monotonic()
         for task, outcomes, seconds in self._run(self._tasks(jobs, sets, request, sweep)):
             while done < task.job:
@@ -372,7 +389,8 @@ class Runner:
     def _write(self, progress: _SetInProgress, request: Request, wall: float) -> dict:
         if request.rescorer:
             self._rescore(progress, request.rescorer)
-        out, words, shift = Path(progress.job.out_dir), self.graph.words, progress.options.frame_shift_ms / 1000
+        out, words = Path(progress.job.out_dir), self.graph.words
+        shift = progress.options.frame_shift_ms / progress.options.repeat_rows / 1000  # of the graph's rows
         out.mkdir(parents=True, exist_ok=True)
         texts: dict[str, list[str]] = {"hyp.txt": [], "hyp.ctm": []}
         if request.n_best:
@@ -432,7 +450,8 @@ class Runner:
             "acoustic_scale": options.acoustic_scale, "word_insertion_penalty": options.word_insertion_penalty,
             "beam": options.beam, "output_beam": options.output_beam, "max_active": options.max_active,
             "min_active": options.min_active, "retry_factor": options.retry_factor,
-            "frame_shift_ms": options.frame_shift_ms, "num_utts": len(progress.order), "num_frames": rows,
+            "frame_shift_ms": options.frame_shift_ms, "repeat_rows": options.repeat_rows,
+            "num_utts": len(progress.order), "num_frames": rows,
             "num_words": int(sum(len(o.hyp.words) for o in progress.outcomes.values())),
             "audio_seconds": round(audio, 3), "decode_seconds": round(progress.seconds, 3),
             "rtf": round(progress.seconds / audio, 5) if audio else None, "wall_seconds": round(wall, 3), "nj": self.nj,

@@ -913,8 +913,9 @@ def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str |
 def write_scores(data_dir: str | Path, model: Gmm, wspecifier: str, factor: int = 3) -> Tuple[int, int]:
     """Log-likelihoods log p(x | pdf) of every `factor`-th frame (deltas at the full rate), float32 (ceil(T/factor), C).
 
-    Returns (utterances, rows).
+    A sidecar goes with them. Returns (utterances, rows).
     """
+    from essence_kd.io.provenance import sidecar_path, write_sidecar
     from essence_kd.io.tables import MatrixWriter
 
     reader = FeatureReader(data_dir, model.dim)
@@ -924,4 +925,9 @@ def write_scores(data_dir: str | Path, model: Gmm, wspecifier: str, factor: int 
             scores = model.log_likelihoods(reader[utt][::factor])
             writer.write(utt, scores)
             rows += len(scores)
+    sidecar = sidecar_path(wspecifier)
+    if sidecar is not None:
+        write_sidecar(sidecar, {"kind": "scores", "output": "loglike", "num_pdfs": model.num_pdfs,
+                                "tree_hash": model.meta.get("tree_hash"), "frame_shift_ms": 10 * factor,
+                                "num_utts": len(reader.utts), "num_frames": rows})
     return len(reader.utts), rows

@@ -43,6 +43,7 @@ from essence_kd.hmm.fst import Fst, from_kaldifst, make_fst, read_fst, sort_arcs
 from essence_kd.hmm.lang import Lang, Topology, load_lang
 from essence_kd.hmm.npz import read_npz, write_npz
 from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write, check_match, read_sidecar, write_sidecar
 
 _FIELDS = {"src": np.int32, "dst": np.int32, "ilabel": np.int32, "olabel": np.int32, "weight": np.float32,
            "unit": np.int32, "begin": np.uint8, "final": np.float32, "unit_phone": np.int32, "unit_state": np.int32,
@@ -87,6 +88,11 @@ class Graph:
         """The width of score matrices that this graph decodes."""
         return int(self.meta["num_pdfs"])
 
+    @property
+    def frame_shift_ms(self) -> float:
+        """The time between two rows that the graph expects."""
+        return float(self.meta.get("frame_shift_ms", 10 * self.meta["frame_subsampling_factor"]))
+
 
 def save_graph(path: str | Path, graph: Graph) -> None:
     """Write a graph as ``path`` (.npz), whole or not at all."""
@@ -98,6 +104,18 @@ def load_graph(path: str | Path) -> Graph:
     """Read what :func:`save_graph` wrote; UserError when the file is missing, truncated or something else."""
     arrays = read_npz(path, (*_FIELDS, "meta"), "make the graph with 'essence make-graph'")
     return Graph(**{name: arrays[name] for name in _FIELDS}, meta=json.loads(str(arrays["meta"])))
+
+
+def write_graph_dir(path: str | Path, graph: Graph) -> str:
+    """Write graph.npz, words.txt and graph.json into a directory; one line that tells the graph's size."""
+    out = Path(path)
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out / "words.txt") as temporary:
+        temporary.write_text("".join(f"{w} {i}\n" for i, w in enumerate(graph.words) if w), encoding="utf-8")
+    write_sidecar(out / "graph.json", {"kind": "graph", **graph.meta})
+    save_graph(out / "graph.npz", graph)
+    return (f"{out}: {graph.num_states} states, {graph.num_arcs} arcs ({graph.meta['num_epsilons']} epsilons), "
+            f"{graph.num_pdfs} pdfs, a row every {graph.frame_shift_ms:g} ms, {graph.meta['seconds']} s")
 
 
 # ------------------------------------------------------------------------------------------------ HMM at a frame rate
@@ -336,7 +354,6 @@ def make_graph(lang_dir: str | Path, gmm_dir: str | Path, *, factor: int = 1, al
     GMM's. Raises UserError where lang, model and alignment do not belong together.
     """
     from essence_kd.hmm.gmm import SubsampledCounts, load_gmm
-    from essence_kd.io.provenance import check_match, read_sidecar
 
     started = time.time()
     lang, model = load_lang(lang_dir), load_gmm(gmm_dir)
