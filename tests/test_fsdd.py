@@ -1,6 +1,7 @@
 """Connected digits: any number of speakers, no take in two sets, and what is said when something is wrong."""
 import subprocess
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -40,9 +41,9 @@ def test_speakers_and_takes_are_divided(count, held):
     takes = {s: {d: [f"{d}_{s}_{i}.wav" for i in range(50)] for d in range(10)} for s in speakers}
     sets = by_set(plan_sessions(takes, SIZES["default"], seed=1))
     who = {name: {s for s, _ in utts} for name, utts in sets.items()}
-    assert who["eval_che"] == set(speakers[-held:]) and who["train"] == who["dev"] == who["eval_swbd"] == set(
-        speakers[:-held]
-    )
+    known = set(speakers[:-held])
+    assert who["eval_che"] == set(speakers[-held:]) and who["train"] == who["eval_swbd"] == known
+    assert who["dev"] == known | {f"{s}x" for s in known}  # each also in another voice
     used = {name: Counter(path for _, u in utts for _, path in u) for name, utts in sets.items()}
     names = list(used)
     assert not any(set(used[a]) & set(used[b]) for a in names for b in names if a != b)
@@ -50,8 +51,50 @@ def test_speakers_and_takes_are_divided(count, held):
     assert sum(used["eval_swbd"].values()) >= 2200 and sum(used["eval_che"].values()) >= 2200
     for speaker, utterance in (pair for utts in sets.values() for pair in utts):
         assert 4 <= len(utterance) <= 7 or speaker in who["dev"] and len(utterance) <= 7
-        assert all(path.startswith(f"{digit}_{speaker}_") for digit, path in utterance)
+        assert all(path.startswith(f"{digit}_{speaker.rstrip('x')}_") for digit, path in utterance)
         assert len({path for _, path in utterance}) == len(utterance)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_every_set_has_the_same_noise(count):
+    """Kinds are as frequent as can be, their levels cover the range; babble is other speakers' training takes."""
+    speakers = [f"speaker{i}" for i in range(count)]
+    takes = {s: {d: [f"{d}_{s}_{i}.wav" for i in range(50)] for d in range(10)} for s in speakers}
+    sessions = plan_sessions(takes, SIZES["default"], seed=3)
+    train = {path for s in sessions if s.corpus_set == "train" for u in s.utterances for _, path in u}
+    for name in ("train", "dev", "eval_swbd", "eval_che"):
+        mine = [s for s in sessions if s.corpus_set == name]
+        low, high = fsdd.CONDITIONS[name].snr_db
+        kinds = Counter(s.noise for s in mine)
+        assert set(kinds) == set(Condition().noises) and max(kinds.values()) - min(kinds.values()) <= 1
+        for speaker in {s.speaker for s in mine}:
+            assert {s.noise for s in mine if s.speaker == speaker} == set(kinds)
+        for kind in kinds:
+            edges = sorted(s.snr_db for s in mine if s.noise == kind)
+            assert edges[0][0] == low and edges[-1][1] == pytest.approx(high)
+            assert all(a[1] == pytest.approx(b[0]) for a, b in zip(edges, edges[1:]))
+        for s in mine:
+            assert bool(s.babble) == (s.noise == "babble")
+            for voice in s.babble:
+                who = {path.split("_")[1] for path in voice}
+                assert len(who) == 1 and set(voice) <= train
+                assert count == 2 and name != "eval_che" or s.speaker.rstrip("x") not in who
+
+
+def test_other_voices_are_resampled(corpus):
+    path = str(corpus / "recordings" / "3_ann_0.wav")  # a tone of 850 Hz
+
+    def peak(voice):
+        return np.abs(np.fft.rfft(voice, 16000)).argmax() / 2
+
+    plain = fsdd._take(path)
+    assert peak(plain) == pytest.approx(850, abs=3)
+    for speed in fsdd.OTHER_VOICES:
+        factor = float(Fraction(speed))
+        voice = fsdd._take(path, speed)
+        assert len(voice) == pytest.approx(len(plain) / factor, abs=1) and peak(voice) == pytest.approx(850 * factor, abs=3)
+        assert np.mean(voice ** 2) == pytest.approx(np.mean(plain ** 2), rel=0.05)
+        assert not 0.9 <= factor <= 1.1  # training has those speeds
 
 
 def test_held_out_speakers_are_chosen():
@@ -81,7 +124,8 @@ def test_data_directories(corpus):
     for name in ("train", "dev", "eval_swbd", "eval_che"):
         counts = validate_data_dir(out / name, lexicon=out / "dict" / "lexicon.txt")
         data = DataDir.load(out / name)
-        assert set(data.utt2spk.values()) == ({"eve"} if name == "eval_che" else {"ann", "bob"})
+        assert set(data.utt2spk.values()) == ({"eve"} if name == "eval_che" else {"ann", "bob"} if name != "dev" else
+                                              {"ann", "annx", "bob", "bobx"})
         assert set(" ".join(data.text.values()).split()) <= set(WORDS)
         stm = (out / name / "stm").read_text().splitlines()
         assert len(stm) == counts["utterances"] and all(line.split()[5] == "<O>" for line in stm)
@@ -99,7 +143,7 @@ def test_the_digits_are_those_of_the_text(corpus, tmp_path, monkeypatch):
         high_hz=(3700, 3700),
         tilt_db=(0, 0),
     )
-    monkeypatch.setattr(fsdd, "CONDITIONS", {"eval_che": quiet})
+    monkeypatch.setattr(fsdd, "CONDITIONS", dict.fromkeys(fsdd.CONDITIONS, quiet))
     sessions = [s for s in plan_sessions(find_takes(corpus), SIZES["tiny"], 5) if s.corpus_set == "eval_che"][:8]
     utterances = fsdd.mix_sessions(sessions, str(tmp_path))
     assert len(utterances) == sum(len(s.utterances) for s in sessions) > 20

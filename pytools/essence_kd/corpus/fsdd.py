@@ -3,13 +3,17 @@
 The folder holds ``{digit}_{speaker}_{index}.wav`` (8 kHz, one channel) of any number of speakers. Held-out speakers
 make eval_che, held-out takes of the others eval_swbd and dev, the rest train. Sizes and noise stand in ``SIZES`` and
 ``CONDITIONS``.
+
+Every set has the same noise: its kinds in turn, each at levels spread evenly over its range (a set left to chance may lack
+babble, in which most errors happen). Babble is other speakers' training takes, for every set. Half of dev is spoken by
+its speakers in another voice (resampled takes), as eval_che is by speakers that training lacks.
 """
 from __future__ import annotations
 
 import random
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -21,7 +25,7 @@ from essence_kd.corpus.jobs import run_jobs
 from essence_kd.corpus.phones import write_dict
 from essence_kd.corpus.synth import SETS, Utterance, write_set
 from essence_kd.io.errors import UserError
-from essence_kd.io.wave import read_wav, write_wav
+from essence_kd.io.wave import change_speed, read_wav, write_wav
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LEXICON = {
@@ -40,9 +44,9 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(2, 0.35, {"dev": 200, "eval_swbd": 300, "eval_che": 300}),
-    "default": Size(3, 1.0, {"dev": 700, "eval_swbd": 2200, "eval_che": 2200}),
-    "full": Size(10, 1.0, {"dev": 1500, "eval_swbd": 10500, "eval_che": 10500}),
+    "tiny": Size(2, 0.35, {"dev": 240, "eval_swbd": 300, "eval_che": 300}),
+    "default": Size(3, 1.0, {"dev": 1500, "eval_swbd": 2200, "eval_che": 2200}),
+    "full": Size(10, 1.0, {"dev": 3000, "eval_swbd": 10500, "eval_che": 10500}),
 }
 TAKES = {"dev": 0.1, "eval_swbd": 0.2}  # shares of each training speaker's takes of each digit that are held out
 _TRAIN = Condition(snr_db=(0.0, 15.0), reverb_seconds=(0.05, 0.3), direct_db=(5.0, 15.0), low_hz=(100.0, 300.0),
@@ -50,19 +54,28 @@ _TRAIN = Condition(snr_db=(0.0, 15.0), reverb_seconds=(0.05, 0.3), direct_db=(5.
 CONDITIONS = {"train": _TRAIN, "dev": _TRAIN, "eval_swbd": _TRAIN, "eval_che": _TRAIN}
 DIGITS = (4, 7)  # of an utterance
 GAP = (0.03, 0.2)  # seconds between digits
+OTHER_VOICES = ("5/6", "6/5")  # speeds of dev's other voices, beyond training's perturbation of 0.9 to 1.1
+BABBLE = (7, 10)  # voices to choose from, takes each
 UTTERANCES_A_SESSION = 4
 SESSIONS_A_SHARD = 20
 
 
 @dataclass(frozen=True)
 class Session:
-    """One recording: some utterances of one speaker, each a list of (digit, path of the take)."""
+    """One recording: some utterances of one speaker, each a list of (digit, path of the take), and its line.
+
+    speed: of the takes. babble: other speakers, each a list of takes, where the noise is babble.
+    """
 
     name: str
     corpus_set: str
     speaker: str
     utterances: tuple[tuple[tuple[int, str], ...], ...]
     seed: tuple[int, ...]
+    speed: str
+    noise: str
+    snr_db: tuple[float, float]
+    babble: tuple[tuple[str, ...], ...]
 
 
 def find_takes(folder: str | Path) -> dict[str, dict[int, list[str]]]:
@@ -120,30 +133,59 @@ def plan_sessions(takes: dict[str, dict[int, list[str]]], size: Size, seed: int,
                 pools[corpus_set].setdefault(speaker, []).extend((digit, path) for path in part)
     sessions: list[Session] = []
     for corpus_set in SETS:
-        available = sum(map(len, pools[corpus_set].values()))
+        voices = [(speaker, speaker, "1") for speaker in pools[corpus_set]]  # name, speaker, speed
+        if corpus_set == "dev":
+            voices += [(f"{speaker}x", speaker, OTHER_VOICES[i % 2]) for i, speaker in enumerate(pools["dev"])]
+        available = sum(len(pools[corpus_set][speaker]) for _, speaker, _ in voices)
         if not available:
             raise UserError(f"too few takes for {corpus_set}: every speaker needs at least ten takes of each digit")
         uses = size.uses if corpus_set == "train" else max(1, -(-size.words[corpus_set] // available))
-        mine: list[Session] = []
-        for speaker, pool in pools[corpus_set].items():
+        spoken = []
+        for name, speaker, speed in voices:
             utterances = []
             for _ in range(uses):
-                order = rng.sample(pool, len(pool))
+                order = rng.sample(pools[corpus_set][speaker], len(pools[corpus_set][speaker]))
                 while order:
                     count = len(order) if len(order) <= DIGITS[1] else min(rng.randint(*DIGITS), len(order) - DIGITS[0])
                     utterances.append(tuple(order[:count]))
                     del order[:count]
-            for i in range(0, len(utterances), UTTERANCES_A_SESSION):
-                name = f"{speaker}{corpus_set.replace('_', '')}{i // UTTERANCES_A_SESSION:05d}"
-                mine.append(Session(name, corpus_set, speaker, tuple(utterances[i: i + UTTERANCES_A_SESSION]),
-                                    (seed, len(sessions) + len(mine))))
-        sessions.extend(rng.sample(mine, len(mine)))  # a shard holds several speakers, who are each other's babble
+            spoken += [(name, speaker, speed, i // UTTERANCES_A_SESSION, tuple(utterances[i: i + UTTERANCES_A_SESSION]))
+                       for i in range(0, len(utterances), UTTERANCES_A_SESSION)]
+        lines = draw_lines(rng, CONDITIONS[corpus_set], len(spoken))
+        for (name, speaker, speed, number, utterances), (noise, snr_db) in zip(spoken, lines):
+            babble = draw_babble(rng, pools["train"], speaker) if noise == "babble" else ()
+            sessions.append(Session(f"{name}{corpus_set.replace('_', '')}{number:05d}", corpus_set, name, utterances,
+                                    (seed, len(sessions)), speed, noise, snr_db, babble))
     return sessions
+
+
+def draw_lines(rng: random.Random, condition: Condition, count: int) -> list[tuple[str, tuple[float, float]]]:
+    """(kind of noise, range of its signal-to-noise ratio) of so many recordings: kinds in turn, from any one on.
+
+    The recordings of a kind share out the condition's range, each a part of its own, in any order.
+    """
+    low, high = condition.snr_db
+    first = rng.randrange(len(condition.noises))
+    kinds = [condition.noises[(first + i) % len(condition.noises)] for i in range(count)]
+    parts = {kind: rng.sample(range(kinds.count(kind)), kinds.count(kind)) for kind in condition.noises}
+    lines = []
+    for kind in kinds:
+        width, part = (high - low) / kinds.count(kind), parts[kind].pop()
+        lines.append((kind, (low + part * width, low + (part + 1) * width)))
+    return lines
+
+
+def draw_babble(rng: random.Random, train: dict[str, list[tuple[int, str]]],
+                speaker: str) -> tuple[tuple[str, ...], ...]:
+    """Takes of the voices behind a speaker: training takes of others (of all, where training has no one else)."""
+    others = [takes for name, takes in train.items() if name != speaker] or list(train.values())
+    voices, length = BABBLE
+    return tuple(tuple(path for _, path in rng.choices(rng.choice(others), k=length)) for _ in range(voices))
 
 
 def mix_sessions(sessions: Sequence[Session], wav_dir: str) -> list[Utterance]:
     """Joins, mixes and writes ``wav_dir/SET/SESSION-A.wav``; returns the utterances."""
-    tracks, placed = [], []
+    out: list[Utterance] = []
     for session in sessions:
         rng = np.random.default_rng([*session.seed, 1])
         pieces, spans, at = [], [], 0
@@ -154,26 +196,23 @@ def mix_sessions(sessions: Sequence[Session], wav_dir: str) -> list[Utterance]:
             for i, (_, path) in enumerate(utterance):
                 if i:
                     joined.append(np.zeros(int(rng.uniform(*GAP) * SAMPLE_RATE), np.float32))
-                joined.append(_take(path))
+                joined.append(_take(path, session.speed))
             pieces.extend(joined)
             at = start + sum(map(len, joined))
             spans.append((start, at, " ".join(WORDS[digit] for digit, _ in utterance)))
-        pieces.append(np.zeros(int(0.6 * SAMPLE_RATE), np.float32))
-        tracks.append(np.concatenate(pieces))
-        placed.append(spans)
-    out: list[Utterance] = []
-    for i, session in enumerate(sessions):
-        rng = np.random.default_rng([*session.seed, 2])
-        active = np.zeros(len(tracks[i]), bool)
-        for start, end, _ in placed[i]:
+        track = np.concatenate([*pieces, np.zeros(int(0.6 * SAMPLE_RATE), np.float32)])
+        active = np.zeros(len(track), bool)
+        for start, end, _ in spans:
             active[start:end] = True
-        others = [track for j, track in enumerate(tracks) if sessions[j].speaker != session.speaker] or tracks
-        samples, _ = channel.record(rng, CONDITIONS[session.corpus_set], tracks[i], active, others)
+        rng = np.random.default_rng([*session.seed, 2])
+        condition = replace(CONDITIONS[session.corpus_set], noises=(session.noise,), snr_db=session.snr_db)
+        others = [np.concatenate([_take(path) for path in paths]) for paths in session.babble]
+        samples, _ = channel.record(rng, condition, track, active, others)
         folder = Path(wav_dir) / session.corpus_set
         folder.mkdir(parents=True, exist_ok=True)
         recording = f"{session.name}-A"
         write_wav(folder / f"{recording}.wav", samples, SAMPLE_RATE)
-        for start, end, words in placed[i]:
+        for start, end, words in spans:
             first = max(0, round(100 * (start / SAMPLE_RATE - rng.uniform(0.05, 0.17))))
             last = round(100 * (end / SAMPLE_RATE + rng.uniform(0.05, 0.17)))
             out.append(Utterance(f"{session.speaker}-{recording}_{first:06d}-{last:06d}", session.speaker, recording,
@@ -181,13 +220,13 @@ def mix_sessions(sessions: Sequence[Session], wav_dir: str) -> list[Utterance]:
     return out
 
 
-def _take(path: str) -> np.ndarray:
-    """A take at 8 kHz and a common level, with short fades so that no click gives its ends away."""
+def _take(path: str, speed: str = "1") -> np.ndarray:
+    """A take at 8 kHz, so many times as fast, at a common level, with short fades so that no click gives its ends away."""
     rate, samples = read_wav(path)
     if rate != SAMPLE_RATE:
         raise UserError(f"{path}: has {rate} samples a second, not {SAMPLE_RATE}: resample it, "
                         f"for example with 'sox {path} -r {SAMPLE_RATE} out.wav'")
-    voice = samples.astype(np.float32)
+    voice = (samples if speed == "1" else change_speed(samples, speed)).astype(np.float32)
     voice /= np.sqrt(np.mean(voice**2)) + 1e-6
     fade = np.linspace(0, 1, min(40, len(voice) // 2), dtype=np.float32)
     voice[: len(fade)] *= fade
