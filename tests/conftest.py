@@ -26,3 +26,20 @@ def shell(tmp_path):
                               timeout=timeout, stdin=stdin)
 
     return run
+
+
+@pytest.fixture(scope="module", params=["compiled", "numpy"])
+def inner_loops(request):
+    """The test with the compiled kernels, and without them."""
+    from essence_kd.distill import essence
+    from essence_kd.io import posterior
+    from essence_kd.io.kernels import kernels
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "compiled":
+            if kernels() is None:
+                pytest.skip("no C compiler, so no compiled kernels (apt-get install gcc)")
+        else:
+            for module in (essence, posterior):
+                patch.setattr(module, "kernels", lambda: None)
+        yield

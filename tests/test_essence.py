@@ -11,6 +11,7 @@ from essence_kd.distill.essence import (EssenceSettings, FrameError, Scale, bloc
                                         frame_uniforms, log_normalisers, positions, reference_agree, reference_select,
                                         select, select_agree, select_sparse, sort_entries, to_probabilities, top_k)
 
+pytestmark = pytest.mark.usefixtures("inner_loops")
 RULES = [EssenceSettings(select="top-k", top_k=1), EssenceSettings(select="top-k", top_k=7),
          EssenceSettings(select="top-p", top_p=0.8), EssenceSettings(select="top-p", top_p=0.99, max_k=5),
          EssenceSettings(select="min-post", min_post=0.02), EssenceSettings(select="min-post", min_post=0.9),
@@ -308,6 +309,28 @@ def test_settings_without_meaning_are_refused():
         select(p, EssenceSettings(), kind="cost")
     with pytest.raises(ValueError, match="matrix"):
         top_k(p[0], 1)
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 343, 511, 512, 513, 8816])
+@pytest.mark.parametrize("kind", ["normal", "tied", "constant", "falling", "rising"])
+def test_top_k_of_any_scale_and_width(columns, kind):
+    rng = np.random.default_rng(columns)
+    x = {"normal": 5 * rng.standard_normal((4, columns)), "tied": rng.integers(-2, 3, (4, columns)) * 1.0,
+         "constant": np.full((4, columns), -0.0), "falling": -np.arange(4.0 * columns).reshape(4, columns),
+         "rising": np.arange(4.0 * columns).reshape(4, columns)}[kind].astype(np.float32)
+    x[0, ::3] = -np.inf
+    order = np.argsort(-x, axis=1, kind="stable")
+    for k in sorted({min(k, columns) for k in (1, 20, 33, 100, 700, columns)}):
+        ids, values = top_k(x, k)
+        np.testing.assert_array_equal(ids, order[:, :k])
+        np.testing.assert_array_equal(values, np.take_along_axis(x, order[:, :k], axis=1))
+        assert not np.signbit(values[values == 0]).any()
+    x[2, columns // 2] = np.inf
+    with pytest.raises(FrameError, match="frame 2: holds an infinite value"):
+        top_k(x, 1)
+    x[2, columns // 2] = np.nan
+    with pytest.raises(FrameError, match="frame 2: holds a NaN"):
+        top_k(x, 1)
 
 
 def test_block_maxima():

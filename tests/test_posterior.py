@@ -20,6 +20,7 @@ from essence_kd.io import posterior, tables
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior, PosteriorTable, PosteriorWriter, read_posteriors
 
+pytestmark = pytest.mark.usefixtures("inner_loops")
 PYTOOLS = str(Path(posterior.__file__).resolve().parents[2])
 
 

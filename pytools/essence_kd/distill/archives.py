@@ -172,9 +172,9 @@ class Progress:
         self.began = self.last = time.time()
 
     def show(self, tally: Tally) -> None:
-        """Called after every utterance; prints at most every ``every`` seconds."""
+        """Called after every utterance; prints at most every ``every`` seconds, and no guess from the first few."""
         now = time.time()
-        if now - self.last < self.every:
+        if now - self.last < self.every or tally.num_utts * 50 < (self.total or 0):
             return
         self.last = now
         done, seconds = tally.num_utts, now - self.began

@@ -5,9 +5,12 @@ Legend: T frames, C pdfs, k entries a frame. A posterior is a row of C probabili
 the type in which they are stored.
 
 The definition of every rule is `reference_select`, a plain loop over frames. What `select` does instead: a frame is
-cut into blocks of columns with a stride, the k-th largest of the blocks' maxima is a bound that at least k elements
-reach and few others do, and only those few are looked at one by one. The maxima cost one pass over the memory, the
-rest does not depend on C. The result is the same, ties included.
+cut into blocks of columns, the k-th largest of the blocks' maxima is a bound that at least k elements reach and few
+others do, and only those few are looked at one by one. The maxima cost one pass over the memory, the rest does not
+depend on C. The result is the same, ties included.
+
+The pass is done by compiled kernels (io/kernels.c) where there are any, by NumPy where there are none, and NumPy
+always has the last word on a row that the kernels refuse: it says what is wrong with it.
 """
 from __future__ import annotations
 
@@ -19,12 +22,16 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from essence_kd.io.kernels import kernels, pointer
+
 RULES = ("top-k", "top-p", "min-post", "random-prune", "agree")
 MASS_RULES = ("renorm", "keep", "residual")
 KINDS = ("prob", "log", "logit")
 SUM_TOLERANCE = 0.01  # a row of probabilities may miss 1 by this much (compressed archives do)
 
 _ROWS = 1 << 18  # elements of a block of rows: 1 MB, half of a core's second-level cache
+_MANY_ROWS = 1 << 21  # the same for kernels, which look at one row after the other
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class FrameError(ValueError):
@@ -156,11 +163,13 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def over_rows(work: Callable[[slice], None], rows: int, columns: int, threads: Optional[int] = None) -> None:
+def over_rows(work: Callable[[slice], None], rows: int, columns: int, threads: Optional[int] = None,
+              elements: int = _ROWS) -> None:
     """Call ``work(slice)`` for blocks of rows that fit in a cache, on several threads (NumPy lets go of the lock)."""
-    step = max(1, _ROWS // max(1, columns))
+    threads = threads or default_threads()
+    step = max(1, min(elements // max(1, columns), -(-rows // threads)))
     slices = [slice(i, min(rows, i + step)) for i in range(0, rows, step)]
-    threads = min(threads or default_threads(), len(slices))
+    threads = min(threads, len(slices))
     if threads <= 1:
         for rows_of in slices:
             work(rows_of)
@@ -256,11 +265,11 @@ def check_finite(maxima: np.ndarray, start: int) -> None:
 
 
 def as_float32(matrix: np.ndarray) -> np.ndarray:
-    """A (T, C) float32 array with contiguous rows."""
+    """A (T, C) float32 array with contiguous, aligned rows."""
     matrix = np.asarray(matrix)
     if matrix.ndim != 2:
         raise ValueError(f"a posterior is a matrix (frames, pdfs), not an array of shape {matrix.shape}")
-    return np.ascontiguousarray(matrix, dtype=np.float32)
+    return np.require(matrix, np.float32, ["C", "A"])
 
 
 def top_k(matrix: np.ndarray, k: int, *, kind: Optional[str] = None,
@@ -275,8 +284,19 @@ def top_k(matrix: np.ndarray, k: int, *, kind: Optional[str] = None,
     check_k(k, matrix.shape)
     ids, values = np.empty((frames, k), np.int32), np.empty((frames, k), np.float32)
     ones = np.ones(columns, np.float32)
+    library = kernels()
+    limits = (0, 1 + SUM_TOLERANCE, 0.99 * SUM_TOLERANCE) if kind == "prob" else (-np.inf, _LARGEST, 0)
 
     def work(rows: slice) -> None:
+        if library is None:
+            look(rows)
+            return
+        done = library.top_k(pointer(matrix[rows]), rows.stop - rows.start, columns, k, *limits, pointer(ids[rows]),
+                             pointer(values[rows]))
+        if done < rows.stop - rows.start:
+            look(slice(rows.start + max(0, done), rows.stop))
+
+    def look(rows: slice) -> None:
         x = matrix[rows]
         # the first look goes through the memory in its order, and then the rows are in the cache
         if kind == "prob":
@@ -295,7 +315,7 @@ def top_k(matrix: np.ndarray, k: int, *, kind: Optional[str] = None,
         column, value = rank(row, column, x[row, column], columns)
         ids[rows], values[rows] = column[first], value[first]
 
-    over_rows(work, frames, columns, threads)
+    over_rows(work, frames, columns, threads, _MANY_ROWS if library else _ROWS)
     return ids, values
 
 
@@ -313,9 +333,19 @@ def top_k_of_mixture(logs: Callable[[slice], Sequence[Tuple[np.ndarray, np.ndarr
     frames, columns = shape
     check_k(k, shape)
     ids, probs = np.empty((frames, k), np.int32), np.empty((frames, k), np.float32)
+    library = kernels()
 
     def work(rows: slice) -> None:
         terms = logs(rows)
+        if library is not None:
+            matrices = [np.ascontiguousarray(z, np.float32) for z, _, _ in terms]
+            norms = np.array([norm for _, norm, _ in terms], np.float64)
+            weights = np.array([weight for _, _, weight in terms], np.float64)
+            addresses = np.array([pointer(z) for z in matrices], np.uintp)
+            if library.top_k_of_mixture(pointer(addresses), pointer(norms), pointer(weights), len(terms),
+                                        len(matrices[0]), columns, k, 1 + SUM_TOLERANCE, pointer(ids[rows]),
+                                        pointer(probs[rows])) == len(matrices[0]):
+                return
         shifts = [(norm - np.log(weight)).astype(np.float32) for _, norm, weight in terms]
         best = terms[0][0]  # a(c) + shifts[0]
         for (z, _, _), shift in zip(terms[1:], shifts[1:]):
@@ -337,7 +367,8 @@ def top_k_of_mixture(logs: Callable[[slice], Sequence[Tuple[np.ndarray, np.ndarr
         if not (value <= 1 + SUM_TOLERANCE).all():
             check(rows)
 
-    over_rows(work, frames, columns * 2, threads)  # `best` is as large as the rows
+    # `best` is as large as the rows
+    over_rows(work, frames, columns * 2, threads, _MANY_ROWS if library else _ROWS)
     return ids, probs
 
 
@@ -520,11 +551,17 @@ def select(matrix: np.ndarray, settings: EssenceSettings, *, kind: str = "prob",
         return _empty()
     if settings.select == "agree":
         raise ValueError("agree needs the teachers themselves (dump-post --fuse), not one posterior")
-    if settings.select == "random-prune":
-        return _random_prune(to_probabilities(matrix, scale, threads=threads), settings, utt, threads)
-    if settings.select == "min-post":
-        probs = to_probabilities(matrix, scale, threads=threads)
-        return _finish(_at_least(probs, settings.min_post, threads), settings)
+    if settings.select in ("min-post", "random-prune"):
+        clean = not (scale.plain and kind == "prob")
+        probs = to_probabilities(matrix, scale, threads=threads) if clean else matrix
+        starts = frame_uniforms(frames, settings.seed, utt) if settings.select == "random-prune" else None
+        entries = _compiled_over_threshold(probs, settings.min_post, starts, threads)
+        if entries is None:
+            if not clean:
+                probs = to_probabilities(matrix, scale, threads=threads)
+            entries = (_at_least(probs, settings.min_post, threads) if starts is None
+                       else _random_prune(probs, settings.min_post, starts, threads))
+        return _finish(entries, settings)
     k = settings.top_k if settings.select == "top-k" else min(settings.max_k, columns)
     if scale.plain and kind == "prob":
         ids, probs = top_k(matrix, k, kind="prob", threads=threads)
@@ -696,11 +733,34 @@ def _apply_mass(offsets: np.ndarray, probs: np.ndarray, rule: str) -> np.ndarray
     return (probs / np.repeat(mass, counts)).astype(np.float32)
 
 
-def _random_prune(probs: np.ndarray, settings: EssenceSettings, utt: str, threads: Optional[int]) -> Essence:
-    """random-prune over a dense posterior (T, C) float32, as `reference_select` defines it."""
+def _compiled_over_threshold(probs: np.ndarray, threshold: float, starts: Optional[np.ndarray],
+                             threads: Optional[int]) -> Optional[_Sorted]:
+    """`_at_least` (starts None) or `_random_prune` by the kernel; None where it is missing or refuses a row."""
+    library = kernels()
+    if library is None:
+        return None
     frames, columns = probs.shape
-    threshold = np.float32(settings.min_post)
-    starts = frame_uniforms(frames, settings.seed, utt)
+    most = min(columns, int((1 + SUM_TOLERANCE) / threshold + 1) * (1 if starts is None else 2) + 2)
+    ids, values = np.zeros((frames, most), np.int32), np.zeros((frames, most), np.float32)
+    counts = np.zeros(frames, np.int64)
+    unfinished: List[int] = []
+
+    def work(rows: slice) -> None:
+        size = rows.stop - rows.start
+        if library.over_threshold(pointer(probs[rows]), size, columns, threshold,
+                                  pointer(None if starts is None else starts[rows]), 1 + SUM_TOLERANCE,
+                                  0.99 * SUM_TOLERANCE, most, pointer(counts[rows]), pointer(ids[rows]),
+                                  pointer(values[rows])) != size:
+            unfinished.append(rows.start)
+
+    over_rows(work, frames, columns, threads, _MANY_ROWS)
+    return None if unfinished else _Sorted(ids, values, counts)
+
+
+def _random_prune(probs: np.ndarray, threshold: float, starts: np.ndarray, threads: Optional[int]) -> _Sorted:
+    """random-prune over a dense posterior (T, C) float32, as `reference_select` defines it; starts (T,) float64."""
+    frames, columns = probs.shape
+    threshold = np.float32(threshold)
     size = 64  # columns of a block; only blocks on which a mark falls are looked at again
     num = -(-columns // size)
     ones = np.ones(size)
@@ -734,7 +794,7 @@ def _random_prune(probs: np.ndarray, settings: EssenceSettings, utt: str, thread
     rows, ids, values = (np.concatenate(pair) for pair in
                          ((rows, alone), (ids, best), (values, probs[alone, best])))
     order = np.argsort(rows, kind="stable")
-    return _finish(sort_entries(rows[order], ids[order], values[order], frames), settings)
+    return sort_entries(rows[order], ids[order], values[order], frames)
 
 
 def _random_prune_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int,

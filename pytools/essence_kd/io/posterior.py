@@ -17,6 +17,7 @@ import numpy as np
 
 from essence_kd.io import compact
 from essence_kd.io.errors import UserError
+from essence_kd.io.kernels import kernels, pointer
 from essence_kd.io.tables import (Mapped, ScpTable, TableWriter, Truncated, guarded, int32_array, open_object,
                                   read_table, row_span)
 
@@ -220,6 +221,12 @@ def _check_entries(ids: np.ndarray, probs: np.ndarray) -> None:
 
 def _fixed_frames(data: np.ndarray, k: int) -> Posterior | None:
     """Decodes frames of k entries each; None when the bytes are not that."""
+    library = kernels()
+    if library is not None:
+        count = len(data) // (5 + 10 * k)
+        ids, probs = np.empty(count * k, np.int32), np.empty(count * k, np.float32)
+        if library.posterior_entries(pointer(data), count, k, None, pointer(ids), pointer(probs)):
+            return Posterior.from_fixed(ids.reshape(count, k), probs.reshape(count, k))
     frames = data.view(_frame_dtype(k))
     if not (frames["count"] == k).all() or 5 * _leading_fours(data) < len(data):
         return None
@@ -272,8 +279,19 @@ def _varying_frames(source: Any, num_frames: int, guess: int) -> Posterior:
     `guess` is the number of bytes that is looked at first.
     """
     size = max(_WINDOW, guess)
+    library = kernels()
     while True:
         data = source.peek(size)
+        if library is not None and len(data) >= 5 * num_frames:
+            offsets = np.empty(num_frames + 1, np.int64)
+            end = library.posterior_offsets(pointer(data), len(data), num_frames, pointer(offsets))
+            if end >= 0:
+                ids, probs = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
+                if library.posterior_entries(pointer(data), num_frames, 0, pointer(offsets), pointer(ids),
+                                             pointer(probs)):
+                    source.skip(end)
+                    return Posterior(offsets, ids, probs)
+            # what is wrong, or that more bytes are wanted, follows from what comes next
         cells = _leading_fours(data)
         values = np.ascontiguousarray(data[:5 * cells].view(_CELL)["value"])
         heads = _frame_heads(values, num_frames)
