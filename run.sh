@@ -26,7 +26,9 @@ What is trained
   --student NAME              likewise
   --combine mean|logmean      how teachers are combined (default: mean)
   --top-k N, --temperature T, --soft-weight A   the distillation (default: conf/essence.yaml)
-  --fuse true|false           dump essence targets without the wide archive (default: false)"
+  --fuse true|false           dump essence targets without the wide archive (default: false)
+  --ablation true|false       also train the points of --grid, after stage 9 (default: false; hours on two cores)
+  --grid YAML                 (default: conf/ablation.yaml; local/run_ablation.sh --plan true says how long it takes)"
 
 stage=0
 stop_stage=10
@@ -47,6 +49,8 @@ top_k=
 temperature=
 soft_weight=
 fuse=false
+ablation=false
+grid=conf/ablation.yaml
 . local/parse_options.sh || exit 1
 set -euo pipefail
 
@@ -63,8 +67,11 @@ for v in stage stop_stage nj seed; do [[ ${!v} =~ ^[0-9]+$ ]] || usage "--${v//_
   usage "unknown corpus '$corpus'; there are: $(cd recipes && for r in */recipe.conf; do printf '%s ' "${r%%/*}"; done)"
 [ "$engine" = native ] || usage "unknown engine '$engine'; there is: native"
 case $decoder in k2 | kaldi | auto) ;; *) usage "unknown decoder '$decoder'; there are: k2 kaldi auto" ;; esac
+[ "$ablation" = false ] || [ "$fuse" = false ] || usage "--ablation prunes the wide archive, which --fuse true does not leave"
+[ -f "$grid" ] || usage "no grid '$grid'"
 
 asked_teachers=$teachers asked_student=$student
+clips=0
 # shellcheck source=recipes/mini/recipe.conf
 . "recipes/$corpus/recipe.conf"
 teachers=${asked_teachers:-$teachers} student=${asked_student:-$student}
@@ -168,6 +175,25 @@ stage_9() {
     --eval-sets "$eval_sets" --teachers "${teacher_dirs[*]##*/}" "$data" "$exp" "${systems[@]}" student_essence
 }
 
+stage_10() {
+  local systems=(baseline ensemble)
+  if [ "$fuse" = false ]; then systems+=(student_full); fi
+  local/calibrate.sh --nj "$nj" --eval-sets "$eval_sets" --teachers "${teacher_dirs[*]##*/}" --combine "$combine" \
+    "$data" "$exp" "${systems[@]}" student_essence || return 1
+  local/score.sh --corpus "$corpus" --size "$size" --engine "$engine" --seed "$seed" --essence-dir "$essence" \
+    --clips "$clips" "$data" "$exp"
+}
+# Students on other targets; those of stage 8 are points of the grid and are not trained again.
+stage_ablation() {
+  echo "$0: ablation over $grid"
+  rm -f "$ESSENCE_WORKED"
+  local/run_ablation.sh --cmd "$cmd" --nj "$nj" --grid "$grid" --student "$student" --decoder "$decoder" --top-k "$top_k" \
+    --soft-weight "$soft_weight" --temperature "$temperature" --train-set "$train_set" --dev-set "$dev_set" \
+    --eval-sets "$eval_sets" "$data" "$exp" ||
+    fail "the ablation failed; the lines above name the reason. The same command goes on from here"
+  if [ -e "$ESSENCE_WORKED" ]; then did=$((did + 1)); fi
+}
+
 # shellcheck disable=SC2086  # sets are words
 {
   run_stage 0 "data preparation" stage_0
@@ -181,8 +207,8 @@ stage_9() {
   run_stage 7 "essence targets" local/make_essence.sh --top-k "$top_k" --fuse "$fuse" "$exp/posteriors" "$exp/ali" "$essence"
   run_stage 8 "baseline and students" stage_8
   run_stage 9 "decoding" stage_9
-  run_stage 10 "scores and report" local/score.sh --corpus "$corpus" --size "$size" --engine "$engine" --seed "$seed" \
-    --essence-dir "$essence" "$data" "$exp"
+  if [ "$ablation" = true ] && [ "$stop_stage" -eq 10 ]; then stage_ablation; fi
+  run_stage 10 "scores and report" stage_10
 }
 if [ "$stop_stage" -eq 10 ] && [ -f "$exp/RESULTS" ]; then
   cat "$exp/RESULTS"

@@ -13,6 +13,8 @@ help_message="Usage: local/decode.sh [options] DATA EXP SYSTEM...
   --eval-sets 'A B'        (default: eval_swbd eval_che)
   --teachers 'A B ..'      model directories in EXP that make up the ensemble
   --combine mean|logmean   how (default: mean)
+  --graph DIR              (default: EXP/graph)
+  --scales JSON            decode everything at this setting and choose none (default: choose EXP/scales.json)
   --keep-scores true|false keep the score archives (default: false)"
 nj=2
 cmd=local/jobs.sh
@@ -21,6 +23,8 @@ dev_set=dev
 eval_sets="eval_swbd eval_che"
 teachers=
 combine=mean
+graph=
+scales=
 keep_scores=false
 echo "$0 $*"
 . ./path.sh
@@ -30,7 +34,7 @@ set -euo pipefail
 [ $# -ge 3 ] || { echo "$help_message" >&2; exit 2; }
 data=$1 exp=$2
 shift 2
-graph=$exp/graph
+graph=${graph:-$exp/graph}
 need 9 "$graph/graph.npz" "$graph/.done"
 
 
@@ -105,33 +109,37 @@ decode() { # LIST WHAT OPTION...
 }
 
 # 1. What scale is best for whom, on the development set.
-todo=() fps=() pool=()
-for sys in "$@"; do
-  case $sys in student_*) continue ;; gmm) ;; *) pool+=("$exp/$sys/sweep/sweep.json") ;; esac
-  describe "$sys"
-  if is_done "$exp/$sys/sweep" "$fp"; then continue; fi
-  rm -rf "$exp/$sys"/{sweep,decode_*}
-  todo+=("$sys") fps+=("$fp")
-  printf '%q %q\n' "scp:$exp/$sys/decode_$dev_set/scores.scp" "$exp/$sys/sweep" >>"$sweeps"
-done
-if [ ${#todo[@]} -gt 0 ]; then
-  make_scores "${todo[@]}"
-  decode "$sweeps" "choosing scales" --sweep "$data/$dev_set/text"
-  for i in "${!todo[@]}"; do mark_done "$exp/${todo[i]}/sweep" "${fps[i]}" sweep.json; done
-fi
-[ ${#pool[@]} -gt 0 ] || { echo "$0: name a teacher, the ensemble or the baseline: the scale is chosen for them" >&2; exit 2; }
-essence pool-sweeps "$exp/scales.json" "${pool[@]}"
+choose_scales() {
+  local todo=() fps=() pool=() sys i
+  for sys in "$@"; do
+    case $sys in student_*) continue ;; gmm) ;; *) pool+=("$exp/$sys/sweep/sweep.json") ;; esac
+    describe "$sys"
+    if is_done "$exp/$sys/sweep" "$fp"; then continue; fi
+    rm -rf "$exp/$sys"/{sweep,decode_*}
+    todo+=("$sys") fps+=("$fp")
+    printf '%q %q\n' "scp:$exp/$sys/decode_$dev_set/scores.scp" "$exp/$sys/sweep" >>"$sweeps"
+  done
+  if [ ${#todo[@]} -gt 0 ]; then
+    make_scores "${todo[@]}"
+    decode "$sweeps" "choosing scales" --sweep "$data/$dev_set/text"
+    for i in "${!todo[@]}"; do mark_done "$exp/${todo[i]}/sweep" "${fps[i]}" sweep.json; done
+  fi
+  [ ${#pool[@]} -gt 0 ] || { echo "$0: name a teacher, the ensemble or the baseline: the scale is chosen for them" >&2; exit 2; }
+  essence pool-sweeps "$exp/scales.json" "${pool[@]}"
+}
+if [ -n "$scales" ]; then need 9 "$scales"; else choose_scales "$@"; fi
 
 # 2. Every set of every system at that setting.
 todo=() fps=()
 for sys in "$@"; do
   describe "$sys"
-  setting=$exp/scales.json
-  [ "$sys" != gmm ] || setting=$exp/gmm/sweep/sweep.json
+  setting=${scales:-$exp/scales.json}
+  [ "$sys" != gmm ] || [ -n "$scales" ] || setting=$exp/gmm/sweep/sweep.json
   fp=$(fingerprint "$fp" "$setting")
   # The marker of a system's decoding is kept in its development set's folder.
   if is_done "$exp/$sys/decode_$dev_set" "$fp"; then echo "$0: $sys is up to date"; continue; fi
-  case $sys in student_*) rm -rf "$exp/$sys"/decode_* ;; esac  # those of the others were made for this model above
+  # Scores of the others were made for this very model above.
+  case $sys,$scales in student_*, | *,?*) rm -rf "$exp/$sys"/decode_* ;; esac
   todo+=("$sys") fps+=("$fp")
   for set in $dev_set $eval_sets; do
     printf '%q %q %q %q\n' "scp:$exp/$sys/decode_$set/scores.scp" "$exp/$sys/decode_$set" "$setting" "$data/$set" >>"$decodes"

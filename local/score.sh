@@ -3,12 +3,14 @@
 help_message="Usage: local/score.sh [options] DATA EXP
  e.g.: local/score.sh --corpus mini data/mini exp/mini    # leaves exp/mini/RESULTS and exp/mini/report
   --corpus, --size, --engine, --seed    for the record
-  --essence-dir DIR                     the essence targets to report"
+  --essence-dir DIR                     the essence targets to report
+  --clips N                             embed the sound of so many utterances gained and lost (default: 0)"
 corpus=mini
 size=default
 engine=native
 seed=1
 essence_dir=
+clips=0
 echo "$0 $*"
 . ./path.sh
 . local/parse_options.sh || exit 1
@@ -21,10 +23,13 @@ for d in "$exp"/*/decode_*; do
   if [ -f "$d/.done" ]; then inputs+=("$d"); fi
 done
 [ ${#inputs[@]} -gt 0 ] || { echo "$0: nothing is decoded in '$exp': stage 9 does that (./run.sh --stage 9)" >&2; exit 1; }
-fp=$(fingerprint "report $corpus $size $engine $seed $essence_dir" "${inputs[@]}" "${essence_dir:-conf/essence.yaml}")
+for f in "$exp"/{ablation/results,calibration/calibration}.json; do
+  if [ -f "$f" ]; then inputs+=("$f"); fi
+done
+fp=$(fingerprint "report $corpus $size $engine $seed $essence_dir clips=$clips" "${inputs[@]}" "${essence_dir:-conf/essence.yaml}")
 if is_done "$exp/report" "$fp"; then echo "$0: $exp/report is up to date"; exit 0; fi
 rm -rf "$exp/report"
-args=(--corpus "$corpus" --size "$size" --engine "$engine" --seed "$seed" --data-dir "$data")
+args=(--corpus "$corpus" --size "$size" --engine "$engine" --seed "$seed" --data-dir "$data" --clips "$clips")
 [ -z "$essence_dir" ] || args+=(--essence-dir "$essence_dir")
 essence report "${args[@]}" "$exp" "$exp/report"
 mark_done "$exp/report" "$fp" report.html results.json

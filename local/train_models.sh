@@ -9,12 +9,14 @@ help_message="Usage: local/train_models.sh [options] DATA ALI EXP SYSTEM...
   --cmd COMMAND      how jobs run (default: local/jobs.sh)
   --seed N           (default: 1)
   --soft-weight A    weight of the soft loss (default: 0.9)
-  --temperature T    (default: 1)"
+  --temperature T    (default: 1)
+  --mass RULE        what a pruned target sums to: renorm, keep or residual (default: the model's, renorm)"
 nj=2
 cmd=local/jobs.sh
 seed=1
 soft_weight=0.9
 temperature=1
+mass=
 echo "$0 $*"
 . ./path.sh
 . local/parse_options.sh || exit 1
@@ -37,9 +39,9 @@ for system in "$@"; do
     need 6-7 "$soft" "${soft%/*}/.done"
     kind=post
     if [ "${soft##*/}" = full.scp ]; then kind=dense; fi
-    settings+=" soft=$kind weight=$soft_weight temperature=$temperature"
+    settings+=" soft=$kind weight=$soft_weight temperature=$temperature${mass:+ mass=$mass}"
     inputs+=("${soft%/*}")
-    args=(--soft "$soft" --soft-kind "$kind" --soft-weight "$soft_weight" --temperature "$temperature")
+    args=(--soft "$soft" --soft-kind "$kind" --soft-weight "$soft_weight" --temperature "$temperature" ${mass:+--mass "$mass"})
   fi
   fp=$(fingerprint "$settings" "${inputs[@]}")
   if is_done "$exp/$sys" "$fp"; then echo "$0: $exp/$sys is up to date"; continue; fi

@@ -10,16 +10,20 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
+import wave
+from dataclasses import asdict
 
 import kaldialign
 import numpy as np
 import pytest
 
 from essence_kd.cli.main import main
+from essence_kd.distill.essence import EssenceSettings
 from essence_kd.io.errors import UserError
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
 from essence_kd.score import alignment, charts, page
-from essence_kd.score.experiment import load_experiment
+from essence_kd.score.experiment import load_experiment, load_system
 from essence_kd.score.results import Analysis, best_teacher
 
 SETS = {"eval_swbd": 1.0, "eval_che": 1.6, "dev": 1.0}
@@ -42,6 +46,23 @@ def _text(table):
     return "".join(" ".join([utt, *words]) + "\n" for utt, words in table.items())
 
 
+def make_ablation(exp):
+    """results.json of an ablation: hard labels (seed 1 is the baseline) and three k, two seeds each."""
+    base = asdict(EssenceSettings())
+    first = load_system(exp / "baseline").scores if (exp / "baseline").is_dir() else {}
+    points, comparisons = {}, []
+    for name, changes in (("hard", {"select": "hard"}), ("k1", {"top_k": 1}), ("k5_a0.5", {"top_k": 5, "soft_weight": 0.5}),
+                          ("k5", {"top_k": 5}), ("k20", {})):
+        taken = {"1": "baseline"} if name == "hard" and first else {}
+        wer = {s: {"wer": 30.0, "each_seed": [first[s].total.wer if taken and s in first else 29.0, 31.0],
+                   "interval": [28.0, 32.0]} for s in (*SETS, "total")}
+        points[name] = {"settings": {**base, **changes, "teachers": [], "from": taken}, "seeds": [1, 2], "wer": wer,
+                        "entries_per_frame": None if name == "hard" else 5.0, "retained_mass": 0.9}
+        if name != "hard":
+            comparisons.append({"a": name, "b": "hard", "set": "total", "diff": -1.25, "low": -2.5, "high": 0.5, "p": 0.1})
+    return {"base": base, "points": points, "comparisons": comparisons, "best_on_dev": "k5"}
+
+
 def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4):
     """Texts, model directories, alignment, features, essence and stages, as the stages of run.sh leave them."""
     rng = random.Random(seed)
@@ -58,6 +79,11 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4):
             (out / "hyp.txt").write_text(_text({u: _noisy(rng, w, rate * factor) for u, w in refs.items()}))
             (out / "decode.json").write_text(json.dumps({"decoder": "kaldi", "rtf": 0.02, "acoustic_scale": 0.1,
                                                          "word_insertion_penalty": -0.5, "no_path": 0}))
+        with wave.open(str(data / f"{name}.wav"), "wb") as sound:
+            sound.setparams((1, 2, 8000, 0, "NONE", ""))
+            sound.writeframes((8000 * np.sin(np.arange(16000) / 3)).astype("<i2").tobytes())
+        (data / name / "wav.scp").write_text(f"{name}-A {data}/{name}.wav\n")
+        (data / name / "segments").write_text("".join(f"{u} {name}-A 0.5 1.5\n" for u in refs))
     for number, system in enumerate(s for s in rates if s not in ("gmm", "ensemble")):
         (exp / system / "info.json").write_text(json.dumps({"params": 1000 * (number + 1), "mflop_per_frame": 0.2,
                                                             "seconds": 12.5, "epochs": 5}))
@@ -65,6 +91,9 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4):
             {"epoch": e, "train_loss": 3 / e, "hard_loss": 3 / e, "dev_loss": 3.2 / e, "dev_frame_acc": 0.1 * e,
              "soft_loss": 2 / e if "student" in system else None, "seconds": 2.5, "lr": 0.001}) + "\n"
             for e in range(1, 6)))
+    if "student_essence" in rates:
+        (exp / "student_essence" / "model.yaml").write_text(
+            "arch: tdnn\ntrain: {optim: {epochs: 5, lr: 0.003}, distill: {soft_weight: 0.9, temperature: 1.0}}\n")
     if "gmm" in rates:
         (exp / "gmm" / "gmm.json").write_text(json.dumps({"num_gauss": 100, "dim": 39, "seconds": 60.5}))
     ali, feats = exp / "ali", data / "train_sp_hires"
@@ -92,6 +121,13 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4):
     (exp / "posteriors" / "post_stats.json").write_text(json.dumps(
         {"f_k": [1 - 0.4 / k for k in range(1, 101)], "k_for_mass": {"0.9": {"mean": 4}, "0.99": {"mean": None}},
          "perplexity": 3.14159, "alignment": {"recall_at_k": {"1": 0.71, "20": 0.995}}}))
+    (exp / "calibration").mkdir()
+    bins = [[100 * b, (b + 0.5) / 15, (b + 0.3) / 15] for b in range(15)]
+    (exp / "calibration" / "calibration.json").write_text(json.dumps({"labels": ["ali.scp"], "systems": {
+        name: {"frames": 10500, "accuracy": 0.5, "confidence": 0.52, "ece": 0.0123, "nll": 1.875, "bins": bins,
+               "without_alignment": 0} for name in ("baseline", "student_essence")}}))
+    (exp / "ablation").mkdir()
+    (exp / "ablation" / "results.json").write_text(json.dumps(make_ablation(exp)))
     (exp / "stages.jsonl").write_text("".join(json.dumps(s) + "\n" for s in (
         {"stage": 5, "name": "teachers", "seconds": 99.0, "bytes": 5},
         {"stage": 4, "name": "gmm", "seconds": 61, "bytes": 7}, {"stage": 10, "name": "report", "seconds": 2, "bytes": 1},
@@ -101,7 +137,7 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4):
 
 def report(exp, data, *options):
     return main(["report", "--corpus", "mini", "--size", "tiny", "--seed", "3", "--engine", "native", "--draws", "500",
-                 "--data-dir", str(data), *options, str(exp), str(exp / "report")])
+                 "--data-dir", str(data), "--clips", "2", *options, str(exp), str(exp / "report")])
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +177,7 @@ def test_results_json_holds_what_a_recount_finds(experiment):
     assert results["systems"]["ensemble"]["params"] == 1000 + 2000
     assert results["systems"]["gmm"]["params"] == 7900
     assert results["essence"] == {"select": "top-k", "k": 20, "mean_mass": 0.975, "bytes_per_frame": 205.12}
-    assert results["stages"] == {"4": {"seconds": 61, "bytes": 7}, "5": {"seconds": 310, "bytes": 9},
+    assert results["stages"] == {"4": {"seconds": 61, "bytes": 7}, "5": {"seconds": 310, "bytes": 14},
                                  "10": {"seconds": 2, "bytes": 1}}
     both = [results["systems"]["baseline"][name] for name in ("eval_swbd", "eval_che")]
     assert results["totals"]["baseline"]["words"] == sum(c["words"] for c in both)
@@ -238,6 +274,25 @@ def test_spoilt_experiments_are_refused_in_one_line(tmp_path, capsys, spoil, wor
     assert len(error) == 1 and words in error[0] and str(exp) in error[0] or "pdf-id" in error[0]
 
 
+def test_an_ablation_of_another_baseline_is_left_out(tmp_path, capsys):
+    exp, data = make_experiment(tmp_path, {"baseline": 0.3, "student_essence": 0.2})
+    assert report(exp, data) == 0
+    assert "Which labels, which weight?" in (exp / "report" / "report.html").read_text()
+    found = json.loads((exp / "ablation" / "results.json").read_text())
+    found["points"]["hard"]["wer"]["dev"]["each_seed"][0] += 1
+    (exp / "ablation" / "results.json").write_text(json.dumps(found))
+    assert report(exp, data) == 0
+    assert "was made when baseline was another model" in capsys.readouterr().err
+    assert "Which labels, which weight?" not in (exp / "report" / "report.html").read_text()
+
+
+def test_an_utterance_without_a_recording_is_named(tmp_path, capsys):
+    exp, data = make_experiment(tmp_path, {"baseline": 0.3, "student_essence": 0.2})
+    (data / "eval_che" / "wav.scp").write_text("other /nowhere.wav\n")
+    assert report(exp, data) == 1
+    assert "eval_che/wav.scp: utterance" in capsys.readouterr().err
+
+
 def test_wrong_arguments_are_refused(tmp_path, capsys):
     exp, data = make_experiment(tmp_path, {"baseline": 0.3}, speakers=2, turns=2)
     assert report(exp / "no", data) == 1
@@ -270,18 +325,21 @@ def test_headline_says_what_came_out(tmp_path, rates, title):
 def test_page_is_one_file_without_script_or_outside_resource(experiment):
     text = (experiment[0] / "report" / "report.html").read_text()
     assert "<script" not in text and "http://" not in text and "https://" not in text and "url(" not in text
-    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text))
+    sources = re.findall(r'src="([^"]*)"', text)
+    assert sorted({source.partition(";")[0] for source in sources}) == ["data:audio/mpeg", "data:image/png"]
+    assert len(sources) == 1 + 4  # the alignment, and the sound of two utterances gained and two lost
     for words in ("Word error rates", "Is it more than chance?", "The essence of the posteriors", "k = 20: 98.0 %",
                   "k for 90 % of the mass", "3.14", "99.5 %",
-                  "Training", "One alignment", "Size and speed", "Time and disk", "teachers (5 min 10 s)",
-                  "Most improved", "Most harmed", "Provenance"):
+                  "Training", "One alignment", "Which labels, which weight?", "k = 5, \u03b1 = 0.5", "Lowest on dev: k = 5.",
+                  "As sure as right?", ">1.2<", "Size and speed", "Time and disk", "teachers (5 min 10 s)",
+                  "Most improved", "Most harmed", "Provenance", "tdnn, 5 epochs, learning rate 0.003"):
         assert html.escape(words) in text or words in text
     assert "&lt;uh&gt;" in text and "<uh>" not in text
 
 
 def test_page_without_extras_still_renders(tmp_path):
     exp, _ = make_experiment(tmp_path, {"baseline": 0.3, "student_essence": 0.2}, speakers=2, turns=2)
-    for path in ("ali", "posteriors", "essence_k20"):
+    for path in ("ali", "posteriors", "essence_k20", "calibration", "ablation"):
         shutil.rmtree(exp / path)
     (exp / "stages.jsonl").unlink()
     for path in list(exp.glob("*/info.json")) + list(exp.glob("*/progress.jsonl")) + list(exp.glob("*/*/decode.json")):
@@ -392,7 +450,19 @@ def test_page_in_a_browser(experiment, browser, width, dark):
     brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (paper, ink)]
     assert (brightness[0] < brightness[1]) == dark
     lines = browser.evaluate("[...document.querySelectorAll('path.line')].map(p => p.getBoundingClientRect().width)")
-    assert len(lines) == 13 and min(lines) > 100  # f_k, and two or three curves of each of five models
+    # f_k; two or three curves of each of five models; WER against k and its baseline; two systems and the diagonal
+    assert len(lines) == 13 + 2 + 3 and min(lines) > 100
+
+
+def test_sounds_can_be_played(experiment, browser):
+    browser.open(experiment[0] / "report" / "report.html", 390, False)
+    browser.evaluate("document.querySelectorAll('audio').forEach(a => { a.preload = 'auto'; a.load(); })")
+    for _ in range(100):
+        seconds = browser.evaluate("[...document.querySelectorAll('audio')].map(a => a.error ? -1 : a.readyState && a.duration)")
+        if all(seconds):
+            break
+        time.sleep(0.1)
+    assert len(seconds) == 4 and all(0.9 < s < 1.3 for s in seconds), seconds
 
 
 # ---- parts

@@ -11,7 +11,7 @@ from conftest import ROOT
 STAGES = sorted(p for p in (ROOT / "local").glob("*.sh") if os.access(p, os.X_OK) and p.name != "jobs.sh")
 RECIPES = sorted((ROOT / "recipes").glob("*/prepare_data.sh"))
 
-TAKES_MANY = ("make_feats.sh", "train_models.sh", "dump_posteriors.sh", "decode.sh")
+TAKES_MANY = ("make_feats.sh", "train_models.sh", "dump_posteriors.sh", "decode.sh", "calibrate.sh")
 
 
 def script(tmp_path, body, options="name=x\nflag=false\nnj=4\n"):
@@ -151,6 +151,8 @@ def test_every_script_has_help_and_refuses_nonsense(shell, path):
     (["--teachers", "nope"], "no conf/models/nope.yaml"),
     (["--top-k", "0"], "--top-k"),
     (["--nj", "0"], "--nj"),
+    (["--ablation", "true", "--fuse", "true"], "wide archive"),
+    (["--grid", "no.yaml"], "no grid 'no.yaml'"),
     (["surplus"], "unexpected argument"),
 ])
 def test_run_sh_refuses_nonsense_before_any_work(shell, tmp_path, args, message):

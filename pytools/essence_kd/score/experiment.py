@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.settings import read_yaml
 from essence_kd.score import wer
 
 TEST_SETS = ("eval_swbd", "eval_che")
@@ -25,6 +26,7 @@ class System:
     scores: dict[str, wer.Score] = field(default_factory=dict)
     decodes: dict[str, dict[str, Any]] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     progress: list[dict[str, Any]] = field(default_factory=list)
     params: int | None = None
     scale_at_edge: bool = False
@@ -48,6 +50,8 @@ class Experiment:
     essence: dict[str, Any] = field(default_factory=dict)
     post_stats: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    ablation: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -118,6 +122,8 @@ def load_system(path: Path) -> System:
         system.info = read_json(path / "gmm.json")
         if "num_gauss" in system.info and "dim" in system.info:  # mean, variance and weight of diagonal Gaussians
             system.params = system.info["num_gauss"] * (2 * system.info["dim"] + 1)
+    if (path / "model.yaml").exists():
+        system.model = read_yaml(path / "model.yaml")
     if (path / "progress.jsonl").exists():
         system.progress = read_json_lines(path / "progress.jsonl")
     return system
@@ -145,13 +151,32 @@ def _load_essence(exp_dir: Path, essence_dir: Path | None, notices: list[str]) -
 
 
 def _load_stages(path: Path) -> dict[str, dict[str, Any]]:
-    """stages.jsonl: the last line of a stage stands, since a stage that is run again replaces what it left."""
+    """stages.jsonl: the last time of a stage stands; bytes are what each run added or freed, so they add up."""
     stages: dict[str, dict[str, Any]] = {}
     for row in read_json_lines(path):
         if "stage" not in row or "seconds" not in row:
             raise UserError(f"{path}: a line lacks 'stage' or 'seconds'; run the stage again")
-        stages[str(row["stage"])] = row
+        before = stages.get(str(row["stage"]), {}).get("bytes") or 0
+        stages[str(row["stage"])] = {**row, "bytes": before + (row.get("bytes") or 0)}
     return dict(sorted(stages.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+def _load_ablation(exp: Experiment) -> dict[str, Any]:
+    """The results of the ablation, unless the systems that it took from the main run are no longer the same."""
+    path = exp.path / "ablation" / "results.json"
+    found = read_json(path)
+    for point in found["points"].values():
+        for seed, name in (point["settings"].get("from") or {}).items():
+            for set_name in exp.sets:
+                system = exp.systems.get(name)
+                if system is None or set_name not in system.scores or set_name not in point["wer"]:
+                    continue
+                then = point["wer"][set_name]["each_seed"][point["seeds"].index(int(seed))]
+                if abs(then - system.scores[set_name].total.wer) > 0.001:
+                    exp.notices.append(f"{path}: was made when {name} was another model, so it is left out "
+                                       "(./run.sh --ablation true makes it anew)")
+                    return {}
+    return found
 
 
 def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
@@ -220,6 +245,10 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
         exp.post_stats = read_json(exp_dir / "posteriors" / "post_stats.json")
     if (exp_dir / "stages.jsonl").exists():
         exp.stages = _load_stages(exp_dir / "stages.jsonl")
+    if (exp_dir / "calibration" / "calibration.json").exists():
+        exp.calibration = read_json(exp_dir / "calibration" / "calibration.json")
+    if (exp_dir / "ablation" / "results.json").exists():
+        exp.ablation = _load_ablation(exp)
     return exp
 
 

@@ -16,6 +16,8 @@ from essence_kd.score.style import STYLE
 NAMES = {"gmm": "GMM", "ensemble": "Ensemble", "baseline": "Baseline", "student_full": "Student, all soft labels",
          "student_essence": "Student, essence"}
 
+DASH = "\u2013"  # where there is no figure
+
 
 def system_name(name: str) -> str:
     """What a reader calls a system."""
@@ -312,21 +314,30 @@ def _picture(aligned: AlignedUtterance | None) -> str:
 
 
 def _cost(exp: Experiment) -> str:
+    teachers = [s.info for name, s in exp.systems.items() if name.startswith("teacher_")]
+
+    def figure(system: System, key: str) -> float | None:
+        found = [system.info.get(key)]
+        if system.name == "ensemble":  # each member looks at every frame, and each was trained
+            found = [info.get(key) for info in teachers]
+        known = found and all(isinstance(v, (int, float)) for v in found)
+        return float(sum(found)) if known else None
+
     rows = []
     for system in exp.systems.values():
         rtf = [d["rtf"] for d in system.decodes.values() if isinstance(d.get("rtf"), (int, float))]
-        mflop = system.info.get("mflop_per_frame")
-        seconds = system.info.get("seconds")
-        cells = [size_text(system.params), f"{mflop:.2f}" if isinstance(mflop, (int, float)) else "\u2013",
-                 time_text(seconds) if isinstance(seconds, (int, float)) else "\u2013",
-                 f"{sum(rtf) / len(rtf):.3f}" if rtf else "\u2013"]
+        mflop, seconds = figure(system, "mflop_per_frame"), figure(system, "seconds")
+        cells = [size_text(system.params), DASH if mflop is None else f"{mflop:.2f}",
+                 DASH if seconds is None else time_text(seconds), f"{sum(rtf) / len(rtf):.3f}" if rtf else DASH]
         rows.append(f'<tr><th scope="row"><i class="swatch {css_class(system.name)}"></i>'
                     f'{esc(system_name(system.name))}</th>'
                     + "".join(f'<td class="num{" optional" if i == 2 else ""}">{esc(c)}</td>'
                               for i, c in enumerate(cells)) + "</tr>")
     return ('<table class="cost"><thead><tr><th>System</th><th class="num">Parameters</th>'
             '<th class="num">MFLOP<br>a frame</th><th class="num optional">Training</th><th class="num">Decoding,<br>'
-            f'\u00d7 real time</th></tr></thead><tbody>{"".join(rows)}</tbody></table>')
+            f'\u00d7 real time</th></tr></thead><tbody>{"".join(rows)}</tbody></table><p class="muted fine">A frame: 10 ms '
+            'of speech. Decoding: the search in the graph alone, without the network; times are those of this machine, '
+            'whatever else it did.</p>')
 
 
 def _stages(exp: Experiment) -> str:
@@ -381,19 +392,33 @@ def _columns_html(columns) -> str:
     return "".join(out)
 
 
-def _utterances(analysis: Analysis, count: int = 6) -> str:
-    exp = analysis.exp
-    a, b = "baseline", "student_essence"
-    if a not in exp.systems or b not in exp.systems:
-        return ""
+COMPARED = ("baseline", "student_essence")
+
+
+def changed_utterances(exp: Experiment) -> list[tuple[int, str, str]]:
+    """(errors of the essence student less those of the baseline, set, utterance), most improved first."""
+    a, b = COMPARED
     changes = []
     for name in exp.test_sets or exp.sets:
-        if name not in exp.systems[a].scores or name not in exp.systems[b].scores:
-            continue
-        before, after = exp.systems[a].scores[name], exp.systems[b].scores[name]
-        changes += [(after.utts[u].errors - before.utts[u].errors, name, u) for u in before.utts]
-    better = sorted((c for c in changes if c[0] < 0), key=lambda c: (c[0], c[2]))[:count]
+        if all(s in exp.systems and name in exp.systems[s].scores for s in COMPARED):
+            before, after = exp.systems[a].scores[name], exp.systems[b].scores[name]
+            changes += [(after.utts[u].errors - before.utts[u].errors, name, u) for u in before.utts]
+    return sorted(changes, key=lambda c: (c[0], c[2]))
+
+
+def extremes(changes: Sequence[tuple[int, str, str]], count: int):
+    """Of the most improved and of the most harmed utterances ``count`` each, the largest change first."""
+    better = [c for c in changes if c[0] < 0][:count]
     worse = sorted((c for c in changes if c[0] > 0), key=lambda c: (-c[0], c[2]))[:count]
+    return better, worse
+
+
+def _utterances(exp: Experiment, clips: dict[tuple[str, str], str], count: int = 6) -> str:
+    a, b = COMPARED
+    changes = changed_utterances(exp)
+    if not changes:
+        return ""
+    better, worse = extremes(changes, count)
     fewer, more = sum(c[0] < 0 for c in changes), sum(c[0] > 0 for c in changes)
 
     def listing(title: str, rows) -> str:
@@ -407,7 +432,8 @@ def _utterances(analysis: Analysis, count: int = 6) -> str:
             out.append(f'<li><div class="utt"><span>{esc(utt)}</span><span class="muted">{esc(set_name(name))} \u00b7 '
                        f'{before.utts[utt].errors} \u2192 {after.utts[utt].errors} errors</span></div>'
                        f'<div class="compared"><div class="heads"><span>reference</span><span>baseline</span>'
-                       f'<span>student</span></div><div class="words">{_columns_html(columns)}</div></div></li>')
+                       f'<span>student</span></div><div class="words">{_columns_html(columns)}</div></div>'
+                       f'{_player(clips.get((name, utt)), utt)}</li>')
         return f'<div class="block"><h3>{esc(title)}</h3><ol class="utts">{"".join(out)}</ol></div>'
 
     lead = (f'<p class="lead">Of {len(changes):,} test utterances the essence student has fewer errors than the '
@@ -415,6 +441,117 @@ def _utterances(analysis: Analysis, count: int = 6) -> str:
     key = ('<p class="muted fine"><span class="sub">substituted</span> <span class="ins">inserted</span> '
            '<span class="del">\u2013</span> deleted</p>')
     return (lead + listing("Most improved", better) + listing("Most harmed", worse) + key)
+
+
+def _player(source: str | None, utt: str) -> str:
+    return f'<audio controls preload="none" aria-label="{esc(utt)}" src="{source}"></audio>' if source else ""
+
+
+# ---- ablation and calibration
+
+def point_text(settings: dict[str, Any], base: dict[str, Any]) -> str:
+    """What a reader calls a point of the ablation."""
+    s = settings
+    text = {"hard": "Hard labels alone (baseline)", "all": "Every soft label", "top-k": f"k = {s['top_k']}",
+            "top-p": f"Mass of {s['top_p']:g}", "min-post": f"At least {s['min_post']:g}",
+            "random-prune": f"Random below {s['min_post']:g}",
+            "agree": f"In the {s['top_k']} best of {s['agree']} teachers"}[s["select"]]
+    if s["mass"] != base["mass"]:
+        text += f", mass: {s['mass']}"
+    if s["temperature"] != base["temperature"]:
+        text += f", T = {s['temperature']:g}"
+    if s["soft_weight"] != base["soft_weight"]:
+        text += f", \u03b1 = {s['soft_weight']:g}"
+    if s["teachers"]:
+        text += f", teacher{'s' if len(s['teachers']) > 1 else ''} {' and '.join(map(str, s['teachers']))}"
+    return text
+
+
+def _curve(found: dict[str, Any], column: str) -> str:
+    """WER against k, a dot a seed, with the references as level lines."""
+    base, points = found["base"], found["points"]
+    fixed = {k: v for k, v in base.items() if k not in ("select", "top_k")}
+    curve = sorted((p["settings"]["top_k"], p["wer"][column]) for p in points.values()
+                   if p["settings"].get("select") == "top-k" and not p["settings"]["teachers"]
+                   and all(p["settings"][k] == v for k, v in fixed.items()))
+    if len({k for k, _ in curve}) < 2:
+        return ""
+    ks = [k for k, _ in curve]
+    series = [Series("Student, essence", ks, [w["wer"] for _, w in curve], css_class("student_essence"))]
+    for name, text, system in (("hard", "Baseline", "baseline"), ("all", "Every soft label", "student_full"),
+                               ("ensemble", "Ensemble", "ensemble")):
+        if name in points:
+            level = points[name]["wer"][column]["wer"]
+            series.append(Series(text, [ks[0], ks[-1]], [level, level], css_class(system)))
+    dots = [(k, value, "", css_class("student_essence")) for k, w in curve for value in w["each_seed"]]
+    every = [y for s in series for y in s.y] + [d[1] for d in dots]
+    room = 0.08 * (max(every) - min(every)) or 0.5
+    chart = line_chart(series, log_x=True, x_ticks=ks, points=dots, y_range=(min(every) - room, max(every) + room),
+                       x_label="k, classes kept a frame", y_label=f"WER in percent, {set_name(column)}", height=260,
+                       title="Word error rate against k")
+    return f"{chart}{legend(series)}<p class=\"muted fine\">A dot a seed; lines join the means.</p>"
+
+
+def _ablation(exp: Experiment) -> str:
+    found = exp.ablation
+    if not found:
+        return ""
+    entries_of = found["points"]
+    column = TOTAL if all(TOTAL in p["wer"] for p in entries_of.values()) else next(iter(next(iter(entries_of.values()))["wer"]))
+    against = {(c["a"], c["b"]): c for c in found["comparisons"] if c["set"] == column}
+    rows = []
+    for name, point in entries_of.items():
+        if name == "ensemble":
+            label, seeds = "Ensemble", ""
+        else:
+            count = len(point["seeds"])
+            label, seeds = point_text(point["settings"], found["base"]), f"{count} seed{'s' if count > 1 else ''}"
+        cells = []
+        for reference in ("hard", "all"):
+            c = against.get((name, reference))
+            cells.append('<td class="num">\u2013</td>' if c is None else
+                         f'<td class="num">{points(c["diff"])}<small>{points(c["low"])} to '
+                         f'{points(c["high"])}</small></td>')
+        entries = point["entries_per_frame"]
+        dev = point["wer"].get("dev")
+        rows.append(f'<tr><th scope="row">{esc(label)}<small>{esc(seeds)}</small></th>'
+                    f'<td class="num optional">{DASH if entries is None else round(entries, 1)}</td>'
+                    f'<td class="num optional">{wer_text(dev["wer"]) if dev else DASH}</td>'
+                    f'<td class="num">{wer_text(point["wer"][column]["wer"])}</td>{"".join(cells)}</tr>')
+    best = found.get("best_on_dev")
+    chosen = f' Lowest on dev: {esc(point_text(entries_of[best]["settings"], found["base"]))}.' if best else ""
+    return (f'{_curve(found, column)}<table class="cost"><thead><tr><th>Point</th><th class="num optional">Entries<br>a '
+            f'frame</th><th class="num optional">WER<br>dev</th><th class="num">WER<br>{esc(set_name(column))}</th>'
+            f'<th class="num">less<br>baseline</th><th class="num">less every<br>label</th></tr></thead>'
+            f'<tbody>{"".join(rows)}</tbody></table><p class="muted fine">Means over seeds; differences with 95 % '
+            f'intervals over test speakers and, where there are two or more, seeds. Nothing corrects for the number of '
+            f'points.{chosen}</p>')
+
+
+def _calibration(exp: Experiment, least: int = 50) -> str:
+    systems = exp.calibration.get("systems") or {}
+    if not systems:
+        return ""
+    series = [Series("as sure as right", (0, 1), (0, 1), "c-gmm")]
+    rows = []
+    for name, found in systems.items():
+        seen = [(c, a) for n, c, a in found["bins"] if n >= least]
+        series.append(Series(system_name(name), [c for c, _ in seen], [a for _, a in seen], css_class(name)))
+        cells = (f'{100 * found["accuracy"]:.1f}', f'{100 * found["confidence"]:.1f}', f'{100 * found["ece"]:.1f}',
+                 f'{found["nll"]:.2f}')
+        rows.append(f'<tr><th scope="row"><i class="swatch {css_class(name)}"></i>{esc(system_name(name))}</th>'
+                    + "".join(f'<td class="num">{esc(c)}</td>' for c in cells) + "</tr>")
+    axis = [0, 0.2, 0.4, 0.6, 0.8, 1]
+    chart = line_chart(series, x_range=(0, 1), y_range=(0, 1), x_ticks=axis, height=300,
+                       x_label="confidence: posterior of the best class", y_label="share of frames with that class",
+                       title="Reliability diagram")
+    frames = next(iter(systems.values()))["frames"]
+    return (f'<div class="columns"><div>{chart}{legend(series)}</div><div><table class="cost"><thead><tr><th>System</th>'
+            f'<th class="num">Right,<br>%</th><th class="num">Sure,<br>%</th><th class="num">ECE,<br>%</th>'
+            f'<th class="num">Nats<br>a frame</th></tr></thead><tbody>{"".join(rows)}</tbody></table><p class="muted fine">{frames:,} frames of the test '
+            f'halves against their forced alignment by the GMM, which errs, too: compare systems, do not take the '
+            f'figures for truth. Sure: mean posterior of the best class. ECE: expected calibration error, {len(next(iter(systems.values()))["bins"])} bins; bins '
+            f'of fewer than {least} frames are not drawn.</p></div></div>')
 
 
 def _provenance(exp: Experiment, facts: dict[str, Any], origin: dict[str, Any]) -> str:
@@ -433,23 +570,33 @@ def _provenance(exp: Experiment, facts: dict[str, Any], origin: dict[str, Any]) 
                 weights = f'{number(d["acoustic_scale"])}, {number(d.get("word_insertion_penalty") or 0.0)}'
                 if system_name(system.name) not in chosen.setdefault(weights, []):
                     chosen[weights].append(system_name(system.name))
+    versions = sorted({f'{d["decoder"]} {d["decoder_version"]}' for system in exp.systems.values()
+                       for d in system.decodes.values() if d.get("decoder") and d.get("decoder_version")})
+    student = next((exp.systems[n].model for n in ("student_essence", "student_full", "baseline")
+                    if n in exp.systems and exp.systems[n].model), None)
+    if student:
+        train = student["train"]
+        rows.append(("Student", f'{student["arch"]}, {train["optim"]["epochs"]} epochs, learning rate '
+                                f'{train["optim"]["lr"]:g}, soft weight {train["distill"]["soft_weight"]:g}, temperature '
+                                f'{train["distill"]["temperature"]:g}'))
     if chosen:
         rows.append(("Acoustic scale, word insertion penalty", "; ".join(
             weights if len(chosen) == 1 else f'{weights}: {", ".join(names)}' for weights, names in chosen.items())))
     body = "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in rows if v is not None)
-    versions = ", ".join(f"{k} {v}" for k, v in origin["versions"].items())
+    versions = ", ".join([f"{k} {v}" for k, v in origin["versions"].items()] + versions)
     notices = "".join(f"<li>{esc(n)}</li>" for n in exp.notices)
     notices = f'<h3>To know</h3><ul class="notices">{notices}</ul>' if notices else ""
     return f'{notices}<dl class="facts wide">{body}<div><dt>Versions</dt><dd>{esc(versions)}</dd></div></dl>'
 
 
 def render(analysis: Analysis, comparisons: Sequence[dict[str, Any]], facts: dict[str, Any], origin: dict[str, Any],
-           aligned: AlignedUtterance | None = None) -> str:
+           aligned: AlignedUtterance | None = None, clips: dict[tuple[str, str], str] | None = None) -> str:
     """The whole page.
 
     Args:
       facts: corpus, size, seed, engine.
       origin: what ``report.provenance`` says.
+      clips: (set, utterance) -> data URI of its sound, for some of the utterances listed.
     """
     exp = analysis.exp
     title, lines = headline(analysis, comparisons)
@@ -459,11 +606,13 @@ def render(analysis: Analysis, comparisons: Sequence[dict[str, Any]], facts: dic
         _section("Word error rates", _table(analysis), ident="wer"),
         _section("Is it more than chance?", _differences(analysis, comparisons), ident="differences"),
         _section("The essence of the posteriors", _essence(exp), ident="essence"),
+        _section("Which labels, which weight?", _ablation(exp), ident="ablation"),
         _section("Training", _training(exp), ident="training"),
+        _section("As sure as right?", _calibration(exp), ident="calibration"),
         _section("One alignment", _picture(aligned), ident="alignment"),
         _section("Size and speed", _cost(exp), ident="cost"),
         _section("Time and disk", _stages(exp), ident="stages"),
-        _section("Utterances", _utterances(analysis), ident="utterances"),
+        _section("Utterances", _utterances(exp, clips or {}), ident="utterances"),
         _section("Provenance", _provenance(exp, facts, origin), ident="provenance"),
     ]
     return f"""<!doctype html>

@@ -16,8 +16,9 @@ from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write
 from essence_kd.score import wer
 from essence_kd.score.alignment import load_alignment
+from essence_kd.score.clips import load_clips
 from essence_kd.score.experiment import load_experiment, say
-from essence_kd.score.page import render
+from essence_kd.score.page import changed_utterances, extremes, render
 from essence_kd.score.results import Analysis, results_dict, results_text
 
 VERSIONS_OF = ("numpy", "torch", "lhotse", "kaldi-io", "kaldi-native-io", "kaldi-native-fbank", "kaldi-hmm-gmm",
@@ -62,8 +63,11 @@ def _finite(value: Any) -> Any:
 
 def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "default", seed: int = 1,
                  engine: str = "native", data_dir: Path | None = None, systems: Sequence[str] | None = None,
-                 essence_dir: Path | None = None, draws: int = 10000) -> dict[str, Any]:
+                 essence_dir: Path | None = None, draws: int = 10000, clips: int = 0) -> dict[str, Any]:
     """Collect ``exp_dir`` and write EXP_DIR/RESULTS, REPORT_DIR/results.json and REPORT_DIR/report.html.
+
+    Args:
+      clips: of how many of the most improved, and as many of the most harmed utterances the page holds the sound.
 
     Returns:
       The content of results.json.
@@ -89,7 +93,11 @@ def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "d
     _write(exp_dir / "RESULTS", text)
     _write(report_dir / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     aligned = load_alignment(exp_dir / "ali", data_dir) if data_dir is not None else None
-    _write(report_dir / "report.html", render(analysis, comparisons, results, origin, aligned))
+    sounds = {}
+    if clips and data_dir is not None:
+        better, worse = extremes(changed_utterances(exp), clips)
+        sounds = load_clips(data_dir, [(name, utt) for _, name, utt in better + worse])
+    _write(report_dir / "report.html", render(analysis, comparisons, results, origin, aligned, sounds))
     say(exp.notices)
     print(f"essence report: {len(exp.systems)} systems on {', '.join(exp.sets)}: {exp_dir / 'RESULTS'}, "
           f"{report_dir / 'results.json'}, {report_dir / 'report.html'}")

@@ -131,6 +131,7 @@ tfoot td { padding-top: 0; padding-bottom: 0; }
 .word, .heads { display: grid; grid-template-rows: repeat(3, auto); align-content: start; justify-items: start; }
 .word span { padding: 0 .15em; border-radius: 3px; overflow-wrap: anywhere; }
 .heads span { color: var(--muted); }
+.utts audio { display: block; height: 2rem; width: min(22rem, 100%); margin-top: .5rem; }
 .ref { color: var(--muted); }
 .sub { color: var(--bad); background: color-mix(in srgb, var(--bad) 12%, transparent); }
 .ins { color: var(--ins); background: color-mix(in srgb, var(--ins) 14%, transparent); }
@@ -159,6 +160,7 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation M
   .lane.phones { height: .6rem; }
 }
 @media print {
+  audio { display: none !important; }
   body { font-size: 10.5pt; }
   main { max-width: none; padding: 0; }
   section { break-inside: auto; margin-top: 1.6rem; }

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Stage 10, first half: are the posteriors of baseline, ensemble and students as sure as they are right? Compared with a
+# forced alignment of the test sets by the GMM, which errs, too: figures of systems may be compared, not taken for truth.
+help_message="Usage: local/calibrate.sh [options] DATA EXP SYSTEM...
+ SYSTEM: ensemble, or the name of a model directory in EXP
+ e.g.: local/calibrate.sh --nj 2 --teachers 'teacher_1 teacher_2' data/mini exp/mini baseline ensemble student_essence
+ leaves EXP/calibration/{calibration.json,ali_SET}
+  --nj N                   processes (default: 2)
+  --eval-sets 'A B'        (default: eval_swbd eval_che)
+  --teachers 'A B ..'      model directories in EXP that make up the ensemble
+  --combine mean|logmean   how (default: mean)"
+nj=2
+eval_sets="eval_swbd eval_che"
+teachers=
+combine=mean
+echo "$0 $*"
+. ./path.sh
+. local/parse_options.sh || exit 1
+. local/done.sh
+set -euo pipefail
+[ $# -ge 3 ] || { echo "$help_message" >&2; exit 2; }
+data=$1 exp=$2
+shift 2
+out=$exp/calibration
+need 4 "$exp/gmm/gmm.npz" "$exp/gmm/.done"
+inputs=("$exp/gmm" "$data/lang") args=() tables=()
+for set in $eval_sets; do
+  need 2 "$data/$set/feats.scp" "$data/$set/.done" "$data/${set}_hires/.done"
+  inputs+=("$data/$set" "$data/${set}_hires")
+done
+for sys in "$@"; do
+  models=()
+  if [ "$sys" = ensemble ]; then for m in $teachers; do models+=("$exp/$m"); done; else models=("$exp/$sys"); fi
+  [ ${#models[@]} -gt 0 ] || { echo "$0: the ensemble needs --teachers" >&2; exit 2; }
+  for m in "${models[@]}"; do need 5-8 "$m/final.pt" "$m/.done"; done
+  inputs+=("${models[@]}")
+  for set in $eval_sets; do
+    tables+=("$sys=ark:$(printf '%q ' essence forward --output logprob --combine "$combine" "${models[@]}" "$data/${set}_hires" ark:-) |")
+  done
+done
+fp=$(fingerprint "calibration $* sets=$eval_sets combine=$combine" "${inputs[@]}")
+if is_done "$out" "$fp"; then echo "$0: $out is up to date"; exit 0; fi
+rm -rf "$out"
+mkdir -p "$out"
+for set in $eval_sets; do
+  essence gmm-align --nj "$nj" --map-oov true "$data/$set" "$data/lang" "$exp/gmm" "$out/ali_$set"
+  args+=(--ali "$out/ali_$set/ali.scp")
+done
+essence calibration "${args[@]}" "$out/calibration.json" "${tables[@]}"
+mark_done "$out" "$fp" calibration.json

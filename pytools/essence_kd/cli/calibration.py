@@ -1,0 +1,42 @@
+"""Reliability of frame posteriors: confidence against accuracy, expected calibration error, log loss.
+
+e.g.: essence calibration --ali exp/mini/calibration/ali_dev/ali.scp out.json \\
+        'baseline=ark:essence forward --output logprob exp/mini/baseline data/mini/dev_hires ark:- |'
+--ali may be repeated; a system then has as many tables, in the same order: NAME=TABLE NAME=TABLE ...
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+HELP = "reliability and expected calibration error of frame posteriors, against alignments"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--ali", metavar="SCP", action="append", required=True, help="pdf-ids, one a feature frame")
+    parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("out", metavar="OUT_JSON", type=Path)
+    parser.add_argument("tables", metavar="NAME=RSPECIFIER", nargs="+", help="log-probabilities, a row an output frame")
+
+
+def run(args) -> None:
+    import json
+
+    from essence_kd.io.errors import UserError
+    from essence_kd.io.provenance import atomic_write
+    from essence_kd.score.calibration import calibrate
+
+    tables: dict = {}
+    for text in args.tables:
+        name, equals, table = text.partition("=")
+        if not equals or not name or not table:
+            raise UserError(f"'{text}': expected NAME=RSPECIFIER")
+        tables.setdefault(name, []).append(table)
+    for name, given in tables.items():
+        if len(given) != len(args.ali):
+            raise UserError(f"{name} has {len(given)} tables, but there are {len(args.ali)} --ali")
+    found = calibrate(tables, args.ali, args.frame_subsampling_factor)
+    with atomic_write(args.out) as staged:
+        staged.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for name, system in found["systems"].items():
+        print(f"{name}: accuracy {100 * system['accuracy']:.1f} %, mean confidence {100 * system['confidence']:.1f} %, "
+              f"ECE {100 * system['ece']:.2f} %, {system['nll']:.3f} nats a frame, {system['frames']:,} frames")

@@ -1,0 +1,89 @@
+"""Do posteriors mean what they say? Reliability of a network's frame posteriors against a forced alignment."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from essence_kd.io.errors import UserError
+
+BINS = 15
+
+
+@dataclass
+class Calibration:
+    """Frames by the confidence of their most probable class, in ``BINS`` equal parts of [0, 1].
+
+    Expected calibration error: sum over bins of (share of frames) x |accuracy - mean confidence| (Guo et al., On
+    Calibration of Modern Neural Networks, ICML 2017).
+    """
+
+    frames: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))  # (BINS,)
+    confidence: np.ndarray = field(default_factory=lambda: np.zeros(BINS))  # (BINS,) sums
+    correct: np.ndarray = field(default_factory=lambda: np.zeros(BINS))  # (BINS,) sums
+    nll: float = 0.0  # sum of -log p(label), nats
+
+    def add(self, log_probs: np.ndarray, labels: np.ndarray) -> None:
+        """Count frames.
+
+        Args:
+          log_probs: (R, C) log-probabilities.
+          labels: (R,) pdf-ids.
+        """
+        best = log_probs.argmax(axis=1)
+        rows = np.arange(len(best))
+        confidence = np.exp(log_probs[rows, best].astype(np.float64))
+        where = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+        self.frames += np.bincount(where, minlength=BINS)
+        self.confidence += np.bincount(where, weights=confidence, minlength=BINS)
+        self.correct += np.bincount(where, weights=best == labels, minlength=BINS)
+        self.nll -= float(log_probs[rows, labels].sum(dtype=np.float64))
+
+    def as_dict(self) -> dict[str, Any]:
+        """frames, accuracy, mean confidence, ece, nll a frame, and the bins as [frames, mean confidence, accuracy]."""
+        total = int(self.frames.sum())
+        if not total:
+            raise UserError("calibration: there is no frame to look at")
+        some = np.maximum(self.frames, 1)
+        bins = [[int(n), round(float(c), 5), round(float(a), 5)]
+                for n, c, a in zip(self.frames, self.confidence / some, self.correct / some)]
+        return {"frames": total, "accuracy": round(float(self.correct.sum()) / total, 5),
+                "confidence": round(float(self.confidence.sum()) / total, 5),
+                "ece": round(float(np.abs(self.correct - self.confidence).sum()) / total, 5),
+                "nll": round(self.nll / total, 5), "bins": bins}
+
+
+def calibrate(rspecifiers: dict[str, list[str]], alignments: list[str], factor: int) -> dict[str, Any]:
+    """Calibration of systems over the same sets.
+
+    Args:
+      rspecifiers: system -> tables of log-probabilities (ceil(T / factor), C), one a set.
+      alignments: an scp of pdf-ids (T,) a set, 10 ms apart; utterances without an alignment are left out and counted.
+      factor: feature frames an output row.
+
+    Raises:
+      UserError: a length differs, a label is no column, no utterance is aligned.
+    """
+    from essence_kd.io.tables import IntVectorTable, read_matrices
+
+    systems = {}
+    for name, tables in rspecifiers.items():
+        found, without = Calibration(), 0
+        for table, scp in zip(tables, alignments):
+            labels_of = IntVectorTable(scp)
+            for utt, log_probs in read_matrices(table):
+                if utt not in labels_of:
+                    without += 1
+                    continue
+                labels = np.asarray(labels_of[utt])[::factor]
+                if len(labels) != len(log_probs):
+                    raise UserError(f"{scp}: utterance {utt} has {len(labels)} rows, {name} has {len(log_probs)}; "
+                                    "features and alignments are of different data")
+                if labels.max(initial=0) >= log_probs.shape[1]:
+                    raise UserError(f"{scp}: utterance {utt} has pdf-id {labels.max()}, {name} has "
+                                    f"{log_probs.shape[1]} pdfs")
+                found.add(log_probs, labels)
+        systems[name] = {**found.as_dict(), "without_alignment": without}
+    return {"labels": [os.fspath(scp) for scp in alignments], "systems": systems}
