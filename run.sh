@@ -67,7 +67,8 @@ for v in stage stop_stage nj seed; do [[ ${!v} =~ ^[0-9]+$ ]] || usage "--${v//_
   usage "unknown corpus '$corpus'; there are: $(cd recipes && for r in */recipe.conf; do printf '%s ' "${r%%/*}"; done)"
 [ "$engine" = native ] || usage "unknown engine '$engine'; there is: native"
 case $decoder in k2 | kaldi | auto) ;; *) usage "unknown decoder '$decoder'; there are: k2 kaldi auto" ;; esac
-[ "$ablation" = false ] || [ "$fuse" = false ] || usage "--ablation prunes the wide archive, which --fuse true does not leave"
+[ "$ablation" = false ] || [ "$fuse" = false ] ||
+  usage "--ablation prunes the wide archive, which --fuse true does not leave"
 [ -f "$grid" ] || usage "no grid '$grid'"
 
 asked_teachers=$teachers asked_student=$student
@@ -187,8 +188,8 @@ stage_10() {
 stage_ablation() {
   echo "$0: ablation over $grid"
   rm -f "$ESSENCE_WORKED"
-  local/run_ablation.sh --cmd "$cmd" --nj "$nj" --grid "$grid" --student "$student" --decoder "$decoder" --top-k "$top_k" \
-    --soft-weight "$soft_weight" --temperature "$temperature" --train-set "$train_set" --dev-set "$dev_set" \
+  local/run_ablation.sh --cmd "$cmd" --nj "$nj" --grid "$grid" --student "$student" --decoder "$decoder" \
+    --top-k "$top_k" --soft-weight "$soft_weight" --temperature "$temperature" --train-set "$train_set" --dev-set "$dev_set" \
     --eval-sets "$eval_sets" "$data" "$exp" ||
     fail "the ablation failed; the lines above name the reason. The same command goes on from here"
   if [ -e "$ESSENCE_WORKED" ]; then did=$((did + 1)); fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Stage 10, first half: are the posteriors of baseline, ensemble and students as sure as they are right? Compared with a
-# forced alignment of the test sets by the GMM, which errs, too: figures of systems may be compared, not taken for truth.
+# Stage 10, first half: are the posteriors of baseline, ensemble and students as sure as they are right? Compared with
+# a forced alignment of the test sets by the GMM, which errs, too: systems may be compared, figures not taken for truth.
 help_message="Usage: local/calibrate.sh [options] DATA EXP SYSTEM...
  SYSTEM: ensemble, or the name of a model directory in EXP
  e.g.: local/calibrate.sh --nj 2 --teachers 'teacher_1 teacher_2' data/mini exp/mini baseline ensemble student_essence
@@ -35,7 +35,8 @@ for sys in "$@"; do
   for m in "${models[@]}"; do need 5-8 "$m/final.pt" "$m/.done"; done
   inputs+=("${models[@]}")
   for set in $eval_sets; do
-    tables+=("$sys=ark:$(printf '%q ' essence forward --output logprob --combine "$combine" "${models[@]}" "$data/${set}_hires" ark:-) |")
+    forward=(essence forward --output logprob --combine "$combine" "${models[@]}" "$data/${set}_hires" ark:-)
+    tables+=("$sys=ark:$(printf '%q ' "${forward[@]}") |")
   done
 done
 fp=$(fingerprint "calibration $* sets=$eval_sets combine=$combine" "${inputs[@]}")

@@ -72,7 +72,8 @@ point_fingerprint() {
 need 3 "$train/feats.scp" "$train/.done"
 need 6 "$exp/posteriors/.done" "$exp/posteriors/wide.scp"
 need 9 "$exp/graph/.done" "$exp/scales.json"
-inputs=("conf/models/$student.yaml" "$train" "$exp/ali" "$exp/posteriors" conf/decode.yaml "$exp/graph" "$exp/scales.json")
+inputs=("conf/models/$student.yaml" "$train" "$exp/ali" "$exp/posteriors" conf/decode.yaml "$exp/graph")
+inputs+=("$exp/scales.json")
 for set in $dev_set $eval_sets; do inputs+=("$data/${set}_hires"); done
 if [ -n "$point" ]; then run_point "$point"; exit 0; fi
 
@@ -101,7 +102,8 @@ while IFS=$'\t' read -r name bytes command; do
 done <"$out/targets.tsv"
 left="about $(((forecast / nj + 59) / 60)) minutes, $nj at a time, if they take what the main run took"
 [ $unknown -eq 0 ] || left="how long is not known: nothing like it has been trained yet"
-echo "$0: ${#todo[@]} of $(wc -l <"$out/points.tsv") trainings to do: $left; ${#makes[@]} soft targets to make, about $disk MB"
+echo "$0: ${#todo[@]} of $(wc -l <"$out/points.tsv") trainings to do: $left"
+echo "$0: ${#makes[@]} soft targets to make, about $disk MB"
 if [ "$plan" = true ]; then
   [ ${#todo[@]} -eq 0 ] || printf '  %s\n' "${todo[@]}"
   exit 0
@@ -111,7 +113,8 @@ list=$(mktemp "$out/list.XXXXXX")
 trap 'rm -f "$list"' EXIT
 run_list() { # LOG-NAME: the lines of $list as jobs
   # shellcheck disable=SC2016,SC2086  # the job expands $(...); cmd is words
-  $cmd --max-jobs-run "$nj" JOB=1:"$(wc -l <"$list")" "$out/log/$1.JOB.log" bash -c 'eval "$(sed -n JOBp "$1")"' "$1" "$list"
+  $cmd --max-jobs-run "$nj" JOB=1:"$(wc -l <"$list")" "$out/log/$1.JOB.log" \
+    bash -c 'eval "$(sed -n JOBp "$1")"' "$1" "$list"
 }
 if [ ${#makes[@]} -gt 0 ]; then
   for name in "${makes[@]}"; do
@@ -136,8 +139,8 @@ if [ ${#todo[@]} -gt 0 ]; then
   : >"$list"
   for name in "${todo[@]}"; do
     rm -f "$out/$name/.done"
-    printf '%q ' local/run_ablation.sh --point "$name" --student "$student" --decoder "$decoder" --train-set "$train_set" \
-      --dev-set "$dev_set" --eval-sets "$eval_sets" "$data" "$exp" >>"$list"
+    printf '%q ' local/run_ablation.sh --point "$name" --student "$student" --decoder "$decoder" \
+      --train-set "$train_set" --dev-set "$dev_set" --eval-sets "$eval_sets" "$data" "$exp" >>"$list"
     echo >>"$list"
   done
   echo "$0: training and decoding; logs: $out/log/point.*.log"
@@ -164,4 +167,7 @@ if [ "$keep_targets" = false ] && [ $failed -eq 0 ]; then
 fi
 essence report-ablation --data-dir "$data" "$exp" "$out"
 cat "$out/RESULTS"
-[ $failed -eq 0 ] || { echo "$0: a point failed; logs: $out/log/point.*.log; the same command goes on from here" >&2; exit 1; }
+if [ $failed -ne 0 ]; then
+  echo "$0: a point failed; logs: $out/log/point.*.log; the same command goes on from here" >&2
+  exit 1
+fi

@@ -38,12 +38,13 @@ def names(points, seeds=(1,)):
 def test_lists_are_multiplied_and_equal_points_are_one():
     found = names([{"select": ["all", "top-k"], "soft_weight": [0.5, 0.9]}, {"top_k": [20, 5], "seeds": [1, 4]},
                    {"select": "hard", "soft_weight": [0.1, 0.2], "mass": "keep"}], seeds=[1, 2])
-    assert found == {"all_a0.5": [1, 2], "all": [1, 2], "k20_a0.5": [1, 2], "k20": [1, 2, 4], "k5": [1, 4], "hard": [1, 2]}
+    assert found == {"all_a0.5": [1, 2], "all": [1, 2], "k20_a0.5": [1, 2], "k20": [1, 2, 4], "k5": [1, 4],
+                     "hard": [1, 2]}
 
 
 def test_a_name_says_what_differs_and_nothing_that_the_rule_ignores():
-    found = names([{"select": "top-p", "top_p": 0.9, "top_k": 7, "mass": "keep"}, {"select": "min-post", "min_post": 0.001},
-                   {"select": "random-prune", "min_post": 0.1, "seed": 4}, {"select": "agree", "agree": 2, "top_k": 5},
+    found = names([{"select": "top-p", "top_p": 0.9, "top_k": 7, "mass": "keep"},
+                   {"select": "min-post", "min_post": 0.001}, {"select": "random-prune", "min_post": 0.1, "seed": 4}, {"select": "agree", "agree": 2, "top_k": 5},
                    {"teachers": ["3 1", "1 2 3", 2]}, {"temperature": 2, "soft_weight": 1, "mass": "residual"},
                    {"select": "all", "mass": "keep", "teachers": "2"}])
     assert list(found) == ["p0.9_keep", "min0.001", "random0.1_draw4", "agree2-k5", "k20_teachers1+3", "k20",
@@ -116,7 +117,8 @@ def experiment(tmp_path):
          "mean_mass": 0.97}))
     (exp / "scales.json").write_text(json.dumps({"best": {"acoustic_scale": 0.5, "word_insertion_penalty": -1.0}}))
     for name, rate, soft in (("ensemble", 0.1, None), ("baseline", 0.3, None),
-                             ("student_full", 0.2, "posteriors/full.scp"), ("student_essence", 0.2, "essence_k20/post.scp")):
+                             ("student_full", 0.2, "posteriors/full.scp"),
+                             ("student_essence", 0.2, "essence_k20/post.scp")):
         write_system(exp / name, rate, refs, rng)
         if name != "ensemble":
             write_model(exp / name, 1, soft and exp / soft)
@@ -141,6 +143,7 @@ def test_what_the_main_run_has_is_taken_and_only_that(experiment):
     assert found == {"hard": {"1": "baseline"}, "all": {"1": "student_full"}, "k20": {"1": "student_essence"}, "k5": {},
                      "k20_a0.5": {}, "k20_keep": {}}
     rows = {r[0]: r[1:] for r in lines(exp, "points.tsv")}
+    assert [name[-1] for name in rows] == 6 * ["1"] + 6 * ["2"]  # a first picture of everything comes early
     assert rows["hard/seed_1"] == ["-", "baseline", "122", "1", "0.9", "1.0", "renorm"]
     assert rows["k20_a0.5/seed_2"] == ["k20", "-", "122", "2", "0.5", "1.0", "renorm"]
     assert plan(exp, grid, overrides=["top_k=7"])["points"][2]["name"] == "k7"
@@ -167,7 +170,8 @@ def test_targets_are_pruned_from_the_wide_archive_unless_the_rule_needs_more(exp
     assert made["all"] == "-"
     assert made["k5"].startswith("essence prune-post ") and f"scp:{exp}/posteriors/wide.scp" in made["k5"]
     assert f"scp:{exp}/posteriors/full.scp" in made["random0.01"]
-    assert "--fuse" in made["agree2-k20"] and "--agree 2" in made["agree2-k20"] and f"{exp}/teacher_3" in made["agree2-k20"]
+    assert "--fuse" in made["agree2-k20"] and "--agree 2" in made["agree2-k20"]
+    assert f"{exp}/teacher_3" in made["agree2-k20"]
     assert "--keep all" in made["all_teachers1+3"] and f"{exp}/teacher_2" not in made["all_teachers1+3"]
     for command in made.values():
         if command != "-":  # the verb takes every option
@@ -182,7 +186,8 @@ def test_a_run_without_wide_posteriors_is_told_so(experiment, capsys):
     (exp / "posteriors" / "wide.json").unlink()
     grid = exp / "grid.yaml"
     grid.write_text("points: [{select: hard}]\n")
-    assert main(["plan-ablation", "--model", str(MODEL), "--feats", "x", str(grid), str(exp), str(exp / "ablation")]) == 1
+    options = ["--model", str(MODEL), "--feats", "x", str(grid), str(exp), str(exp / "ablation")]
+    assert main(["plan-ablation", *options]) == 1
     assert "wide posteriors of stage 6" in capsys.readouterr().err
 
 
@@ -211,13 +216,13 @@ def test_means_and_differences_are_what_a_recount_finds(experiment):
         return 100 * wrong / total
 
     tests = ["eval_swbd", "eval_che"]
-    each = {p: [rate(exp / "ablation" / p / f"seed_{s}" / "student", tests) for s in (2, 3)] for p in ("hard", "k20", "k5")}
-    each["hard"].insert(0, rate(exp / "baseline", tests))
-    each["k20"].insert(0, rate(exp / "student_essence", tests))
-    each["k5"].insert(0, rate(exp / "ablation" / "k5" / "seed_1" / "student", tests))
+    places = {(p, s): exp / "ablation" / p / f"seed_{s}" / "student" for p in ("hard", "k20", "k5") for s in (1, 2, 3)}
+    places.update({("hard", 1): exp / "baseline", ("k20", 1): exp / "student_essence"})
+    each = {p: [rate(places[p, s], tests) for s in (1, 2, 3)] for p in ("hard", "k20", "k5")}
     for point, rates in each.items():
         shown = found["points"][point]["wer"]["total"]
-        assert shown["each_seed"] == pytest.approx(rates, abs=1e-3) and shown["wer"] == pytest.approx(np.mean(rates), abs=1e-3)
+        assert shown["each_seed"] == pytest.approx(rates, abs=1e-3)
+        assert shown["wer"] == pytest.approx(np.mean(rates), abs=1e-3)
         reach = 4.302652729911275 * np.std(rates, ddof=1) / math.sqrt(3)
         assert shown["interval"] == pytest.approx([np.mean(rates) - reach, np.mean(rates) + reach], abs=1e-3)
     rows = {(c["a"], c["b"], c["set"]): c for c in found["comparisons"]}

@@ -19,8 +19,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--systems", metavar="'NAME NAME ...'",
                         help="directories of EXP_DIR to report, in one argument; default: all that were decoded")
     parser.add_argument("--essence-dir", type=Path, metavar="DIR", help="default: the newest EXP_DIR/essence_*")
-    parser.add_argument("--clips", type=int, default=0, metavar="N", help="embed the sound of the N most improved and the "
-                        "N most harmed utterances; only of audio that may be passed on (%(default)s)")
+    parser.add_argument("--clips", type=int, default=0, metavar="N", help="embed the sound of the N most improved and "
+                        "the N most harmed utterances; only of audio that may be passed on (%(default)s)")
     parser.add_argument("--draws", type=int, default=10000, help="draws of the bootstrap (%(default)s)")
 
 

@@ -224,7 +224,7 @@ def results_text(found: dict[str, Any], columns: list[str], header: str) -> str:
                     + [f"{point['wer'][c]['wer']:.2f}" for c in columns]
                     + ["-" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"])
     lines = [f"# {header}", "", wer.aligned_table(rows, right=range(1, len(rows[0])))]
-    lines += ["", f"# WER in percent, mean over seeds; the last column: Student's t over the seeds, of {set_name(main)}."]
+    lines += ["", f"# WER in percent, mean over seeds; last column: Student's t over the seeds, of {set_name(main)}."]
     for reference, text in REFERENCES:
         rows = [[f"less {text} ({reference})", "seeds", "set", "diff", "95 % interval", "p", "p over seeds"]]
         for c in found["comparisons"]:
@@ -235,8 +235,8 @@ def results_text(found: dict[str, Any], columns: list[str], header: str) -> str:
         if len(rows) > 1:
             lines += ["", wer.aligned_table(rows, right=(1, 3, 4, 5, 6))]
     units = ", ".join(f"{set_name(s)}: {u}" for s, u in found["bootstrap"]["unit"].items())
-    lines += ["", f"# Intervals and p: paired bootstrap, {found['bootstrap']['draws']:,} draws of {units}, and of seeds "
-                  "where there are two or more; p over seeds: paired t test. No correction for the number of points."]
+    lines += ["", f"# Intervals and p: paired bootstrap, {found['bootstrap']['draws']:,} draws of {units}, and of "
+                  "seeds where there are two or more; p over seeds: paired t test. No correction for the number of points."]
     if found["best_on_dev"]:
         lines.append(f"# Lowest on dev: {found['best_on_dev']}")
     if found["waiting"]:

@@ -74,8 +74,8 @@ def make_point(values: Dict[str, Any], base: EssenceSettings, num_teachers: int,
     numbers: Tuple[int, ...] = ()
     if teachers != ALL_TEACHERS:
         if not re.fullmatch(r"[1-9]\d*( [1-9]\d*)*", teachers) or max(map(int, teachers.split())) > num_teachers:
-            raise UserError(f"{where}: teachers: '{teachers}' is neither 'all' nor numbers of the {num_teachers} teachers, "
-                            "such as '1 3'")
+            raise UserError(f"{where}: teachers: '{teachers}' is neither 'all' nor numbers of the {num_teachers} "
+                            "teachers, such as '1 3'")
         numbers = tuple(sorted(set(map(int, teachers.split()))))
         if len(numbers) == num_teachers:
             numbers = ()
@@ -155,7 +155,8 @@ def find_trained(exp_dir: Path, model_yaml, point: Point, seed: int) -> Optional
     if not decodes or not all((path / f).is_file() for f in (".done", "model.yaml", "info.json")):
         return None
     model = read_yaml(path / "model.yaml")
-    if _comparable(model["arch"], model["model"], model["train"], bool(point.target)) != _wanted(model_yaml, point, seed):
+    found = _comparable(model["arch"], model["model"], model["train"], bool(point.target))
+    if found != _wanted(model_yaml, point, seed):
         return None
     best = read_json(scales).get("best", {}) if scales.is_file() else {}
     for decode in map(read_json, decodes):
@@ -223,8 +224,8 @@ def write_plan(grid_yaml, exp_dir: Path, out_dir: Path, *, model_yaml, essence_y
     """Write plan.json, targets.tsv and points.tsv to ``out_dir`` and return what plan.json holds.
 
     targets.tsv has a line a set of soft targets: name, bytes (a forecast), the essence command that makes it (or -).
-    points.tsv has a line a training: POINT/seed_N, its target (or -), the system of the main run that it is (or -),
-    seconds (a forecast, or -), seed, soft weight, temperature, mass rule.
+    points.tsv has a line a training, the first seed of every point first: POINT/seed_N, its target (or -), the system
+    of the main run that it is (or -), seconds (a forecast, or -), seed, soft weight, temperature, mass rule.
     """
     grid = load_settings(GridSettings, grid_yaml)
     base = load_settings(EssenceSettings, essence_yaml, overrides)
@@ -242,15 +243,17 @@ def write_plan(grid_yaml, exp_dir: Path, out_dir: Path, *, model_yaml, essence_y
             targets[point.target] = (size, shlex.join(["essence", *command]) if command else "-")
         done = {seed: find_trained(exp_dir, model_yaml, point, seed) for seed in seeds}
         e, seconds = point.essence, _forecast(exp_dir, bool(point.target))
-        for seed in seeds:
+        for turn, seed in enumerate(seeds):
             fields = (f"{point.name}/seed_{seed}", point.target or "-", done[seed] or "-",
                       "-" if seconds is None else round(seconds), seed, e.soft_weight, e.temperature, e.mass)
-            lines.append("\t".join(map(str, fields)))
+            lines.append((turn, "\t".join(map(str, fields))))
         points.append({"name": point.name, **asdict(e), "target": point.target, "teachers": list(point.teachers),
                        "seeds": seeds, "from": {str(s): d for s, d in done.items() if d}})
+    lines.sort(key=lambda line: line[0])  # every point with its first seed, then every point with its second ...
     plan = {"base": asdict(base), "points": points}
     out_dir.mkdir(parents=True, exist_ok=True)
-    for name, text in (("plan.json", json.dumps(plan, indent=1) + "\n"), ("points.tsv", "\n".join(lines) + "\n"),
+    for name, text in (("plan.json", json.dumps(plan, indent=1) + "\n"),
+                       ("points.tsv", "".join(f"{line}\n" for _, line in lines)),
                        ("targets.tsv", "".join(f"{n}\t{s}\t{c}\n" for n, (s, c) in targets.items()))):
         with atomic_write(out_dir / name) as staged:
             staged.write_text(text, encoding="utf-8")

@@ -335,8 +335,8 @@ def _cost(exp: Experiment) -> str:
                               for i, c in enumerate(cells)) + "</tr>")
     return ('<table class="cost"><thead><tr><th>System</th><th class="num">Parameters</th>'
             '<th class="num">MFLOP<br>a frame</th><th class="num optional">Training</th><th class="num">Decoding,<br>'
-            f'\u00d7 real time</th></tr></thead><tbody>{"".join(rows)}</tbody></table><p class="muted fine">A frame: 10 ms '
-            'of speech. Decoding: the search in the graph alone, without the network; times are those of this machine, '
+            f'\u00d7 real time</th></tr></thead><tbody>{"".join(rows)}</tbody></table><p class="muted fine">A frame: 10 '
+            'ms of speech. Decoding: the search in the graph alone, without the network; times are those of this machine, '
             'whatever else it did.</p>')
 
 
@@ -497,7 +497,8 @@ def _ablation(exp: Experiment) -> str:
     if not found:
         return ""
     entries_of = found["points"]
-    column = TOTAL if all(TOTAL in p["wer"] for p in entries_of.values()) else next(iter(next(iter(entries_of.values()))["wer"]))
+    columns = list(next(iter(entries_of.values()))["wer"])
+    column = TOTAL if TOTAL in columns else columns[0]
     against = {(c["a"], c["b"]): c for c in found["comparisons"] if c["set"] == column}
     rows = []
     for name, point in entries_of.items():
@@ -515,13 +516,13 @@ def _ablation(exp: Experiment) -> str:
         entries = point["entries_per_frame"]
         dev = point["wer"].get("dev")
         rows.append(f'<tr><th scope="row">{esc(label)}<small>{esc(seeds)}</small></th>'
-                    f'<td class="num optional">{DASH if entries is None else round(entries, 1)}</td>'
+                    f'<td class="num optional">{DASH if entries is None else number(round(entries, 1))}</td>'
                     f'<td class="num optional">{wer_text(dev["wer"]) if dev else DASH}</td>'
                     f'<td class="num">{wer_text(point["wer"][column]["wer"])}</td>{"".join(cells)}</tr>')
     best = found.get("best_on_dev")
     chosen = f' Lowest on dev: {esc(point_text(entries_of[best]["settings"], found["base"]))}.' if best else ""
-    return (f'{_curve(found, column)}<table class="cost"><thead><tr><th>Point</th><th class="num optional">Entries<br>a '
-            f'frame</th><th class="num optional">WER<br>dev</th><th class="num">WER<br>{esc(set_name(column))}</th>'
+    return (f'{_curve(found, column)}<table class="cost"><thead><tr><th>Point</th><th class="num optional">Entries<br>'
+            f'a frame</th><th class="num optional">WER<br>dev</th><th class="num">WER<br>{esc(set_name(column))}</th>'
             f'<th class="num">less<br>baseline</th><th class="num">less every<br>label</th></tr></thead>'
             f'<tbody>{"".join(rows)}</tbody></table><p class="muted fine">Means over seeds; differences with 95 % '
             f'intervals over test speakers and, where there are two or more, seeds. Nothing corrects for the number of '
@@ -545,13 +546,14 @@ def _calibration(exp: Experiment, least: int = 50) -> str:
     chart = line_chart(series, x_range=(0, 1), y_range=(0, 1), x_ticks=axis, height=300,
                        x_label="confidence: posterior of the best class", y_label="share of frames with that class",
                        title="Reliability diagram")
-    frames = next(iter(systems.values()))["frames"]
-    return (f'<div class="columns"><div>{chart}{legend(series)}</div><div><table class="cost"><thead><tr><th>System</th>'
-            f'<th class="num">Right,<br>%</th><th class="num">Sure,<br>%</th><th class="num">ECE,<br>%</th>'
-            f'<th class="num">Nats<br>a frame</th></tr></thead><tbody>{"".join(rows)}</tbody></table><p class="muted fine">{frames:,} frames of the test '
-            f'halves against their forced alignment by the GMM, which errs, too: compare systems, do not take the '
-            f'figures for truth. Sure: mean posterior of the best class. ECE: expected calibration error, {len(next(iter(systems.values()))["bins"])} bins; bins '
-            f'of fewer than {least} frames are not drawn.</p></div></div>')
+    first = next(iter(systems.values()))
+    return (f'<div class="columns"><div>{chart}{legend(series)}</div><div><table class="cost"><thead><tr>'
+            f'<th>System</th><th class="num">Right,<br>%</th><th class="num">Sure,<br>%</th><th class="num">ECE,<br>%</th>'
+            f'<th class="num">Nats<br>a frame</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+            f'<p class="muted fine">{first["frames"]:,} frames of the test halves against their forced alignment by the '
+            f'GMM, which errs, too: compare systems, do not take the figures for truth. Sure: mean posterior of the best '
+            f'class. ECE: expected calibration error, {len(first["bins"])} bins; bins of fewer than {least} frames are '
+            f'not drawn.</p></div></div>')
 
 
 def _provenance(exp: Experiment, facts: dict[str, Any], origin: dict[str, Any]) -> str:
@@ -577,8 +579,8 @@ def _provenance(exp: Experiment, facts: dict[str, Any], origin: dict[str, Any]) 
     if student:
         train = student["train"]
         rows.append(("Student", f'{student["arch"]}, {train["optim"]["epochs"]} epochs, learning rate '
-                                f'{train["optim"]["lr"]:g}, soft weight {train["distill"]["soft_weight"]:g}, temperature '
-                                f'{train["distill"]["temperature"]:g}'))
+                                f'{train["optim"]["lr"]:g}, soft weight {train["distill"]["soft_weight"]:g}, '
+                                f'temperature {train["distill"]["temperature"]:g}'))
     if chosen:
         rows.append(("Acoustic scale, word insertion penalty", "; ".join(
             weights if len(chosen) == 1 else f'{weights}: {", ".join(names)}' for weights, names in chosen.items())))
