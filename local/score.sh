@@ -23,7 +23,7 @@ for d in "$exp"/*/decode_*; do
   if [ -f "$d/.done" ]; then inputs+=("$d"); fi
 done
 [ ${#inputs[@]} -gt 0 ] || { echo "$0: nothing is decoded in '$exp': stage 9 does that (./run.sh --stage 9)" >&2; exit 1; }
-for f in "$exp"/{ablation/results,calibration/calibration}.json; do
+for f in "$exp"/{ablation/results,calibration/calibration}.json "$data"/*/stm "$data"/*/glm; do
   if [ -f "$f" ]; then inputs+=("$f"); fi
 done
 fp=$(fingerprint "report $corpus $size $engine $seed $essence_dir clips=$clips" "${inputs[@]}" "${essence_dir:-conf/essence.yaml}")

@@ -22,7 +22,7 @@ from essence_kd.cli.main import main
 from essence_kd.distill.essence import EssenceSettings
 from essence_kd.io.errors import UserError
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
-from essence_kd.score import alignment, charts, page
+from essence_kd.score import alignment, charts, hub5, page, wer
 from essence_kd.score.experiment import load_experiment, load_system
 from essence_kd.score.results import Analysis, best_teacher
 
@@ -209,6 +209,69 @@ def test_results_text_lines_can_be_recounted(experiment):
     assert len(re.findall(r"^%WER ", text, re.M)) == len(RATES) * 4
     header = next(line for line in text.splitlines() if line.startswith("system "))
     assert header.split()[1:] == "parameters SWBD 95 % CHE 95 % total 95 % dev 95 %".split()
+
+
+def add_times(exp, data):
+    """An STM a test set and a CTM a system: every utterance a recording of its own, half a second a word."""
+    for name in ("eval_swbd", "eval_che"):
+        for ref in exp.glob(f"*/decode_{name}/ref.txt"):
+            lines = [(line.split()[0], line.replace("<uh>", "uh").split()[1:]) for line in ref.open()]
+            (data / name / "stm").write_text("".join(
+                f"{utt} 1 {utt[:5]} 0.00 60.00 <O> {' '.join(words)}\n" for utt, words in lines))
+            hyp = [(line.split()[0], line.replace("<uh>", "uh").split()[1:]) for line in (ref.parent / "hyp.txt").open()]
+            (ref.parent / "hyp.ctm").write_text("".join(
+                f"{utt} 1 {0.5 * i:.2f} 0.50 {word} 1.0\n" for utt, words in hyp for i, word in enumerate(words)))
+
+
+@pytest.mark.parametrize("sclite", [False, True])
+def test_test_sets_with_an_stm_are_scored_by_time_too(tmp_path, monkeypatch, sclite):
+    exp, data = make_experiment(tmp_path, {"baseline": 0.3, "student_essence": 0.2})
+    assert report(exp, data) == 0
+    before = (exp / "RESULTS").read_text()
+    assert json.loads((exp / "report" / "results.json").read_text())["hub5"]["systems"] == {}
+    add_times(exp, data)
+    if not sclite:
+        monkeypatch.setattr(hub5, "find_sclite", lambda: None)
+    elif hub5.find_sclite() is None:
+        pytest.skip("sclite is not installed (Debian's sctk)")
+    assert report(exp, data) == 0
+    text, found = (exp / "RESULTS").read_text(), json.loads((exp / "report" / "results.json").read_text())["hub5"]
+    assert found["scorer"] == ("sclite" if sclite else "native")
+    assert f"mapping rules default; counted by {'sclite' if sclite else 'our own aligner'}\n" in text
+    assert text.startswith(before[:before.index("\n\n")])  # Kaldi's lines stay as they were
+    for system in ("baseline", "student_essence"):
+        total = 0
+        for name in ("eval_swbd", "eval_che"):
+            place = exp / system / f"decode_{name}"
+            refs, hyps = ({line.split()[0]: " ".join(line.replace("<uh>", "uh").split()[1:]) for line in path.open()}
+                          for path in (place / "ref.txt", place / "hyp.txt"))
+            counts = hub5.score_text(refs, hyps, drop_noise=True).total  # utterance by utterance
+            assert found["systems"][system][name] == counts.as_dict()
+            assert f"{wer.wer_line(counts)} {place}/hyp.ctm\n" in text
+            total += counts.errors
+        assert f" [ {total} / " in next(x for x in text.splitlines() if f"{system} (total of" in x and "by time" in x)
+
+
+def test_times_that_do_not_fit_are_refused_or_told(tmp_path, capsys):
+    exp, data = make_experiment(tmp_path, {"baseline": 0.3, "student_essence": 0.2}, speakers=2, turns=2)
+    add_times(exp, data)
+    (exp / "baseline" / "decode_eval_che" / "hyp.ctm").unlink()
+    assert report(exp, data) == 0
+    assert "baseline is not scored by time on eval_che" in capsys.readouterr().err
+    found = json.loads((exp / "report" / "results.json").read_text())["hub5"]["systems"]
+    assert set(found["baseline"]) == {"eval_swbd"} and set(found["student_essence"]) == {"eval_swbd", "eval_che", "total"}
+    ctm = exp / "baseline" / "decode_eval_swbd" / "hyp.ctm"
+    ctm.write_text(ctm.read_text() + "elsewhere 1 0.00 0.50 yeah 1.0\n")
+    assert report(exp, data) == 1
+    assert "hyp.ctm: recording 'elsewhere' channel '1' is not in" in capsys.readouterr().err
+
+
+def test_a_best_scale_at_the_edge_is_told(tmp_path, capsys):
+    exp, data = make_experiment(tmp_path, {"baseline": 0.3, "student_essence": 0.2}, speakers=2, turns=2)
+    for edge in (False, True):
+        (exp / "scales.json").write_text(json.dumps({"best": {}, "scale_at_edge": edge}))
+        assert report(exp, data) == 0
+        assert ("scales.json: the best acoustic scale lies at the edge" in capsys.readouterr().err) == edge
 
 
 def test_the_same_experiment_gives_the_same_results(experiment, capsys):

@@ -10,7 +10,7 @@ from typing import Any, Sequence
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.settings import read_yaml
-from essence_kd.score import wer
+from essence_kd.score import hub5, wer
 
 TEST_SETS = ("eval_swbd", "eval_che")
 SET_ORDER = TEST_SETS + ("dev",)
@@ -24,18 +24,22 @@ class System:
     name: str
     path: Path
     scores: dict[str, wer.Score] = field(default_factory=dict)
+    hub5: dict[str, wer.Counts] = field(default_factory=dict)  # by the rules of Hub5, where there is an STM
     decodes: dict[str, dict[str, Any]] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     progress: list[dict[str, Any]] = field(default_factory=list)
     params: int | None = None
-    scale_at_edge: bool = False
 
     def counts(self, sets: Sequence[str]) -> wer.Counts | None:
         """Sum over ``sets``, or None when one of them was not decoded."""
         if any(s not in self.scores for s in sets):
             return None
         return sum((self.scores[s].total for s in sets), wer.Counts())
+
+    def hub5_counts(self, sets: Sequence[str]) -> wer.Counts | None:
+        """Sum over ``sets`` by the rules of Hub5, or None when one of them was not scored so."""
+        return sum((self.hub5[s] for s in sets), wer.Counts()) if sets and all(s in self.hub5 for s in sets) else None
 
 
 @dataclass
@@ -53,6 +57,8 @@ class Experiment:
     calibration: dict[str, Any] = field(default_factory=dict)
     ablation: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    hub5_scorer: str | None = None
+    hub5_rules: dict[str, str] = field(default_factory=dict)  # set -> its mapping rules
 
     @property
     def test_sets(self) -> list[str]:
@@ -113,8 +119,6 @@ def load_system(path: Path) -> System:
                                             ref_name=str(ref), hyp_name=str(hyp))
         if (decode_dir / "decode.json").exists():
             system.decodes[set_name] = read_json(decode_dir / "decode.json")
-    if (path / "decode_dev" / "sweep.json").exists():
-        system.scale_at_edge = bool(read_json(path / "decode_dev" / "sweep.json").get("scale_at_edge"))
     if (path / "info.json").exists():
         system.info = read_json(path / "info.json")
         system.params = system.info.get("params")
@@ -226,8 +230,9 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
             elif score.refs != first.scores[set_name].refs:
                 raise UserError(f"{system.path}/decode_{set_name}/ref.txt differs from "
                                 f"{first.path}/decode_{set_name}/ref.txt; decode all systems on the same data")
-    exp.notices += [f"{s.path}: the best acoustic scale lies at the edge of the sweep; widen the sweep"
-                    for s in exp.systems.values() if s.scale_at_edge]
+    for path in (exp_dir / "scales.json", exp_dir / "gmm" / "sweep" / "sweep.json"):
+        if path.exists() and read_json(path).get("scale_at_edge"):
+            exp.notices.append(f"{path}: the best acoustic scale lies at the edge of the sweep; widen the sweep")
     teachers = [s for name, s in exp.systems.items() if name.startswith("teacher_")]
     if "ensemble" in exp.systems and exp.systems["ensemble"].params is None and teachers \
             and all(t.params is not None for t in teachers):
@@ -250,6 +255,28 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
     if (exp_dir / "ablation" / "results.json").exists():
         exp.ablation = _load_ablation(exp)
     return exp
+
+
+def score_by_time(exp: Experiment, data_dir: Path) -> None:
+    """Count the test sets that have an STM by the rules of Hub5 too, as the swbd recipe does: total words by time.
+
+    The reference is ``data_dir/SET/stm``, mapping rules are those of ``data_dir/SET/glm`` or ours, the hypothesis is
+    ``hyp.ctm``. Scored by sclite where it is installed. Raises UserError where STM and CTM do not belong together.
+    """
+    for name in exp.test_sets:
+        stm, glm = data_dir / name / "stm", data_dir / name / "glm"
+        if not stm.exists():
+            continue
+        exp.hub5_rules[name] = str(glm) if glm.exists() else "default"
+        for system in exp.systems.values():
+            ctm = system.path / f"decode_{name}" / "hyp.ctm"
+            if name not in system.scores:
+                continue
+            if not ctm.exists():
+                exp.notices.append(f"{ctm}: no such file, so {system.name} is not scored by time on {name}")
+                continue
+            scores, exp.hub5_scorer = hub5.score_hub5(stm, ctm, glm=glm if glm.exists() else None, drop_noise=True)
+            system.hub5[name] = sum((s.counts for s in scores), wer.Counts())
 
 
 def say(notices: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from essence_kd.io.provenance import atomic_write
 from essence_kd.score import wer
 from essence_kd.score.alignment import load_alignment
 from essence_kd.score.clips import load_clips
-from essence_kd.score.experiment import load_experiment, say
+from essence_kd.score.experiment import load_experiment, say, score_by_time
 from essence_kd.score.page import changed_utterances, extremes, render
 from essence_kd.score.results import Analysis, results_dict, results_text
 
@@ -77,6 +77,7 @@ def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "d
     exp = load_experiment(exp_dir, systems=systems, essence_dir=essence_dir)
     utt2spk = {}
     if data_dir is not None:
+        score_by_time(exp, data_dir)
         for name in exp.sets:
             if (data_dir / name / "utt2spk").exists():
                 utt2spk[name] = wer.read_table(data_dir / name / "utt2spk", "utt2spk")

@@ -123,6 +123,12 @@ class Analysis:
         return [row for row in rows if row]
 
 
+def _hub5_header(exp: Experiment) -> str:
+    rules = sorted(set(exp.hub5_rules.values()))
+    return (f"By the rules of Hub5: STM and CTM by time, hesitations and fragments out, mapping rules "
+            f"{' and '.join(rules)}; counted by {'sclite' if exp.hub5_scorer == 'sclite' else 'our own aligner'}")
+
+
 def results_text(analysis: Analysis, header: str, comparisons: Sequence[dict[str, Any]]) -> str:
     """RESULTS: %WER lines of every system and set, the table, and the differences, for the terminal."""
     exp = analysis.exp
@@ -134,6 +140,15 @@ def results_text(analysis: Analysis, header: str, comparisons: Sequence[dict[str
                 place = f"decode_{column}" if column != TOTAL else "total of " + " and ".join(exp.test_sets)
                 lines.append(f"{wer.wer_line(counts)} {system.path}/{place}" if column != TOTAL
                              else f"{wer.wer_line(counts)} {system.path} ({place})")
+    if exp.hub5_scorer:
+        lines += ["", f"# {_hub5_header(exp)}"]
+        for system in exp.systems.values():
+            for column in exp.test_sets + [TOTAL]:
+                counts = system.hub5_counts(analysis.members(column))
+                if counts is not None and column != TOTAL:
+                    lines.append(f"{wer.wer_line(counts)} {system.path}/decode_{column}/hyp.ctm")
+                elif counts is not None and len(exp.test_sets) > 1:
+                    lines.append(f"{wer.wer_line(counts)} {system.path} (total of {' and '.join(exp.test_sets)} by time)")
     rows = [["system", "parameters"] + [h for c in analysis.columns for h in (set_name(c), "95 %")]]
     for system in exp.systems.values():
         row = [system.name, f"{system.params:,}" if system.params is not None else "-"]
@@ -175,6 +190,9 @@ def results_dict(analysis: Analysis, *, corpus: str, size: str, seed: int, engin
         counts = system.counts(exp.test_sets) if exp.test_sets else None
         if counts is not None:
             totals[system.name] = counts.as_dict()
+    by_time = {system.name: {column: counts.as_dict() for column in exp.test_sets + [TOTAL]
+                             for counts in [system.hub5_counts(analysis.members(column))] if counts is not None}
+               for system in exp.systems.values() if system.hub5}
     essence = exp.essence
     return {
         "corpus": corpus, "size": size, "seed": seed, "engine": engine, "decoder": exp.decoder,
@@ -182,6 +200,7 @@ def results_dict(analysis: Analysis, *, corpus: str, size: str, seed: int, engin
         "essence": {"select": essence.get("selection"), "k": essence.get("k"), "mean_mass": essence.get("mean_mass"),
                     "bytes_per_frame": essence.get("bytes_per_frame")},
         "stages": {n: {"seconds": s.get("seconds"), "bytes": s.get("bytes")} for n, s in exp.stages.items()},
-        "totals": totals, "comparisons": list(comparisons),
+        "totals": totals, "hub5": {"scorer": exp.hub5_scorer, "rules": exp.hub5_rules, "systems": by_time},
+        "comparisons": list(comparisons),
         "bootstrap": {"draws": analysis.draws, "unit": analysis.unit}, "notices": exp.notices, "provenance": provenance,
     }
