@@ -317,6 +317,24 @@ def test_rescoring_takes_the_best_of_the_list(corpus, tmp_path):
     assert report["rescored_n_best"] == 15 and report["rescore_unknown_words"] > 0
 
 
+def test_language_model_scale(corpus, tmp_path):
+    """The model in the graph weighted anew: each list's costs change by (scale - 1) times the model's cost."""
+    old = tmp_path / "all.arpa"
+    write_arpa(old, estimate(list(corpus.text.values()), 2, corpus.graph.words[1:].tolist()))
+    write(tmp_path / "s", {utt: corpus.scores[utt] for utt in list(corpus.scores)[:8]})
+    common = ["--beam", 20, "--max-active", 100000, "--acoustic-scale", 0.5, "--n-best", 15, "--rescore-n-best", 15]
+    where = [corpus.folder / "graph", f"ark:{tmp_path}/s.ark"]
+    assert decode(*common, *where, tmp_path / "plain") == 0
+    assert decode(*common, "--old-lm", old, "--lm-scale", 4, *where, tmp_path / "scaled") == 0
+    plain, scaled, model, changed = read_n_best(tmp_path / "plain"), read_n_best(tmp_path / "scaled"), read_arpa(old), 0
+    for utt, entries in plain.items():
+        costs = {words: cost - 3 * np.log(10) * score(model, [list(words)])[0] for cost, words in entries}
+        assert {words: pytest.approx(cost, abs=1e-2) for cost, words in scaled[utt]} == costs
+        changed += scaled[utt][0][1] != entries[0][1]
+    assert changed
+    assert json.loads((tmp_path / "scaled" / "decode.json").read_text())["lm_scale"] == 4
+
+
 def read_n_best(folder):
     """Utterance -> [(cost, words)] of nbest.cost and nbest.txt."""
     costs = dict(line.split() for line in (folder / "nbest.cost").read_text().splitlines())
@@ -545,6 +563,9 @@ def test_words_missing_from_words_txt(corpus, tmp_path, capsys):
     (["--sweep-scales", "0.1,zero"], "--sweep-scales is '0.1,zero'"),
     (["--pooled", "x.json"], "--pooled belongs to --sweep"),
     (["--old-lm", "x.arpa"], "--old-lm and --new-lm belong together"),
+    (["--new-lm", "x.arpa"], "--old-lm and --new-lm belong together"),
+    (["--lm-scale", "0.8"], "or --old-lm and --lm-scale"),
+    (["--lm-scale", "0", "--old-lm", "x.arpa"], "--lm-scale is 0.0"),
     (["--rescore-n-best", "0"], "--rescore-n-best"),
     (["--batch-rows", "-1"], "--batch-rows is -1"),
     (["--acoustic-scale", "0"], "--acoustic-scale is 0.0"),

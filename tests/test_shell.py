@@ -211,6 +211,21 @@ def test_setup_without_a_network_names_the_packages_and_the_way_out(shell, tmp_p
     assert not (tmp_path / ".venv" / ".ready").exists()
 
 
+def test_a_wheel_page_out_of_reach_leaves_kaldi_decoder(shell, tmp_path):
+    """Without k2's wheel page and without an index the set-up says so in one line, ends well, and does not try again."""
+    nowhere = "http://127.0.0.1:9"
+    env = {"PIP_INDEX_URL": f"{nowhere}/simple", "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "", "ESSENCE_K2_PYTHON": "",
+           "PIP_CONFIG_FILE": "/dev/null", "http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": "",
+           "PIP_RETRIES": "0"}
+    done = shell("local/setup_env.sh", "--work-dir", tmp_path, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "no k2 here (" in last and "kaldi-decoder decodes instead" in last and "ESSENCE_RETRY_K2=1" in last
+    assert (tmp_path / ".venv-k2" / ".none").exists() and not (tmp_path / ".venv-k2" / ".ready").exists()
+    again = shell("local/setup_env.sh", "--work-dir", tmp_path, env=env)
+    assert again.returncode == 0 and not again.stderr
+
+
 def test_a_disk_too_small_is_named_before_any_work(shell, tmp_path):
     small = tmp_path / "small"
     small.mkdir()

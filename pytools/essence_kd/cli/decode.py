@@ -72,6 +72,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--old-lm", metavar="ARPA", help="the n-gram model that is in the graph")
     parser.add_argument("--new-lm", metavar="ARPA", help="a larger one that takes its place in the choice among the "
                         "--rescore-n-best word sequences of each utterance")
+    parser.add_argument("--lm-scale", type=float, default=1.0, metavar="S", help="weight of the language model in that "
+                        "choice, of --new-lm or else of --old-lm (default 1)")
     parser.add_argument("--rescore-n-best", type=int, default=100, metavar="N", help="(default 100)")
     parser.add_argument("--sweep", metavar="TEXT", help="reference words: try all scales and penalties, write "
                         "sweep.json, decode at the best")
@@ -172,10 +174,13 @@ def _decode(args, backend: str) -> None:
         raise UserError("--pooled belongs to --sweep")
     if args.sweep and any(job.scale_from for job in jobs):
         raise UserError("--sweep looks for the best scale itself: leave out --scale-from")
-    if args.sweep and (args.n_best or args.lattices or args.new_lm):
-        raise UserError("--n-best, --lattices and --new-lm do not go with --sweep; decode again with --scale-from")
-    if (args.old_lm is None) != (args.new_lm is None):
-        raise UserError("--old-lm and --new-lm belong together")
+    if args.sweep and (args.n_best or args.lattices or args.old_lm):
+        raise UserError("--n-best, --lattices and --old-lm do not go with --sweep; decode again with --scale-from")
+    rescored = args.new_lm is not None or args.lm_scale != 1
+    if rescored != (args.old_lm is not None):
+        raise UserError("--old-lm and --new-lm belong together, or --old-lm and --lm-scale")
+    if not args.lm_scale > 0:
+        raise UserError(f"--lm-scale is {args.lm_scale}, but must be greater than 0")
     if args.n_best < 0 or args.rescore_n_best < 1:
         raise UserError("--n-best must be at least 0 and --rescore-n-best at least 1")
     options.check()
@@ -184,7 +189,7 @@ def _decode(args, backend: str) -> None:
         if reference is not None:
             runner.sweep(jobs, reference, pooled=args.pooled)
         else:
-            rescorer = Rescorer(args.old_lm, args.new_lm) if args.new_lm else None
+            rescorer = Rescorer(args.old_lm, args.new_lm, args.lm_scale) if rescored else None
             runner.decode(jobs, Request(n_best=args.n_best, lattices=args.lattices, rescorer=rescorer,
                                         rescore_n_best=args.rescore_n_best))
 

@@ -1,4 +1,4 @@
-"""A larger language model on n-best lists: its probabilities take the place of those in the graph."""
+"""Another language model, or another weight of it, on n-best lists, in the place of the one in the graph."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -21,20 +21,22 @@ class Entry:
 
 
 class Rescorer:
-    """Replaces an old n-gram model (the graph's) by a new one; both ARPA files.
+    """Replaces an old n-gram model (the graph's) by ``scale`` times a new one; ARPA files, new None: the old one.
 
     A word that a model lacks costs as much as the rarest word of that model.
     """
 
-    def __init__(self, old_arpa, new_arpa):
-        self.old, self.new = read_arpa(old_arpa), read_arpa(new_arpa)
+    def __init__(self, old_arpa, new_arpa=None, scale: float = 1.0):
+        self.old = read_arpa(old_arpa)
+        self.new = self.old if new_arpa is None else read_arpa(new_arpa)
+        self.scale = scale
         self.unknown = 0
 
     def costs(self, sentences: list[list[str]]) -> np.ndarray:
-        """Cost of the new model less that of the old, natural logarithms: float64 (S,)."""
+        """Scaled cost of the new model less the cost of the old, natural logarithms: float64 (S,)."""
         new, unknown = _costs(self.new, sentences)
         self.unknown += int(unknown.sum())
-        return new - _costs(self.old, sentences)[0]
+        return self.scale * new - _costs(self.old, sentences)[0]
 
     def rescore(self, lists: list[list[Entry]], words: np.ndarray) -> list[list[Entry]]:
         """N-best lists of many utterances with the new model's costs, sorted anew; ``words``: symbols by id.

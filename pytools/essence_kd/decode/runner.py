@@ -419,7 +419,8 @@ class Runner:
                 Path(temporary).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         report = self._report(progress, wall)
         if request.rescorer:
-            report.update(rescored_n_best=request.rescore_n_best, rescore_unknown_words=request.rescorer.unknown)
+            report.update(rescored_n_best=request.rescore_n_best, lm_scale=request.rescorer.scale,
+                          rescore_unknown_words=request.rescorer.unknown)
         with atomic_write(out / "decode.json") as temporary:
             Path(temporary).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         self._tell(progress.job, report)

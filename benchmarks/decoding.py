@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Times k2, kaldi-decoder and, where KALDI_ROOT has it, latgen-faster-mapped on the same graph and scores.
+
+    benchmarks/decoding.py --seconds 120 --beams 10,12 exp/mini data/mini       # after ./run.sh up to stage 9
+
+Prints a Markdown table: WER, CPU seconds of one core a second of audio beyond starting, and CPU seconds of starting. Each
+decoder is a process of its own on one thread; what it takes for the first utterance alone is subtracted, with that
+utterance's duration, and the rest of that is its start. Runs alternate between the decoders; the smallest of --repeats
+counts, since other work on the machine only adds.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "pytools"))
+os.environ.setdefault("KALDI_ROOT", "")
+
+from kaldi_files import transition_model_text  # noqa: E402
+
+from essence_kd.hmm.fst import make_fst, write_fst  # noqa: E402
+from essence_kd.hmm.graph import load_graph  # noqa: E402
+from essence_kd.io.errors import UserError  # noqa: E402
+from essence_kd.io.tables import MatrixWriter, read_matrices  # noqa: E402
+from essence_kd.score.wer import Counts, read_text, score  # noqa: E402
+
+ESSENCE = [sys.executable, "-m", "essence_kd"]
+LATTICE_BEAM, MAX_ACTIVE, MIN_ACTIVE = 5, 7000, 30
+
+
+def cpu_seconds(command: list) -> float:
+    """CPU seconds of a command and of what it starts; its last words when it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "pytools")}
+    with tempfile.TemporaryFile("w+") as said:
+        child = subprocess.Popen([str(c) for c in command], stdout=said, stderr=said, env=environment)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            said.seek(0)
+            raise UserError(f"{command[0]} failed: {' '.join(said.read().splitlines()[-3:])}")
+    return usage.ru_utime + usage.ru_stime
+
+
+class Bench:
+    """The decoders' common inputs in a scratch folder, and how each of them is called."""
+
+    def __init__(self, exp: Path, data: Path, system: str, test_set: str, seconds: float, scale, here: Path):
+        self.graph_dir, self.here = exp / "graph", here
+        self.graph = load_graph(self.graph_dir / "graph.npz")
+        if scale is None:
+            chosen = exp / "gmm" / "sweep" / "sweep.json" if system == "gmm" else exp / "scales.json"
+            scale = json.loads(chosen.read_text())["best"]["acoustic_scale"]
+        self.scale = scale
+        whole = f"ark:{here}/whole.ark"
+        if system == "gmm":
+            cpu_seconds([*ESSENCE, "gmm-scores", "--frame-subsampling-factor",
+                         self.graph.meta["frame_subsampling_factor"], data / test_set, exp / "gmm", whole])
+        else:
+            cpu_seconds([*ESSENCE, "forward", exp / system, data / f"{test_set}_hires", whole])
+        shift = self.graph.frame_shift_ms / 1000
+        self.audio, kept = {"one": 0.0, "all": 0.0}, []
+        with MatrixWriter(f"ark:{here}/all.ark") as every, MatrixWriter(f"ark:{here}/one.ark") as first:
+            for utt, matrix in read_matrices(whole):
+                if not kept:
+                    first.write(utt, matrix)
+                    self.audio["one"] = len(matrix) * shift
+                every.write(utt, matrix)
+                kept.append(utt)
+                self.audio["all"] += len(matrix) * shift
+                if self.audio["all"] >= seconds:
+                    break
+        if len(kept) < 2:
+            raise UserError(f"{data / test_set}: has one utterance in its first {seconds:g} seconds; give more --seconds")
+        text = read_text(data / test_set / "text")
+        self.reference = {utt: text[utt] for utt in kept}
+        self.kaldi = None
+        program = Path(os.environ["KALDI_ROOT"] or "/nowhere") / "src" / "bin" / "latgen-faster-mapped"
+        if program.exists():
+            self.kaldi = program
+            graph = self.graph
+            write_fst(here / "graph.fst", make_fst(graph.src, graph.dst, graph.ilabel, graph.olabel, graph.weight,
+                                                   graph.final))
+            # transition-id i stands for pdf-id i - 1, as the input labels of the graph do
+            topo = {phone: [[(1, 1.0)]] for phone in range(1, graph.num_pdfs + 1)}
+            (here / "pdf.mdl").write_text(transition_model_text(topo, [(phone, 0, phone - 1) for phone in topo]))
+
+    def commands(self, beam: float, archive: str, out: Path) -> dict[str, list]:
+        """Decoder -> command that writes its words as ``out/NAME/hyp.txt``."""
+        scores = f"ark:{self.here / archive}.ark"
+        shared = {"acoustic-scale": self.scale, "beam": beam, "max-active": MAX_ACTIVE, "min-active": MIN_ACTIVE}
+        options = [f"--{name}={value}" for name, value in shared.items()]
+        commands = {name: [*ESSENCE, "decode", "--decoder", backend, *options, f"--output-beam={LATTICE_BEAM}",
+                           "--frame-shift-ms", self.graph.frame_shift_ms, self.graph_dir, scores, out / name]
+                    for name, backend in (("k2", "k2"), ("kaldi-decoder", "kaldi"))}
+        if self.kaldi:
+            for name, determinize in (("latgen-faster-mapped", "true"), ("the same, lattices as they are", "false")):
+                (out / name).mkdir(parents=True, exist_ok=True)
+                commands[name] = [self.kaldi, *options, f"--lattice-beam={LATTICE_BEAM}", "--allow-partial=false",
+                                  f"--determinize-lattice={determinize}", self.here / "pdf.mdl",
+                                  self.here / "graph.fst", scores, "ark:/dev/null", f"ark,t:{out / name}/ids.txt"]
+        return commands
+
+    def words(self, out: Path, name: str) -> Counts:
+        """Errors of a decoder's words; latgen-faster-mapped writes word-ids."""
+        if (out / name / "ids.txt").exists():
+            ids = read_text(out / name / "ids.txt")
+            hyp = {utt: [str(self.graph.words[int(i)]) for i in line] for utt, line in ids.items()}
+        else:
+            hyp = read_text(out / name / "hyp.txt")
+        return score(self.reference, hyp).total
+
+    def active_states(self, beam: float, out: Path) -> float:
+        """Graph states a row in k2's search that lead to the utterance's end: its lattice when nothing is pruned from it."""
+        command = self.commands(beam, "all", out)["k2"]
+        cpu_seconds([c for c in command if not str(c).startswith("--output-beam")] + ["--output-beam=1000"])
+        return json.loads((out / "k2" / "decode.json").read_text())["lattice_states_per_frame"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("exp", type=Path, help="exp/CORPUS with graph, systems and scales.json")
+    parser.add_argument("data", type=Path, help="data/CORPUS")
+    parser.add_argument("--system", default="baseline", help="whose scores: a model directory of EXP, or gmm (%(default)s)")
+    parser.add_argument("--set", default="eval_swbd", help="(%(default)s)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of audio, from the set's beginning (%(default)s)")
+    parser.add_argument("--beams", default="10,12", help="(%(default)s)")
+    parser.add_argument("--acoustic-scale", type=float, help="default: what stage 9 chose")
+    parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="essence-bench-") as scratch:
+        bench = Bench(args.exp, args.data, args.system, args.set, args.seconds, args.acoustic_scale, Path(scratch))
+        graph = bench.graph
+        print(f"{bench.graph_dir}: {graph.num_states} states, {graph.num_arcs} arcs; {args.system} on {bench.audio['all']:.0f} s of "
+              f"{args.set}, acoustic scale {bench.scale}, max-active {MAX_ACTIVE}, lattice beam {LATTICE_BEAM}\n")
+        print("| beam | decoder | WER | CPU s a second | of latgen-faster-mapped | start, CPU s | active states a row |")
+        print("|---|---|---|---|---|---|---|", flush=True)
+        for beam in [float(b) for b in args.beams.split(",")]:
+            out = Path(scratch) / f"beam{beam:g}"
+            least: dict = {}
+            for _ in range(args.repeats):
+                for archive in ("one", "all"):
+                    for name, command in bench.commands(beam, archive, out).items():
+                        took = cpu_seconds(command)
+                        least[name, archive] = min(took, least.get((name, archive), took))
+            names = list(bench.commands(beam, "all", out))
+            length = bench.audio["all"] - bench.audio["one"]
+            rtf = {name: (least[name, "all"] - least[name, "one"]) / length for name in names}
+            counts = {name: bench.words(out, name) for name in names}
+            active = {"k2": f"{bench.active_states(beam, out):.0f}"}
+            for name in names:
+                ratio = f"{rtf[name] / rtf['latgen-faster-mapped']:.2f}" if bench.kaldi else ""
+                print(f"| {beam:g} | {name} | {counts[name].wer:.2f} % | {rtf[name]:.4f} | {ratio} | "
+                      f"{least[name, 'one'] - bench.audio['one'] * rtf[name]:.2f} | {active.get(name, '')} |", flush=True)
+    cores = os.cpu_count()
+    print(f"\n{time.strftime('%Y-%m-%d')}, {cores} cores, load average {load:.1f} before and {os.getloadavg()[0]:.1f} after")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"{sys.argv[0]}: {error}")
