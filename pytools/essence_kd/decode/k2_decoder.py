@@ -127,7 +127,8 @@ class K2Decoder:
             _, best_splits = self._splits(best)
             numbers = best.number.cpu().numpy().astype(np.int64)
             states, arcs = self._splits(found)
-            alive = found.get_backward_scores(True, False).cpu().numpy() > _DEAD  # pruning leaves dead ends
+            # pruning leaves dead ends; confidences need the log semiring's sums, which k2 keeps
+            alive = found.get_backward_scores(True, confidences).cpu().numpy() > _DEAD
             arrows = found.arcs.values()[:, 1].cpu().numpy()
             target = arrows + np.repeat(states[:-1], np.diff(arcs))
             answers = []

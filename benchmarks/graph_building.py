@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Time and memory of building a decoding graph: ours, and Kaldi's utils/mkgraph.sh where KALDI_ROOT is compiled.
+
+    benchmarks/graph_building.py --words 20000 --sentences 40000        # a trigram of a synthetic language
+
+The language: words of two to nine random phones, frequent words shorter; each word is followed by one of its forty usual
+successors or by any word, both by Zipf's law, so that n-grams repeat as they do in text. Everything is made in --work-dir (a
+scratch folder by default): dict, lang, trigram (no pruning), a model of position-dependent phones with random transition
+probabilities, graphs. Prints a Markdown table; memory is the largest process'.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "pytools"))
+
+import numpy as np  # noqa: E402
+from kaldi_files import transition_model_text, tree_text  # noqa: E402
+
+from essence_kd.hmm.fst import read_fst  # noqa: E402
+from essence_kd.hmm.gmm import Gmm, load_gmm, save_gmm  # noqa: E402
+from essence_kd.hmm.graph import load_graph  # noqa: E402
+from essence_kd.hmm.lang import load_lang  # noqa: E402
+from essence_kd.io.errors import UserError  # noqa: E402
+
+PHONES = ("AA AE AH AO AW AX AY EH ER EY IH IY OW OY UH UW B CH D DH DX F G HH JH K L M N NG P R S SH T TH V W Y Z "
+          "ZH").split()
+MKGRAPH_NEEDS = (*(f"src/fstbin/{name}" for name in (
+    "fsttablecompose", "fstdeterminizestar", "fstminimizeencoded", "fstpushspecial", "fstisstochastic",
+    "fstcomposecontext", "fstrmsymbols", "fstrmepslocal")),
+    *(f"src/bin/{name}" for name in ("tree-info", "am-info", "make-h-transducer", "add-self-loops")),
+    "tools/openfst/bin/fstconvert", "tools/openfst/bin/fstarcsort", "egs/wsj/s5/utils/mkgraph.sh")
+
+
+def write_language(folder: Path, num_words: int, sentences: int, seed: int) -> None:
+    """folder/dict and folder/text: a lexicon of random pronunciations and text of about ten words a sentence."""
+    rng = np.random.default_rng(seed)
+    (folder / "dict").mkdir(parents=True, exist_ok=True)
+    lines = ["<unk> SPN"]
+    for word in range(num_words):
+        length = min(9, 2 + int(rng.poisson(1.0 + 0.45 * np.log1p(word))))
+        lines.append(f"w{word:05d} {' '.join(rng.choice(PHONES, length))}")
+    (folder / "dict" / "lexicon.txt").write_text("\n".join(lines) + "\n")
+    (folder / "dict" / "nonsilence_phones.txt").write_text("\n".join(PHONES) + "\n")
+    (folder / "dict" / "silence_phones.txt").write_text("SIL\nSPN\n")
+    (folder / "dict" / "optional_silence.txt").write_text("SIL\n")
+    weights = 1.0 / np.arange(3, num_words + 3)
+    total = np.cumsum(weights / weights.sum())
+    usual_total = np.cumsum(1.0 / np.arange(1, 41) / np.sum(1.0 / np.arange(1, 41)))
+    usual = np.minimum(np.searchsorted(total, rng.random((num_words, 40))), num_words - 1)
+    with open(folder / "text", "w") as out:
+        for _ in range(sentences):
+            word, row = min(int(np.searchsorted(total, rng.random())), num_words - 1), []
+            for draw, other, step in rng.random((max(1, int(rng.poisson(10))), 3)):
+                row.append(f"w{word:05d}")
+                word = (int(usual[word, np.searchsorted(usual_total, other)]) if draw < 0.7
+                        else min(int(np.searchsorted(total, step)), num_words - 1))
+            out.write(" ".join(row) + "\n")
+
+
+def write_model(lang_dir: Path, gmm_dir: Path, seed: int) -> None:
+    """A model with a pdf for every state of every position-dependent phone and random transition probabilities."""
+    lang, rng = load_lang(lang_dir), np.random.default_rng(seed)
+    rows = [(pdf, phone, state) for pdf, (phone, state) in enumerate(lang.phone_and_state())]
+    probs = [0.0]
+    for phone, state in lang.phone_and_state():
+        probs += rng.dirichlet(np.full(len(lang.topo[phone][state]), 5.0)).tolist()
+    pdfs = len(rows)
+    save_gmm(gmm_dir, Gmm(lang.phones, lang.topo, np.array(rows, np.int32), np.arange(pdfs + 1), np.ones(pdfs),
+                          np.zeros((pdfs, 1)), np.ones((pdfs, 1)), np.array(probs), [[p] for p in sorted(lang.topo)]))
+
+
+def write_kaldi_model(gmm_dir: Path, out: Path) -> None:
+    """``out``/final.mdl and ``out``/tree of a model of ours; final.mdl has the transition model alone."""
+    model = load_gmm(gmm_dir)
+    topo, at = {}, 1
+    for phone in sorted(model.topo):
+        topo[phone] = []
+        for arcs in model.topo[phone]:
+            topo[phone].append([(dst, prob) for (dst, _), prob in zip(arcs, model.transitions[at:at + len(arcs)])])
+            at += len(arcs)
+    rows = sorted((int(phone), int(state), int(pdf)) for pdf, phone, state in model.tree)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "final.mdl").write_text(transition_model_text(topo, rows))
+    (out / "tree").write_text(tree_text(rows))
+
+
+def missing_for_mkgraph() -> "str | None":
+    """What mkgraph.sh needs and KALDI_ROOT lacks, or None."""
+    root = os.environ.get("KALDI_ROOT")
+    if not root:
+        return "KALDI_ROOT is not set"
+    lacking = [name for name in MKGRAPH_NEEDS if not (Path(root) / name).exists()]
+    return f"{root}/{lacking[0]} is not there" if lacking else None
+
+
+def kaldi_environment() -> dict:
+    """The environment of Kaldi's scripts: its programs and OpenFst's on the PATH."""
+    root = os.environ["KALDI_ROOT"]
+    folders = [f"{root}/src/bin", f"{root}/src/fstbin", f"{root}/tools/openfst/bin"]
+    libraries = [f"{root}/tools/openfst/lib", f"{root}/src/lib", os.environ.get("LD_LIBRARY_PATH", "")]
+    return {**os.environ, "PATH": os.pathsep.join([*folders, os.environ["PATH"]]), "LC_ALL": "C",
+            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries))}
+
+
+def measured(command: list, **options) -> tuple:
+    """(CPU seconds, seconds, MB of the largest process) of a command; UserError with its last words when it fails."""
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+") as said:
+        child = subprocess.Popen([str(c) for c in command], stdout=said, stderr=said, **options)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            said.seek(0)
+            raise UserError(f"{command[0]} failed: {' '.join(said.read().splitlines()[-3:])}")
+    return usage.ru_utime + usage.ru_stime, time.monotonic() - began, usage.ru_maxrss / 1024
+
+
+def mkgraph(lang: Path, model: Path, graph: Path) -> tuple:
+    """Run Kaldi's mkgraph.sh; the measures of :func:`measured`."""
+    script = Path(os.environ["KALDI_ROOT"]) / "egs" / "wsj" / "s5" / "utils" / "mkgraph.sh"
+    return measured(["bash", script.resolve(), "--self-loop-scale", "0.1", "--transition-scale", "1.0", lang.resolve(),
+                     model.resolve(), graph.resolve()], env=kaldi_environment(), cwd=script.parent.parent)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--words", type=int, default=20000, help="in the lexicon (%(default)s)")
+    parser.add_argument("--sentences", type=int, default=40000, help="of the trigram's text (%(default)s)")
+    parser.add_argument("--order", type=int, default=3, help="of the language model (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--work-dir", type=Path, help="keep what is made here")
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "pytools"), "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory(prefix="essence-bench-") as scratch:
+        here = args.work_dir or Path(scratch)
+        write_language(here, args.words, args.sentences, args.seed)
+
+        def essence(*words):
+            return measured([sys.executable, "-m", "essence_kd", *words], env=environment)
+
+        steps = [("essence make-lang", essence("make-lang", here / "dict", here / "lang")),
+                 (f"essence train-lm, order {args.order}", essence(
+                     "train-lm", "--ids", "false", "--order", args.order, "--words", here / "lang" / "words.txt",
+                     here / "text", here / "lm.arpa.gz")),
+                 ("essence make-grammar", essence("make-grammar", here / "lm.arpa.gz", here / "lang"))]
+        write_model(here / "lang", here / "gmm", args.seed)
+        for factor in (1, 3):
+            steps.append((f"essence make-graph, a row every {10 * factor} ms", essence(
+                "make-graph", "--frame-subsampling-factor", factor, here / "lang", here / "gmm", here / f"graph{factor}")))
+        grammar = read_fst(here / "lang" / "G.fst")
+        sizes = {f"graph{factor}": load_graph(here / f"graph{factor}" / "graph.npz") for factor in (1, 3)}
+        lacking = missing_for_mkgraph()
+        if lacking is None:
+            write_kaldi_model(here / "gmm", here / "kaldi")
+            steps.append(("Kaldi's mkgraph.sh, a row every 10 ms", mkgraph(here / "lang", here / "kaldi",
+                                                                          here / "kaldi" / "graph")))
+            sizes["mkgraph.sh"] = read_fst(here / "kaldi" / "graph" / "HCLG.fst")
+    print(f"{args.words} words, {args.sentences} sentences; G has {grammar.num_states} states and {grammar.num_arcs} arcs; "
+          + "; ".join(f"{name}: {g.num_states} states, {g.num_arcs} arcs" for name, g in sizes.items()) + "\n")
+    print("| | CPU s | s | MB |\n|---|---|---|---|")
+    for name, (cpu, wall, memory) in steps:
+        print(f"| {name} | {cpu:.0f} | {wall:.0f} | {memory:.0f} |")
+    if lacking:
+        print(f"\nmkgraph.sh was not run: {lacking}")
+    print(f"\n{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load average {load:.1f} before and "
+          f"{os.getloadavg()[0]:.1f} after")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"{sys.argv[0]}: {error}")

@@ -1,0 +1,62 @@
+"""Our graph against that of Kaldi's utils/mkgraph.sh, from the same lang and model; needs a compiled Kaldi."""
+import numpy as np
+import pytest
+from graph_building import missing_for_mkgraph, mkgraph, write_kaldi_model
+from test_decode import decode, read_hyp, write
+from test_graph import as_fst, best, make_lang, make_model, wander
+from test_lattice import scores_of
+
+from essence_kd.hmm import graph as R
+from essence_kd.hmm.gmm import save_gmm
+from essence_kd.hmm.hclg import import_graph
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """The native graph and Kaldi's, imported, both at 10 ms."""
+    lacking = missing_for_mkgraph()
+    if lacking:
+        pytest.skip(f"no compiled Kaldi: {lacking}; our graph is not compared with mkgraph.sh's")
+    root = tmp_path_factory.mktemp("mkgraph")
+    lang = make_lang(root)
+    model = make_model(lang)
+    save_gmm(root / "gmm", model)
+    write_kaldi_model(root / "gmm", root / "kaldi")
+    mkgraph(root / "lang", root / "kaldi", root / "kaldi" / "graph")
+    theirs = import_graph(root / "kaldi" / "graph" / "HCLG.fst", root / "kaldi" / "final.mdl",
+                          root / "kaldi" / "graph" / "words.txt")
+    ours = R.make_graph(root / "lang", root / "gmm")
+    R.write_graph_dir(root / "ours", ours)
+    R.write_graph_dir(root / "theirs", theirs)
+    return root, ours, theirs
+
+
+def test_same_words_and_costs_on_the_same_paths(graphs):
+    """Paths of either graph, and label sequences that may be of neither: both give the same words and cost, or none."""
+    _, ours, theirs = graphs
+    rng = np.random.default_rng(0)
+    flat = [as_fst(ours), as_fst(theirs)]
+    found = 0
+    for number in range(90):
+        source = (ours, theirs)[number % 2]
+        path = wander(source, rng)
+        labels = source.ilabel[path][source.ilabel[path] > 0]
+        if number % 3 == 2:
+            labels = labels[rng.permutation(len(labels))]
+        a, b = (best(fst, labels) for fst in flat)
+        assert a[0] == pytest.approx(b[0], abs=5e-3) and a[1] == b[1]  # Kaldi rounds weights to 1/1024 on its way
+        found += np.isfinite(a[0]) and len(a[1]) > 0
+    assert found > 40
+
+
+def test_same_hypotheses(graphs, tmp_path):
+    root, ours, _ = graphs
+    rng = np.random.default_rng(1)
+    write(tmp_path / "s", {f"u{i:02d}": scores_of(ours, wander(ours, rng), rng, strength=2.0) for i in range(25)})
+    for name in ("ours", "theirs"):
+        assert decode("--acoustic-scale", 1, "--beam", 60, "--max-active", 1000000, root / name, f"ark:{tmp_path}/s.ark",
+                      tmp_path / name) == 0
+    hyps = [read_hyp(tmp_path / name) for name in ("ours", "theirs")]
+    assert hyps[0] == hyps[1] and sum(map(len, hyps[0].values())) > 40
+    times = [(tmp_path / name / "hyp.ctm").read_text() for name in ("ours", "theirs")]
+    assert times[0] == times[1]
