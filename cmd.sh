@@ -1,4 +1,5 @@
 # shellcheck shell=bash
 # How jobs run. Kaldi's contract: $cmd [--mem 4G] [--gpu 1] [--max-jobs-run 2] [JOB=1:8] LOG COMMAND...
-# local/jobs.sh runs them on this machine; on a grid, set cmd (or --cmd) to Kaldi's queue.pl or slurm.pl.
+# local/jobs.sh runs them on this machine, local/slurm.sh on a Slurm cluster (./run.sh --cmd "local/slurm.sh --partition
+# all"); Kaldi's queue.pl and slurm.pl will do, too. Work that a stage does without $cmd runs where ./run.sh runs.
 export cmd=${cmd:-$ESSENCE_ROOT/local/jobs.sh}

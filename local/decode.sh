@@ -60,6 +60,14 @@ describe() {
   fp=$(fingerprint "decode $1 decoder=$decoder combine=$combine" "${inputs[@]}")
 }
 
+# Scores that were made from other models or data than $fp names are removed; an interrupted stage finds its own again.
+fresh() { # SYSTEM
+  [ "$(cat "$exp/$1/.scored" 2>/dev/null)" != "$fp" ] || return 0
+  rm -rf "$exp/$1"/decode_*
+  mkdir -p "$exp/$1"
+  echo "$fp" >"$exp/$1/.scored"
+}
+
 # Scores of the systems named, of the sets that have none.
 make_scores() {
   local sys set out i pairs count
@@ -110,19 +118,24 @@ decode() { # LIST WHAT OPTION...
 
 # 1. What scale is best for whom, on the development set.
 choose_scales() {
-  local todo=() fps=() pool=() sys i
+  local todo=() fps=() pool=() failed=0 sys i
   for sys in "$@"; do
     case $sys in student_*) continue ;; gmm) ;; *) pool+=("$exp/$sys/sweep/sweep.json") ;; esac
     describe "$sys"
     if is_done "$exp/$sys/sweep" "$fp"; then continue; fi
-    rm -rf "$exp/$sys"/{sweep,decode_*}
+    rm -rf "$exp/$sys/sweep"
+    fresh "$sys"
     todo+=("$sys") fps+=("$fp")
     printf '%q %q\n' "scp:$exp/$sys/decode_$dev_set/scores.scp" "$exp/$sys/sweep" >>"$sweeps"
   done
   if [ ${#todo[@]} -gt 0 ]; then
     make_scores "${todo[@]}"
-    decode "$sweeps" "choosing scales" --sweep "$data/$dev_set/text"
-    for i in "${!todo[@]}"; do mark_done "$exp/${todo[i]}/sweep" "${fps[i]}" sweep.json; done
+    decode "$sweeps" "choosing scales" --sweep "$data/$dev_set/text" || failed=1
+    for i in "${!todo[@]}"; do
+      if [ "$failed" -eq 1 ] && ! [ -f "$exp/${todo[i]}/sweep/sweep.json" ]; then continue; fi
+      mark_done "$exp/${todo[i]}/sweep" "${fps[i]}" sweep.json
+    done
+    [ "$failed" -eq 0 ] || { echo "$0: choosing scales failed; logs: $exp/log/choosing_scales.*.log" >&2; exit 1; }
   fi
   [ ${#pool[@]} -gt 0 ] || { echo "$0: name a teacher, the ensemble or the baseline: the scale is chosen for them" >&2; exit 2; }
   essence pool-sweeps "$exp/scales.json" "${pool[@]}"
@@ -133,30 +146,34 @@ if [ -n "$scales" ]; then need 9 "$scales"; else choose_scales "$@"; fi
 todo=() fps=()
 for sys in "$@"; do
   describe "$sys"
-  setting=${scales:-$exp/scales.json}
+  scored=$fp setting=${scales:-$exp/scales.json}
   [ "$sys" != gmm ] || [ -n "$scales" ] || setting=$exp/gmm/sweep/sweep.json
   fp=$(fingerprint "$fp" "$setting")
   # The marker of a system's decoding is kept in its development set's folder.
   if is_done "$exp/$sys/decode_$dev_set" "$fp"; then echo "$0: $sys is up to date"; continue; fi
-  # Scores of the others were made for this very model above.
-  case $sys,$scales in student_*, | *,?*) rm -rf "$exp/$sys"/decode_* ;; esac
   todo+=("$sys") fps+=("$fp")
+  fp=$scored
+  fresh "$sys"
   for set in $dev_set $eval_sets; do
     printf '%q %q %q %q\n' "scp:$exp/$sys/decode_$set/scores.scp" "$exp/$sys/decode_$set" "$setting" "$data/$set" >>"$decodes"
   done
 done
 [ ${#todo[@]} -gt 0 ] || exit 0
 make_scores "${todo[@]}"
-decode "$decodes" "decoding"
+failed=0
+decode "$decodes" "decoding" || failed=1
 for i in "${!todo[@]}"; do
-  sys=${todo[i]}
+  sys=${todo[i]} whole=1
   for set in $dev_set $eval_sets; do
     out=$exp/$sys/decode_$set
+    if [ "$failed" -eq 1 ] && ! [ "$out/decode.json" -nt "$decodes" ]; then whole=0; break; fi
     cp "$data/$set/text" "$out/ref.txt"
     in=$(wc -l <"$data/$set/text") n=$(wc -l <"$out/hyp.txt")
     [ "$in" -eq "$n" ] || { echo "$0: $out: $in utterances went in and $n came out" >&2; exit 1; }
-    if [ "$keep_scores" = false ]; then rm -f "$out"/scores.{ark,scp,json}; fi
   done
+  [ "$whole" -eq 1 ] || continue
+  if [ "$keep_scores" = false ]; then rm -f "$exp/$sys"/decode_*/scores.{ark,scp,json}; fi
   mark_done "$exp/$sys/decode_$dev_set" "${fps[i]}" hyp.txt ref.txt decode.json
 done
+[ "$failed" -eq 0 ] || { echo "$0: decoding failed; logs: $exp/log/decoding.*.log" >&2; exit 1; }
 echo "$0: decoded ${todo[*]}"

@@ -73,8 +73,11 @@ while kill -0 $jobs 2>/dev/null; do
     said[$sys]=$line
   done
 done
-wait $jobs || { echo "$0: a training failed; logs: $exp/log/train.*.log" >&2; exit 1; }
-for i in "${!todo[@]}"; do
+failed=0
+wait $jobs || failed=1
+for i in "${!todo[@]}"; do # those that were trained stay trained, whatever became of the others
+  if [ "$failed" -eq 1 ] && ! [ -f "$exp/${todo[i]}/final.pt" ]; then continue; fi
   mark_done "$exp/${todo[i]}" "${fps[i]}" final.pt model.yaml priors.txt progress.jsonl info.json
   echo "$0: ${todo[i]}: $(tail -n 1 "$exp/${todo[i]}/train.log")"
 done
+[ "$failed" -eq 0 ] || { echo "$0: a training failed; logs: $exp/log/train.*.log" >&2; exit 1; }

@@ -11,6 +11,10 @@ sys.path[:0] = [str(ROOT / "pytools"), str(ROOT / "benchmarks")]
 os.environ.setdefault("KALDI_ROOT", "")  # keeps kaldi-io's banner out
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: minutes; left out by tests/run.sh unless it is given -m slow")
+
+
 @pytest.fixture
 def root():
     return ROOT

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Sets up what the tests need and runs them all. Arguments go to pytest: tests/run.sh -k posterior
+# Sets up what the tests need and runs them, but for those that take minutes (tests/run.sh -m slow). Arguments go to
+# pytest: tests/run.sh -k posterior
 cd -P "$(dirname "$0")/.." || exit 1
 set -euo pipefail
 local/setup_env.sh --extras "core recipe test"
 . ./path.sh
 if [ -f "$WORK_DIR/.venv-k2/.ready" ]; then export ESSENCE_REQUIRE_K2=1; fi
 if command -v shellcheck >/dev/null; then
-  git ls-files -z '*.sh' 'run.sh' 'local/bin/essence' '.ci/run' | xargs -0 shellcheck -x
+  git ls-files -z '*.sh' '*.sbatch' 'run.sh' 'local/bin/essence' '.ci/run' | xargs -0 shellcheck -x
 else
   echo "$0: shellcheck is not installed: the shell scripts were not linted" >&2
 fi
 export OMP_NUM_THREADS=1
-exec "$ESSENCE_PYTHON" -m pytest -q -n "$(nproc)" --dist loadfile --durations 15 -r s tests "$@"
+exec "$ESSENCE_PYTHON" -m pytest -q -n "$(nproc)" --dist loadfile --durations 15 -r s -m "not slow" tests "$@"

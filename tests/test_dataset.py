@@ -1,4 +1,6 @@
 """Training data: cuts, guards, chunks, batches, augmentation, the held-out share."""
+import os
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,20 @@ def training_data(corpus, soft=None, preload_mb=100, cmn="none", chunk_frames=60
     cuts, hard, _ = attach_alignments(load_cuts(corpus.data / "feats.scp"), corpus.ali, C, 3)
     return TrainingData(FeatureSource(cuts, cmn), hard, C, 3, chunk_frames=chunk_frames, left_context=context,
                         right_context=context, soft=soft, preload_mb=preload_mb)
+
+
+def stream_of(data, batch_frames=400, **more):
+    plan = data.plan(batch_frames, 1, 1)
+    return epoch_batches(data, plan, seed=1, epoch=1, augment=AugmentSettings(), **{"workers": 0, **more})
+
+
+def batches_of(data, batch_frames=400, **more):
+    return list(stream_of(data, batch_frames, **more))
+
+
+def equal(a, b):
+    names = [n for n in ("feats", "lens", "hard", "soft_ids", "soft_probs", "keep") if getattr(a, n) is not None]
+    return a.ids == b.ids and all(torch.equal(getattr(a, n), getattr(b, n)) for n in names)
 
 
 def test_cuts_know_frames_speaker_and_original_utterance(corpus):
@@ -105,8 +121,7 @@ def test_order_depends_on_seed_and_epoch_alone(corpus):
     assert flat(plain.plan(400, 3, 2)) != flat(plain.plan(400, 3, 3))
     assert flat(plain.plan(400, 3, 2)) != flat(plain.plan(400, 4, 2))
     assert sorted(sum(flat(plain.plan(400, 3, 2)), [])) == list(range(len(plain)))
-    a = [b for b in epoch_batches(plain, 400, seed=1, epoch=1, augment=AugmentSettings(), workers=0)[1]]
-    b = [b for b in epoch_batches(soft, 400, seed=1, epoch=1, augment=AugmentSettings(), workers=0)[1]]
+    a, b = batches_of(plain), batches_of(soft)
     assert all(torch.equal(x.keep, y.keep) and torch.equal(x.hard, y.hard) and x.ids == y.ids for x, y in zip(a, b))
 
 
@@ -115,14 +130,72 @@ def test_data_on_disk_gives_the_batches_of_data_in_memory(corpus, workers):
     def batches(preload_mb):
         data = training_data(corpus, SparseTargets(corpus.post(5)), preload_mb, cmn="speaker")
         assert data.in_memory == (preload_mb > 0)
-        return epoch_batches(data, 600, seed=1, epoch=0, augment=AugmentSettings(), workers=workers)
+        return batches_of(data, 600, workers=workers)
 
-    (n, memory), (m, disk) = batches(100), batches(0)
-    assert n == m > 1
-    for a, b in zip(memory, disk):
-        assert a.ids == b.ids
-        for name in ("feats", "lens", "hard", "soft_ids", "soft_probs", "keep"):
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
+    memory, disk = batches(100), batches(0)
+    assert len(memory) == len(disk) > 1
+    assert all(equal(a, b) for a, b in zip(memory, disk))
+
+
+@pytest.mark.parametrize("preload_mb", [0, 100])
+def test_an_epoch_goes_on_from_any_batch(corpus, preload_mb):
+    data = training_data(corpus, SparseTargets(corpus.post(5)), preload_mb)
+    whole = batches_of(data, 300)
+    for first in (0, 1, len(whole) - 1, len(whole)):
+        rest = batches_of(data, 300, workers=1, first=first)
+        assert len(rest) == len(whole) - first and all(equal(a, b) for a, b in zip(whole[first:], rest))
+
+
+@pytest.mark.parametrize("world", [2, 3, 40])
+def test_processes_share_every_batch_and_read_nothing_else(corpus, world):
+    data = training_data(corpus, SparseTargets(corpus.post(5)), preload_mb=0)
+    whole = batches_of(data, 600)
+    read = []
+    load = data.source.load
+    data.source.load = lambda i: read.append(data.ids[i]) or load(i)
+    seen = [[] for _ in whole]
+    for rank in range(world):
+        for number, part in enumerate(stream_of(data, 600, share=(rank, world))):
+            assert read == part.ids
+            read.clear()
+            together = whole[number]
+            if not part.ids:
+                assert (part.hard == IGNORE).all() and part.soft_probs.sum() == 0
+            for b, utt in enumerate(part.ids):
+                at = rank + b * world
+                seen[number].append(at)
+                frames, rows = int(part.lens[b]), part.hard.shape[1]
+                assert utt == together.ids[at] and frames == together.lens[at]
+                for name, size in (("feats", frames), ("keep", frames), ("hard", rows), ("soft_ids", rows),
+                                   ("soft_probs", rows)):
+                    assert torch.equal(getattr(part, name)[b, :size], getattr(together, name)[at, :size]), name
+    assert [sorted(s) for s in seen] == [list(range(len(b.ids))) for b in whole]
+
+
+def test_lhotse_can_make_the_batches(corpus):
+    data = training_data(corpus)
+    data.sampler = "bucketing"
+
+    def flat(epoch, seed=1):
+        return [p.tolist() for p in data.plan(400, seed, epoch)]
+
+    plan = flat(0)
+    assert sorted(sum(plan, [])) == list(range(len(data)))
+    assert plan == flat(0) and plan != flat(1) and plan != flat(0, seed=2)
+    lengths = data.chunks[:, 2] - data.chunks[:, 1]
+    assert len(plan) > 3 and max(lengths[p].sum() for p in plan) * 3 <= 400
+
+
+def test_a_worker_that_fails_or_dies_is_one_line(corpus):
+    data = training_data(corpus, preload_mb=0)
+
+    def fail(i):
+        raise UserError("utterance x: NaN")
+
+    data.source.load = fail
+    refused(lambda: batches_of(data, workers=1), "utterance x: NaN")
+    data.source.load = lambda i: os._exit(3)
+    refused(lambda: batches_of(data, workers=1), "a process that reads batches died", "data.workers=0")
 
 
 def test_soft_targets_lie_beside_their_hard_labels(corpus):

@@ -30,7 +30,8 @@ def corpus(tmp_path_factory):
 def models(corpus, tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     sizes = {"tdnn": ["model.hidden=12"], "tdnn_lstm": ["model.hidden=12", "model.cells=10"],
-             "blstm": ["model.cells=8"],
+             "blstm": ["model.cells=8"], "tdnn_f": ["model.hidden=12", "model.bottleneck=6"],
+             "conformer": ["model.hidden=8", "model.heads=2", "model.feed_forward=12", "model.blocks=2"],
              "cnn_tdnn": ["model.channels=[4]", "model.freq_strides=[2]", "model.hidden=12", "model.bottleneck=6"]}
     for arch, size in sizes.items():
         settings = load_settings(TrainSettings, None, [f"arch={arch}", *size, "optim.epochs=1",
@@ -39,7 +40,7 @@ def models(corpus, tmp_path_factory):
     return root
 
 
-@pytest.fixture(params=["tdnn", "cnn_tdnn", "tdnn_lstm", "blstm"])
+@pytest.fixture(params=["tdnn", "tdnn_f", "cnn_tdnn", "tdnn_lstm", "blstm", "conformer"])
 def model_dir(models, request):
     return models / request.param
 

@@ -3,14 +3,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from essence_kd.am.models.acoustic_model import mflop_per_frame, num_params  # noqa: E402
-from essence_kd.am.models.layers import (FactoredTdnn, MaskedBatchNorm, SharedDropout, length_mask,  # noqa: E402
-                                         reverse_rows, splice)
+from essence_kd.am.models.acoustic_model import look_ahead, mflop_per_frame, num_params  # noqa: E402
+from essence_kd.am.models.conformer import WindowAttention  # noqa: E402
+from essence_kd.am.models.layers import (FactoredTdnn, FrameDropout, MaskedBatchNorm, SharedDropout,  # noqa: E402
+                                         length_mask, reverse_rows, splice)
 from essence_kd.am.models.registry import ARCHITECTURES, build_model, model_settings  # noqa: E402
 from essence_kd.io.errors import UserError  # noqa: E402
 
 SMALL = {
     "tdnn": {"hidden": 24, "bottleneck": 12},
+    "tdnn_f": {"hidden": 16, "bottleneck": 8, "prefinal": 6, "dilations": [1, 0, 2]},
+    "conformer": {"hidden": 16, "heads": 2, "feed_forward": 24, "blocks": 2, "kernel": 3, "left": 5, "right": 2},
     "cnn_tdnn": {"channels": [4, 6], "freq_strides": [2, 2], "hidden": 16, "bottleneck": 8, "dilations": [1, 2]},
     "tdnn_lstm": {"hidden": 16, "cells": 12},
     "blstm": {"cells": 10},
@@ -26,7 +29,7 @@ def make(arch, **more):
 
 CONVOLUTIONS = {"channels": [4, 6], "freq_strides": [1, 2]}
 VARIANTS = {**{name: (name, {}) for name in ARCHITECTURES}, "cnn_tdnn_lstm": ("tdnn_lstm", CONVOLUTIONS),
-            "cnn_blstm": ("blstm", CONVOLUTIONS)}
+            "cnn_blstm": ("blstm", CONVOLUTIONS), "cnn_conformer": ("conformer", CONVOLUTIONS)}
 
 
 @pytest.fixture(params=VARIANTS)
@@ -95,6 +98,71 @@ def test_what_a_recurrent_model_hears():
     assert (blstm[0], blstm[-1]) == (0, 59)
     lstm = frames_seen(make("tdnn_lstm", input_offsets=[0], dilations=[1, 2]), 10, 60)
     assert (lstm[0], lstm[-1]) == (0, 30 + 9)  # the past without limit, three rows of the future
+
+
+@pytest.mark.parametrize("arch, more, frames", [
+    ("tdnn", {"input_offsets": [-2, 0, 2], "dilations": [1, 2]}, 2 + 9),
+    ("tdnn", {"input_offsets": [-3, 0], "dilations": []}, 0),
+    ("tdnn_f", {"input_offsets": [0], "dilations": [1, 0, 2]}, 3 * 3),
+    ("cnn_tdnn", {"dilations": [1, 2]}, 1 + 3 + 3 * 3),  # 3 x 3: a frame, then a row
+    ("tdnn_lstm", {"input_offsets": [-2, 2], "dilations": [1, 2]}, 2 + 9), ("blstm", {}, None),
+    ("conformer", {"input_offsets": [-2, 2]}, 2 + 2 * 3 * (2 + 1)),  # two blocks: attention two rows, convolution one
+    ("conformer", {"left": 300, "right": 300}, None)])
+def test_look_ahead_is_what_a_row_waits_for(arch, more, frames):
+    model = make(arch, **more)
+    assert look_ahead(model) == frames
+    if frames is not None:  # and nothing later changes it
+        feats = torch.randn(1, 90, 8)
+        later = feats.clone()
+        later[:, 30 + frames + 1:] += 100.0
+        lens = torch.tensor([90])
+        torch.testing.assert_close(model(feats, lens)[0, :11], model(later, lens)[0, :11])
+        later[:, 30 + frames] += 100.0
+        assert not torch.allclose(model(feats, lens)[0, 10], model(later, lens)[0, 10])
+
+
+def test_attention_hears_its_window_and_no_padding():
+    torch.manual_seed(0)
+    layer = WindowAttention(8, 2, left=2, right=1, dropout=0.0)
+    layer.bias.data.normal_()
+    x = torch.randn(1, 9, 8, requires_grad=True)
+    layer(x, None)[0, 4].sum().backward()
+    assert x.grad[0].abs().sum(1).nonzero()[:, 0].tolist() == [2, 3, 4, 5]
+    mask = length_mask(torch.tensor([9, 5]), 9)
+    two = torch.randn(2, 9, 8)
+    torch.testing.assert_close(layer(two, mask)[1, :5], layer(two[1:, :5], None)[0])
+    assert torch.isfinite(layer(two, mask)).all()
+    # against the formula, written out
+    qkv = layer.qkv(layer.norm(two[:1])).view(9, 3, 2, 4)
+    expected = torch.zeros(9, 2, 4)
+    for head in range(2):
+        for row in range(9):
+            seen = [t for t in range(row - 2, row + 2) if 0 <= t < 9]
+            score = torch.stack([qkv[row, 0, head] @ qkv[t, 1, head] / 2 + layer.bias[head, t - row + 2] for t in seen])
+            weights = torch.softmax(score, 0)
+            expected[row, head] = sum(w * qkv[t, 2, head] for w, t in zip(weights, seen))
+    torch.testing.assert_close(layer(two[:1], None)[0], layer.out(expected.reshape(9, 8)), atol=1e-5, rtol=1e-5)
+
+
+def test_frame_dropout_drops_whole_rows():
+    torch.manual_seed(0)
+    layer = FrameDropout(0.25)
+    y = layer(torch.ones(4, 100, 5))
+    assert y.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert (y == y[:, :, :1]).all() and 0.15 < float((y == 0).float().mean()) < 0.35
+    torch.testing.assert_close(layer.eval()(torch.ones(1, 2, 3)), torch.ones(1, 2, 3))
+    model = make("tdnn_lstm", frame_dropout=0.5, dropout=0.0).train()
+    feats, lens = torch.randn(1, 30, 8), torch.tensor([30])
+    assert not torch.equal(model(feats, lens), model(feats, lens))
+    assert torch.equal(model.eval()(feats, lens), model(feats, lens))
+
+
+def test_gradients_reach_every_parameter(arch):
+    model = make(arch)
+    model(torch.randn(2, 60, 8), torch.tensor([60, 41])).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_splice_is_a_convolution():
@@ -183,7 +251,7 @@ def test_counts_of_parameters_and_operations(arch):
     if arch == "tdnn":  # by hand: 5 * 8 -> 24, four of 3 * 24 -> 24, 24 -> 12, 12 -> 11; two operations each, 1/3 rows
         macs = 40 * 24 + 4 * 72 * 24 + 24 * 12 + 12 * 11
         assert mflop_per_frame(model) == pytest.approx(2 * macs / 3 / 1e6)
-    if arch in ("tdnn", "cnn_tdnn"):
+    if arch in ("tdnn", "tdnn_f", "cnn_tdnn"):
         from torch.utils.flop_counter import FlopCounterMode
 
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -200,12 +268,14 @@ def test_the_same_seed_gives_the_same_parameters(arch):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UserError, match="unknown architecture 'transformer'.*tdnn, cnn_tdnn"):
+    with pytest.raises(UserError, match="unknown architecture 'transformer'.*tdnn, tdnn_f"):
         build_model("transformer", {}, feat_dim=8, num_pdfs=3, frame_subsampling_factor=3)
     with pytest.raises(UserError, match="m.yaml: model: unknown key 'hiden'; did you mean 'hidden'"):
         model_settings("tdnn", {"hiden": 3}, "m.yaml")
     with pytest.raises(UserError, match="norm: 'group' is neither layer nor batch"):
         build_model("tdnn", {"norm": "group"}, feat_dim=8, num_pdfs=3, frame_subsampling_factor=3)
+    with pytest.raises(UserError, match="hidden .10. must be a multiple of heads .4."):
+        build_model("conformer", {"hidden": 10}, feat_dim=8, num_pdfs=3, frame_subsampling_factor=3)
     with pytest.raises(UserError, match="channels .4, 4. and freq_strides .2. must be of one length"):
         build_model("blstm", {"channels": [4, 4], "freq_strides": [2]}, feat_dim=8, num_pdfs=3,
                     frame_subsampling_factor=3)

@@ -8,7 +8,8 @@ import time
 import pytest
 from conftest import ROOT
 
-STAGES = sorted(p for p in (ROOT / "local").glob("*.sh") if os.access(p, os.X_OK) and p.name != "jobs.sh")
+RUNNERS = ("jobs.sh", "slurm.sh")
+STAGES = sorted(p for p in (ROOT / "local").glob("*.sh") if os.access(p, os.X_OK) and p.name not in RUNNERS)
 RECIPES = sorted((ROOT / "recipes").glob("*/prepare_data.sh"))
 
 TAKES_MANY = ("make_feats.sh", "train_models.sh", "dump_posteriors.sh", "decode.sh", "calibrate.sh")

@@ -1,10 +1,11 @@
 """Training: it learns, it resumes to the same bytes, it refuses what does not fit."""
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def refused(call, *words):
 
 def test_it_learns_and_leaves_what_architecture_md_promises(corpus, tmp_path, capsys):
     info = train(settings("optim.epochs=25"), corpus.data, corpus.ali, tmp_path / "m")
-    assert info["dev_frame_acc"] > 0.5
+    assert info["dev_frame_acc"] > 0.5 and info["look_ahead_ms"] == 10 * (2 + 3 * (1 + 1 + 2 + 3))
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
         "final.pt", "info.json", "model.yaml", "priors.txt", "progress.jsonl", "train.log"]
     lines = [json.loads(line) for line in (tmp_path / "m" / "progress.jsonl").read_text().splitlines()]
@@ -77,11 +78,13 @@ def test_it_learns_and_leaves_what_architecture_md_promises(corpus, tmp_path, ca
     assert (tmp_path / "m" / "final.pt").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("arch", ["tdnn", "cnn_tdnn", "tdnn_lstm", "blstm"])
+@pytest.mark.parametrize("arch", ["tdnn", "tdnn_f", "cnn_tdnn", "tdnn_lstm", "blstm", "conformer"])
 def test_every_architecture_trains_and_repeats_itself(corpus, tmp_path, arch):
     sizes = {"tdnn": ["model.hidden=12"], "cnn_tdnn": ["model.channels=[4]", "model.freq_strides=[2]",
                                                        "model.hidden=12",
                                                        "model.bottleneck=6", "model.dilations=[1]"],
+             "tdnn_f": ["model.hidden=12", "model.bottleneck=6"],
+             "conformer": ["model.hidden=8", "model.heads=2", "model.feed_forward=12", "model.blocks=1"],
              "tdnn_lstm": ["model.hidden=12", "model.cells=10"], "blstm": ["model.cells=8"]}[arch]
     run = load_settings(TrainSettings, None, [f"arch={arch}", *sizes, "optim.epochs=2", "data.batch_frames=600"])
     for name in ("a", "b"):
@@ -92,27 +95,173 @@ def test_every_architecture_trains_and_repeats_itself(corpus, tmp_path, arch):
     assert not same(state(tmp_path / "a"), state(tmp_path / "c"))
 
 
-def test_killed_and_started_again_it_ends_in_the_same_bytes(corpus, tmp_path):
-    soft, epochs = corpus.post(4), "optim.epochs=6"
-    train(settings(epochs, "distill.soft_weight=0.5"), corpus.data, corpus.ali, tmp_path / "whole", soft=soft)
-    sets = [word for item in [*SMALL, epochs] for word in ("--set", item)]
-    command = [sys.executable, "-m", "essence_kd", "train", *sets, "--soft", str(soft), "--soft-weight", "0.5",
-               str(corpus.data), str(corpus.ali), str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL,
-                               env={**os.environ, "PYTHONPATH": str(ROOT / "pytools")})
-    log = tmp_path / "killed" / "train.log"
-    while not (log.is_file() and "epoch 2/6" in log.read_text()):
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (tmp_path / "killed" / "checkpoint.pt").is_file()
-    assert main(command[3:]) == 0
-    assert "going on after epoch" in log.read_text()
+def killed(call, at, where="step"):
+    """Runs ``call`` in a process that kills itself at its ``at``-th step, or in the middle of writing a checkpoint."""
+    child = os.fork()
+    if child == 0:
+        count = [0]
+
+        def die_in(module, name, before=lambda *args: None):
+            real = getattr(module, name)
+
+            def counted(*args, **more):
+                count[0] += 1
+                if count[0] == at:
+                    before(*args)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args, **more)
+
+            setattr(module, name, counted)
+
+        if where == "step":
+            die_in(trainer, "_average")
+        else:
+            die_in(trainer.torch, "save", lambda state, stream: (stream.write(b"half of it"), stream.flush()))
+        try:
+            call()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("arch", [["model.hidden=24", "model.dropout=0.2"],
+                                  ["arch=tdnn_lstm", "model.hidden=12", "model.cells=10", "model.frame_dropout=0.2"]])
+def test_killed_at_any_step_it_ends_in_the_same_bytes(corpus, tmp_path, arch):
+    run = load_settings(TrainSettings, None, [*SMALL[1:], *arch, "checkpoint.every_steps=3", "optim.epochs=2"])
+    soft = corpus.post(4)
+
+    def begin():
+        train(run, corpus.data, corpus.ali, tmp_path / "killed", soft=soft)
+
+    info = train(run, corpus.data, corpus.ali, tmp_path / "whole", soft=soft)
+    steps = info["steps"] // 2
+    assert steps > 7
+    for at in (2, 5, 3, steps, 4):  # each start goes on from the last checkpoint and is killed a few steps later
+        assert killed(begin, at)
+    assert killed(begin, 2, "checkpoint")
+    assert [p.name for p in (tmp_path / "killed").iterdir() if p.name.endswith(".tmp")]  # half a checkpoint, by itself
+    begin()
+    assert not list((tmp_path / "killed").glob("checkpoint*"))
+    log = (tmp_path / "killed" / "train.log").read_text()
+    assert re.search(r"going on after epoch 0 and \d+ batches", log) and "after epoch 1" in log
     assert (tmp_path / "killed" / "final.pt").read_bytes() == (tmp_path / "whole" / "final.pt").read_bytes()
-    losses = [[json.loads(line)["train_loss"] for line in (tmp_path / name / "progress.jsonl").read_text().splitlines()]
-              for name in ("whole", "killed")]
-    assert losses[0] == losses[1] and len(losses[0]) == 6
+    assert progress(tmp_path / "killed") == progress(tmp_path / "whole")
+
+
+def test_checkpoints_by_the_clock(corpus, tmp_path, monkeypatch):
+    saved = []
+    real = trainer._Training._save_checkpoint
+    monkeypatch.setattr(trainer._Training, "_save_checkpoint", lambda self: (saved.append(self.step), real(self)))
+    train(settings("checkpoint.every_minutes=1e-9", "optim.epochs=1"), corpus.data, corpus.ali, tmp_path / "m")
+    assert saved[0] == 10 and len(saved) > 1
+    del saved[:]
+    train(settings("checkpoint.every_minutes=0", "optim.epochs=2"), corpus.data, corpus.ali, tmp_path / "n")
+    assert len(saved) == 2
+
+
+def progress(model_dir):
+    """Everything in progress.jsonl but the seconds."""
+    lines = [json.loads(line) for line in (model_dir / "progress.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def together(processes, call, errors):
+    """Forks so many processes that find each other as torchrun's do; their exit statuses. ``errors`` gets stderr."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            sys.stderr = open(errors, "a", buffering=1)
+            status = 70
+            try:
+                status = call()
+            finally:
+                os._exit(status)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def test_several_processes_have_the_loss_curve_of_one(corpus, tmp_path):
+    sets = [*SMALL, "model.dropout=0", "checkpoint.every_steps=4", "optim.epochs=4"]
+    words = [w for item in sets for w in ("--set", item)] + ["--soft", corpus.post(4), corpus.data, corpus.ali]
+    words = ["train", *map(str, words)]
+    assert main([*words, str(tmp_path / "1")]) == 0
+    one = progress(tmp_path / "1")
+    assert one[-1]["train_loss"] < 0.9 * one[0]["train_loss"]
+
+    def check(name):
+        for a, b in zip(one, progress(tmp_path / name)):
+            assert b == pytest.approx(a, rel=1e-3)
+        for parameter, value in state(tmp_path / "1").items():
+            torch.testing.assert_close(state(tmp_path / name)[parameter], value, atol=2e-3, rtol=2e-2)
+
+    assert together(4, lambda: main([*words, str(tmp_path / "4")]), tmp_path / "4.err") == [0] * 4
+    assert "4 processes" in (tmp_path / "4" / "train.log").read_text()
+    assert (tmp_path / "4.err").read_text().count("epoch 4/4: loss") == 1
+    check("4")
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "essence_kd"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "pytools"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *words, str(tmp_path / "2")], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check("2")
+
+    # killed and started again
+    def die():
+        real, count = trainer._average, []
+
+        def average(*args):
+            count.append(1)
+            if len(count) == 9 and os.environ["RANK"] == "1":
+                os._exit(9)
+            real(*args)
+
+        trainer._average = average
+        return main([*words, str(tmp_path / "killed")])
+
+    assert together(2, die, tmp_path / "killed.err") == [1, 9]
+    said = (tmp_path / "killed.err").read_text()
+    assert "another process of this training has ended" in said and "Traceback" not in said
+    assert together(2, lambda: main([*words, str(tmp_path / "killed")]), tmp_path / "again.err") == [0, 0]
+    assert re.search("going on after epoch . and . batches", (tmp_path / "again.err").read_text())
+    assert same(state(tmp_path / "killed"), state(tmp_path / "2"))
+
+    # what goes wrong in one process ends all
+    bad = [*words[:1], *words[1:-2], "--set", "optim.lr=1e30", *words[-2:], str(tmp_path / "bad")]
+    assert together(2, lambda: main(bad), tmp_path / "bad.err") == [1, 1]
+    assert "is not finite" in (tmp_path / "bad.err").read_text() and not (tmp_path / "bad" / "final.pt").exists()
+
+
+def test_scalars_for_tensorboard(corpus, tmp_path):
+    pytest.importorskip("tensorboard", reason="TENSORBOARD is not installed: its scalars are not tested")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    info = train(settings(), corpus.data, corpus.ali, tmp_path / "m", soft=corpus.post(3), tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "m" / "tensorboard")).Reload()
+    for name in ("train_loss", "hard_loss", "soft_loss", "dev_loss", "dev_frame_acc", "lr"):
+        values = [e.value for e in events.Scalars(f"epoch/{name}")]
+        assert values == pytest.approx([line[name] for line in progress(tmp_path / "m")])
+    assert [e.step for e in events.Scalars("batch/loss")] == list(range(20, info["steps"] + 1, 20))
+    plain = train(settings(), corpus.data, corpus.ali, tmp_path / "n", soft=corpus.post(3))
+    assert not (tmp_path / "n" / "tensorboard").exists() and plain["dev_loss"] == info["dev_loss"]
+
+
+def test_tensorboard_is_asked_for_by_name(corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "m", tensorboard=True), "pip install")
+
+
+def test_too_little_memory_names_the_batch_and_the_way_out(corpus, tmp_path, monkeypatch):
+    def short(*args, **more):
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(trainer, "multitask_loss", short)
+    refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "m"), "not enough memory", "sp",
+            "data.batch_frames")
 
 
 def interrupted(corpus, model_dir, monkeypatch, *more):

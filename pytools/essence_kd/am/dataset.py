@@ -11,6 +11,7 @@ the same batches.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
@@ -182,12 +183,13 @@ class TrainingData:
     """Utterances with features, hard labels and maybe soft targets, cut into chunks of output rows."""
 
     def __init__(self, source: FeatureSource, hard: List[np.ndarray], num_pdfs: int, factor: int, *, chunk_frames: int,
-                 left_context: int, right_context: int, soft=None, preload_mb: int = 0) -> None:
+                 left_context: int, right_context: int, soft=None, preload_mb: int = 0,
+                 sampler: str = "pooled") -> None:
         """``hard`` has one int array (R,) an utterance; ``soft`` is None, SparseTargets or DenseTargets.
 
         Features and soft targets that together need at most ``preload_mb`` are read once and kept in memory.
         """
-        self.source, self.num_pdfs, self.factor, self.soft = source, num_pdfs, factor, soft
+        self.source, self.num_pdfs, self.factor, self.soft, self.sampler = source, num_pdfs, factor, soft, sampler
         self.ids = [cut.id for cut in source.cuts]
         self.frames = np.array([cut.features.num_frames for cut in source.cuts], dtype=np.int64)
         self.feat_dim = source.cuts[0].features.num_features
@@ -240,13 +242,17 @@ class TrainingData:
     def plan(self, batch_frames: int, seed: int, epoch: Optional[int]) -> List[np.ndarray]:
         """Chunk indices of every batch of an epoch; ``epoch`` None: in order (for evaluation).
 
-        Chunks are shuffled, sorted by length within pools of 16 batches so that little is padding, cut into batches of
-        at most ``batch_frames`` frames (context included), and the batches are shuffled.
+        A plan is a function of its arguments, so the number of a batch is all that resuming needs to know. Chunks are
+        shuffled, sorted by length within pools of 16 batches so that little is padding, cut into batches of
+        at most ``batch_frames`` frames (context included), and the batches are shuffled. The sampler "bucketing" is
+        lhotse's DynamicBucketingSampler, which counts frames without padding.
         """
         rows = self.chunks[:, 2] - self.chunks[:, 1] + self.left + self.right
         size = max(1, batch_frames // self.factor)
         if epoch is None:
             return self._fill(np.argsort(rows, kind="stable"), rows, size)
+        if self.sampler == "bucketing":
+            return self._bucketing(rows, size, seed, epoch)
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(self.chunks))
         pool = max(1, 16 * size // int(rows.max()))
@@ -255,6 +261,22 @@ class TrainingData:
             part = order[start:start + pool]
             batches += self._fill(part[np.argsort(rows[part], kind="stable")], rows, size)
         return [batches[i] for i in rng.permutation(len(batches))]
+
+    @staticmethod
+    def _bucketing(rows: np.ndarray, size: int, seed: int, epoch: int) -> List[np.ndarray]:
+        """Batches of lhotse's sampler over cuts that stand for chunks; a second is a row."""
+        from lhotse import CutSet, MonoCut
+        from lhotse.dataset import DynamicBucketingSampler
+
+        order = np.random.default_rng([seed, epoch]).permutation(len(rows))  # lhotse shuffles its buffer, not the set
+        cuts = CutSet.from_cuts(MonoCut(id=str(i), start=0, duration=float(rows[i]), channel=0) for i in order)
+        most = max(float(rows.max()), float(size))
+        with warnings.catch_warnings():  # it would like its cuts lazy; these hold no data
+            warnings.simplefilter("ignore")
+            sampler = DynamicBucketingSampler(cuts, max_duration=most, shuffle=True, num_buckets=min(10, len(rows)),
+                                              seed=seed, world_size=1, rank=0)
+        sampler.set_epoch(epoch)
+        return [np.array([int(cut.id) for cut in batch]) for batch in sampler]
 
     @staticmethod
     def _fill(order: np.ndarray, rows: np.ndarray, size: int) -> List[np.ndarray]:
@@ -267,10 +289,25 @@ class TrainingData:
             current.append(chunk)
         return batches + ([np.array(current)] if current else [])
 
-    def batch(self, chunks: Sequence[int], augment=None, rng: Optional[np.random.Generator] = None) -> Batch:
-        """The padded batch of some chunks; ``augment`` (AugmentSettings) with ``rng`` draws SpecAugment masks."""
+    def rows(self, chunks: np.ndarray) -> int:
+        """Rows of some chunks that have a label."""
+        some = self.chunks[chunks[chunks >= 0]]
+        return int((some[:, 2] - some[:, 1]).sum())
+
+    def batch(self, chunks: Sequence[int], augment=None, rng: Optional[np.random.Generator] = None,
+              share: Tuple[int, int] = (0, 1)) -> Batch:
+        """The padded batch of some chunks; ``augment`` (AugmentSettings) with ``rng`` draws SpecAugment masks.
+
+        ``share``: (rank, processes); a process gets every so manieth chunk with the masks that it has in the whole
+        batch. A process that gets none gets a frame that counts in no loss.
+        """
+        everything = np.asarray(chunks)
+        mine = everything[share[0]::share[1]]
+        numbers = np.flatnonzero(mine >= 0) * share[1] + share[0]
+        if not len(numbers):
+            return self._empty_batch(augment)
         parts = []
-        for utt, first, last in self.chunks[np.asarray(chunks)]:
+        for utt, first, last in self.chunks[everything[numbers]]:
             total = self.row_start[utt + 1] - self.row_start[utt]
             begin, end = max(0, first - self.left), min(total, last + self.right)
             parts.append((int(utt), int(first), int(last), int(begin), int(end)))
@@ -299,45 +336,84 @@ class TrainingData:
                 ids, probs = softs[i]
                 soft_ids[i, first - begin:last - begin, :ids.shape[1]] = ids[first:last]
                 soft_probs[i, first - begin:last - begin, :ids.shape[1]] = probs[first:last]
-        keep = None if augment is None else spec_augment(lens, frames, self.feat_dim, augment, rng)
+        keep = None
+        if augment is not None:
+            keep = spec_augment(lens, frames, self.feat_dim, augment, rng, numbers, len(everything))
         tensor = (lambda a: None if a is None else torch.from_numpy(a))
         return Batch(torch.from_numpy(feats), torch.tensor(lens, dtype=torch.int64), torch.from_numpy(hard),
                      tensor(soft_ids), tensor(soft_probs), tensor(keep), [self.ids[p[0]] for p in parts])
 
 
+    def _empty_batch(self, augment) -> Batch:
+        feats = torch.zeros(1, self.factor, self.feat_dim)
+        ids = probs = None
+        if self.soft is not None:
+            k = self.num_pdfs if self.soft.dense else 1
+            ids = None if self.soft.dense else torch.zeros(1, 1, k, dtype=torch.int64)
+            probs = torch.zeros(1, 1, k)
+        return Batch(feats, torch.tensor([self.factor]), torch.full((1, 1), IGNORE), ids, probs,
+                     None if augment is None else torch.ones_like(feats), [])
+
+
 class _Batches(torch.utils.data.Dataset):
     """The batches of an epoch by number, for a DataLoader whose workers build whole batches."""
 
-    def __init__(self, data: TrainingData, plan: List[np.ndarray], seed: int, epoch: int, augment) -> None:
+    def __init__(self, data: TrainingData, plan: List[np.ndarray], seed: int, epoch: int, augment,
+                 share: Tuple[int, int]) -> None:
         self.data, self.plan, self.seed, self.epoch, self.augment = data, plan, seed, epoch, augment
+        self.share = share
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int):
         rng = np.random.default_rng([self.seed, self.epoch, number])
-        return self.data.batch(self.plan[number], self.augment, rng)
+        try:
+            return self.data.batch(self.plan[number], self.augment, rng, self.share)
+        except UserError as error:  # raised in a worker it would come with a traceback in its message
+            return error
 
 
-def epoch_batches(data: TrainingData, batch_frames: int, *, seed: int, epoch: int, augment, workers: int
-                  ) -> Tuple[int, Iterator[Batch]]:
-    """(number of batches, the batches) of a training epoch; data in memory needs no worker and starts none."""
-    batches = _Batches(data, data.plan(batch_frames, seed, epoch), seed, epoch, augment)
+def epoch_batches(data: TrainingData, plan: List[np.ndarray], *, seed: int, epoch: int, augment, workers: int,
+                  first: int = 0, share: Tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+    """The batches of a training epoch from number ``first`` on; data in memory needs no worker and starts none.
+
+    ``share``: (rank, processes): the part of every batch that this process gets.
+    """
+    batches = _Batches(data, plan, seed, epoch, augment, share)
+    numbers = range(first, len(plan))
     if data.in_memory or workers == 0:
-        return len(batches), (batches[i] for i in range(len(batches)))
-    own = torch.Generator()  # a loader draws from the generator it has: left alone, from the one of the dropout masks
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers, generator=own)
-    return len(batches), iter(loader)
+        source = (batches[i] for i in numbers)
+    else:
+        own = torch.Generator()  # left alone, a loader draws from the generator of the dropout masks
+        source = iter(torch.utils.data.DataLoader(batches, batch_size=None, sampler=numbers, num_workers=workers,
+                                                  generator=own))
+    while True:
+        try:
+            batch = next(source)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(f"a process that reads batches died ({str(error).splitlines()[0]}), perhaps for want of "
+                            "memory; --set data.workers=0 reads without one") from None
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
-def spec_augment(lens: Sequence[int], frames: int, bins: int, settings, rng: np.random.Generator) -> np.ndarray:
+def spec_augment(lens: Sequence[int], frames: int, bins: int, settings, rng: np.random.Generator,
+                 numbers: Optional[Sequence[int]] = None, of: Optional[int] = None) -> np.ndarray:
     """SpecAugment's masks (Park et al., Interspeech 2019, without time warping, which would move the targets).
 
     ``freq_masks`` bands of 0 to ``freq_width`` bins and ``time_masks`` stretches of 0 to ``time_width`` frames (at most
-    a fifth of a chunk) are masked in each. Returns (B, frames, bins) float32, 0 where masked.
+    a fifth of a chunk) are masked in each. Where the chunks are the ``numbers`` of a batch ``of`` so many, they get the
+    masks that they have in the whole batch. Returns (B, frames, bins) float32, 0 where masked.
     """
     keep = np.ones((len(lens), frames, bins), dtype=np.float32)
-    draws = rng.random((len(lens), settings.freq_masks + settings.time_masks, 2))
+    draws = rng.random((of or len(lens), settings.freq_masks + settings.time_masks, 2))
+    draws = draws if numbers is None else draws[numbers]
     for i, length in enumerate(lens):
         for m, (a, b) in enumerate(draws[i]):
             if m < settings.freq_masks:

@@ -1,8 +1,10 @@
-"""Training of acoustic models: the loop, checkpoints, resuming.
+"""Training of acoustic models: the loop, checkpoints, resuming, several processes.
 
-Everything random in an epoch (order of chunks, SpecAugment, dropout) is drawn from (seed, epoch), and a checkpoint is
-written after each, so a training that was killed and started again ends, on CPU with the same number of threads, in
-the same bytes as one that ran through.
+The order of chunks and SpecAugment's masks are functions of (seed, epoch, batch number), and dropout draws from a
+state that a checkpoint holds beside parameters, averages, optimiser and the number of the batch: a training that was
+killed at any step and started again ends, on CPU with the same number of threads, in the same bytes as one that ran
+through. Processes that torchrun started share every batch; they get the loss curve of one process within rounding
+(where nothing is dropped out: each process draws its own).
 """
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ import torch
 from essence_kd import __version__
 from essence_kd.am.dataset import (DenseTargets, FeatureSource, SparseTargets, TrainingData, attach_alignments,
                                    epoch_batches, load_cuts, read_count, split_heldout)
-from essence_kd.am.models.acoustic_model import mflop_per_frame, num_params
+from essence_kd.am.models.acoustic_model import look_ahead, mflop_per_frame, num_params
 from essence_kd.am.models.registry import build_model, model_settings
+from essence_kd.am.processes import Processes
 from essence_kd.distill.losses import multitask_loss, retemper
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write, check_match, read_sidecar, sha256_file, sidecar_path
@@ -39,6 +42,7 @@ class DataSettings:
     left_context: int = 21
     right_context: int = 21
     batch_frames: int = 9600  # frames of a batch, context and padding included
+    sampler: str = "pooled"  # or bucketing: lhotse's DynamicBucketingSampler
     cmn: str = "utterance"  # mean subtraction: none, utterance or speaker
     heldout: float = 0.05  # share of original utterances kept for the dev loss
     preload_mb: int = 3000  # features and soft targets up to this size are kept in memory
@@ -80,6 +84,14 @@ class DistillSettings:
 
 
 @dataclass
+class CheckpointSettings:
+    """When a checkpoint is written, beside the one after every epoch; 0: never."""
+
+    every_minutes: float = 5.0
+    every_steps: int = 0
+
+
+@dataclass
 class TrainSettings:
     """All settings of a training; ``model`` holds the architecture's own (models/ARCH.py)."""
 
@@ -90,13 +102,14 @@ class TrainSettings:
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     seed: int = 1
     threads: int = 1
     precision: str = "auto"  # auto, float32 or bfloat16
 
 
 def train(settings: TrainSettings, data_dir, ali_dir, model_dir, *, soft=None, soft_kind: str = "post", init=None,
-          dev_data=None, dev_ali=None, device: Optional[str] = None) -> dict:
+          dev_data=None, dev_ali=None, device: Optional[str] = None, tensorboard: bool = False) -> dict:
     """Train a model, or go on with one that was interrupted; returns what info.json says.
 
     Args:
@@ -108,26 +121,38 @@ def train(settings: TrainSettings, data_dir, ali_dir, model_dir, *, soft=None, s
         soft_kind: "post" (Kaldi Posterior) or "dense" (matrices of probabilities).
         init: model directory whose parameters to start from (the same architecture and sizes).
         dev_data, dev_ali: data and alignments for the dev loss instead of a held-out share.
-        device: torch device; default: cuda where there is one, else cpu.
+        device: torch device; default: cuda where there is one, else cpu. Each process of torchrun takes its own GPU.
+        tensorboard: write scalars for TensorBoard to MODEL_DIR/tensorboard too.
 
     Raises:
-        UserError: inputs that do not fit each other, a checkpoint of another training, a loss that is not finite.
+        UserError: inputs that do not fit each other, a checkpoint of another training, a loss that is not finite,
+            too little memory for a batch.
     """
-    return _Training(settings, data_dir, ali_dir, model_dir, soft, soft_kind, init, dev_data, dev_ali, device).run()
+    processes = Processes(device)
+    try:
+        return _Training(settings, data_dir, ali_dir, model_dir, soft, soft_kind, init, dev_data, dev_ali, processes,
+                         tensorboard).run()
+    except RuntimeError as error:
+        if processes.world == 1 or not any(word in str(error) for word in ("onnection", "gloo", "NCCL")):
+            raise
+        raise UserError(f"{model_dir}: another process of this training has ended; its own message says why") from None
+    finally:
+        processes.leave()
 
 
 class _Training:
     """One training: its data, model and state."""
 
     def __init__(self, settings, data_dir, ali_dir, model_dir, soft, soft_kind, init, dev_data, dev_ali,
-                 device) -> None:
-        self.settings, self.dir = settings, Path(model_dir)
+                 processes: Processes, tensorboard: bool) -> None:
+        self.settings, self.dir, self.processes = settings, Path(model_dir), processes
         self.ali_dir = Path(ali_dir)
         _check_settings(settings)
         self.dir.mkdir(parents=True, exist_ok=True)
-        self.log_file = open(self.dir / "train.log", "a", encoding="utf-8")
+        self.log_file = open(self.dir / "train.log", "a", encoding="utf-8") if processes.first else None
+        self.board_dir = self.dir / "tensorboard" if tensorboard and processes.first else None
         torch.set_num_threads(settings.threads)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = processes.device
         self.precision = _precision(settings.precision, self.device)
         self.num_pdfs = read_count(self.ali_dir / "num_pdfs")
         self.tree_hash = _tree_hash(self.ali_dir)
@@ -186,12 +211,13 @@ class _Training:
         d = self.settings.data
         return TrainingData(FeatureSource(cuts, d.cmn), hard, self.num_pdfs, self.settings.frame_subsampling_factor,
                             chunk_frames=d.chunk_frames, left_context=d.left_context, right_context=d.right_context,
-                            soft=soft, preload_mb=d.preload_mb)
+                            soft=soft, preload_mb=d.preload_mb if self.processes.world == 1 else 0,
+                            sampler=d.sampler)
 
     def _fingerprint(self, soft, init) -> Dict[str, str]:
         """What a checkpoint must agree with, by name: settings that change the model, and the data."""
         settings = to_dict(self.settings)
-        for key in ("threads", "precision"):
+        for key in ("threads", "precision", "checkpoint"):
             settings.pop(key)
         for key in ("preload_mb", "workers"):
             settings["data"].pop(key)
@@ -216,43 +242,60 @@ class _Training:
         torch.manual_seed(s.seed)
         model = build_model(s.arch, s.model, feat_dim=self.data.feat_dim, num_pdfs=self.num_pdfs,
                             frame_subsampling_factor=s.frame_subsampling_factor)
-        mean, std = self.data.global_stats()
-        model.feat_mean.copy_(torch.from_numpy(mean))
-        model.feat_inv_std.copy_(torch.from_numpy(1.0 / std))
+        if self.processes.first:  # the others start from its parameters and normalisation
+            mean, std = self.data.global_stats()
+            model.feat_mean.copy_(torch.from_numpy(mean))
+            model.feat_inv_std.copy_(torch.from_numpy(1.0 / std))
         if self.init is not None:
             _load_init(model, Path(self.init))
         self.model = model.to(self.device)
+        self.parallel = self.processes.parallel(self.model)
         self.ema = copy.deepcopy(self.model).eval() if s.optim.ema_decay else None
         self.optimiser = torch.optim.AdamW(_groups(self.model, s.optim.weight_decay), lr=s.optim.lr, betas=(0.9, 0.98))
         self.epoch, self.step, self.history = 0, 0, []
+        self._begin_epoch()
         self._resume()
+        self.board = None if self.board_dir is None else _board(self.board_dir, self.step)
         flops, size = mflop_per_frame(self.model), num_params(self.model)
-        if self.epoch == 0:
+        if self.step == 0:
+            several = f", {self.processes.world} processes" if self.processes.world > 1 else ""
             self.log(f"{s.arch}: {size} parameters, {flops:.3f} MFLOP a frame, {self.precision} on {self.device}, "
-                     f"{s.threads} threads, {s.optim.epochs} epochs")
+                     f"{s.threads} threads{several}, {s.optim.epochs} epochs")
         while self.epoch < s.optim.epochs:
             self._train_epoch()
-        return self._finish(size, flops)
+        if self.board is not None:
+            self.board.close()
+        return self._finish(size, flops) if self.processes.first else {}
+
+    def _begin_epoch(self) -> None:
+        """The state of an epoch of which nothing is done yet."""
+        self.batch, self.seconds = 0, 0.0  # batches of it that are done, what they took
+        self.sums = {"train": 0.0, "hard": 0.0, "soft": 0.0, "frames": 0}
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.epoch + 1_000_000_007 * self.processes.rank)
 
     def _train_epoch(self) -> None:
-        s, began = self.settings, time.time()
-        torch.manual_seed(s.seed * 1_000_003 + self.epoch)
-        total, batches = epoch_batches(self.data, s.data.batch_frames, seed=s.seed, epoch=self.epoch,
-                                       augment=s.augment, workers=s.data.workers)
+        s, world = self.settings, self.processes.world
+        began = said = saved = time.time()
+        before = self.seconds
+        plan = self.data.plan(s.data.batch_frames, s.seed, self.epoch)
+        batches = epoch_batches(self.data, plan, seed=s.seed, epoch=self.epoch, augment=s.augment,
+                                workers=s.data.workers, first=self.batch, share=(self.processes.rank, world))
         self.model.train()
-        sums = {"train": 0.0, "hard": 0.0, "soft": 0.0, "frames": 0}
-        said = began
-        for number, batch in enumerate(batches):
-            lr = _learning_rate(s.optim, (self.epoch + number / total) / s.optim.epochs)
+        sums = self.sums
+        for number, batch in enumerate(batches, self.batch):
+            lr = _learning_rate(s.optim, (self.epoch + number / len(plan)) / s.optim.epochs)
             for group in self.optimiser.param_groups:
                 group["lr"] = lr
-            loss, _, _ = self._loss(self.model, batch, soft=True)
-            frames = int(loss.num_frames)
+            frames = self.data.rows(plan[number])  # of all processes together
             self.optimiser.zero_grad(set_to_none=True)
-            (loss.total / frames).backward()
+            try:
+                loss, _, _ = self._loss(self.parallel, batch, soft=True)
+                (loss.total * world / frames).backward()  # the mean over processes is the sum over frames, divided
+            except RuntimeError as error:
+                raise self._out_of_memory(error, batch) from None
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.optim.grad_clip)
-            value = float(loss.total.detach())
-            if not (math.isfinite(value) and math.isfinite(float(norm))):
+            value, hard, soft, norm = torch.stack([loss.total.detach(), loss.hard, loss.soft, norm]).tolist()
+            if not (math.isfinite(value) and math.isfinite(norm)):
                 raise UserError(f"{self.dir}: the {'gradient' if math.isfinite(value) else 'loss'} of epoch "
                                 f"{self.epoch + 1}, batch {number + 1} is not finite; lower optim.lr, or look at these "
                                 f"utterances: {' '.join(sorted(set(batch.ids)))}")
@@ -263,29 +306,61 @@ class _Training:
             if self.ema is not None:
                 _average(self.ema, self.model, min(s.optim.ema_decay, (1 + self.step) / (10 + self.step)))
             sums["train"] += value
-            sums["hard"] += float(loss.hard)
-            sums["soft"] += float(loss.soft)
-            sums["frames"] += frames
-            if time.time() - said > 10:
-                said = time.time()
-                done = self.epoch + (number + 1) / total
-                spent = said - began + sum(h["seconds"] for h in self.history)
-                self.say(f"epoch {self.epoch + 1}/{s.optim.epochs}, batch {number + 1}/{total}, "
-                         f"loss {sums['train'] / sums['frames']:.3f}, "
+            sums["hard"] += hard
+            sums["soft"] += soft
+            sums["frames"] += int(loss.num_frames)
+            self.batch = number + 1
+            if self.board is not None and self.step % 20 == 0:
+                own = max(1, int(loss.num_frames))
+                for name, scalar in (("batch/loss", value / own), ("batch/gradient_norm", norm), ("batch/lr", lr)):
+                    self.board.add_scalar(name, scalar, self.step)
+            now = time.time()
+            if self._checkpoint_due(now - saved) and self.batch < len(plan):
+                self.seconds = before + now - began
+                self._save_checkpoint()
+                saved = time.time()
+            if now - said > 10:
+                said = now
+                done = self.epoch + (number + 1) / len(plan)
+                spent = before + said - began + sum(h["seconds"] for h in self.history)
+                self.say(f"epoch {self.epoch + 1}/{s.optim.epochs}, batch {number + 1}/{len(plan)}, "
+                         f"loss {sums['train'] / max(1, sums['frames']):.3f}, "
                          f"{spent * (s.optim.epochs / done - 1):.0f} s to go")
         self.epoch += 1
+        train, hard, soft, frames = self.processes.sums([sums[k] for k in ("train", "hard", "soft", "frames")])
         dev_loss, dev_acc = self._evaluate()
-        frames = sums["frames"]
-        line = {"epoch": self.epoch, "train_loss": sums["train"] / frames, "hard_loss": sums["hard"] / frames,
-                "soft_loss": sums["soft"] / frames if self.soft is not None else None, "dev_loss": dev_loss,
-                "dev_frame_acc": dev_acc, "seconds": round(time.time() - began, 3), "lr": lr}
+        line = {"epoch": self.epoch, "train_loss": train / frames, "hard_loss": hard / frames,
+                "soft_loss": soft / frames if self.soft is not None else None, "dev_loss": dev_loss,
+                "dev_frame_acc": dev_acc, "seconds": round(before + time.time() - began, 3), "lr": lr}
         self.history.append(line)
+        if self.board is not None:
+            for name, scalar in line.items():
+                if name not in ("epoch", "seconds") and scalar is not None:
+                    self.board.add_scalar(f"epoch/{name}", scalar, self.step)
+        self._begin_epoch()
         self._save_checkpoint()
         left = (s.optim.epochs - self.epoch) * np.mean([h["seconds"] for h in self.history])
         soft = "" if self.soft is None else f" (hard {line['hard_loss']:.3f}, soft {line['soft_loss']:.3f})"
         dev = "" if dev_loss is None else f", dev loss {dev_loss:.3f}, dev frame accuracy {100 * dev_acc:.1f} %"
         self.log(f"epoch {self.epoch}/{s.optim.epochs}: loss {line['train_loss']:.3f}{soft}{dev}, "
                  f"{line['seconds']:.1f} s" + (f", {left:.0f} s to go" if left else ""))
+
+    def _checkpoint_due(self, seconds: float) -> bool:
+        """Whether a checkpoint is due, ``seconds`` after the last one; all processes answer the same."""
+        c = self.settings.checkpoint
+        if c.every_steps and self.step % c.every_steps == 0:
+            return True
+        # the clocks of processes differ, so the first one's counts, and is asked now and then
+        return c.every_minutes > 0 and self.step % 10 == 0 and self.processes.told(seconds > 60 * c.every_minutes)
+
+    def _out_of_memory(self, error: RuntimeError, batch) -> Exception:
+        """A UserError in the place of PyTorch's when memory is short; anything else as it is."""
+        text = str(error)
+        if "memory" not in text or not ("alloc" in text or "out of memory" in text):
+            return error
+        return UserError(f"{self.dir}: not enough memory for a batch of {tuple(batch.feats.shape)} features "
+                         f"(utterances {' '.join(sorted(set(batch.ids))[:5])}, ...); lower data.batch_frames or "
+                         "data.chunk_frames")
 
     def _loss(self, model, batch, soft: bool):
         """(multitask loss, logits (N, C), hard labels (N,)) of a batch's N rows that count; the loss is a sum."""
@@ -316,16 +391,25 @@ class _Training:
             return None, None
         model = (self.ema if self.ema is not None else self.model).eval()
         hard, correct, frames = 0.0, 0, 0
-        for chunks in self.dev.plan(self.settings.data.batch_frames, 0, None):
+        plan = self.dev.plan(self.settings.data.batch_frames, 0, None)
+        for chunks in plan[self.processes.rank::self.processes.world]:
             loss, logits, labels = self._loss(model, self.dev.batch(chunks), soft=False)
             hard, correct = hard + float(loss.hard), correct + int((logits.argmax(1) == labels).sum())
             frames += len(labels)
+        hard, correct, frames = self.processes.sums([hard, correct, frames])
         return hard / frames, correct / frames
 
     # ---- what comes out
 
     def _save_checkpoint(self) -> None:
-        state = {"fingerprint": self.fingerprint, "epoch": self.epoch, "step": self.step, "history": self.history,
+        random = {"cpu": self.processes.gather(torch.get_rng_state())}
+        if self.device.type == "cuda":
+            random["cuda"] = self.processes.gather(torch.cuda.get_rng_state(self.device))
+        sums = dict(zip(self.sums, self.processes.sums(list(self.sums.values()))))
+        if not self.processes.first:
+            return
+        state = {"fingerprint": self.fingerprint, "epoch": self.epoch, "batch": self.batch, "step": self.step,
+                 "history": self.history, "sums": sums, "seconds": self.seconds, "random": random,
                  "model": self.model.state_dict(), "ema": None if self.ema is None else self.ema.state_dict(),
                  "optimiser": self.optimiser.state_dict()}
         _save(state, self.dir / "checkpoint.pt")
@@ -343,7 +427,16 @@ class _Training:
             self.ema.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
-        self.log(f"going on after epoch {self.epoch}")
+        self._begin_epoch()
+        self.batch, self.seconds = state["batch"], state["seconds"]
+        if self.processes.first:
+            self.sums = state["sums"]
+        rank, random = self.processes.rank, state["random"]
+        if len(random["cpu"]) == self.processes.world:  # another number of processes cannot draw the same anyway
+            torch.set_rng_state(random["cpu"][rank])
+            if self.device.type == "cuda" and "cuda" in random:
+                torch.cuda.set_rng_state(random["cuda"][rank], self.device)
+        self.log(f"going on after epoch {self.epoch}" + (f" and {self.batch} batches" if self.batch else ""))
 
     def _finish(self, size: int, flops: float) -> dict:
         s = self.settings
@@ -358,7 +451,9 @@ class _Training:
                                  if k not in ("arch", "model", "frame_subsampling_factor")}},
                       self.dir / "model.yaml")
         last = self.history[-1]
-        info = {"params": size, "mflop_per_frame": round(flops, 6), "epochs": s.optim.epochs,
+        ahead = look_ahead(final)
+        info = {"params": size, "mflop_per_frame": round(flops, 6),
+                "look_ahead_ms": None if ahead is None else 10 * ahead, "epochs": s.optim.epochs,
                 "seconds": round(sum(h["seconds"] for h in self.history), 1), "steps": self.step,
                 "dev_loss": last["dev_loss"], "dev_frame_acc": last["dev_frame_acc"], "precision": self.precision,
                 "threads": s.threads, "device": str(self.device), "utterances": len(self.data.ids),
@@ -373,14 +468,24 @@ class _Training:
         return info
 
     def log(self, message: str) -> None:
-        """A line to train.log and stderr."""
-        self.log_file.write(message + "\n")
-        self.log_file.flush()
+        """A line to train.log and stderr, from the first process alone."""
+        if self.log_file is not None:
+            self.log_file.write(message + "\n")
+            self.log_file.flush()
         self.say(message)
 
-    @staticmethod
-    def say(message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
+    def say(self, message: str) -> None:
+        if self.processes.first:
+            print(message, file=sys.stderr, flush=True)
+
+
+def _board(folder: Path, step: int):
+    """A writer of TensorBoard's files that drops what an interrupted training wrote after ``step``."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard: the package tensorboard is not here (pip install tensorboard)") from None
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
 def _save(state: dict, path: Path) -> None:
@@ -493,7 +598,10 @@ def _check_settings(s: TrainSettings) -> None:
            ("optim.warmup", 0 <= s.optim.warmup < 1, "from 0 to below 1"),
            ("optim.schedule", s.optim.schedule in ("cosine", "exponential", "linear"), "cosine, exponential or linear"),
            ("optim.ema_decay", 0 <= s.optim.ema_decay < 1, "from 0 to below 1"),
+           ("checkpoint.every_minutes", s.checkpoint.every_minutes >= 0, "at least 0"),
+           ("checkpoint.every_steps", s.checkpoint.every_steps >= 0, "at least 0"),
            ("data.heldout", 0 <= s.data.heldout < 1, "from 0 to below 1"),
+           ("data.sampler", s.data.sampler in ("pooled", "bucketing"), "pooled or bucketing"),
            ("data.batch_frames", s.data.batch_frames >= 1, "at least 1"),
            ("data.chunk_frames", s.data.chunk_frames >= s.frame_subsampling_factor,
             "at least frame_subsampling_factor"),

@@ -1,4 +1,6 @@
-"""Train an acoustic model on alignments, with or without soft targets. Running it again goes on after the last epoch.
+"""Train an acoustic model on alignments, with or without soft targets. Running it again goes on after the last
+checkpoint. Where torchrun starts several processes (torchrun --nproc-per-node 4 -m essence_kd train ...), they share
+every batch.
 
 e.g.: essence train --model conf/models/student_tdnn.yaml --soft exp/mini/essence_k20/post.scp --soft-weight 0.9 \\
         data/mini/train_sp_hires exp/mini/ali exp/mini/student_essence
@@ -24,6 +26,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--seed", type=int, metavar="N")
     parser.add_argument("--threads", type=int, metavar="N")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--tensorboard", action="store_true", help="also write scalars to MODEL_DIR/tensorboard")
     parser.add_argument("data_dir", metavar="DATA_DIR")
     parser.add_argument("ali_dir", metavar="ALI_DIR")
     parser.add_argument("model_dir", metavar="MODEL_DIR")
@@ -40,4 +43,5 @@ def run(args) -> None:
             overrides.append(f"{key}={getattr(args, option)}")
     settings = load_settings(TrainSettings, args.model, overrides)
     train(settings, args.data_dir, args.ali_dir, args.model_dir, soft=args.soft, soft_kind=args.soft_kind,
-          init=args.init, dev_data=args.dev_data, dev_ali=args.dev_ali, device=args.device)
+          init=args.init, dev_data=args.dev_data, dev_ali=args.dev_ali, device=args.device,
+          tensorboard=args.tensorboard)

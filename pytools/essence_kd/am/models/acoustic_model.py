@@ -1,11 +1,13 @@
 """The whole acoustic model: normalisation, an encoder, an output layer over pdf-ids."""
 from __future__ import annotations
 
+import copy
 from typing import Optional
 
 import torch
 from torch import nn
 
+from essence_kd.am.models.conformer import WindowAttention
 from essence_kd.am.models.layers import FactoredTdnn, length_mask
 
 
@@ -52,13 +54,35 @@ class AcousticModel(nn.Module):
                 module.constrain()
 
 
+def look_ahead(model: AcousticModel, frames: int = 601) -> Optional[int]:
+    """Feature frames after 3t that row t waits for, or None where it waits for the end of the utterance.
+
+    Measured, not declared: where the gradient of a row in the middle of ``frames`` random frames is not zero (in double
+    precision, in which what an LSTM remembers for 300 frames is not). The mean subtraction in front of the network
+    (``cmn``) is not counted.
+    """
+    factor = model.frame_subsampling_factor
+    model = copy.deepcopy(model).cpu().double().eval()
+    feats = torch.randn(1, frames, model.feat_dim, generator=torch.Generator().manual_seed(1), dtype=torch.double,
+                        requires_grad=True)
+    row = frames // 2 // factor
+    with torch.enable_grad():
+        logits = model(feats, torch.tensor([frames]))
+        grad, = torch.autograd.grad(logits[0, row].square().sum(), feats)
+    last = int(grad[0].abs().sum(1).nonzero().max())
+    return None if last == frames - 1 else max(0, last - row * factor)
+
+
 def num_params(model: nn.Module) -> int:
     """Trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def mflop_per_frame(model: AcousticModel, frames: int = 300) -> float:
-    """Multiplications and additions, in millions, of matrix products and convolutions per feature frame (10 ms)."""
+    """Multiplications and additions, in millions, of matrix products and convolutions per feature frame (10 ms).
+
+    Attention is counted as it would run over its window.
+    """
     flops = [0.0]
 
     def count(module: nn.Module, inputs, output) -> None:
@@ -66,6 +90,10 @@ def mflop_per_frame(model: AcousticModel, frames: int = 300) -> float:
             flops[0] += 2 * module.in_features * output.numel()
         elif isinstance(module, nn.Conv2d):
             flops[0] += 2 * module.weight[0].numel() * output.numel()
+        elif isinstance(module, nn.Conv1d):
+            flops[0] += 2 * module.weight[0].numel() * output.numel()
+        elif isinstance(module, WindowAttention):
+            flops[0] += 4 * output.numel() * module.bias.size(1)
         elif isinstance(module, nn.LSTM):
             rows = output[0].size(0) * output[0].size(1)
             flops[0] += 2 * rows * (module.weight_ih_l0.numel() + module.weight_hh_l0.numel())

@@ -120,6 +120,24 @@ class SharedDropout(nn.Module):
         return x * (keep / (1.0 - self.share)).to(x.dtype)
 
 
+class FrameDropout(nn.Module):
+    """Dropout of whole rows of (B, R, C): a row is zero for all channels with probability ``share``, others grow.
+
+    One draw a frame for a whole layer, as Cheng et al. found best for LSTMs ("An exploration of dropout with LSTMs",
+    Interspeech 2017); they drop rows of the gates, which cuDNN's LSTM does not open, this drops rows of what it answers.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.share == 0:
+            return x
+        keep = torch.rand(x.size(0), x.size(1), 1, device=x.device) >= self.share
+        return x * (keep / (1.0 - self.share)).to(x.dtype)
+
+
 def make_norm(kind: str, dim: int) -> nn.Module:
     """The normalisation named ``kind``: "layer" or "batch"."""
     return {"layer": RowLayerNorm, "batch": MaskedBatchNorm}[kind](dim)

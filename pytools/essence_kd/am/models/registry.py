@@ -7,7 +7,7 @@ from essence_kd.am.models.acoustic_model import AcousticModel
 from essence_kd.io.errors import UserError
 from essence_kd.io.settings import from_dict, to_dict
 
-ARCHITECTURES = ("tdnn", "cnn_tdnn", "tdnn_lstm", "blstm")
+ARCHITECTURES = ("tdnn", "tdnn_f", "cnn_tdnn", "tdnn_lstm", "blstm", "conformer")
 
 
 def model_settings(arch: str, options: dict, where: str) -> dict:

@@ -7,7 +7,8 @@ from typing import List
 import torch
 from torch import nn
 
-from essence_kd.am.models.layers import FrontEnd, RowLayerNorm, SharedDropout, Tdnn, length_mask, masked, num_rows
+from essence_kd.am.models.layers import (FrameDropout, FrontEnd, RowLayerNorm, SharedDropout, Tdnn, length_mask,
+                                         masked, num_rows)
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Settings:
     dilations: List[int] = field(default_factory=lambda: [1, 2])
     norm: str = "layer"
     dropout: float = 0.1
+    frame_dropout: float = 0.0  # of whole rows of what an LSTM layer answers
 
 
 class Encoder(nn.Module):
@@ -40,6 +42,7 @@ class Encoder(nn.Module):
             self.norm.append(RowLayerNorm(settings.cells))
             dim = settings.cells
         self.dropout = SharedDropout(settings.dropout)
+        self.frame_dropout = FrameDropout(settings.frame_dropout)
         self.output_dim = dim
 
     def forward(self, x: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
@@ -47,5 +50,5 @@ class Encoder(nn.Module):
         x = self.input(x, mask)
         for tdnn, lstm, norm in zip(self.tdnn, self.lstm, self.norm):
             x, _ = lstm(tdnn(x, mask))  # padding is on the right: it reaches no valid row of a forward LSTM
-            x = masked(self.dropout(norm(x)), mask)
+            x = masked(self.frame_dropout(self.dropout(norm(x))), mask)
         return x

@@ -1,0 +1,128 @@
+"""A small Conformer (Gulati et al., Interspeech 2020) at the output rate, its attention over a window of rows.
+
+Departures from the paper, each for chunks of a few seconds and short latency: a learned bias for every distance in
+the window stands in the place of relative sinusoids, and the convolution module has layer normalisation, so that an
+answer does not depend on what it is batched with.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import List, Optional
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from essence_kd.am.models.layers import FrontEnd, SharedDropout, length_mask, masked, num_rows
+from essence_kd.io.errors import UserError
+
+
+@dataclass
+class Settings:
+    """Sizes of a Conformer. A row attends to ``left`` rows before it and ``right`` rows after it in each block."""
+
+    channels: List[int] = field(default_factory=list)  # of convolutions in front, with freq_strides; none: splicing
+    freq_strides: List[int] = field(default_factory=list)
+    input_offsets: List[int] = field(default_factory=lambda: [-2, -1, 0, 1, 2])  # spliced feature frames
+    hidden: int = 144
+    heads: int = 4
+    feed_forward: int = 288
+    blocks: int = 4
+    kernel: int = 7  # rows that the convolution of a block sees, an odd number
+    left: int = 24
+    right: int = 4
+    dropout: float = 0.1
+
+
+class FeedForward(nn.Module):
+    """(B, R, C) -> (B, R, C)."""
+
+    def __init__(self, dim: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(dim), nn.Linear(dim, inner), nn.Linear(inner, dim)
+        self.dropout = SharedDropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.down(functional.silu(self.up(self.norm(x)))))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention with a learned bias a head and distance, (B, R, C) -> (B, R, C)."""
+
+    def __init__(self, dim: int, heads: int, left: int, right: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.left, self.right = heads, left, right
+        self.norm, self.qkv, self.out = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.bias = nn.Parameter(torch.zeros(heads, left + right + 1))
+        self.dropout = SharedDropout(dropout)
+
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+        batch, rows, dim = x.shape
+        qkv = self.qkv(self.norm(x)).view(batch, rows, 3, self.heads, dim // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, R, dim / heads)
+        at = torch.arange(rows, device=x.device)
+        distance = at[None, :] - at[:, None] + self.left  # (R, R): which entry of the bias
+        outside = (distance < 0) | (distance > self.left + self.right)
+        bias = self.bias[:, distance.clamp(0, self.left + self.right)].masked_fill(outside, float("-inf"))
+        bias = bias.unsqueeze(0)  # (1, heads, R, R)
+        if mask is not None:
+            # padding is heard by nobody; that rows of padding hear themselves keeps their softmax finite
+            deaf = (mask[:, None, None, :, 0] == 0) & (at[:, None] != at[None, :])
+            bias = bias.masked_fill(deaf, float("-inf"))
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return self.dropout(self.out(y.permute(0, 2, 1, 3).reshape(batch, rows, dim)))
+
+
+class ConvolutionModule(nn.Module):
+    """Gated pointwise, depthwise over ``kernel`` rows, pointwise; (B, R, C) -> (B, R, C)."""
+
+    def __init__(self, dim: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.gate = nn.LayerNorm(dim), nn.Linear(dim, 2 * dim)
+        self.depthwise = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        self.inner_norm, self.out = nn.LayerNorm(dim), nn.Linear(dim, dim)
+        self.dropout = SharedDropout(dropout)
+
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+        y = masked(functional.glu(self.gate(self.norm(x))), mask)
+        y = self.depthwise(y.transpose(1, 2)).transpose(1, 2)
+        return self.dropout(self.out(functional.silu(self.inner_norm(y))))
+
+
+class Block(nn.Module):
+    """Half a feed-forward, attention, convolution, half a feed-forward, each added to what comes in."""
+
+    def __init__(self, s: Settings) -> None:
+        super().__init__()
+        self.before = FeedForward(s.hidden, s.feed_forward, s.dropout)
+        self.attention = WindowAttention(s.hidden, s.heads, s.left, s.right, s.dropout)
+        self.convolution = ConvolutionModule(s.hidden, s.kernel, s.dropout)
+        self.after = FeedForward(s.hidden, s.feed_forward, s.dropout)
+        self.norm = nn.LayerNorm(s.hidden)
+
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+        x = x + 0.5 * self.before(x)
+        x = x + self.attention(x, mask)
+        x = x + self.convolution(x, mask)
+        return masked(self.norm(x + 0.5 * self.after(x)), mask)
+
+
+class Encoder(nn.Module):
+    """(B, T, feat_dim) features -> (B, R, hidden) rows."""
+
+    def __init__(self, settings: Settings, feat_dim: int, factor: int) -> None:
+        super().__init__()
+        if settings.hidden % settings.heads or settings.kernel % 2 == 0 or min(settings.left, settings.right) < 0:
+            raise UserError(f"model: hidden ({settings.hidden}) must be a multiple of heads ({settings.heads}), kernel "
+                            f"({settings.kernel}) odd, left and right ({settings.left}, {settings.right}) at least 0")
+        self.factor = factor
+        self.input = FrontEnd(settings, feat_dim, factor, dropout=settings.dropout)
+        self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.blocks))
+        self.output_dim = settings.hidden
+
+    def forward(self, x: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
+        mask = length_mask(num_rows(lens, self.factor), num_rows(x.size(1), self.factor))
+        x = self.input(x, mask)
+        for block in self.blocks:
+            x = block(x, mask)
+        return x

@@ -1,0 +1,67 @@
+"""The processes of one training: those that torchrun started, or this one alone."""
+from __future__ import annotations
+
+import os
+from typing import List, Optional, Sequence
+
+import torch
+
+from essence_kd.io.errors import UserError
+
+
+class Processes:
+    """Rank, number of processes, and the few things they tell each other; alone, each is a no-op."""
+
+    def __init__(self, device: Optional[str] = None) -> None:
+        """Joins the others where torchrun's variables say that there are some (NCCL on GPUs, else gloo)."""
+        self.world, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        if self.world == 1:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            return
+        kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+        if kind == "cuda":
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            if local >= torch.cuda.device_count():
+                raise UserError(f"process {local} of this machine has no GPU of its own: there are "
+                                f"{torch.cuda.device_count()} (torchrun --nproc-per-node)")
+            torch.cuda.set_device(local)
+            self.device = torch.device("cuda", local)
+        else:
+            self.device = torch.device(kind)
+        torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
+        """``model`` with its gradients averaged over processes; all start from the parameters of the first."""
+        if self.world == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+    def sums(self, values: Sequence[float]) -> List[float]:
+        """Each value added up over all processes."""
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return total.tolist()
+
+    def told(self, word: bool) -> bool:
+        """What the first process says."""
+        return bool(self.sums([float(word and self.first)])[0])
+
+    def gather(self, state: torch.Tensor) -> List[torch.Tensor]:
+        """A tensor of every process, of one shape, in the order of ranks."""
+        if self.world == 1:
+            return [state]
+        parts = [torch.empty_like(state, device=self.device) for _ in range(self.world)]
+        torch.distributed.all_gather(parts, state.to(self.device))
+        return [part.cpu() for part in parts]
+
+    def leave(self) -> None:
+        if self.world > 1:
+            torch.distributed.destroy_process_group()

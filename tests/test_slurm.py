@@ -1,0 +1,311 @@
+"""local/slurm.sh on a real Slurm: slurmctld, slurmd and munged of Debian's slurm-wlm, started here with a configuration
+of their own and stopped afterwards."""
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scancel", "scontrol")
+PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
+MISSING = [name for name in NEEDED if shutil.which(name, path=PATH) is None]
+WHY = f"SLURM is not here ({', '.join(MISSING)} missing; apt install slurm-wlm munge)"
+if not MISSING and os.getuid() != 0:
+    MISSING, WHY = ["root"], "SLURM is here, but slurmd runs jobs only when root starts it"
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=WHY)
+
+
+def free_ports(count):
+    """TCP ports that nobody listens at."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+class Cluster:
+    """Two nodes on this machine: partition "all" has both, partition "down" a node that does not exist."""
+
+    def __init__(self, folder):
+        self.folder, self.daemons = folder, []
+        host = socket.gethostname().split(".")[0]
+        for name in ("state", "spool.node1", "spool.node2"):
+            (folder / name).mkdir(parents=True)
+        controller, one, two, gone = free_ports(4)
+        munge = folder / "munge.socket"
+        (folder / "slurm.conf").write_text(f"""
+ClusterName=essence
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={munge},cred_expire=5
+CryptoType=crypto/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SchedulerParameters=batch_sched_delay=0,sched_interval=2
+MpiDefault=none
+ReturnToService=2
+KillWait=2
+JobRequeue=1
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={one} CPUs=4 RealMemory=2000
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={two} CPUs=4 RealMemory=2000
+NodeName=node3 NodeHostname={host} NodeAddr=127.0.0.1 Port={gone} CPUs=1 RealMemory=2000 State=DOWN
+PartitionName=all Nodes=node1,node2 Default=YES MaxTime=60 State=UP
+PartitionName=down Nodes=node3 MaxTime=60 State=UP
+""")
+        key = folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH,
+                            "ESSENCE_PYTHON": os.environ.get("ESSENCE_PYTHON", sys.executable)}
+        self._start("munged", "--foreground", "--force", f"--socket={munge}", f"--key-file={key}",
+                    f"--seed-file={folder}/munge.seed", f"--pid-file={folder}/munge.pid",
+                    f"--log-file={folder}/munge.log")
+        self._wait(munge.exists)
+        self._start("slurmctld", "-D", "-c")
+        for node in ("node1", "node2"):
+            self._start("slurmd", "-D", "-N", node)
+        self._wait(lambda: self.ask("sinfo", "-h", "-p", "all", "-o", "%t %D") == "idle 2")
+
+    def _start(self, *command):
+        with open(self.folder / f"{command[0]}.{len(self.daemons)}.out", "wb") as out:
+            self.daemons.append(subprocess.Popen(command, env=self.environment, stdout=out, stderr=out,
+                                                 stdin=subprocess.DEVNULL, start_new_session=True))
+
+    def _wait(self, condition, seconds=60):
+        for _ in range(10 * seconds):
+            if condition():
+                return
+            for daemon in self.daemons:
+                assert daemon.poll() is None, f"{daemon.args} ended: {self._logs()}"
+            time.sleep(0.1)
+        raise AssertionError(f"Slurm does not come up: {self._logs()}")
+
+    def _logs(self):
+        return "\n".join(p.read_text(errors="replace")[-2000:] for p in sorted(self.folder.glob("*.[lo][ou][gt]")))
+
+    def ask(self, *command):
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True).stdout.strip()
+
+    def jobs(self):
+        """ids of the jobs that wait or run."""
+        return set(self.ask("squeue", "-h", "-o", "%A").split())
+
+    def start(self, *arguments, cwd=ROOT):
+        return subprocess.Popen([str(ROOT / "local" / "slurm.sh"), *map(str, arguments)], cwd=cwd, text=True,
+                                env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def stop(self):
+        self.ask("scancel", "--full", "--signal=KILL", "--state=RUNNING")
+        self.ask("scancel", "--user=root")
+        for daemon in reversed(self.daemons):
+            daemon.terminate()
+        for daemon in self.daemons:
+            try:
+                daemon.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    made = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def until(condition, seconds=60):
+    for _ in range(10 * seconds):
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.1)
+    raise AssertionError("it did not happen")
+
+
+def ended(runner, seconds=150):
+    out, err = runner.communicate(timeout=seconds)
+    return runner.returncode, out, err
+
+
+def no_leftovers(folder):
+    return not list(Path(folder).glob(".slurm.*"))
+
+
+def test_jobs_of_an_array_write_their_logs(cluster, tmp_path):
+    log = tmp_path / "a 50% log" / "j.JOB.log"
+    runner = cluster.start("--mem", "100M", "--partition", "all", "--max-jobs-run", "2", "--num-threads", "1",
+                           "JOB=2:5", log, "bash", "-c", 'echo "I am JOB of $1, $MINE in $PWD"; grep -c . || true', "x",
+                           "two  words")
+    code, out, err = ended(runner)
+    assert (code, out, err) == (0, "", "")
+    for j in range(2, 6):
+        text = (tmp_path / "a 50% log" / f"j.{j}.log").read_text()
+        assert f"I am {j} of two  words,  in {ROOT}\n0\n" in text and "status 0" in text
+    assert sorted(p.name for p in log.parent.iterdir()) == [f"j.{j}.log" for j in range(2, 6)]
+    assert ended(cluster.start(tmp_path / "one.log", "echo", "alone"))[0] == 0
+    assert "alone\n" in (tmp_path / "one.log").read_text()
+
+
+def test_failed_cancelled_and_late_jobs_are_named_and_requeued_ones_waited_for(cluster, tmp_path):
+    """One array, so that the minutes that Slurm takes to notice a time limit pass once."""
+    log = tmp_path / "j.JOB.log"
+    body = f"""cd {tmp_path}
+echo start JOB; touch started.JOB
+case JOB in
+  1) exit 0 ;;
+  2) echo I broke; exit 7 ;;
+  5) [ -e requeued ] && exit 0 ;;
+esac
+exec sleep 300"""
+    runner = cluster.start("--partition", "all", "--time", "1", "JOB=1:5", log, "bash", "-c", body)
+    until(lambda: all((tmp_path / f"started.{j}").exists() for j in range(1, 6)))
+    job = cluster.ask("squeue", "-h", "-o", "%A", "--name=j.JOB").split()
+    array = cluster.ask("squeue", "-h", "-o", "%F").split()[0]
+    assert job
+    (tmp_path / "requeued").touch()
+    cluster.ask("scontrol", "requeue", f"{array}_5")
+    cluster.ask("scancel", f"{array}_4")
+    cluster.ask("scontrol", "update", f"JobId={array}_3", "EndTime=now+1")  # a time limit counts whole minutes
+    code, out, err = ended(runner)
+    assert code == 1 and out == ""
+    assert "3 of 5 jobs failed" in err
+    assert re.search(rf"job {array}_2 ended with status 7, see {tmp_path}/j.2.log:\n(.*\n)*I broke\n", err)
+    assert f"job {array}_3 ran out of time (--time), see {tmp_path}/j.3.log:" in err and "DUE TO TIME LIMIT" in err
+    assert f"job {array}_4 was cancelled, see {tmp_path}/j.4.log:" in err
+    assert "j.1.log" not in err and "j.5.log" not in err
+    text = (tmp_path / "j.5.log").read_text()
+    assert text.count("start 5\n") == 2 and "after being requeued" in text
+    assert no_leftovers(tmp_path)
+
+
+def test_stopping_the_script_cancels_its_jobs(cluster, tmp_path):
+    seconds = f"301.{os.getpid()}"
+    runner = cluster.start("JOB=1:2", tmp_path / "JOB.log", "sleep", seconds)
+    until(lambda: "started" in (tmp_path / "2.log").read_text() if (tmp_path / "2.log").exists() else False)
+    assert cluster.jobs()
+    runner.send_signal(signal.SIGTERM)
+    assert ended(runner)[0] == 130
+    until(lambda: not cluster.jobs())
+    until(lambda: subprocess.run(["pgrep", "-f", f"sleep {seconds}"], capture_output=True).returncode == 1)
+    assert no_leftovers(tmp_path)
+
+
+def test_what_a_job_waits_for_and_what_slurm_refuses_is_said(cluster, tmp_path):
+    runner = cluster.start("--partition", "down", tmp_path / "w.log", "true")
+    line = runner.stderr.readline()
+    assert re.search(r"job \d+_1 waits: \S+", line)
+    runner.send_signal(signal.SIGINT)
+    assert ended(runner)[0] == 130
+    code, _, err = ended(cluster.start("--partition", "nowhere", tmp_path / "x.log", "true"))
+    assert code == 1 and "nowhere" in err and "sbatch refused" in err and "x.log" in err
+    code, _, err = ended(cluster.start("--no-such-option", "1", tmp_path / "x.log", "true"))
+    assert code == 1 and "sbatch refused" in err
+    assert ended(cluster.start("JOB=3:1", tmp_path / "x.log", "true"))[0] == 2
+    assert ended(cluster.start("JOB=1:3"))[0] == 2
+    assert no_leftovers(tmp_path)
+
+
+def test_the_controller_may_restart_meanwhile(cluster, tmp_path):
+    runner = cluster.start(tmp_path / "r.log", "sleep", "8")
+    until(lambda: (tmp_path / "r.log").exists() and "started" in (tmp_path / "r.log").read_text())
+    controller = next(d for d in cluster.daemons if d.args[0] == "slurmctld")
+    controller.terminate()
+    controller.wait(timeout=30)
+    cluster.daemons.remove(controller)
+    time.sleep(3)
+    cluster._start("slurmctld", "-D")
+    code, _, err = ended(runner)
+    assert code == 0, err
+    cluster._wait(lambda: cluster.ask("sinfo", "-h", "-p", "all", "-o", "%t %D") == "idle 2")
+
+
+def test_one_training_on_two_nodes(cluster, tmp_path):
+    pytest.importorskip("lhotse")
+    from amdata import make_data
+
+    corpus = make_data(tmp_path / "corpus", utterances=4)
+    words = ["--set", "optim.epochs=2", "--set", "data.batch_frames=300", "--set", "model.hidden=16", "--set",
+             "model.dropout=0", "--set", "data.heldout=0.3", corpus.data, corpus.ali, tmp_path / "model"]
+    done = subprocess.run(["sbatch", "--wait", "--nodes=2", f"--output={tmp_path}/log",
+                           "recipes/mini/slurm/train.sbatch", *map(str, words)], cwd=ROOT, text=True,
+                          env={**cluster.environment, "PROCESSES_PER_NODE": "2"}, capture_output=True, timeout=200)
+    log = (tmp_path / "log").read_text()
+    assert done.returncode == 0, log + done.stderr
+    assert "4 processes" in log and log.count("epoch 2/2: loss") == 1
+    assert (tmp_path / "model" / "final.pt").exists()
+
+
+@pytest.mark.slow
+def test_the_recipe_through_slurm(cluster, tmp_path):
+    """The tiny recipe from its teachers on (from its beginning where no run of it lies in WORK_DIR)."""
+    done = Path(os.environ.get("WORK_DIR", ROOT))
+    exp, first = tmp_path / "exp" / "mini_tiny", "0"
+    if (done / "exp" / "mini_tiny" / "baseline" / ".done").exists():
+        first = "5"
+        shutil.copytree(done / "data" / "mini_tiny", tmp_path / "data" / "mini_tiny")
+        for name in ("gmm", "ali"):
+            shutil.copytree(done / "exp" / "mini_tiny" / name, exp / name)
+        for path in exp.glob("gmm/*"):
+            if path.name.startswith(("decode_", "sweep")):
+                shutil.rmtree(path)
+
+    def run():
+        command = ["./run.sh", "--size", "tiny", "--work-dir", str(tmp_path), "--stage", first, "--nj", "2",
+                   "--cmd", "local/slurm.sh --partition all --mem 500M"]
+        return subprocess.Popen(command, cwd=ROOT, env=cluster.environment, text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT)
+
+    def logged(system, words):
+        path = exp / system / "train.log"
+        return path.exists() and words in path.read_text()
+
+    runner = run()
+    try:  # the first teacher is requeued in the middle of its training, the second one cancelled
+        until(lambda: runner.poll() is not None or all(logged(f"teacher_{n}", "epoch 1/") for n in (1, 2)), 400)
+        array = cluster.ask("squeue", "-h", "-o", "%F").split()[0]
+        cluster.ask("scontrol", "requeue", f"{array}_1")
+        cluster.ask("scancel", f"{array}_2")
+        out = runner.communicate(timeout=400)[0]
+        assert runner.returncode == 1, out
+        assert f"job {array}_2 was cancelled, see {exp}/log/train.2.log" in out and "1 of 4 jobs failed" in out
+        assert "stage 5 (teachers and baseline) failed" in out and "teacher_1: " in out and "baseline: " in out
+        assert logged("teacher_1", "going on after epoch")
+        runner = run()
+        out = runner.communicate(timeout=400)[0]
+    finally:
+        runner.terminate()
+    assert runner.returncode == 0, out
+    for system in ("teacher_1", "teacher_3", "baseline"):
+        assert f"{exp}/{system} is up to date" in out
+    assert logged("teacher_2", "going on after epoch") and "%WER" in out
+    if first == "5":  # the same bytes as on this machine alone
+        for system in ("teacher_1", "teacher_2", "teacher_3", "baseline"):
+            there, here = exp / system, done / "exp" / "mini_tiny" / system
+            assert (there / "final.pt").read_bytes() == (here / "final.pt").read_bytes(), system
