@@ -114,7 +114,7 @@ def killed(call, at, where="step"):
             setattr(module, name, counted)
 
         if where == "step":
-            die_in(trainer, "_average")
+            die_in(trainer, "take_average")
         else:
             die_in(trainer.torch, "save", lambda state, stream: (stream.write(b"half of it"), stream.flush()))
         try:
@@ -212,7 +212,7 @@ def test_several_processes_have_the_loss_curve_of_one(corpus, tmp_path):
 
     # killed and started again
     def die():
-        real, count = trainer._average, []
+        real, count = trainer.take_average, []
 
         def average(*args):
             count.append(1)
@@ -220,7 +220,7 @@ def test_several_processes_have_the_loss_curve_of_one(corpus, tmp_path):
                 os._exit(9)
             real(*args)
 
-        trainer._average = average
+        trainer.take_average = average
         return main([*words, str(tmp_path / "killed")])
 
     assert together(2, die, tmp_path / "killed.err") == [1, 9]

@@ -79,11 +79,16 @@ def load_cuts(feats_scp):
 class FeatureSource:
     """Features of cuts by position, float32 (T, F), their mean removed: of nothing, the utterance or the speaker."""
 
+    mixer = None  # what mixes noise into audio, in a source of audio
+
     def __init__(self, cuts, cmn: str) -> None:
         if cmn not in ("none", "utterance", "speaker"):
             raise UserError(f"data.cmn: '{cmn}' is none of none, utterance, speaker")
         self.cuts = list(cuts)
         self.cmn = cmn
+        self.ids = [cut.id for cut in self.cuts]
+        self.frames = np.array([cut.features.num_frames for cut in self.cuts], dtype=np.int64)
+        self.feat_dim = self.cuts[0].features.num_features if self.cuts else 0
         self._means: Dict[str, np.ndarray] = {}
         self._of_speaker: Dict[str, List[int]] = {}
         if cmn == "speaker":
@@ -93,8 +98,11 @@ class FeatureSource:
     def __len__(self) -> int:
         return len(self.cuts)
 
-    def raw(self, i: int) -> np.ndarray:
-        """The stored matrix of cut i as float32 (T, F); a UserError names the utterance when it is not all finite."""
+    def raw(self, i: int, rng: Optional[np.random.Generator] = None) -> np.ndarray:
+        """The stored matrix of cut i as float32 (T, F); a UserError names the utterance when it is not all finite.
+
+        ``rng`` is for sources that compute features from audio and mix noise into it.
+        """
         cut = self.cuts[i]
         try:
             feats = np.asarray(cut.load_features(), dtype=np.float32)
@@ -104,9 +112,9 @@ class FeatureSource:
             raise UserError(f"utterance {cut.id}: NaN or infinite features at {cut.features.storage_path}")
         return feats
 
-    def load(self, i: int) -> np.ndarray:
+    def load(self, i: int, rng: Optional[np.random.Generator] = None) -> np.ndarray:
         """Features of cut i, (T, F) float32, mean removed."""
-        feats = self.raw(i)
+        feats = self.raw(i, rng)
         if self.cmn == "utterance":
             feats = feats - feats.mean(axis=0)
         elif self.cmn == "speaker":
@@ -182,29 +190,35 @@ class DenseTargets:
 class TrainingData:
     """Utterances with features, hard labels and maybe soft targets, cut into chunks of output rows."""
 
-    def __init__(self, source: FeatureSource, hard: List[np.ndarray], num_pdfs: int, factor: int, *, chunk_frames: int,
+    def __init__(self, source, hard: Optional[List[np.ndarray]], num_pdfs: int, factor: int, *, chunk_frames: int,
                  left_context: int, right_context: int, soft=None, preload_mb: int = 0,
-                 sampler: str = "pooled") -> None:
+                 sampler: str = "pooled", processes: int = 1) -> None:
         """``hard`` has one int array (R,) an utterance; ``soft`` is None, SparseTargets or DenseTargets.
 
-        Features and soft targets that together need at most ``preload_mb`` are read once and kept in memory.
+        Features and soft targets that together need at most ``preload_mb`` are read once and kept in memory. A source
+        with shards holds its labels itself (``hard`` is None) and has a plan of its own for each of ``processes``.
         """
         self.source, self.num_pdfs, self.factor, self.soft, self.sampler = source, num_pdfs, factor, soft, sampler
-        self.ids = [cut.id for cut in source.cuts]
-        self.frames = np.array([cut.features.num_frames for cut in source.cuts], dtype=np.int64)
-        self.feat_dim = source.cuts[0].features.num_features
-        self.row_start = np.concatenate([[0], np.cumsum([len(h) for h in hard])]).astype(np.int64)
-        self.hard = np.concatenate(hard).astype(np.int32)
+        self.ids, self.frames, self.feat_dim = source.ids, source.frames, source.feat_dim
+        self.processes, self.sharded = processes, hard is None
+        self.row_start = np.concatenate([[0], np.cumsum(-(-self.frames // factor))]).astype(np.int64)
+        self.hard = None if hard is None else np.concatenate(hard).astype(np.int32)
         self.left = -(-left_context // factor)  # rows
         self.right = -(-right_context // factor)
         self.chunks = self._cut_chunks(max(1, chunk_frames // factor))
         self._feats: Optional[List[np.ndarray]] = None
         self._soft: Optional[list] = None
         wide = 0 if soft is None else (num_pdfs * 4 if soft.dense else 1000)
-        if self.frames.sum() * self.feat_dim * 4 + len(self.hard) * wide <= preload_mb * 1e6:
-            self._feats = [source.load(i) for i in range(len(self.ids))]
-            if soft is not None:
-                self._soft = [self._read_soft(i) for i in range(len(self.ids))]
+        if self.frames.sum() * self.feat_dim * 4 + self.row_start[-1] * wide <= preload_mb * 1e6:
+            self._feats, self._soft, labels = [], None if soft is None else [], []
+            for i in range(len(self.ids)):
+                self._feats.append(source.load(i))
+                if soft is not None:
+                    self._soft.append(self._read_soft(i))
+                if self.sharded:
+                    labels.append(source.labels(i, factor))
+            if self.sharded:
+                self.hard = np.concatenate(labels)
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -222,9 +236,17 @@ class TrainingData:
             chunks += [(utt, bounds[p], bounds[p + 1]) for p in range(parts)]
         return np.array(chunks, dtype=np.int64).reshape(-1, 3)
 
-    def features(self, utt: int) -> np.ndarray:
-        """Features of an utterance by position, (T, F) float32, mean removed."""
-        return self._feats[utt] if self._feats is not None else self.source.load(utt)
+    def features(self, utt: int, rng: Optional[np.random.Generator] = None) -> np.ndarray:
+        """Features of an utterance by position, (T, F) float32, mean removed; ``rng`` draws noise where it is mixed."""
+        if self._feats is not None:
+            return self._feats[utt]
+        return self.source.load(utt) if rng is None else self.source.load(utt, rng)
+
+    def labels(self, utt: int) -> np.ndarray:
+        """pdf-ids (R,) of an utterance by position."""
+        if self.hard is None:
+            return self.source.labels(utt, self.factor)
+        return self.hard[self.row_start[utt]:self.row_start[utt + 1]]
 
     def _read_soft(self, utt: int):
         return self.soft.read(self.ids[utt], int(self.row_start[utt + 1] - self.row_start[utt]), self.num_pdfs)
@@ -232,8 +254,10 @@ class TrainingData:
     def global_stats(self, most_frames: int = 2_000_000) -> Tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of a bin, (F,) float64 each, over utterances spread evenly over the data."""
         step = max(1, int(np.ceil(self.frames.sum() / most_frames)))
+        # shards are shuffled: the first few will do
+        some = range(max(1, len(self.ids) // step)) if self.sharded else range(0, len(self.ids), step)
         count, total, squares = 0, np.zeros(self.feat_dim), np.zeros(self.feat_dim)
-        for i in range(0, len(self.ids), step):
+        for i in some:
             feats = self.features(i).astype(np.float64)
             count, total, squares = count + len(feats), total + feats.sum(0), squares + (feats * feats).sum(0)
         mean = total / count
@@ -251,10 +275,43 @@ class TrainingData:
         size = max(1, batch_frames // self.factor)
         if epoch is None:
             return self._fill(np.argsort(rows, kind="stable"), rows, size)
+        if self.sharded:
+            return self._plan_shards(rows, size, seed, epoch)
         if self.sampler == "bucketing":
             return self._bucketing(rows, size, seed, epoch)
+        return self._shuffled(np.arange(len(self.chunks)), rows, size, np.random.default_rng([seed, epoch]))
+
+    def _plan_shards(self, rows: np.ndarray, size: int, seed: int, epoch: int) -> List[np.ndarray]:
+        """Batches of which process r reads chunks r, r + n, ... from shards that are its own in this epoch.
+
+        Shards are shuffled and dealt out; of as many as fit in memory at a time, a process shuffles the chunks as the
+        plan of other data does. Where a process has no chunk for a place of a batch, there is -1.
+        """
         rng = np.random.default_rng([seed, epoch])
-        order = rng.permutation(len(self.chunks))
+        world, shards = self.processes, rng.permutation(np.unique(self.source.shard))
+        if len(shards) < world:
+            raise UserError(f"{self.source.folder}: {len(shards)} shards for {world} processes: each needs one of its "
+                            "own; make smaller ones (essence shard --shard-size)")
+        shard_of = self.source.shard[self.chunks[:, 0]]
+        parts = []
+        for rank in range(world):
+            mine, batches = shards[rank::world], []
+            for start in range(0, len(mine), self.source.keep):
+                some = np.flatnonzero(np.isin(shard_of, mine[start:start + self.source.keep]))
+                batches += self._shuffled(some, rows, max(1, size // world), rng)
+            parts.append(batches)
+        plan = []
+        for step in range(max(len(batches) for batches in parts)):
+            here = [batches[step] if step < len(batches) else np.zeros(0, np.int64) for batches in parts]
+            whole = np.full((max(len(part) for part in here), world), -1)
+            for rank, part in enumerate(here):
+                whole[:len(part), rank] = part
+            plan.append(whole.ravel())
+        return plan
+
+    def _shuffled(self, chunks: np.ndarray, rows: np.ndarray, size: int, rng: np.random.Generator) -> List[np.ndarray]:
+        """Batches of chunks of similar length, in random order."""
+        order = rng.permutation(chunks)
         pool = max(1, 16 * size // int(rows.max()))
         batches: List[np.ndarray] = []
         for start in range(0, len(order), pool):
@@ -295,8 +352,10 @@ class TrainingData:
         return int((some[:, 2] - some[:, 1]).sum())
 
     def batch(self, chunks: Sequence[int], augment=None, rng: Optional[np.random.Generator] = None,
-              share: Tuple[int, int] = (0, 1)) -> Batch:
+              share: Tuple[int, int] = (0, 1), noise: Optional[Tuple[int, int]] = None) -> Batch:
         """The padded batch of some chunks; ``augment`` (AugmentSettings) with ``rng`` draws SpecAugment masks.
+
+        ``noise`` is (seed, epoch) of the noise that a source of audio mixes in: an utterance's chunks get the same.
 
         ``share``: (rank, processes); a process gets every so manieth chunk with the masks that it has in the whole
         batch. A process that gets none gets a frame that counts in no loss.
@@ -318,9 +377,10 @@ class TrainingData:
         hard = np.full((size, rows), IGNORE, dtype=np.int64)
         softs = []
         for i, (utt, first, last, begin, end) in enumerate(parts):
-            feats[i, :lens[i]] = self.features(utt)[begin * self.factor:begin * self.factor + lens[i]]
-            start = self.row_start[utt]
-            hard[i, first - begin:last - begin] = self.hard[start + first:start + last]
+            mixes = noise is not None and self.source.mixer is not None
+            draw = np.random.default_rng([*noise, utt]) if mixes else None
+            feats[i, :lens[i]] = self.features(utt, draw)[begin * self.factor:begin * self.factor + lens[i]]
+            hard[i, first - begin:last - begin] = self.labels(utt)[first:last]
             if self.soft is not None:
                 softs.append(self._soft[utt] if self._soft is not None else self._read_soft(utt))
         soft_ids = soft_probs = None
@@ -369,7 +429,7 @@ class _Batches(torch.utils.data.Dataset):
     def __getitem__(self, number: int):
         rng = np.random.default_rng([self.seed, self.epoch, number])
         try:
-            return self.data.batch(self.plan[number], self.augment, rng, self.share)
+            return self.data.batch(self.plan[number], self.augment, rng, self.share, (self.seed, self.epoch))
         except UserError as error:  # raised in a worker it would come with a traceback in its message
             return error
 
@@ -385,6 +445,8 @@ def epoch_batches(data: TrainingData, plan: List[np.ndarray], *, seed: int, epoc
     if data.in_memory or workers == 0:
         source = (batches[i] for i in numbers)
     else:
+        if data.sharded:  # another one would read the same shards again
+            workers = 1
         own = torch.Generator()  # left alone, a loader draws from the generator of the dropout masks
         source = iter(torch.utils.data.DataLoader(batches, batch_size=None, sampler=numbers, num_workers=workers,
                                                   generator=own))

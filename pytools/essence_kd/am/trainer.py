@@ -28,6 +28,7 @@ from essence_kd.am.dataset import (DenseTargets, FeatureSource, SparseTargets, T
 from essence_kd.am.models.acoustic_model import look_ahead, mflop_per_frame, num_params
 from essence_kd.am.models.registry import build_model, model_settings
 from essence_kd.am.processes import Processes
+from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index
 from essence_kd.distill.losses import multitask_loss, retemper
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write, check_match, read_sidecar, sha256_file, sidecar_path
@@ -47,16 +48,22 @@ class DataSettings:
     heldout: float = 0.05  # share of original utterances kept for the dev loss
     preload_mb: int = 3000  # features and soft targets up to this size are kept in memory
     workers: int = 1  # processes that read batches when they are not
+    features: str = "precomputed"  # or on-the-fly: from the audio of DATA_DIR; feats.scp then tells their number alone
+    shards_at_once: int = 4  # of data in shards: how many are shuffled together, in memory
 
 
 @dataclass
 class AugmentSettings:
-    """SpecAugment; no masks: none."""
+    """SpecAugment (no masks: none) and noise, which needs data.features=on-the-fly."""
 
     freq_masks: int = 2
     freq_width: int = 6  # bins
     time_masks: int = 1
     time_width: int = 20  # frames
+    noise: str = ""  # wav.scp of noise recordings
+    noise_share: float = 0.5  # of utterances
+    snr_low: float = 5.0  # dB
+    snr_high: float = 20.0
 
 
 @dataclass
@@ -153,11 +160,24 @@ class _Training:
         self.board_dir = self.dir / "tensorboard" if tensorboard and processes.first else None
         torch.set_num_threads(settings.threads)
         self.device = processes.device
-        self.precision = _precision(settings.precision, self.device)
+        self.precision = precision_of(settings.precision, self.device)
         self.num_pdfs = read_count(self.ali_dir / "num_pdfs")
         self.tree_hash = _tree_hash(self.ali_dir)
-        self.soft, self.soft_temperature = self._open_soft(soft, soft_kind)
-        self._load_data(Path(data_dir), dev_data, dev_ali)
+        if (dev_data is None) != (dev_ali is None):
+            raise UserError("--dev-data and --dev-ali belong together")
+        began = time.time()
+        if is_sharded(data_dir):
+            without = self._load_shards(Path(data_dir), soft, dev_data, dev_ali)
+        else:
+            self.soft, self.soft_temperature = self._open_soft(soft, soft_kind)
+            without = self._load_data(Path(data_dir), dev_data, dev_ali)
+        if self.dev is not None and self.dev.feat_dim != self.data.feat_dim:
+            raise UserError(f"{dev_data}: features have {self.dev.feat_dim} bins, "
+                            f"those of {data_dir} {self.data.feat_dim}")
+        self.log(f"{len(self.data.ids)} utterances, {self.data.frames.sum() / 360000:.2f} h to train on, "
+                 f"{self.dev_utterances} for the dev loss, {without} without alignment, "
+                 f"{self.num_pdfs} pdfs; {'in memory' if self.data.in_memory else 'read from disk'}; "
+                 f"{time.time() - began:.1f} s to load")
         self.fingerprint = self._fingerprint(soft, init)
         self.init = init
 
@@ -183,36 +203,79 @@ class _Training:
         targets = DenseTargets(path) if kind == "dense" else SparseTargets(path)
         return targets, float(sidecar.get("temperature") or 1.0)
 
-    def _load_data(self, data_dir: Path, dev_data, dev_ali) -> None:
+    def _load_data(self, data_dir: Path, dev_data, dev_ali) -> int:
+        """Sets data and dev; how many utterances have no alignment."""
         s = self.settings
-        if (dev_data is None) != (dev_ali is None):
-            raise UserError("--dev-data and --dev-ali belong together")
-        began = time.time()
         cuts, hard, without = attach_alignments(load_cuts(data_dir / "feats.scp"), self.ali_dir, self.num_pdfs,
                                                 s.frame_subsampling_factor)
+        dev = None
         if dev_data is None:
             chosen, held = split_heldout(cuts, s.data.heldout)
-            dev = ([cuts[i] for i in held], [hard[i] for i in held])
+            if held:
+                dev = FeatureSource([cuts[i] for i in held], s.data.cmn), [hard[i] for i in held]
             cuts, hard = [cuts[i] for i in chosen], [hard[i] for i in chosen]
-        else:
-            dev = attach_alignments(load_cuts(Path(dev_data) / "feats.scp"), dev_ali, self.num_pdfs,
-                                    s.frame_subsampling_factor)[:2]
-        self.data = self._training_data(cuts, hard, self.soft)
-        self.dev = self._training_data(*dev, None) if dev[0] else None
-        if self.dev is not None and self.dev.feat_dim != self.data.feat_dim:
-            raise UserError(f"{dev_data}: features have {self.dev.feat_dim} bins, "
-                            f"those of {data_dir} {self.data.feat_dim}")
-        self.log(f"{len(cuts)} utterances, {self.data.frames.sum() / 360000:.2f} h to train on, "
-                 f"{0 if self.dev is None else len(self.dev.ids)} for the dev loss, {without} without alignment, "
-                 f"{self.num_pdfs} pdfs; {'in memory' if self.data.in_memory else 'read from disk'}; "
-                 f"{time.time() - began:.1f} s to load")
+        if s.data.features == "on-the-fly":
+            from essence_kd.am.audio import audio_source
 
-    def _training_data(self, cuts, hard, soft) -> TrainingData:
+            source = audio_source(cuts, s.data.cmn, data_dir, s.augment)
+        else:
+            source = FeatureSource(cuts, s.data.cmn)
+        self.data = self._training_data(source, hard, self.soft)
+        self._load_dev(dev, dev_data, dev_ali)
+        return without
+
+    def _load_shards(self, folder: Path, soft, dev_data, dev_ali) -> int:
+        """Likewise, of data in shards."""
         d = self.settings.data
-        return TrainingData(FeatureSource(cuts, d.cmn), hard, self.num_pdfs, self.settings.frame_subsampling_factor,
+        index = read_index(folder)
+        if self.ali_dir.resolve() != folder.resolve():
+            raise UserError(f"{folder}: these shards hold their alignments: name them as ALI_DIR too, "
+                            f"not {self.ali_dir}")
+        if d.features != "precomputed":
+            raise UserError(f"{folder}: shards hold features: data.features must be precomputed")
+        mine = {"num_pdfs": self.num_pdfs, "frame_subsampling_factor": self.settings.frame_subsampling_factor,
+                "tree_hash": self.tree_hash}
+        check_match(folder / "shards.json", index, "this training", mine, mine)
+        source = ShardSource(folder, "train", d.cmn, d.shards_at_once)
+        self.soft, self.soft_temperature = None, 1.0
+        if soft is not None:
+            if Path(str(soft)).resolve() != folder.resolve() or index["soft"] is None:
+                raise UserError(f"--soft {soft}: soft targets of shards lie in them (--soft {folder}; "
+                                "essence shard --soft writes them)")
+            self.soft = ShardTargets(source, index["soft"]["kind"] == "dense")
+            self.soft_temperature = index["soft"]["temperature"]
+        self.data = self._training_data(source, None, self.soft)
+        dev = None
+        if dev_data is None:  # each process takes its own shards
+            held = ShardSource(folder, "heldout", d.cmn, 1, (self.processes.rank, self.processes.world))
+            dev = (held, None) if len(held) else None
+        self._load_dev(dev, dev_data, dev_ali, divided=True)
+        return index["without_alignment"]
+
+    def _load_dev(self, dev, dev_data, dev_ali, divided: bool = False) -> None:
+        """Sets dev, None where this process has nothing to evaluate, and dev_utterances, those of all processes.
+
+        ``dev``: None or (source, labels); ``divided``: each process has utterances of its own.
+        """
+        s = self.settings
+        if dev_data is not None:
+            cuts, hard, _ = attach_alignments(load_cuts(Path(dev_data) / "feats.scp"), dev_ali, self.num_pdfs,
+                                              s.frame_subsampling_factor)
+            dev, divided = (FeatureSource(cuts, s.data.cmn), hard), False
+        self.dev, self.dev_divided = None, divided
+        if dev is not None:
+            self.dev = self._training_data(*dev, None, preload=divided or self.processes.world == 1)
+        count = 0 if self.dev is None else len(self.dev.ids)
+        self.dev_utterances = int(self.processes.sums([count])[0]) if divided else count
+
+    def _training_data(self, source, hard, soft, preload: Optional[bool] = None) -> TrainingData:
+        d = self.settings.data
+        if preload is None:  # several processes would each keep what all of them read
+            preload = self.processes.world == 1 and d.features == "precomputed"
+        return TrainingData(source, hard, self.num_pdfs, self.settings.frame_subsampling_factor,
                             chunk_frames=d.chunk_frames, left_context=d.left_context, right_context=d.right_context,
-                            soft=soft, preload_mb=d.preload_mb if self.processes.world == 1 else 0,
-                            sampler=d.sampler)
+                            soft=soft, preload_mb=d.preload_mb if preload else 0, sampler=d.sampler,
+                            processes=self.processes.world)
 
     def _fingerprint(self, soft, init) -> Dict[str, str]:
         """What a checkpoint must agree with, by name: settings that change the model, and the data."""
@@ -223,10 +286,13 @@ class _Training:
             settings["data"].pop(key)
         ids = hashlib.sha256("\n".join(self.data.ids).encode())
         ids.update(self.data.frames.tobytes())
+        shards = _file_hash(self.data.source.folder / "shards.json") if self.data.sharded else None
+        noise = self.settings.augment.noise
         found = {"settings": json.dumps(settings, sort_keys=True), "precision": self.precision,
                  "utterances": ids.hexdigest()[:16],
-                 "alignments": hashlib.sha256(self.data.hard.tobytes()).hexdigest()[:16],
-                 "soft targets": "none" if soft is None else _file_hash(str(soft)),
+                 "alignments": shards or hashlib.sha256(self.data.hard.tobytes()).hexdigest()[:16],
+                 "soft targets": "none" if soft is None else shards or _file_hash(str(soft)),
+                 "noise": "none" if not noise else _file_hash(noise),
                  "initial model": "none" if init is None else _file_hash(Path(init) / "final.pt")}
         return found
 
@@ -251,7 +317,8 @@ class _Training:
         self.model = model.to(self.device)
         self.parallel = self.processes.parallel(self.model)
         self.ema = copy.deepcopy(self.model).eval() if s.optim.ema_decay else None
-        self.optimiser = torch.optim.AdamW(_groups(self.model, s.optim.weight_decay), lr=s.optim.lr, betas=(0.9, 0.98))
+        groups = parameter_groups(self.model, s.optim.weight_decay)
+        self.optimiser = torch.optim.AdamW(groups, lr=s.optim.lr, betas=(0.9, 0.98))
         self.epoch, self.step, self.history = 0, 0, []
         self._begin_epoch()
         self._resume()
@@ -304,7 +371,7 @@ class _Training:
             if s.optim.constrain_every and self.step % s.optim.constrain_every == 0:
                 self.model.constrain()
             if self.ema is not None:
-                _average(self.ema, self.model, min(s.optim.ema_decay, (1 + self.step) / (10 + self.step)))
+                take_average(self.ema, self.model, min(s.optim.ema_decay, (1 + self.step) / (10 + self.step)))
             sums["train"] += value
             sums["hard"] += hard
             sums["soft"] += soft
@@ -387,12 +454,12 @@ class _Training:
     @torch.no_grad()
     def _evaluate(self):
         """(cross-entropy, frame accuracy) of the averaged model on the dev data, or (None, None)."""
-        if self.dev is None:
+        if not self.dev_utterances:
             return None, None
         model = (self.ema if self.ema is not None else self.model).eval()
         hard, correct, frames = 0.0, 0, 0
-        plan = self.dev.plan(self.settings.data.batch_frames, 0, None)
-        for chunks in plan[self.processes.rank::self.processes.world]:
+        plan = [] if self.dev is None else self.dev.plan(self.settings.data.batch_frames, 0, None)
+        for chunks in plan if self.dev_divided else plan[self.processes.rank::self.processes.world]:
             loss, logits, labels = self._loss(model, self.dev.batch(chunks), soft=False)
             hard, correct = hard + float(loss.hard), correct + int((logits.argmax(1) == labels).sum())
             frames += len(labels)
@@ -540,7 +607,7 @@ def _load_init(model, init: Path) -> None:
     model.load_state_dict({name: state[name] for name in own})
 
 
-def _groups(model, weight_decay: float) -> List[dict]:
+def parameter_groups(model, weight_decay: float) -> List[dict]:
     """Parameter groups: matrices decay, biases and normalisation do not."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
@@ -559,14 +626,14 @@ def _learning_rate(optim: OptimSettings, done: float) -> float:
 
 
 @torch.no_grad()
-def _average(average, model, decay: float) -> None:
+def take_average(average, model, decay: float) -> None:
     """average <- decay * average + (1 - decay) * model, for parameters; buffers are copied."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)
     for mine, theirs in zip(average.buffers(), model.buffers()):
         mine.copy_(theirs)
 
 
-def _precision(wanted: str, device: torch.device) -> str:
+def precision_of(wanted: str, device: torch.device) -> str:
     """float32 or bfloat16. "auto" is a rule, not a timing: bfloat16 where the hardware multiplies it faster.
 
     That is CUDA with bfloat16 and CPUs with AMX tiles; with AVX-512 alone, even with its bfloat16 instructions,
@@ -591,7 +658,14 @@ def _check_settings(s: TrainSettings) -> None:
            ("data.left_context", s.data.left_context >= 0, "at least 0"),
            ("data.right_context", s.data.right_context >= 0, "at least 0"),
            ("data.workers", s.data.workers >= 0, "at least 0"),
-           *((f"augment.{name}", value >= 0, "at least 0") for name, value in vars(s.augment).items()),
+           *((f"augment.{name}", getattr(s.augment, name) >= 0, "at least 0")
+             for name in ("freq_masks", "freq_width", "time_masks", "time_width")),
+           ("augment.noise_share", 0 <= s.augment.noise_share <= 1, "from 0 to 1"),
+           ("augment.snr_low", s.augment.snr_low <= s.augment.snr_high, "at most augment.snr_high"),
+           ("augment.noise", not s.augment.noise or s.data.features == "on-the-fly",
+            "empty where data.features is not on-the-fly: noise is mixed into audio"),
+           ("data.features", s.data.features in ("precomputed", "on-the-fly"), "precomputed or on-the-fly"),
+           ("data.shards_at_once", s.data.shards_at_once >= 1, "at least 1"),
            ("precision", s.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
            ("optim.epochs", s.optim.epochs >= 1, "at least 1"),
            ("optim.lr", s.optim.lr > 0, "above 0"),

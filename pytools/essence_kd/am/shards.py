@@ -1,0 +1,197 @@
+"""lhotse Shar: training data as a few large files that are read from front to back, for a cluster's shared disk.
+
+A folder of shards holds ``train/`` (and ``heldout/``, for the dev loss), each of them lhotse's Shar format: shard n is
+``cuts.n.jsonl.gz`` and a tar file each of ``features``, ``alignment`` (pdf-ids of 10 ms), and ``soft_ids`` and
+``soft_probs`` where there are soft targets (dense ones: ``soft_probs`` alone). Beside them lie ``shards.json``, which
+is written last, ``utterances`` (a line an utterance, in the order of the shards: set, shard, frames, id) and the
+alignment's num_pdfs, priors.txt and tree.txt: the folder stands for the data and the alignment directory at once.
+"""
+from __future__ import annotations
+
+import json
+import shutil
+from collections import OrderedDict
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+import numpy as np
+
+from essence_kd.am.dataset import (DenseTargets, FeatureSource, SparseTargets, attach_alignments, load_cuts, read_count,
+                                   split_heldout)
+from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import (atomic_write, check_match, read_sidecar, sha256_file, sidecar_path,
+                                      write_sidecar)
+from essence_kd.io.tables import IntVectorTable
+
+INDEX = "shards.json"
+SETS = ("train", "heldout")
+
+
+def is_sharded(path) -> bool:
+    """Whether a folder holds shards and not a Kaldi data directory."""
+    return (Path(path) / INDEX).is_file()
+
+
+def write_shards(data_dir, ali_dir, out_dir, *, soft=None, soft_kind: str = "post", shard_size: int = 500,
+                 heldout: float = 0.05, seed: int = 1, frame_subsampling_factor: int = 3) -> dict:
+    """Write the utterances of a data directory that have alignments as shards, shuffled; returns shards.json's fields.
+
+    Raises:
+        UserError: what does not fit (as in training), a shard size below 1, an output folder that is in use.
+    """
+    from lhotse.shar import SharWriter
+
+    data_dir, ali_dir, out = Path(data_dir), Path(ali_dir), Path(out_dir)
+    if shard_size < 1:
+        raise UserError(f"--shard-size is {shard_size}, but must be at least 1")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty; name another folder or remove it")
+    num_pdfs = read_count(ali_dir / "num_pdfs")
+    tree_hash = sha256_file(ali_dir / "tree.txt") if (ali_dir / "tree.txt").is_file() else None
+    fields = {"num_pdfs": num_pdfs, "tree_hash": tree_hash, "frame_subsampling_factor": frame_subsampling_factor,
+              "soft": None}
+    targets = None
+    if soft is not None:
+        path = str(soft)[4:] if str(soft).startswith("scp:") else str(soft)
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no soft targets (essence dump-post and prune-post make them)")
+        targets = DenseTargets(path) if soft_kind == "dense" else SparseTargets(path)
+        beside = sidecar_path(path)
+        sidecar = read_sidecar(beside) if Path(beside).is_file() else {}
+        mine = {"num_pdfs": num_pdfs, "tree_hash": tree_hash, "frame_shift_ms": 10 * frame_subsampling_factor}
+        check_match(beside, sidecar, ali_dir, mine, [k for k in mine if None not in (sidecar.get(k), mine[k])])
+        fields["soft"] = {"kind": soft_kind, "temperature": float(sidecar.get("temperature") or 1.0)}
+    cuts, _, without = attach_alignments(load_cuts(data_dir / "feats.scp"), ali_dir, num_pdfs, frame_subsampling_factor)
+    sets = dict(zip(SETS, split_heldout(cuts, heldout)))
+    alignments, source = IntVectorTable(str(ali_dir / "ali.scp")), FeatureSource(cuts, "none")
+    kinds = {"features": "numpy", "alignment": "numpy"}
+    if targets is not None:
+        kinds.update({"soft_probs": "numpy"} if targets.dense else {"soft_ids": "numpy", "soft_probs": "numpy"})
+    lines, frames = [], 0
+    for name, positions in sets.items():
+        if not positions:
+            continue
+        (out / name).mkdir(parents=True)
+        order = np.random.default_rng(seed).permutation(positions)
+        with SharWriter(str(out / name), fields=kinds, shard_size=shard_size, warn_unused_fields=False) as writer:
+            for number, i in enumerate(order):
+                cut = cuts[i]
+                count = cut.features.num_frames
+                arrays = {"alignment": np.asarray(alignments[cut.id], dtype=np.int32)}
+                if targets is not None:
+                    read = targets.read(cut.id, -(-count // frame_subsampling_factor), num_pdfs)
+                    names = ("soft_probs",) if targets.dense else ("soft_ids", "soft_probs")
+                    arrays.update(zip(names, (read,) if targets.dense else read))
+                source.raw(i)  # raises what is wrong with the features
+                for field, array in arrays.items():
+                    cut = cut.attach_tensor(field, array)
+                writer.write(cut)
+                lines.append(f"{name} {number // shard_size} {count} {cut.id}\n")
+                frames += count
+    for name in ("num_pdfs", "priors.txt", "tree.txt"):
+        if (ali_dir / name).is_file():
+            shutil.copyfile(ali_dir / name, out / name)
+    with atomic_write(out / "utterances") as staged:
+        staged.write_text("".join(lines), encoding="utf-8")
+    fields.update(utterances=len(cuts), without_alignment=without, frames=frames, shard_size=shard_size,
+                  feat_dim=cuts[0].features.num_features, utterances_sha256=sha256_file(out / "utterances"), seed=seed)
+    write_sidecar(out / INDEX, fields)
+    return fields
+
+
+class ShardSource:
+    """Features, labels and soft targets of a set's utterances by position; a shard is read whole and kept a while.
+
+    What :class:`~essence_kd.am.dataset.FeatureSource` is to a data directory. ``shard`` (N,) int64 has the shard of
+    each utterance, ascending.
+    """
+
+    mixer = None  # noise is for sources of audio
+
+    def __init__(self, folder, name: str, cmn: str, keep: int, share: Tuple[int, int] = (0, 1)) -> None:
+        """``name``: train or heldout; ``keep``: shards in memory at a time; ``share``: (rank, n), every n-th shard."""
+        if cmn not in ("none", "utterance"):
+            raise UserError(f"data.cmn: '{cmn}' cannot be had from shards, in which a speaker's utterances lie far "
+                            "apart; there is none and utterance")
+        self.folder, self.name, self.cmn, self.keep = Path(folder), name, cmn, keep
+        rows = [line.split(" ", 3) for line in
+                (self.folder / "utterances").read_text(encoding="utf-8").splitlines()]
+        rows = [row for row in rows if row[0] == name and int(row[1]) % share[1] == share[0]]
+        self.ids = [row[3] for row in rows]
+        self.shard = np.array([int(row[1]) for row in rows], dtype=np.int64)
+        self.frames = np.array([int(row[2]) for row in rows], dtype=np.int64)
+        self.feat_dim = read_index(folder)["feat_dim"]
+        self._kept: "OrderedDict[int, List[Dict[str, np.ndarray]]]" = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def load(self, i: int) -> np.ndarray:
+        """Features of utterance i, (T, F) float32, mean removed."""
+        feats = self._item(i)["features"]
+        return feats - feats.mean(axis=0) if self.cmn == "utterance" else feats
+
+    def labels(self, i: int, factor: int) -> np.ndarray:
+        """pdf-ids (R,) int32 of utterance i."""
+        return self._item(i)["alignment"][::factor].astype(np.int32)
+
+    def soft(self, i: int):
+        """(ids, probs) or dense probabilities of utterance i."""
+        item = self._item(i)
+        return (item["soft_ids"], item["soft_probs"]) if "soft_ids" in item else item["soft_probs"]
+
+    def _item(self, i: int) -> Dict[str, np.ndarray]:
+        shard = int(self.shard[i])
+        if shard not in self._kept:
+            self._kept[shard] = self._read(shard)
+            while len(self._kept) > self.keep:
+                self._kept.popitem(last=False)
+        return self._kept[shard][i - int(np.searchsorted(self.shard, shard))]
+
+    def _read(self, shard: int) -> List[Dict[str, np.ndarray]]:
+        """Every utterance of a shard, in order."""
+        from lhotse.shar import LazySharIterator
+
+        folder = self.folder / self.name
+        fields = {path.name.split(".")[0]: [str(path)] for path in sorted(folder.glob(f"*.{shard:06d}.*"))}
+        wanted = [self.ids[i] for i in np.flatnonzero(self.shard == shard)]
+        items = []
+        try:
+            for cut in LazySharIterator(fields=fields):
+                item = {name: getattr(cut, f"load_{name}")() for name in fields if name != "cuts"}
+                items.append({name: np.asarray(array) for name, array in item.items()})
+                if cut.id != wanted[len(items) - 1]:
+                    break
+        except Exception as error:  # tarfile, gzip, json and lhotse raise many kinds
+            raise UserError(f"{folder}: shard {shard:06d} cannot be read ({type(error).__name__}: {error}); "
+                            "make the shards again") from None
+        if len(items) != len(wanted) or cut.id != wanted[-1]:
+            raise UserError(f"{folder}: shard {shard:06d} does not hold the utterances that "
+                            f"{self.folder / 'utterances'} says; make the shards again")
+        return items
+
+
+class ShardTargets:
+    """Soft targets that lie in the shards, by utterance; they were checked when the shards were made."""
+
+    def __init__(self, source: ShardSource, dense: bool) -> None:
+        self.source, self.dense = source, dense
+        self._position = {utt: i for i, utt in enumerate(source.ids)}
+
+    def read(self, utt: str, rows: int, num_pdfs: int):
+        """(ids (R, k) int32, probs (R, k) float32), or probs (R, C) float32 when dense."""
+        return self.source.soft(self._position[utt])
+
+
+def read_index(folder) -> dict:
+    """The fields of shards.json, which must belong to ``utterances`` beside it."""
+    folder = Path(folder)
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        whole = index["utterances_sha256"] == sha256_file(folder / "utterances")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / INDEX}: not an index of shards ({type(error).__name__}); make the shards again") \
+            from None
+    if not whole:
+        raise UserError(f"{folder / 'utterances'}: is not the one that {folder / INDEX} was written with")
+    return index
