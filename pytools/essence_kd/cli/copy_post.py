@@ -23,6 +23,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--num-pdfs", type=int, default=None, metavar="N",
                         help="number of pdfs; refuses larger pdf-ids and fixes the widths of a compact archive "
                              "(default: as in the input's sidecar)")
+    parser.add_argument("--repeat", type=int, default=1, metavar="N",
+                        help="write every frame N times: targets of 30 ms (N = 3) at the rate of 10 ms features, where "
+                             "nnet3-get-egs looks for them (default: 1)")
     parser.add_argument("--information", type=int, default=0, metavar="K",
                         help="also count, for frames of up to K entries, how many bits an entry needs, and print it as "
                              "JSON on stderr (default: 0, no)")
@@ -37,18 +40,26 @@ def run(args) -> int:
     source, target = sidecar_path(args.rspecifier), sidecar_path(args.wspecifier)
     fields = read_sidecar(source) if source and os.path.exists(source) else None
     num_pdfs = args.num_pdfs if args.num_pdfs is not None else (fields or {}).get("num_pdfs")
+    if args.repeat < 1:
+        raise UserError(f"--repeat {args.repeat}: must be at least 1")
     if args.information and num_pdfs is None:
         raise UserError("--information needs the number of pdfs: give --num-pdfs")
     information = Information(num_pdfs, args.information) if args.information else None
     frames = entries = 0
     with PosteriorWriter(args.wspecifier, num_pdfs=num_pdfs) as writer:
         for utt, post in read_posteriors(args.rspecifier):
+            if args.repeat > 1:
+                post = post.repeated(args.repeat)
             writer.write(utt, post)
             frames += post.num_frames
             entries += post.num_entries
             if information is not None:
                 information.add(*post.padded(args.information), post.counts())
     if fields is not None and target and os.path.abspath(target) != os.path.abspath(source):
+        if args.repeat > 1:
+            scaled = {key: fields[key] * args.repeat for key in ("num_frames", "num_entries") if fields.get(key) is not None}
+            shift = {"frame_shift_ms": fields["frame_shift_ms"] / args.repeat} if fields.get("frame_shift_ms") else {}
+            fields = {**fields, **scaled, **shift}
         write_sidecar(target, {**fields, "form": "compact" if writer.compact else "kaldi"})
     print(f"copy-post: {writer.count} utterances, {frames} frames, {entries} entries", file=sys.stderr)
     if information is not None:

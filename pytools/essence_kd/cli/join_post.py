@@ -1,0 +1,28 @@
+"""Joins essence archives that jobs wrote side by side: OUT_DIR/post.scp and essence.json.
+
+e.g.: essence join-post --ali-dir exp/ali --utts data/train/utt2spk exp/essence exp/essence/jobs/*/post.scp
+"""
+from __future__ import annotations
+
+HELP = "join the essence archives of several jobs"
+
+
+def add_arguments(parser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("--ali-dir", metavar="ALI", help="alignment directory whose tree the targets belong to")
+    parser.add_argument("--utts", metavar="FILE", help="utterances (first in each line) that should be there")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME", help="a teacher, for the record; repeat it")
+    parser.add_argument("--frame-shift-ms", type=float, metavar="MS", help="for the sidecar, where the parts do not say it")
+    parser.add_argument("out_dir", metavar="OUT_DIR")
+    parser.add_argument("scps", nargs="+", metavar="POST.SCP")
+
+
+def run(args) -> int:
+    """Join and say how much there is."""
+    from essence_kd.distill.join import join
+
+    fields = join(args.scps, args.out_dir, ali_dir=args.ali_dir, utts=args.utts, models=args.model,
+                  frame_shift_ms=args.frame_shift_ms)
+    print(f"{args.out_dir}: essence targets of {fields['num_utts']} utterances, {fields['num_frames']} frames, mass "
+          f"{fields['mean_mass']:.4f} a frame")
+    return 0

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# A student of ESSENCE's own trainer (PyTorch) on targets of essence_targets.sh.
+help_message="Usage: ESSENCE/recipes/plugin/train_student.sh [options] DATA TARGETS DIR
+ e.g. (in egs/X/s5): ESSENCE/recipes/plugin/train_student.sh --cmd \"\$cuda_cmd\" --gpu true \\
+        data/train_sp_hires exp/essence exp/student
+ DATA: the student's features, frame by frame those of the targets; TARGETS: what essence_targets.sh left
+ DIR gets final.pt, model.yaml, priors.txt ...: 'essence forward DIR DATA WSPECIFIER' writes scores for latgen-faster-mapped
+  --model YAML        (default: ESSENCE/conf/models/student_tdnn.yaml)
+  --set 'KEY=VALUE ..' settings that differ from it, such as 'optim.epochs=20'
+  --soft-weight A     weight of the soft loss, 0 for a baseline (default: 0.9)
+  --seed N            (default: 1)
+  --cmd COMMAND       how the training runs (default: run.pl where it is found, else on this machine)
+  --gpu true|false    ask the queue for a GPU (default: false)"
+model=
+set=
+soft_weight=0.9
+seed=1
+cmd=
+gpu=false
+echo "$0 $*"
+# shellcheck source=recipes/plugin/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=local/parse_options.sh
+. "$ESSENCE_ROOT/local/parse_options.sh" || exit 1
+# shellcheck source=local/done.sh
+. "$ESSENCE_ROOT/local/done.sh"
+set -euo pipefail
+[ $# -eq 3 ] || { echo "$help_message" >&2; exit 2; }
+data=$1 targets=$2 dir=$3
+model=${model:-$ESSENCE_ROOT/conf/models/student_tdnn.yaml}
+files "$model" "$data"/{feats.scp,utt2spk} "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,num_pdfs,priors.txt}
+cmd=$(default_cmd "$cmd")
+[ "$gpu" = false ] || cmd="$cmd --gpu 1"
+shift_ms=$(sed -n 's/.*"frame_shift_ms": *\([0-9]*\).*/\1/p' "$targets/essence.json")
+
+fp=$(fingerprint "train $set weight=$soft_weight seed=$seed" "$model" "$data/feats.scp" "$targets/post.scp" "$targets/ali/ali.scp")
+if is_done "$dir" "$fp"; then echo "$0: $dir is up to date"; exit 0; fi
+if [ "$(cat "$dir/.begun" 2>/dev/null)" != "$fp" ]; then rm -rf "${dir:?}"; fi
+mkdir -p "$dir/log" "$dir/data"
+echo "$fp" >"$dir/.begun"
+# The utterances that have targets
+only "$targets/post.scp" "$data/feats.scp" >"$dir/data/feats.scp"
+for f in utt2spk utt2uniq; do [ ! -f "$data/$f" ] || only "$dir/data/feats.scp" "$data/$f" >"$dir/data/$f"; done
+in=$(wc -l <"$data/feats.scp") n=$(wc -l <"$dir/data/feats.scp")
+[ $((100 * n)) -ge $((95 * in)) ] || fail "$targets/post.scp has targets of $n of the $in utterances of $data: other data?"
+echo "$0: $n of $in utterances of $data have targets; log: $dir/log/train.log"
+args=(--model "$model" --seed "$seed")
+[ -z "$shift_ms" ] || args+=(--set "frame_subsampling_factor=$((shift_ms / 10))")
+for s in $set; do args+=(--set "$s"); done
+if [ "$soft_weight" != 0 ]; then args+=(--soft "$targets/post.scp" --soft-weight "$soft_weight"); fi
+job_script "$dir/train.sh" '' "$(quoted essence train "${args[@]}" "$dir/data" "$targets/ali" "$dir")"
+# shellcheck disable=SC2086  # cmd is words
+$cmd "$dir/log/train.log" bash "$dir/train.sh" || fail "training failed; log: $dir/log/train.log. The same command goes on from there"
+mark_done "$dir" "$fp" final.pt model.yaml priors.txt
+echo "$0: the student is in $dir"
