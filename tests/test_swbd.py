@@ -1,0 +1,78 @@
+"""The swbd recipe without a Kaldi: its check names everything that is missing, and its forecast adds up."""
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import ROOT
+from swbd_data import make_corpora
+
+SCRIPTS = sorted((ROOT / "recipes" / "swbd").glob("*.sh"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_help_and_nonsense(shell, path):
+    relative = path.relative_to(ROOT)
+    done = shell(relative, "--help")
+    assert done.returncode == 0 and f"Usage: {relative}" in done.stdout
+    assert shell(relative, "--nope", "1").returncode == 2
+    assert shell(relative, *["surplus"] * 9).returncode == 2
+
+
+@pytest.fixture
+def kaldi_root(tmp_path):
+    """What the check looks for of Kaldi: scripts of s5c and sph2pipe; a dictionary patch of two lines."""
+    root = tmp_path / "kaldi"
+    local = root / "egs" / "swbd" / "s5c" / "local"
+    local.mkdir(parents=True)
+    for name in ("swbd1_data_download.sh", "swbd1_prepare_dict.sh", "swbd1_data_prep.sh", "swbd1_train_lms.sh",
+                 "eval2000_data_prep.sh"):
+        (local / name).write_text("")
+    (local / "dict.patch").write_text("2c2\n< April ey p r ih l\n---\n> April ey p r ax l\n")
+    tool = root / "tools" / "sph2pipe_v2.5" / "sph2pipe"
+    tool.parent.mkdir(parents=True)
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    return root
+
+
+def test_everything_that_is_missing_is_named_at_once(shell, tmp_path):
+    env = {"KALDI_ROOT": "", "LDC97S62": str(tmp_path / "a b"), "LDC2002S09": str(tmp_path / "s"),
+           "LDC2002T43": str(tmp_path / "t"), "FISHER": str(tmp_path / "f"), "SWBD_LM": "nope", "LDC97S62_DOCS": str(tmp_path)}
+    done = shell("recipes/swbd/check.sh", env=env)
+    assert done.returncode == 1
+    for name in ("KALDI_ROOT", "a b", "hub5e_00.pem", "hub5e00.english.000405.stm", "en20000405_hub5.glm", "f/data/trans",
+                 "'nope', neither srilm nor own", "conv.tab"):
+        assert any(line.startswith("missing: ") and name in line for line in done.stderr.splitlines()), name
+    assert "things are missing" in done.stderr
+    assert re.search(r"\d things are missing", done.stderr)
+
+
+def test_made_up_corpora_pass_and_each_loss_is_named(shell, tmp_path, kaldi_root):
+    env = make_corpora(tmp_path / "ldc", kaldi_root / "egs/swbd/s5c/local/dict.patch", conversations=2, utterances=2)
+    env["KALDI_ROOT"] = str(kaldi_root)
+    done = shell("recipes/swbd/check.sh", "--size", "made_up", env=env)
+    ours = [line for line in done.stderr.splitlines() if "'python' on PATH" not in line and "'patch'" not in line]
+    assert not [line for line in ours if line.startswith("missing")], done.stderr
+    (kaldi_root / "tools" / "sph2pipe_v2.5" / "sph2pipe").unlink()
+    for path in (tmp_path / "ldc" / "LDC97S62").rglob("*.sph"):
+        path.unlink()
+    (tmp_path / "ldc" / "LDC2002S09" / "hub5e_00" / "english" / "hub5e_00.pem").unlink()
+    done = shell("recipes/swbd/check.sh", "--size", "made_up", env={**env, "SWBD_LM": "srilm"})
+    assert done.returncode == 1
+    for name in ("make -C", "there is no *.sph", "hub5e_00.pem", "SRILM's ngram-count"):
+        assert name in done.stderr
+    done = shell("recipes/swbd/prepare_data.sh", "--size", "made_up", tmp_path / "out", env=env)
+    assert done.returncode == 1 and "missing: sph2pipe" in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fuse", ["true", "false"])
+def test_the_forecast_adds_up(shell, fuse):
+    table = shell("recipes/swbd/check.sh", "--fuse", fuse, env={"KALDI_ROOT": ""}).stdout
+    rows = [line.split()[-3:] for line in table.splitlines()[2:] if re.search(r"\d+ +\d+ +[\d.]+$", line)]
+    numbers = [[float(x) for x in row] for row in rows]
+    assert len(numbers) == 11
+    for column in range(3):
+        assert sum(row[column] for row in numbers[:-1]) == pytest.approx(numbers[-1][column], rel=0.02, abs=3)
+    # all posteriors of 113 M rows and 8,800 pdfs, 4 bytes each
+    assert (numbers[-1][0] > 3900) == (fuse == "false")
