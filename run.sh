@@ -12,14 +12,16 @@ What runs
         6 posteriors   7 essence targets   8 students   9 decoding   10 scores and report
   --corpus NAME               a folder of recipes/ (default: mini)
   --size NAME                 default, full or tiny (default: default)
-  --engine NAME               native (default): the wheels of Kaldi's own code
+  --engine native|kaldi       native (default): the wheels of Kaldi's own code; kaldi: a compiled Kaldi at KALDI_ROOT
   --fsdd-dir DIR              where the recordings of the Free Spoken Digit Dataset are (corpus fsdd)
   --heldout-speakers 'a b'    speakers kept for eval_che (corpus fsdd)
 How it runs
   --nj N                      jobs side by side (default: the number of cores)
-  --cmd COMMAND               how jobs run (default: local/jobs.sh, on this machine)
+  --cmd COMMAND               how jobs run (default: on this machine, by local/jobs.sh, or Kaldi's run.pl)
+  --check true|false          only name what corpus and engine lack here, and the forecast of large corpora (default: false)
   --work-dir DIR              where data/, exp/ and .venv go (default: this folder)
-  --decoder k2|kaldi|auto     default: auto (k2 where it could be set up, else kaldi-decoder)
+  --decoder NAME              k2, kaldi (kaldi-decoder), auto (default: k2 where it could be set up, else kaldi), or, with
+                              --engine kaldi, kaldi-lattice (latgen-faster-mapped)
 What is trained
   --seed N                    of the models (default: 1)
   --teachers 'A B ..'         files of conf/models without .yaml (default: the recipe's)
@@ -39,6 +41,7 @@ fsdd_dir=
 heldout_speakers=
 nj=$(nproc)
 cmd=
+check=false
 work_dir=$PWD
 decoder=auto
 seed=1
@@ -65,8 +68,13 @@ for v in stage stop_stage nj seed; do [[ ${!v} =~ ^[0-9]+$ ]] || usage "--${v//_
 [ "$stage" -le "$stop_stage" ] || usage "--stage $stage comes after --stop-stage $stop_stage"
 [ -f "recipes/$corpus/recipe.conf" ] ||
   usage "unknown corpus '$corpus'; there are: $(cd recipes && for r in */recipe.conf; do printf '%s ' "${r%%/*}"; done)"
-[ "$engine" = native ] || usage "unknown engine '$engine'; there is: native"
-case $decoder in k2 | kaldi | auto) ;; *) usage "unknown decoder '$decoder'; there are: k2 kaldi auto" ;; esac
+case $engine in native | kaldi) ;; *) usage "unknown engine '$engine'; there are: native kaldi" ;; esac
+engines="native kaldi"
+case $engine:$decoder in
+  *:k2 | *:kaldi | *:auto | kaldi:kaldi-lattice) ;;
+  native:kaldi-lattice) usage "--decoder kaldi-lattice needs --engine kaldi" ;;
+  *) usage "unknown decoder '$decoder'; there are: k2 kaldi auto kaldi-lattice" ;;
+esac
 [ "$ablation" = false ] || [ "$fuse" = false ] ||
   usage "--ablation prunes the wide archive, which --fuse true does not leave"
 [ -f "$grid" ] || usage "no grid '$grid'"
@@ -76,9 +84,21 @@ clips=0
 # shellcheck source=recipes/mini/recipe.conf
 . "recipes/$corpus/recipe.conf"
 teachers=${asked_teachers:-$teachers} student=${asked_student:-$student}
+case " $engines " in *" $engine "*) ;; *) usage "corpus $corpus needs --engine $engines" ;; esac
 case " $sizes " in *" $size "*) ;; *) usage "corpus $corpus has no size '$size'; it has: $sizes" ;; esac
 for m in $teachers $student; do [ -f "conf/models/$m.yaml" ] || usage "no conf/models/$m.yaml for model '$m'"; done
 
+existing() { local d=$1; while [ ! -d "$d" ]; do d=$(dirname "$d"); done; echo "$d"; }  # the folder to be, or the one it will be in
+lattices=false
+if [ "$decoder" = kaldi-lattice ]; then lattices=true; fi
+if [ -x "recipes/$corpus/check.sh" ]; then
+  "recipes/$corpus/check.sh" --size "$size" --fuse "$fuse" --forecast "$check" --work-dir "$(existing "$work_dir")" || exit 1
+fi
+if [ "$engine" = kaldi ]; then local/kaldi/check.sh --lattices $lattices "$work_dir" || exit 1; fi
+if [ "$check" = true ]; then
+  echo "$0: nothing that corpus $corpus and engine $engine need is missing"
+  exit 0
+fi
 mkdir -p "$work_dir" 2>/dev/null || fail "cannot make '$work_dir'"
 work_dir=$(cd -P "$work_dir" && pwd)
 touch "$work_dir/.write_test" 2>/dev/null || fail "cannot write in '$work_dir'; name a writable folder with --work-dir"
@@ -87,6 +107,7 @@ export WORK_DIR=$work_dir
 
 name=$corpus
 [ "$size" = default ] || name=${corpus}_$size
+[ "$engine" = native ] || name=${name}_$engine
 data=$work_dir/data/$name
 exp=$work_dir/exp/$name
 mkdir -p "$data" "$exp"
@@ -101,10 +122,11 @@ flock -n 9 || fail "another run is at work in '$exp', or its jobs have outlived 
   find /proc/[0-9]*/fd -lname "$exp/.lock" 2>/dev/null | cut -d/ -f3 | sort -un | tr '\n' ' ')"
 
 k2=true
-if [ "$stage" -gt 9 ] || [ "$stop_stage" -lt 9 ] || [ "$decoder" = kaldi ]; then k2=false; fi
+if [ "$stage" -gt 9 ] || [ "$stop_stage" -lt 9 ] || [ "${decoder%-lattice}" = kaldi ]; then k2=false; fi
 local/setup_env.sh --work-dir "$work_dir" --k2 $k2
 . ./path.sh
 cmd=${cmd:-}
+[ "$engine" = native ] || cmd=${cmd:-run.pl}
 . ./cmd.sh
 . local/done.sh
 
@@ -166,9 +188,34 @@ stage_5() {
   local/train_models.sh --cmd "$cmd" --nj "$nj" --seed "$seed" \
     "$data/${train_set}_sp_hires" "$exp/ali" "$exp" "${systems[@]}" "baseline:$student"
 }
+# shellcheck disable=SC2086  # sets are words
+if [ "$engine" = kaldi ]; then
+  jobs=(--nj "$nj" --cmd "$cmd")
+  stage_1() { local/kaldi/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" "$data" "$exp"; }
+  stage_2() { local/kaldi/make_feats.sh "${jobs[@]}" "$data" "$exp" $sets; }
+  stage_3() { local/kaldi/perturb_speed.sh "${jobs[@]}" "$data" "$exp" "$train_set"; }
+  stage_4() {
+    if [ -x "recipes/$corpus/train_gmm.sh" ]; then
+      "recipes/$corpus/train_gmm.sh" "${jobs[@]}" --size "$size" "$data" "$exp" "$train_set"
+    else
+      local/kaldi/train_gmm.sh "${jobs[@]}" "$data" "$exp" "$train_set"
+    fi
+  }
+  make_graph() {
+    local/kaldi/make_graph.sh "$data" "$exp" &&
+      local/kaldi/decode_gmm.sh "${jobs[@]}" --dev-set "$dev_set" --eval-sets "$eval_sets" "$data" "$exp"
+  }
+else
+  stage_1() { local/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" "$data"; }
+  stage_2() { local/make_feats.sh --nj "$nj" "$data" $sets; }
+  stage_3() { local/perturb_speed.sh --nj "$nj" "$data" "$train_set"; }
+  stage_4() { local/train_gmm.sh --nj "$nj" "$data" "$train_set" "$exp"; }
+  make_graph() { local/make_graph.sh "$data/lang" "$exp/gmm" "$exp/ali" "$exp/graph"; }
+fi
 stage_9() {
-  local/make_graph.sh "$data/lang" "$exp/gmm" "$exp/ali" "$exp/graph" || return 1
-  local systems=(gmm) t
+  local systems=() t
+  make_graph || return 1
+  if [ "$engine" = native ]; then systems=(gmm); fi
   for t in "${teacher_dirs[@]}"; do systems+=("${t##*/}"); done
   systems+=(ensemble baseline)
   if [ "$fuse" = false ]; then systems+=(student_full); fi
@@ -198,10 +245,10 @@ stage_ablation() {
 # shellcheck disable=SC2086  # sets are words
 {
   run_stage 0 "data preparation" stage_0
-  run_stage 1 "lexicon, lang, language model" local/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" "$data"
-  run_stage 2 "features" local/make_feats.sh --nj "$nj" "$data" $sets
-  run_stage 3 "speed perturbation" local/perturb_speed.sh --nj "$nj" "$data" "$train_set"
-  run_stage 4 "GMM training and alignment" local/train_gmm.sh --nj "$nj" "$data" "$train_set" "$exp"
+  run_stage 1 "lexicon, lang, language model" stage_1
+  run_stage 2 "features" stage_2
+  run_stage 3 "speed perturbation" stage_3
+  run_stage 4 "GMM training and alignment" stage_4
   run_stage 5 "teachers and baseline" stage_5
   run_stage 6 "ensemble posteriors" local/dump_posteriors.sh --combine "$combine" --keep "$post_keep" --fuse "$fuse" \
     --top-k "$top_k" "$data/${train_set}_sp_hires" "$exp/ali" "$exp/posteriors" "${teacher_dirs[@]}"

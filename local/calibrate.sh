@@ -22,7 +22,14 @@ set -euo pipefail
 data=$1 exp=$2
 shift 2
 out=$exp/calibration
-need 4 "$exp/gmm/gmm.npz" "$exp/gmm/.done"
+need 4 "$exp/gmm/.done"
+align() { # SET OUT: by the GMM of either engine
+  if [ -f "$exp/gmm/final.mdl" ]; then
+    local/kaldi/align.sh --nj "$nj" "$data" "$exp" "$1" "$2"
+  else
+    essence gmm-align --nj "$nj" --map-oov true "$data/$1" "$data/lang" "$exp/gmm" "$2"
+  fi
+}
 inputs=("$exp/gmm" "$data/lang") args=() tables=()
 for set in $eval_sets; do
   need 2 "$data/$set/feats.scp" "$data/$set/.done" "$data/${set}_hires/.done"
@@ -44,7 +51,7 @@ if is_done "$out" "$fp"; then echo "$0: $out is up to date"; exit 0; fi
 rm -rf "$out"
 mkdir -p "$out"
 for set in $eval_sets; do
-  if ! essence gmm-align --nj "$nj" --map-oov true "$data/$set" "$data/lang" "$exp/gmm" "$out/ali_$set"; then
+  if ! align "$set" "$out/ali_$set"; then
     echo "$0: warning: without an alignment of $set the report says nothing of calibration" >&2
     exit 0
   fi

@@ -8,7 +8,7 @@ help_message="Usage: local/decode.sh [options] DATA EXP SYSTEM...
  leaves EXP/scales.json and EXP/SYSTEM/decode_SET/{hyp.txt,hyp.ctm,ref.txt,decode.json}
   --nj N                   processes (default: 2)
   --cmd COMMAND            how jobs run (default: local/jobs.sh)
-  --decoder k2|kaldi|auto  (default: auto)
+  --decoder k2|kaldi|auto|kaldi-lattice  (default: auto)
   --dev-set NAME           (default: dev)
   --eval-sets 'A B'        (default: eval_swbd eval_che)
   --teachers 'A B ..'      model directories in EXP that make up the ensemble
@@ -104,8 +104,9 @@ make_scores() {
 
 # Each job decodes a share of a list of SCORES OUT_DIR [SWEEP_JSON|- [DATA_DIR]] and loads the graph once.
 decode() { # LIST WHAT OPTION...
-  local list=$1 what=$2 jobs part
+  local list=$1 what=$2 jobs part verb=(decode --decoder "$decoder")
   shift 2
+  if [ "$decoder" = kaldi-lattice ]; then verb=(decode-kaldi); fi
   jobs=$(wc -l <"$list")
   [ "$jobs" -le "$nj" ] || jobs=$nj
   split -n "r/$jobs" --numeric-suffixes=1 -a 3 "$list" "$list."
@@ -113,7 +114,7 @@ decode() { # LIST WHAT OPTION...
   echo "$0: $what; logs: $exp/log/${what// /_}.*.log"
   # shellcheck disable=SC2086
   $cmd --max-jobs-run "$nj" JOB=1:"$jobs" "$exp/log/${what// /_}.JOB.log" \
-    essence decode --config conf/decode.yaml --decoder "$decoder" "$@" --jobs-file "$list.JOB" "$graph"
+    essence "${verb[@]}" --config conf/decode.yaml "$@" --jobs-file "$list.JOB" "$graph"
 }
 
 # 1. What scale is best for whom, on the development set.

@@ -89,14 +89,14 @@ if [ "$forecast" = true ] && [ "$size" = default ]; then
       disk += gb; core += cpu; card += gpu
     }
     BEGIN {
-      hours = 945; frames = 340e6; rows = 113e6; pdfs = 8800; teachers = 108e6; student = 11.5e6; speed = 10e12 * 3600
+      hours = 945; frames = 340e6; rows = 113e6; pdfs = 8800; teachers = 96e6; student = 11.5e6; speed = 10e12 * 3600
       print "Forecast. Assumed: a core computes features of 300 h and aligns 30 h an hour, a GPU computes 10 TFLOP/s."
       printf "%5s  %-44s %9s %8s %8s\n", "stage", "", "disk, GB", "core, h", "GPU, h"
       row(0, "data, dictionary, language models", 5, 4, 0)
       row("1-2", "lang, MFCC and filterbanks", 313 * 360000 * 53 * 4 / 1e9, 313 / 150, 0)
       row(3, "speed perturbation and its features", frames * 53 * 4 / 1e9, hours / 150, 0)
       row(4, "GMM to tri4, alignment", 30, (40 * 313 + 3 * hours) / 30, 0)
-      row(5, "three teachers (108 M parameters), 6 epochs", 1, 0, 6 * teachers * rows * 6 / speed)
+      row(5, "three teachers (96 M parameters), 6 epochs", 1, 0, 6 * teachers * rows * 6 / speed)
       row(6, "their posteriors, the 100 largest", fuse == "true" ? 0 : rows * 1005 / 1e9, 0, 2 * teachers * rows / speed)
       row("", "all posteriors, for student_full (none with --fuse)", fuse == "true" ? 0 : rows * pdfs * 4 / 1e9, 0, 0)
       row(7, "essence targets, k = 20", rows * 205 / 1e9, rows / 50000 / 3600, 0)

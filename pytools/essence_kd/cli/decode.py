@@ -161,7 +161,7 @@ def _decode(args, backend: str) -> None:
     from essence_kd.decode.runner import Job, Request, Runner
     from essence_kd.io.settings import load_settings
 
-    jobs = _jobs(args, Job)
+    jobs = read_jobs(args, Job)
     options = load_settings(DecodeOptions, args.config)
     for name in ("acoustic_scale", "word_insertion_penalty", "beam", "output_beam", "max_active", "min_active",
                  "frame_shift_ms", "repeat_rows", "batch_rows"):
@@ -169,7 +169,7 @@ def _decode(args, backend: str) -> None:
             setattr(options, name, getattr(args, name))
     for name in ("sweep_scales", "sweep_penalties"):
         if getattr(args, name) is not None:
-            setattr(options, name, _numbers(getattr(args, name), f"--{name.replace('_', '-')}"))
+            setattr(options, name, numbers_of(getattr(args, name), f"--{name.replace('_', '-')}"))
     if args.sweep is None and args.pooled:
         raise UserError("--pooled belongs to --sweep")
     if args.sweep and any(job.scale_from for job in jobs):
@@ -184,7 +184,7 @@ def _decode(args, backend: str) -> None:
     if args.n_best < 0 or args.rescore_n_best < 1:
         raise UserError("--n-best must be at least 0 and --rescore-n-best at least 1")
     options.check()
-    reference = _read_text(args.sweep) if args.sweep else None
+    reference = read_text(args.sweep) if args.sweep else None
     with Runner(args.graph, backend, options, nj=args.nj) as runner:
         if reference is not None:
             runner.sweep(jobs, reference, pooled=args.pooled)
@@ -194,7 +194,7 @@ def _decode(args, backend: str) -> None:
                                         rescore_n_best=args.rescore_n_best))
 
 
-def _jobs(args, job) -> list:
+def read_jobs(args, job) -> list:
     if args.jobs_file is None:
         if args.scores is None or args.out_dir is None:
             raise UserError("give SCORES-RSPECIFIER and OUT_DIR, or --jobs-file")
@@ -225,14 +225,14 @@ def _path(name: str | None) -> Path | None:
     return None if name in (None, "-") else Path(name)
 
 
-def _numbers(text: str, option: str) -> list[float]:
+def numbers_of(text: str, option: str) -> list[float]:
     try:
         return [float(field) for field in text.split(",")]
     except ValueError:
         raise UserError(f"{option} is '{text}', but must be numbers with commas between") from None
 
 
-def _read_text(path: str) -> dict[str, list[str]]:
+def read_text(path: str) -> dict[str, list[str]]:
     """Kaldi's text: utterance -> words."""
     text: dict[str, list[str]] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):

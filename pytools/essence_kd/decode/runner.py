@@ -31,7 +31,7 @@ from essence_kd.io.tables import read_matrices
 
 _BUFFER_CELLS = 1 << 26  # score cells that are held to sort utterances by duration: 256 MiB of float32
 _BATCH_CELLS = 1 << 25  # score cells of one batch, padding included
-_NEAR = 1.75  # lattices made at one acoustic scale serve a sweep whose best scale is at most this factor away
+NEAR = 1.75  # lattices made at one acoustic scale serve a sweep whose best scale is at most this factor away
 _PROCESS_BATCH_ROWS = 500  # rows of one batch where several processes share the work
 
 
@@ -486,9 +486,9 @@ class Runner:
         request = Request(reference=reference)
         together = pooled is not None
         grids = (self._sweep_lattices if self.backend == "k2" else self._sweep_in_turn)(jobs, request, together)
-        tables = [_sweep_table(points, words) for points, words in grids]
+        tables = [sweep_table(points, words) for points, words in grids]
         if together:
-            self._write_sweep(Path(pooled), _sweep_table(*_pool(grids)))
+            self._write_sweep(Path(pooled), sweep_table(*_pool(grids)))
         targets = []
         for job, table in zip(jobs, tables):
             path = Path(job.out_dir) / "sweep.json"
@@ -527,7 +527,7 @@ class Runner:
         grids = self._sweep_points(jobs, options, request)
         best = self._best_of(grids, together)
         far = [i for i, (scale, _) in enumerate(best)
-               if max(scale / self.options.acoustic_scale, self.options.acoustic_scale / scale) > _NEAR]
+               if max(scale / self.options.acoustic_scale, self.options.acoustic_scale / scale) > NEAR]
         if far:
             there = [dataclasses.replace(options[i], acoustic_scale=best[i][0], word_insertion_penalty=best[i][1])
                      for i in far]
@@ -538,7 +538,7 @@ class Runner:
     @staticmethod
     def _best_of(grids, together: bool) -> list[tuple[float, float]]:
         """Best scale and penalty of each job, or the common best."""
-        tables = [_sweep_table(*_pool(grids))] * len(grids) if together else [_sweep_table(*grid) for grid in grids]
+        tables = [sweep_table(*_pool(grids))] * len(grids) if together else [sweep_table(*grid) for grid in grids]
         return [(t["best"]["acoustic_scale"], t["best"]["word_insertion_penalty"]) for t in tables]
 
     def _sweep_in_turn(self, jobs, request, together: bool) -> list[tuple[dict, int]]:
@@ -585,7 +585,7 @@ def _pool(grids: list[tuple[dict, int]]) -> tuple[dict, int]:
     return dict(total), sum(words for _, words in grids)
 
 
-def _sweep_table(errors: dict, words: int) -> dict:
+def sweep_table(errors: dict, words: int) -> dict:
     """Points sorted by scale and penalty, and the best: fewest errors, then the smallest penalty, then the scale.
 
     Among scales with equally few errors the middle one is taken.
@@ -629,7 +629,7 @@ def pool_sweeps(paths, out) -> dict:
     common = set.intersection(*(set(points) for points, _ in grids))
     if not common:
         raise UserError(f"{', '.join(map(str, paths))}: these sweeps have no setting in common; sweep them anew")
-    table = _sweep_table(*_pool([({p: n for p, n in points.items() if p in common}, words) for points, words in grids]))
+    table = sweep_table(*_pool([({p: n for p, n in points.items() if p in common}, words) for points, words in grids]))
     text = json.dumps(table, indent=1) + "\n"
     if not Path(out).is_file() or Path(out).read_text(encoding="utf-8") != text:
         with atomic_write(out) as temporary:

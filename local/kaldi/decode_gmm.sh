@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Stage 9 of the engine kaldi, second part: the GMM, decoded by steps/decode_fmllr.sh, at its own best scale.
+help_message="Usage: local/kaldi/decode_gmm.sh [options] DATA EXP
+ e.g.: local/kaldi/decode_gmm.sh --nj 2 \$PWD/data/mini_kaldi \$PWD/exp/mini_kaldi
+ leaves EXP/gmm/sweep and EXP/gmm/decode_SET; lattices and logs: EXP/kaldi/exp/final_gmm/decode_SET
+  --nj N              jobs (default: 2)
+  --cmd COMMAND       how they run (default: run.pl)
+  --dev-set NAME      (default: dev)
+  --eval-sets 'A B'   (default: eval_swbd eval_che)"
+nj=2
+cmd=run.pl
+dev_set=dev
+eval_sets="eval_swbd eval_che"
+echo "$0 $*"
+. ./path.sh
+. local/parse_options.sh || exit 1
+. local/done.sh
+. local/kaldi/room.sh
+set -euo pipefail
+[ $# -eq 2 ] || { echo "$help_message" >&2; exit 2; }
+data=$1 exp=$2
+need 9 "$exp/graph/HCLG.fst" "$exp/graph/.done"
+inputs=("$exp/graph" "$exp/gmm" "$ESSENCE_ROOT/conf/decode.yaml")
+for set in $dev_set $eval_sets; do
+  need 2 "$data/$set/feats.scp" "$data/$set/.done"
+  inputs+=("$data/$set")
+done
+fp=$(fingerprint "kaldi decode gmm" "${inputs[@]}")
+out=$exp/gmm
+if is_done "$out/decode_$dev_set" "$fp"; then echo "$0: the GMM's decoding is up to date"; exit 0; fi
+enter_room "$data" "$exp"
+rm -rf "$out"/{sweep,decode_*}
+jobs=$(mktemp "$exp/gmm_list.XXXXXX")
+trap 'rm -f "$jobs"' EXIT
+for set in $dev_set $eval_sets; do
+  dir=exp/final_gmm/decode_$set
+  rm -rf "$dir" "$dir.si"
+  steps/decode_fmllr.sh --cmd "$cmd" --nj "$(jobs_for "data/$set" "$nj")" --skip-scoring true exp/final_gmm/graph "data/$set" "$dir" ||
+    { echo "$0: decoding data/$set failed; logs: $PWD/$dir/log" >&2; exit 1; }
+  printf '%q %q %q %q\n' "lat:gunzip -c $PWD/$dir/lat.*.gz |" "$out/decode_$set" "$out/sweep/sweep.json" "$data/$set" >>"$jobs"
+done
+# One frame in 10 ms and likelihoods of a GMM: other scales than those of networks.
+scales=0.05,0.0556,0.0625,0.0714,0.0833,0.1,0.125,0.1667
+printf '%q %q - %q\n' "lat:gunzip -c $PWD/exp/final_gmm/decode_$dev_set/lat.*.gz |" "$out/sweep" "$data/$dev_set" >"$jobs.sweep"
+trap 'rm -f "$jobs" "$jobs.sweep"' EXIT
+essence decode-kaldi --config conf/decode.yaml --sweep "$data/$dev_set/text" --sweep-scales "$scales" --jobs-file "$jobs.sweep" \
+  "$exp/graph"
+essence decode-kaldi --config conf/decode.yaml --jobs-file "$jobs" "$exp/graph"
+for set in $dev_set $eval_sets; do
+  cp "$data/$set/text" "$out/decode_$set/ref.txt"
+  in=$(wc -l <"$data/$set/text") n=$(wc -l <"$out/decode_$set/hyp.txt")
+  [ "$in" -eq "$n" ] || { echo "$0: $out/decode_$set: $in utterances went in and $n came out" >&2; exit 1; }
+done
+mark_done "$out/decode_$dev_set" "$fp" hyp.txt ref.txt decode.json
+echo "$0: decoded the GMM"

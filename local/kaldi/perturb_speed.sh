@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Stage 3 of the engine kaldi: three-way speed perturbation by utils/, and features of the result.
+help_message="Usage: local/kaldi/perturb_speed.sh [options] DATA EXP SET
+ e.g.: local/kaldi/perturb_speed.sh --nj 2 \$PWD/data/mini_kaldi \$PWD/exp/mini_kaldi train
+ leaves DATA/SET_sp and DATA/SET_sp_hires
+  --nj N          jobs (default: 2)
+  --cmd COMMAND   how they run (default: run.pl)"
+nj=2
+cmd=run.pl
+echo "$0 $*"
+. ./path.sh
+. local/parse_options.sh || exit 1
+. local/done.sh
+. local/kaldi/room.sh
+set -euo pipefail
+[ $# -eq 3 ] || { echo "$help_message" >&2; exit 2; }
+data=$1 exp=$2 set=$3
+need 2 "$data/$set/feats.scp" "$data/$set/.done"
+fp=$(fingerprint "kaldi perturb" "$data/$set")
+if is_done "$data/${set}_sp" "$fp" && is_done "$data/${set}_sp_hires" "$fp"; then
+  echo "$0: $data/${set}_sp is up to date"
+  exit 0
+fi
+enter_room "$data" "$exp"
+rm -rf data/"${set}"_sp{,_hires} data/"${set}"_sp_speed*
+utils/data/perturb_data_dir_speed_3way.sh "data/$set" "data/${set}_sp"
+kaldi_feats "${set}_sp"
+in=$(wc -l <"data/$set/utt2spk") out=$(wc -l <"data/${set}_sp_hires/feats.scp")
+[ $((100 * out)) -ge $((95 * 3 * in)) ] ||
+  { echo "$0: $in utterances went in and $out came out (expected three times as many)" >&2; exit 1; }
+mark_done "$data/${set}_sp_hires" "$fp" feats.scp cmvn.scp
+mark_done "$data/${set}_sp" "$fp" feats.scp cmvn.scp
+echo "$0: $in utterances became $out in $data/${set}_sp"

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Stage 1 of the engine kaldi: utils/prepare_lang.sh, our language model, G.fst by arpa2fst.
+help_message="Usage: local/kaldi/prepare_lang.sh [options] DATA EXP
+ e.g.: local/kaldi/prepare_lang.sh --lm-order 3 \$PWD/data/mini_kaldi \$PWD/exp/mini_kaldi
+ reads DATA/dict and DATA/lm_arpa.gz, else DATA/lm_text, else DATA/TRAIN/text; leaves DATA/lang and DATA/lm
+  --lm-order N       order of the n-gram model (default: 3)
+  --train-set NAME   (default: train)"
+lm_order=3
+train_set=train
+echo "$0 $*"
+. ./path.sh
+. local/parse_options.sh || exit 1
+. local/done.sh
+. local/kaldi/room.sh
+set -euo pipefail
+[ $# -eq 2 ] || { echo "$help_message" >&2; exit 2; }
+data=$1 exp=$2
+need 0 "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/.done"
+fp=$(fingerprint "kaldi lang order=$lm_order" "$data" "$data/dict/lexicon.txt")
+if is_done "$data/lang" "$fp"; then echo "$0: $data/lang is up to date"; exit 0; fi
+enter_room "$data" "$exp"
+rm -rf data/{lang,lm,local}
+mkdir -p data/lm data/local
+cp -r data/dict data/local/dict   # prepare_lang.sh writes there
+# What stands for unknown words: <unk>, or the first word that is a silence phone other than silence itself.
+oov=$(awk 'FILENAME ~ /silence_phones/ { if (FILENAME !~ /nonsilence/) for (i = 1; i <= NF; i++) silence[$i] = 1; next }
+  FILENAME ~ /optional_silence/ { delete silence[$1]; next }
+  NF == 2 && ($2 in silence) && word != "<unk>" && (word == "" || tolower($1) == "<unk>") { word = $1 }
+  END { print word }' data/dict/{silence_phones,optional_silence,lexicon}.txt)
+[ -n "$oov" ] || { echo "$0: no word of $data/dict/lexicon.txt stands for unknown words: add '<unk> SPN'" >&2; exit 1; }
+utils/prepare_lang.sh data/local/dict "$oov" data/local/lang data/lang
+text=data/lm_text
+[ -f "$text" ] || text=data/$train_set/text
+if [ -f data/lm_arpa.gz ]; then  # data preparation made one
+  cp data/lm_arpa.gz data/lm/lm.arpa.gz
+else
+  essence train-lm --order "$lm_order" --words data/lang/words.txt --test data/dev/text "$text" data/lm/lm.arpa.gz
+fi
+gunzip -c data/lm/lm.arpa.gz | arpa2fst --disambig-symbol=#0 --read-symbol-table=data/lang/words.txt - data/lang/G.fst
+utils/validate_lang.pl --skip-determinization-check data/lang
+mark_done data/lang "$fp" L.fst L_disambig.fst G.fst words.txt phones.txt topo
+echo "$0: lang and language model are in $data/lang and $data/lm"

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Stage 4 of the engine kaldi: mono, tri1 (deltas), tri2 (LDA+MLLT), tri3 (speaker adaptive), alignment of SET_sp by fMLLR.
+help_message="Usage: local/kaldi/train_gmm.sh [options] DATA EXP SET
+ e.g.: local/kaldi/train_gmm.sh --nj 2 \$PWD/data/mini_kaldi \$PWD/exp/mini_kaldi train
+ leaves EXP/gmm (final.mdl, tree, tree.txt), EXP/ali, and in EXP/kaldi/exp what Kaldi's scripts leave, logs too
+  --nj N          jobs (default: 2)
+  --cmd COMMAND   how they run (default: run.pl)
+  --leaves N      leaves of the trees (default: 0: one for every 600 frames of SET, 100 to 4000)
+  --gauss N       Gaussians of the last model (default: 0: 6 a leaf)"
+nj=2
+cmd=run.pl
+leaves=0
+gauss=0
+echo "$0 $*"
+. ./path.sh
+. local/parse_options.sh || exit 1
+. local/done.sh
+. local/kaldi/room.sh
+set -euo pipefail
+[ $# -eq 3 ] || { echo "$help_message" >&2; exit 2; }
+data=$1 exp=$2 set=$3
+need 1 "$data/lang/L.fst" "$data/lang/.done"
+need 2 "$data/$set/feats.scp" "$data/$set/.done"
+need 3 "$data/${set}_sp/feats.scp" "$data/${set}_sp/.done"
+enter_room "$data" "$exp"
+
+frames=$(awk '{ n += $2 } END { print n }' "data/$set/utt2num_frames")
+if [ "$leaves" -eq 0 ]; then
+  leaves=$((frames / 600))
+  [ "$leaves" -ge 100 ] || leaves=100
+  [ "$leaves" -le 4000 ] || leaves=4000
+fi
+[ "$gauss" -gt 0 ] || gauss=$((6 * leaves))
+n=$(jobs_for "data/$set" "$nj")
+fp=$(fingerprint "kaldi gmm leaves=$leaves gauss=$gauss" "$data/$set" "$data/lang")
+
+echo "$0: $frames frames: trees of $leaves leaves, $gauss Gaussians; logs: $PWD/exp/*/log"
+train=("data/$set" data/lang)
+step mono final.mdl steps/train_mono.sh --cmd "$cmd" --nj "$n" --boost-silence 1.25 "${train[@]}" exp/mono
+step mono_ali ali.1.gz steps/align_si.sh --cmd "$cmd" --nj "$n" --boost-silence 1.25 "${train[@]}" exp/mono exp/mono_ali
+step tri1 final.mdl steps/train_deltas.sh --cmd "$cmd" --boost-silence 1.25 "$leaves" "$((gauss * 2 / 3))" "${train[@]}" \
+  exp/mono_ali exp/tri1
+step tri1_ali ali.1.gz steps/align_si.sh --cmd "$cmd" --nj "$n" "${train[@]}" exp/tri1 exp/tri1_ali
+step tri2 final.mdl steps/train_lda_mllt.sh --cmd "$cmd" --splice-opts "--left-context=3 --right-context=3" "$leaves" "$gauss" \
+  "${train[@]}" exp/tri1_ali exp/tri2
+step tri2_ali ali.1.gz steps/align_si.sh --cmd "$cmd" --nj "$n" "${train[@]}" exp/tri2 exp/tri2_ali
+step tri3 final.mdl steps/train_sat.sh --cmd "$cmd" "$leaves" "$gauss" "${train[@]}" exp/tri2_ali exp/tri3
+
+export_gmm tri3 "$set"

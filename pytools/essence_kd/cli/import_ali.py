@@ -1,0 +1,28 @@
+"""Takes alignments that Kaldi made: an alignment directory for train, mix-post and dump-post.
+
+  show-transitions data/lang/phones.txt exp/tri3_ali_sp/final.mdl >transitions.txt
+  essence import-ali --transitions transitions.txt data/train_sp \\
+    'ark:gunzip -c exp/tri3_ali_sp/ali.*.gz | ali-to-pdf exp/tri3_ali_sp/final.mdl ark:- ark:- |' exp/ali
+
+Every utterance of DATA is looked for; the missing ones are listed in failed.txt, and more than 5 % of them are a failure.
+"""
+from __future__ import annotations
+
+HELP = "take Kaldi's alignments (pdf-ids) as an alignment directory"
+
+
+def add_arguments(parser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("--transitions", required=True, metavar="FILE", help="what Kaldi's show-transitions printed")
+    parser.add_argument("data_dir", metavar="DATA", help="data directory with utt2spk and, if possible, utt2num_frames")
+    parser.add_argument("alignments", metavar="ALI-RSPECIFIER", help="vectors of pdf-ids, one a feature frame")
+    parser.add_argument("ali_dir", metavar="ALI_DIR", help="ali.ark, ali.scp, priors.txt, tree.txt ... go there")
+
+
+def run(args) -> int:
+    """Import and count."""
+    from essence_kd.hmm.alignment import import_alignments
+
+    total, missing = import_alignments(args.data_dir, args.alignments, args.transitions, args.ali_dir)
+    print(f"{args.ali_dir}: {total - missing} of {total} utterances aligned")
+    return 0

@@ -1,0 +1,220 @@
+"""Decoding with a compiled Kaldi: latgen-faster-mapped on HCLG.fst, lattices, and what Kaldi's lattice tools make of them.
+
+A graph directory holds what the other decoders read (graph.npz, words.txt) and what Kaldi's programs read: HCLG.fst,
+final.mdl and phones/word_boundary.int. Costs are those of decode.lattice: graph + penalty a word - scale x score.
+"""
+from __future__ import annotations
+
+import collections
+import json
+import shlex
+import subprocess
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+import numpy as np
+
+from essence_kd.decode.lattice import edit_distance
+from essence_kd.decode.options import DecodeOptions
+from essence_kd.decode.runner import NEAR, Job, check_scores, ctm_places, fit_rates, read_best, sweep_table
+from essence_kd.hmm.graph import load_graph
+from essence_kd.io.data_dir import read_table
+from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write
+from essence_kd.io.tables import MatrixWriter, read_matrices
+
+NAME = "kaldi-lattice"
+LATTICES = "lat:"  # a job's scores that begin so are the rxfilename of lattices that are there already
+
+
+@dataclass
+class _Set:
+    """One job on its way: its utterances in order, rows of scores, where its lattices are, seconds spent."""
+
+    job: Job
+    order: List[str] = field(default_factory=list)
+    rows: int = 0
+    empty: List[str] = field(default_factory=list)
+    lattices: str = ""
+    seconds: float = 0.0
+
+
+class KaldiLatticeDecoder:
+    """Decodes jobs (runner.Job) by Kaldi's programs, one after the other."""
+
+    def __init__(self, graph_dir: str | Path, options: DecodeOptions):
+        """Raises UserError where a file of the graph directory is missing."""
+        options.check()
+        self.dir, self.options = Path(graph_dir), options
+        for name in ("graph.npz", "HCLG.fst", "final.mdl", "phones/word_boundary.int"):
+            if not (self.dir / name).exists():
+                raise UserError(f"{self.dir / name}: missing; stage 9 with --engine kaldi makes a graph that Kaldi's "
+                                "programs read")
+        self.graph = load_graph(self.dir / "graph.npz")
+
+    # .. pipes
+
+    def _run(self, what: str, commands: List[List[str]], log: Path, feed=None) -> str:
+        """Standard output of a pipe of commands; feed(wspecifier) writes what it reads. UserError names the log."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        line = " | ".join(" ".join(shlex.quote(word) for word in command) for command in commands)
+        with open(log, "a", encoding="utf-8") as stream:
+            stream.write(f"# {line}\n")
+            stream.flush()
+            if feed is not None:
+                try:
+                    feed(f"ark:| {line} 2>>{shlex.quote(str(log))}")
+                    return ""
+                except UserError as error:
+                    raise UserError(f"{what} failed ({error}); log: {log}") from None
+            done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], stdin=subprocess.DEVNULL,
+                                  stdout=subprocess.PIPE, stderr=stream)
+        if done.returncode:
+            raise UserError(f"{what} failed with status {done.returncode}; log: {log}")
+        return done.stdout.decode("utf-8")
+
+    def _rescored(self, progress: _Set, scale: float, penalty: float) -> List[List[str]]:
+        return [["lattice-scale", f"--acoustic-scale={scale}", f"ark:{progress.lattices}", "ark:-"],
+                ["lattice-add-penalty", f"--word-ins-penalty={penalty}", "ark:-", "ark:-"]]
+
+    # .. lattices
+
+    def _load(self, job: Job, options: DecodeOptions) -> _Set:
+        """The lattices of a job: made of its scores, or those that it names."""
+        progress = _Set(job)
+        if job.scores.startswith(LATTICES):
+            if job.data_dir is None:
+                raise UserError(f"{job.scores}: lattices that are there already need the data directory of their utterances")
+            progress.lattices = job.scores[len(LATTICES):]
+            frames = read_table(Path(job.data_dir) / "utt2num_frames")
+            progress.order, progress.rows = list(frames), sum(int(n) for n in frames.values())
+            return progress
+        out = Path(job.out_dir)
+        out.mkdir(parents=True, exist_ok=True)
+        target = out / "lat.gz"
+        repeat = fit_rates(job.scores, options, self.graph, self.dir / "graph.npz").repeat_rows
+
+        def feed(wspecifier: str) -> None:
+            with MatrixWriter(wspecifier) as writer:
+                for utt, matrix in read_matrices(job.scores):
+                    matrix = check_scores(matrix, utt, job.scores, self.graph, self.dir / "graph.npz")
+                    progress.order.append(utt)
+                    progress.rows += len(matrix) * repeat
+                    if len(matrix):
+                        writer.write(utt, np.repeat(matrix / np.float32(repeat), repeat, axis=0))
+                    else:
+                        progress.empty.append(utt)
+
+        begin = time.perf_counter()
+        self._run(f"decoding {job.scores}", [[
+            "latgen-faster-mapped", f"--acoustic-scale={options.acoustic_scale}", f"--beam={options.beam}",
+            f"--lattice-beam={options.output_beam}", f"--max-active={options.max_active}",
+            f"--min-active={options.min_active}", "--allow-partial=true", str(self.dir / "final.mdl"),
+            str(self.dir / "HCLG.fst"), "ark:-", f"ark:|gzip -c >{shlex.quote(str(target))}"]],
+            out / "log" / "decode.log", feed)
+        progress.seconds = time.perf_counter() - begin
+        if not progress.order:
+            raise UserError(f"{job.scores}: there are no utterances in it")
+        progress.lattices = f"gunzip -c {shlex.quote(str(target))} |"
+        return progress
+
+    # .. words
+
+    def _words(self, progress: _Set, scale: float, penalty: float) -> Dict[str, np.ndarray]:
+        """Word-ids of the best paths."""
+        text = self._run("lattice-best-path", [*self._rescored(progress, scale, penalty),
+                                               ["lattice-best-path", "ark:-", "ark,t:-"]],
+                         Path(progress.job.out_dir) / "log" / "best_path.log")
+        words = {}
+        for line in text.splitlines():
+            utt, *ids = line.split()
+            words[utt] = np.array(ids, dtype=np.int32)
+        return words
+
+    def _ctm(self, progress: _Set, scale: float, penalty: float) -> List[str]:
+        """Lines "file channel start duration word" of the best paths, in recordings' times where the job names its data."""
+        boundary = self.dir / "phones" / "word_boundary.int"
+        shift = self.graph.frame_shift_ms / 1000
+        text = self._run("nbest-to-ctm", [
+            *self._rescored(progress, scale, penalty), ["lattice-1best", "ark:-", "ark:-"],
+            ["lattice-align-words", str(boundary), str(self.dir / "final.mdl"), "ark:-", "ark:-"],
+            ["nbest-to-ctm", f"--frame-shift={shift}", "ark:-", "-"]], Path(progress.job.out_dir) / "log" / "ctm.log")
+        places = ctm_places(progress.job.data_dir) if progress.job.data_dir else {}
+        lines: List[Tuple[str, str, float, str]] = []
+        for line in text.splitlines():
+            utt, _, start, length, word = line.split()[:5]
+            reco, channel, offset = places.get(utt, (utt, "1", 0.0))
+            lines.append((reco, channel, offset + float(start), f"{float(length):.2f} {self.graph.words[int(word)]}"))
+        if places:
+            lines.sort(key=lambda entry: entry[:3])
+        return [f"{reco} {channel} {start:.2f} {rest}" for reco, channel, start, rest in lines]
+
+    # .. jobs
+
+    def decode(self, jobs: List[Job]) -> None:
+        """Lattices, hyp.txt, hyp.ctm and decode.json of every job."""
+        for job in jobs:
+            best = {} if job.scale_from is None else read_best(job.scale_from)
+            scale = best.get("acoustic_scale", self.options.acoustic_scale)
+            penalty = best.get("word_insertion_penalty", self.options.word_insertion_penalty)
+            self._write(self._load(job, self._at(scale)), scale, penalty)
+
+    def _at(self, scale: float, output_beam: "float | None" = None) -> DecodeOptions:
+        """The options at another scale."""
+        return replace(self.options, acoustic_scale=scale, output_beam=output_beam or self.options.output_beam)
+
+    def _write(self, progress: _Set, scale: float, penalty: float) -> None:
+        out, words = Path(progress.job.out_dir), self._words(progress, scale, penalty)
+        out.mkdir(parents=True, exist_ok=True)
+        lost = [utt for utt in progress.order if utt not in words and utt not in progress.empty]
+        audio = progress.rows * self.graph.frame_shift_ms / 1000
+        report = {
+            "decoder": NAME, "graph": str(self.dir / "HCLG.fst"), "num_pdfs": self.graph.num_pdfs,
+            "tree_hash": self.graph.meta.get("tree_hash"), "scores": progress.job.scores, "acoustic_scale": scale,
+            "word_insertion_penalty": penalty, "beam": self.options.beam, "output_beam": self.options.output_beam,
+            "max_active": self.options.max_active, "num_utts": len(progress.order), "num_frames": progress.rows,
+            "num_words": int(sum(len(w) for w in words.values())), "audio_seconds": round(audio, 3),
+            "decode_seconds": round(progress.seconds, 3),
+            "rtf": round(progress.seconds / audio, 5) if audio and progress.seconds else None, "no_path": len(lost),
+            "no_path_utts": lost, "empty_audio": len(progress.empty), "empty_audio_utts": progress.empty}
+        texts = {
+            "hyp.txt": "".join(" ".join([utt, *self.graph.words[words.get(utt, np.zeros(0, np.int32))]]) + "\n"
+                               for utt in progress.order),
+            "hyp.ctm": "".join(line + "\n" for line in self._ctm(progress, scale, penalty)),
+            "decode.json": json.dumps(report, indent=1) + "\n"}
+        for name, text in texts.items():
+            with atomic_write(out / name) as temporary:
+                Path(temporary).write_text(text, encoding="utf-8")
+
+    def sweep(self, jobs: List[Job], reference: Dict[str, List[str]]) -> None:
+        """A sweep.json for every job, and its decoding at the best setting.
+
+        As with k2, one lattice an utterance serves the whole grid; where the best scale is far from the one that it was
+        made at, the lattices are made once more there.
+        """
+        for job in jobs:
+            progress = self._load(job, self._at(self.options.acoustic_scale, self.options.sweep_output_beam))
+            table = self._grid(progress, reference)
+            best, here = table["best"]["acoustic_scale"], self.options.acoustic_scale
+            if not job.scores.startswith(LATTICES) and max(best / here, here / best) > NEAR:
+                progress = self._load(job, self._at(best, self.options.sweep_output_beam))
+                table = self._grid(progress, reference)
+            table = {"decoder": NAME, "graph": str(self.dir / "HCLG.fst"), **table}
+            Path(job.out_dir).mkdir(parents=True, exist_ok=True)
+            with atomic_write(Path(job.out_dir) / "sweep.json") as temporary:
+                Path(temporary).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+            self._write(progress, table["best"]["acoustic_scale"], table["best"]["word_insertion_penalty"])
+
+    def _grid(self, progress: _Set, reference: Dict[str, List[str]]) -> dict:
+        unknown = [utt for utt in progress.order if utt not in reference]
+        if unknown:
+            raise UserError(f"{progress.job.scores}: utterance '{unknown[0]}' is not in the reference text of the sweep")
+        errors: collections.Counter = collections.Counter()
+        for scale in self.options.sweep_scales:
+            for penalty in self.options.sweep_penalties:
+                words = self._words(progress, scale, penalty)
+                for utt, ref in reference.items():
+                    errors[scale, penalty] += edit_distance(ref, list(self.graph.words[words[utt]]) if utt in words else [])
+        return sweep_table(dict(errors), sum(len(ref) for ref in reference.values()))

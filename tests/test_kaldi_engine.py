@@ -1,0 +1,212 @@
+"""With a compiled Kaldi (KALDI_ROOT): its decoder against ours, the plug-in's nnet3 side, the swbd recipe's preparation."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from swbd_data import WORDS, make_corpora
+
+from essence_kd.io.tables import MatrixWriter, read_int_vectors, read_matrices
+
+KALDI = os.environ.get("KALDI_ROOT", "")
+pytestmark = pytest.mark.skipif(not KALDI, reason="KALDI_ROOT is not set: THE ENGINE KALDI, the plug-in's nnet3 side and the "
+                                "preparation of swbd are not tested")
+
+
+def bash(cwd, script, **env):
+    """Runs lines of shell with Kaldi's and this project's programs on PATH; returns what it printed."""
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", f". {ROOT}/path.sh; {script}"], cwd=cwd, capture_output=True,
+                          text=True, timeout=100, env={**os.environ, **env})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def kaldi(tmp_path_factory):
+    """A recipe directory with lang, an untrained monophone model, its graph, data of noise, and an equal alignment."""
+    missing = subprocess.run(["local/kaldi/check.sh", "--lattices", "true", "--nnet3", "true"], cwd=ROOT, capture_output=True,
+                             text=True)
+    if missing.returncode:
+        pytest.fail(f"KALDI_ROOT is set, but {missing.stderr}")
+    room = tmp_path_factory.mktemp("kaldi")
+    rng = np.random.default_rng(2)
+    dictionary = room / "data" / "dict"
+    dictionary.mkdir(parents=True)
+    (dictionary / "lexicon.txt").write_text("<unk> spn\n" + "".join(f"{w} {p}\n" for w, p in WORDS.items()))
+    (dictionary / "silence_phones.txt").write_text("sil\nspn\n")
+    (dictionary / "optional_silence.txt").write_text("sil\n")
+    (dictionary / "nonsilence_phones.txt").write_text("".join(f"{p}\n" for p in sorted(
+        {p for phones in WORDS.values() for p in phones.split()})))
+    data = room / "data" / "train"
+    data.mkdir()
+    with MatrixWriter(f"ark,scp:{data}/feats.ark,{data}/feats.scp") as writer:
+        for i in range(24):
+            writer.write(f"s{i % 3}-u{i:02d}", rng.normal(size=(150 + 5 * i, 13)).astype(np.float32))
+    utts = sorted(line.split()[0] for line in open(data / "feats.scp"))
+    (data / "utt2spk").write_text("".join(f"{u} {u[:2]}\n" for u in utts))
+    (data / "text").write_text("".join(f"{u} {' '.join(rng.choice(list(WORDS), size=4))}\n" for u in utts))
+    (room / "lm_text").write_text("\n".join(" ".join(rng.choice(list(WORDS), size=5)) for _ in range(60)) + "\n")
+    (room / "path.sh").write_text(f"export KALDI_ROOT={KALDI} PATH={bash(room, 'echo $PATH').strip()} LC_ALL=C\n")
+    for name in ("steps", "utils"):
+        (room / name).symlink_to(f"{KALDI}/egs/wsj/s5/{name}")
+    bash(room, """
+        sort -o data/train/feats.scp data/train/feats.scp
+        utils/utt2spk_to_spk2utt.pl data/train/utt2spk >data/train/spk2utt
+        utils/prepare_lang.sh data/dict '<unk>' data/local data/lang
+        essence train-lm --order 2 --words data/lang/words.txt --test lm_text lm_text lm.arpa.gz
+        gunzip -c lm.arpa.gz | arpa2fst --disambig-symbol='#0' --read-symbol-table=data/lang/words.txt - data/lang/G.fst
+        compute-cmvn-stats --spk2utt=ark:data/train/spk2utt scp:data/train/feats.scp ark,scp:cmvn.ark,data/train/cmvn.scp
+        mkdir -p exp/ali exp/mono
+        gmm-init-mono --shared-phones=data/lang/phones/sets.int --train-feats=scp:data/train/feats.scp data/lang/topo 13 \\
+          exp/mono/final.mdl exp/mono/tree
+        cp exp/mono/* data/lang/phones.txt exp/ali; cp data/lang/phones.txt exp/mono; echo 1 >exp/ali/num_jobs
+        utils/mkgraph.sh data/lang exp/mono exp/graph
+        utils/sym2int.pl --map-oov 1 -f 2- data/lang/words.txt data/train/text |
+          compile-train-graphs --read-disambig-syms=data/lang/phones/disambig.int exp/ali/tree exp/ali/final.mdl \\
+            data/lang/L.fst ark:- ark:- | align-equal-compiled ark:- scp:data/train/feats.scp ark:- | gzip -c >exp/ali/ali.1.gz
+        show-transitions data/lang/phones.txt exp/ali/final.mdl >transitions.txt
+        essence import-ali --transitions transitions.txt data/train \\
+          'ark:gunzip -c exp/ali/ali.*.gz | ali-to-pdf exp/ali/final.mdl ark:- ark:- |' exp/our_ali
+        essence import-graph --ali-dir exp/our_ali exp/graph/HCLG.fst exp/mono/final.mdl exp/graph/words.txt graph
+        cp exp/mono/final.mdl exp/graph/HCLG.fst graph; cp -r exp/graph/phones graph""", ESSENCE_PYTHON=os.sys.executable)
+    return room
+
+
+def test_an_imported_alignment_is_kaldis(kaldi):
+    told = dict(line.split(maxsplit=1) for line in bash(kaldi, "gunzip -c exp/ali/ali.1.gz | ali-to-pdf exp/ali/final.mdl "
+                                                        "ark:- ark,t:- 2>/dev/null").splitlines())
+    ours = dict(line.split(maxsplit=1) for line in bash(kaldi, "copy-int-vector scp:exp/our_ali/ali.scp ark,t:-").splitlines())
+    assert ours == told and len(ours) == 24
+    pdfs = int(bash(kaldi, "am-info exp/mono/final.mdl 2>/dev/null").split("pdfs")[1].split()[0])
+    assert (kaldi / "exp" / "our_ali" / "num_pdfs").read_text().strip() == str(pdfs)
+
+
+@pytest.mark.parametrize("shift", [10, 30])
+def test_kaldis_decoder_and_ours_find_the_same_words(kaldi, tmp_path, shift):
+    pdfs = int((kaldi / "exp" / "our_ali" / "num_pdfs").read_text())
+    rng = np.random.default_rng(shift)
+    with MatrixWriter(f"ark:{tmp_path}/scores.ark") as writer:
+        for utt, ali in list(read_int_vectors(f"scp:{kaldi}/exp/our_ali/ali.scp"))[:6]:
+            ali = ali[::shift // 10]
+            scores = rng.normal(size=(len(ali), pdfs))
+            scores[np.arange(len(ali)), ali] += 4
+            writer.write(utt, (scores * shift / 10).astype(np.float32))
+    shutil.copy(kaldi / "data" / "train" / "text", tmp_path / "all")
+    (tmp_path / "text").write_text("".join(sorted((tmp_path / "all").read_text().splitlines(keepends=True))[:6]))
+    (tmp_path / "conf.yaml").write_text(f"acoustic_scale: 0.4\nbeam: 14.0\noutput_beam: 4.0\nframe_shift_ms: {shift}.0\n"
+                                        "sweep_scales: [0.3, 0.4]\nsweep_penalties: [0.0, 1.0]\nsweep_output_beam: 4.0\n")
+    env = {"ESSENCE_PYTHON": os.sys.executable}
+    bash(kaldi, f"""
+        essence decode --decoder kaldi --config {tmp_path}/conf.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/ours
+        essence decode-kaldi --config {tmp_path}/conf.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/kaldis
+        essence decode --decoder kaldi --config {tmp_path}/conf.yaml --sweep {tmp_path}/text graph ark:{tmp_path}/scores.ark \\
+          {tmp_path}/our_sweep
+        essence decode-kaldi --config {tmp_path}/conf.yaml --sweep {tmp_path}/text graph ark:{tmp_path}/scores.ark \\
+          {tmp_path}/kaldi_sweep""", **env)
+    hyps = [(tmp_path / name / "hyp.txt").read_text() for name in ("ours", "kaldis")]
+    assert hyps[0] == hyps[1] and len(hyps[0].split()) > 6
+    ctm = [[line.split()[:5] for line in (tmp_path / name / "hyp.ctm").read_text().splitlines()] for name in ("ours", "kaldis")]
+    assert [(c[0], c[4]) for c in ctm[0]] == [(c[0], c[4]) for c in ctm[1]]
+    off = [abs(float(a[2]) - float(b[2])) for a, b in zip(*ctm)]
+    assert np.median(off) < 0.02 and json.loads((tmp_path / "kaldis" / "decode.json").read_text())["no_path"] == 0
+    tables = [{(p["acoustic_scale"], p["word_insertion_penalty"]): p["errors"] for p in json.loads(
+        (tmp_path / name / "sweep.json").read_text())["points"]} for name in ("our_sweep", "kaldi_sweep")]
+    assert set(tables[0]) <= set(tables[1]) and all(abs(n - tables[1][point]) <= 1 for point, n in tables[0].items())
+
+
+def test_a_failing_program_names_its_log(kaldi, tmp_path, shell):
+    with MatrixWriter(f"ark:{tmp_path}/scores.ark") as writer:
+        writer.write("u", np.zeros((5, 3), np.float32))
+    done = shell("local/bin/essence", "decode-kaldi", kaldi / "graph", f"ark:{tmp_path}/scores.ark", tmp_path / "out",
+                 env={"PATH": bash(kaldi, "echo $PATH").strip()})
+    assert done.returncode == 1 and "3 columns" in done.stderr and "Traceback" not in done.stderr
+    broken = tmp_path / "graph"
+    shutil.copytree(kaldi / "graph", broken)
+    (broken / "final.mdl").write_bytes(b"nothing")
+    pdfs = int((kaldi / "exp" / "our_ali" / "num_pdfs").read_text())
+    with MatrixWriter(f"ark:{tmp_path}/scores.ark") as writer:
+        writer.write("u", np.zeros((5, pdfs), np.float32))
+    done = shell("local/bin/essence", "decode-kaldi", broken, f"ark:{tmp_path}/scores.ark", tmp_path / "out",
+                 env={"PATH": bash(kaldi, "echo $PATH").strip()})
+    assert done.returncode == 1 and "out/log/" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
+    pdfs = int((kaldi / "exp" / "our_ali" / "num_pdfs").read_text())
+    rng = np.random.default_rng(0)
+    with MatrixWriter(f"ark,scp:{kaldi}/teacher.ark,{kaldi}/teacher.scp") as writer:
+        for utt, feats in read_matrices(f"scp:{kaldi}/data/train/feats.scp"):
+            probs = rng.dirichlet(np.full(pdfs, 0.1), size=len(feats))
+            writer.write(utt, probs.astype(np.float32))
+    plugin = ROOT / "recipes" / "plugin"
+    student = kaldi / "exp" / "student"
+    (student / "configs").mkdir(parents=True)
+    (student / "configs" / "network.xconfig").write_text(
+        "input dim=13 name=input\nrelu-batchnorm-layer name=tdnn1 dim=24 input=Append(-1,0,1)\n"
+        f"output-layer name=output input=tdnn1 dim={pdfs} max-change=1.5\n")
+    env = {"ESSENCE_PYTHON": os.sys.executable}
+    train = f"""{plugin}/train_nnet3_student.sh --nj 2 --soft-weight 0.5 --num-utts-subset 4 --frames-per-eg 4 --samples-per-iter 1000 data/train exp/ali \\
+        exp/essence exp/student -- --use-gpu no --trainer.num-epochs 1 --trainer.optimization.num-jobs-initial 1 \\
+        --trainer.optimization.num-jobs-final 1 --trainer.optimization.minibatch-size 64"""
+    out = bash(kaldi, f"""
+        {plugin}/essence_targets.sh --nj 2 --top-k 5 data/train exp/ali teacher.scp exp/essence
+        steps/nnet3/xconfig_to_configs.py --xconfig-file exp/student/configs/network.xconfig --config-dir exp/student/configs
+        {train}""", **env)
+    assert "the student is in exp/student" in out and (student / "final.mdl").exists()
+    frames = sum(len(m) for _, m in read_matrices(f"scp:{kaldi}/data/train/feats.scp"))
+    egs = student / "egs"
+    assert int((egs / "info" / "num_frames").read_text()) == frames and not (egs / "jobs").exists()
+    # the examples: half the weight on the aligned class, half on the five of the teacher (one may be both)
+    text = bash(kaldi, "nnet3-copy-egs ark:exp/student/egs/egs.1.ark ark,t:- 2>/dev/null")
+    rows = [[float(w) for w in row.split()[1::2]] for row in re.findall(r"dim=\d+ \[ ([^\]]*)\]", text.replace("\n", " "))]
+    rows = [row for row in rows if row]
+    # nnet3-get-egs weighs rows down that two chunks share
+    assert len(rows) > 300 and all(sum(row) < 1.001 and max(row) >= 0.499 * sum(row) for row in rows)
+    assert sum(abs(sum(row) - 1) < 1e-3 for row in rows) > 0.7 * len(rows)
+    assert {len(row) for row in rows} <= {5, 6}
+    assert "up to date" in bash(kaldi, train, **env)  # the egs; the trainer goes over its stages again
+    # the student as a teacher of the next targets, and decoded by Kaldi's own script
+    bash(kaldi, f"""
+        {plugin}/essence_targets.sh --nj 2 --top-k 5 data/train exp/ali exp/student exp/essence2
+        steps/nnet3/decode.sh --nj 2 --skip-scoring true --skip-diagnostics true exp/graph data/train exp/student/decode
+        test -s exp/student/decode/lat.1.gz""", **env)
+    fields = json.loads((kaldi / "exp" / "essence2" / "essence.json").read_text())
+    assert fields["num_utts"] == 24 and fields["num_frames"] == frames and 0 < fields["mean_mass"] <= 1
+    # a teacher of another tree is refused before any work
+    shutil.copytree(student, kaldi / "exp" / "other", ignore=shutil.ignore_patterns("egs"))
+    (kaldi / "exp" / "other" / "tree").write_bytes(b"another")
+    done = subprocess.run([plugin / "essence_targets.sh", "data/train", "exp/ali", "exp/other", "exp/essence3"], cwd=kaldi,
+                          capture_output=True, text=True, env={**os.environ, **env})
+    assert done.returncode == 1 and "exp/other/tree is not exp/ali/tree" in done.stderr
+
+
+def test_the_swbd_recipe_prepares_made_up_corpora(tmp_path, shell):
+    patch = Path(KALDI) / "egs" / "swbd" / "s5c" / "local" / "dict.patch"
+    env = make_corpora(tmp_path / "ldc", patch, conversations=6)
+    done = shell("recipes/swbd/check.sh", "--size", "made_up", env=env)
+    if "missing: sph2pipe" in done.stderr or "'python' on PATH" in done.stderr:
+        pytest.skip(f"the preparation of swbd is not tested: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    data = tmp_path / "data"
+    done = shell("recipes/swbd/prepare_data.sh", "--size", "made_up", data, env=env, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    count = {name: len((data / name / "text").read_text().splitlines()) for name in ("train", "dev", "eval_swbd", "eval_che")}
+    assert count == {"train": 64, "dev": 8, "eval_swbd": 40, "eval_che": 40}
+    for name in count:
+        text = (data / name / "text").read_text()
+        assert text == text.lower().replace("_b-", "_B-") or "(" not in text
+    words = {w for line in (data / "eval_che" / "text").read_text().splitlines() for w in line.split()[1:]}
+    assert words <= set(WORDS) | {"i."}
+    assert all(line.startswith((";;", "en_")) for line in (data / "eval_che" / "stm").read_text().splitlines())
+    assert (data / "eval_swbd" / "glm").exists() and (data / "lm_text").stat().st_size > 0
+    lexicon = dict(line.split(maxsplit=1) for line in (data / "dict" / "lexicon.txt").read_text().splitlines())
+    assert {"<unk>", "[laughter]", "music"} <= set(lexicon)
+    done = shell("local/bin/essence", "validate-data", "--run-pipes", "true", data / "eval_swbd", data / "train")
+    assert done.returncode == 0, done.stderr

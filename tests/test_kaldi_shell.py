@@ -1,0 +1,108 @@
+"""The engine kaldi without a Kaldi: usage, options, and what is named when something of Kaldi's is missing."""
+from __future__ import annotations
+
+import os
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = sorted(p for p in (ROOT / "local" / "kaldi").glob("*.sh") if os.access(p, os.X_OK))
+TAKES_ALL = ("check.sh", "make_feats.sh")  # paths, sets
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_every_script_has_help_and_refuses_nonsense(shell, path):
+    relative = path.relative_to(ROOT)
+    done = shell("bash", relative, "--help")
+    assert done.returncode == 0 and f"Usage: {relative}" in done.stdout
+    done = shell("bash", relative, "--no-such-option", "1")
+    assert done.returncode == 2 and "invalid option --no-such-option" in done.stderr
+    if path.name != "check.sh":
+        assert shell("bash", relative).returncode == 2
+    if path.name not in TAKES_ALL:
+        assert shell("bash", relative, *["surplus"] * 10).returncode == 2
+
+
+@pytest.mark.parametrize("path", [p for p in SCRIPTS if p.name not in ("check.sh",)], ids=lambda p: p.name)
+def test_a_missing_input_names_the_stage(shell, tmp_path, path):
+    args = [tmp_path / "data", tmp_path / "exp", "train"]
+    if path.name in ("prepare_lang.sh", "make_graph.sh", "decode_gmm.sh"):
+        args.pop()
+    if path.name == "align.sh":
+        args.append(tmp_path / "out")
+    done = shell("bash", path.relative_to(ROOT), *args)
+    assert done.returncode == 1 and "makes it (./run.sh --stage" in done.stderr and not (tmp_path / "exp").exists()
+
+
+@pytest.fixture
+def kaldi_root(tmp_path):
+    """The scripts of a Kaldi, none of its programs."""
+    root = tmp_path / "kaldi"
+    for name in ("steps", "utils"):
+        (root / "egs" / "wsj" / "s5" / name).mkdir(parents=True)
+    return root
+
+
+def without_kaldi(tmp_path):
+    """A PATH with what every system has, and nothing of Kaldi's or OpenFst's."""
+    programs = tmp_path / "programs"
+    programs.mkdir(exist_ok=True)
+    for name in ("bash", "sh", "env", "dirname", "cat", "sed", "awk", "grep", "perl", "gzip", "sox", "mkdir", "rm", "nproc", "python3"):
+        for folder in ("/usr/bin", "/bin"):
+            if os.path.exists(f"{folder}/{name}") and not (programs / name).exists():
+                (programs / name).symlink_to(f"{folder}/{name}")
+    return programs
+
+
+def test_kaldi_root_unset_or_wrong(shell, tmp_path):
+    for root, message in (("", "KALDI_ROOT is not set"), (str(tmp_path), "there is no egs/wsj/s5/steps")):
+        done = shell("./run.sh", "--engine", "kaldi", "--work-dir", tmp_path / "work", env={"KALDI_ROOT": root})
+        assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
+        assert not (tmp_path / "work").exists(), "the check comes before any work"
+
+
+def test_half_compiled_names_the_first_missing_program(shell, tmp_path, kaldi_root):
+    programs = without_kaldi(tmp_path)
+    env = {"KALDI_ROOT": str(kaldi_root), "PATH": str(programs)}
+
+    def compiled(*names):
+        for name in names:
+            (programs / name).write_text("#!/bin/sh\n")
+            (programs / name).chmod(0o755)
+
+    done = shell("/bin/bash", "local/kaldi/check.sh", env=env)
+    assert done.returncode == 1 and "OpenFst's 'fstcompile'" in done.stderr
+    compiled("fstcompile", "fstarcsort", "fstconvert", "fstdraw", "copy-int-vector", "copy-matrix", "copy-post", "ali-to-pdf",
+             "ali-to-post", "ali-to-phones", "show-transitions")
+    for name in ("sox", "perl"):
+        if not (programs / name).exists():
+            compiled(name)
+    done = shell("/bin/bash", "local/kaldi/check.sh", env=env)
+    assert done.returncode == 1 and "'compute-mfcc-feats' is not in" in done.stderr and "src/featbin" in done.stderr
+    assert shell("/bin/bash", "local/kaldi/check.sh", "--gmm", "false", env=env).returncode == 0
+    done = shell("/bin/bash", "local/kaldi/check.sh", "--gmm", "false", "--lattices", "true", env=env)
+    assert done.returncode == 1 and "'lattice-best-path'" in done.stderr
+    done = shell("/bin/bash", "local/kaldi/check.sh", "--gmm", "false", "--nnet3", "true", env=env)
+    assert done.returncode == 1 and "'copy-feats'" in done.stderr
+
+
+def test_white_space_is_refused_by_name(shell, tmp_path, kaldi_root):
+    done = shell("local/kaldi/check.sh", tmp_path / "a b", env={"KALDI_ROOT": str(kaldi_root)})
+    assert done.returncode == 1 and "a b' has a blank in it" in done.stderr
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--decoder", "kaldi-lattice"], "needs --engine kaldi"),
+    (["--engine", "kaldi", "--decoder", "nope"], "unknown decoder 'nope'"),
+])
+def test_run_sh_refuses_what_does_not_go_together(shell, tmp_path, args, message):
+    done = shell("./run.sh", "--work-dir", tmp_path, *args)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_decode_kaldi_names_what_a_graph_lacks(shell, tmp_path):
+    (tmp_path / "graph.npz").write_text("")
+    done = shell("local/bin/essence", "decode-kaldi", tmp_path, "ark:scores.ark", tmp_path / "out")
+    assert done.returncode == 1 and "HCLG.fst: missing" in done.stderr and "Traceback" not in done.stderr
+    done = shell("local/bin/essence", "decode-kaldi", tmp_path)
+    assert done.returncode == 1 and "--jobs-file" in done.stderr
