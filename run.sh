@@ -122,7 +122,8 @@ flock -n 9 || fail "another run is at work in '$exp', or its jobs have outlived 
   find /proc/[0-9]*/fd -lname "$exp/.lock" 2>/dev/null | cut -d/ -f3 | sort -un | tr '\n' ' ')"
 
 k2=true
-if [ "$stage" -gt 9 ] || [ "$stop_stage" -lt 9 ] || [ "${decoder%-lattice}" = kaldi ]; then k2=false; fi
+if [ "$stage" -gt 9 ] && [ "$ablation" = false ]; then k2=false; fi
+if [ "$stop_stage" -lt 9 ] || [ "${decoder%-lattice}" = kaldi ]; then k2=false; fi
 local/setup_env.sh --work-dir "$work_dir" --k2 $k2
 . ./path.sh
 cmd=${cmd:-}

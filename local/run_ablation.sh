@@ -9,7 +9,7 @@ help_message="Usage: local/run_ablation.sh [options] DATA EXP
   --cmd COMMAND            how jobs run (default: local/jobs.sh)
   --student NAME           file of conf/models without .yaml (default: student_tdnn)
   --top-k N, --soft-weight A, --temperature T   what points start from (default: conf/essence.yaml)
-  --decoder k2|kaldi|auto  (default: auto)
+  --decoder k2|kaldi|auto|kaldi-lattice  (default: auto)
   --train-set NAME         (default: train)
   --dev-set NAME           (default: dev)
   --eval-sets 'A B'        (default: eval_swbd eval_che)

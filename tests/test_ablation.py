@@ -89,6 +89,7 @@ def write_system(path, rate, refs, rng, scale=0.5):
 def write_model(path, seed, soft=None):
     settings = load_settings(TrainSettings, MODEL, [f"seed={seed}"])
     train = {k: v for k, v in to_dict(settings).items() if k not in ("arch", "model", "frame_subsampling_factor")}
+    del train["checkpoint"]  # as an older version left it
     (path / "model.yaml").write_text(yaml.safe_dump(
         {"arch": settings.arch, "model": model_settings(settings.arch, settings.model, "x"), "train": train}))
     (path / "info.json").write_text(json.dumps({"seconds": 100.0, "fingerprint": {

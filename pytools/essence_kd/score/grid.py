@@ -129,6 +129,16 @@ def _wanted(model_yaml, point: Point, seed: int) -> Dict[str, Any]:
     return _comparable(settings.arch, model, to_dict(settings), bool(point.target))
 
 
+def _used(path: Path, soft: bool) -> Dict[str, Any]:
+    """The same, of what a model was trained with; settings that are newer than its model.yaml have their defaults."""
+    from essence_kd.am.models.registry import model_settings
+    from essence_kd.am.trainer import TrainSettings
+
+    written = read_yaml(path)
+    model = model_settings(written["arch"], written["model"], str(path))
+    return _comparable(written["arch"], model, to_dict(from_dict(TrainSettings, written["train"], str(path))), soft)
+
+
 def _comparable(arch: str, model: Dict[str, Any], train: Dict[str, Any], soft: bool) -> Dict[str, Any]:
     data = {k: v for k, v in train["data"].items() if k not in ("preload_mb", "workers")}
     return {"arch": arch, "model": model, "data": data, **{k: train[k] for k in ("augment", "optim", "seed")},
@@ -154,9 +164,7 @@ def find_trained(exp_dir: Path, model_yaml, point: Point, seed: int) -> Optional
     decodes = list(path.glob("decode_*/decode.json"))
     if not decodes or not all((path / f).is_file() for f in (".done", "model.yaml", "info.json")):
         return None
-    model = read_yaml(path / "model.yaml")
-    found = _comparable(model["arch"], model["model"], model["train"], bool(point.target))
-    if found != _wanted(model_yaml, point, seed):
+    if _used(path / "model.yaml", bool(point.target)) != _wanted(model_yaml, point, seed):
         return None
     best = read_json(scales).get("best", {}) if scales.is_file() else {}
     for decode in map(read_json, decodes):
