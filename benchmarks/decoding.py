@@ -3,10 +3,10 @@
 
     benchmarks/decoding.py --seconds 120 --beams 10,12 exp/mini data/mini       # after ./run.sh up to stage 9
 
-Prints a Markdown table: WER, CPU seconds of one core a second of audio beyond starting, and CPU seconds of starting. Each
-decoder is a process of its own on one thread; what it takes for the first utterance alone is subtracted, with that
-utterance's duration, and the rest of that is its start. Runs alternate between the decoders; the smallest of --repeats
-counts, since other work on the machine only adds.
+Prints a Markdown table: WER, utterances with the very words of kaldi-decoder, CPU seconds of one core a second of audio beyond
+starting, CPU seconds of starting. Each decoder is a process of its own on one thread; what it takes for the first utterance
+alone is subtracted, with that utterance's duration, and the rest of that is its start. Runs alternate between the decoders;
+the smallest of --repeats counts, since other work on the machine only adds.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from essence_kd.hmm.fst import make_fst, write_fst  # noqa: E402
 from essence_kd.hmm.graph import load_graph  # noqa: E402
 from essence_kd.io.errors import UserError  # noqa: E402
 from essence_kd.io.tables import MatrixWriter, read_matrices  # noqa: E402
-from essence_kd.score.wer import Counts, read_text, score  # noqa: E402
+from essence_kd.score.wer import read_text, score  # noqa: E402
 
 ESSENCE = [sys.executable, "-m", "essence_kd"]
 LATTICE_BEAM, MAX_ACTIVE, MIN_ACTIVE = 5, 7000, 30
@@ -51,18 +51,19 @@ def cpu_seconds(command: list) -> float:
 class Bench:
     """The decoders' common inputs in a scratch folder, and how each of them is called."""
 
-    def __init__(self, exp: Path, data: Path, system: str, test_set: str, seconds: float, scale, here: Path):
+    def __init__(self, exp: Path, data: Path, args, here: Path):
         self.graph_dir, self.here = exp / "graph", here
         self.graph = load_graph(self.graph_dir / "graph.npz")
+        system, test_set, seconds, scale = args.system, args.set, args.seconds, args.acoustic_scale
         if scale is None:
             chosen = exp / "gmm" / "sweep" / "sweep.json" if system == "gmm" else exp / "scales.json"
             scale = json.loads(chosen.read_text())["best"]["acoustic_scale"]
         self.scale = scale
-        whole = f"ark:{here}/whole.ark"
-        if system == "gmm":
+        whole = args.scores or f"ark:{here}/whole.ark"
+        if system == "gmm" and not args.scores:
             cpu_seconds([*ESSENCE, "gmm-scores", "--frame-subsampling-factor",
                          self.graph.meta["frame_subsampling_factor"], data / test_set, exp / "gmm", whole])
-        else:
+        elif not args.scores:
             cpu_seconds([*ESSENCE, "forward", exp / system, data / f"{test_set}_hires", whole])
         shift = self.graph.frame_shift_ms / 1000
         self.audio, kept = {"one": 0.0, "all": 0.0}, []
@@ -80,6 +81,7 @@ class Bench:
             raise UserError(f"{data / test_set}: has one utterance in its first {seconds:g} seconds; give more --seconds")
         text = read_text(data / test_set / "text")
         self.reference = {utt: text[utt] for utt in kept}
+        self.backends = ([] if args.without_k2 else [("k2", "k2")]) + [("kaldi-decoder", "kaldi")]
         self.kaldi = None
         program = Path(os.environ["KALDI_ROOT"] or "/nowhere") / "src" / "bin" / "latgen-faster-mapped"
         if program.exists():
@@ -98,7 +100,7 @@ class Bench:
         options = [f"--{name}={value}" for name, value in shared.items()]
         commands = {name: [*ESSENCE, "decode", "--decoder", backend, *options, f"--output-beam={LATTICE_BEAM}",
                            "--frame-shift-ms", self.graph.frame_shift_ms, self.graph_dir, scores, out / name]
-                    for name, backend in (("k2", "k2"), ("kaldi-decoder", "kaldi"))}
+                    for name, backend in self.backends}
         if self.kaldi:
             for name, determinize in (("latgen-faster-mapped", "true"), ("the same, lattices as they are", "false")):
                 (out / name).mkdir(parents=True, exist_ok=True)
@@ -107,14 +109,14 @@ class Bench:
                                   self.here / "graph.fst", scores, "ark:/dev/null", f"ark,t:{out / name}/ids.txt"]
         return commands
 
-    def words(self, out: Path, name: str) -> Counts:
-        """Errors of a decoder's words; latgen-faster-mapped writes word-ids."""
+    def words(self, out: Path, name: str) -> dict:
+        """A decoder's words by utterance; latgen-faster-mapped writes word-ids, and nothing where it found no path."""
         if (out / name / "ids.txt").exists():
             ids = read_text(out / name / "ids.txt")
-            hyp = {utt: [str(self.graph.words[int(i)]) for i in line] for utt, line in ids.items()}
+            found = {utt: [str(self.graph.words[int(i)]) for i in line] for utt, line in ids.items()}
         else:
-            hyp = read_text(out / name / "hyp.txt")
-        return score(self.reference, hyp).total
+            found = read_text(out / name / "hyp.txt")
+        return {utt: list(found.get(utt, [])) for utt in self.reference}
 
     def active_states(self, beam: float, out: Path) -> float:
         """Graph states a row in k2's search that lead to the utterance's end: its lattice when nothing is pruned from it."""
@@ -132,16 +134,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120.0, help="of audio, from the set's beginning (%(default)s)")
     parser.add_argument("--beams", default="10,12", help="(%(default)s)")
     parser.add_argument("--acoustic-scale", type=float, help="default: what stage 9 chose")
+    parser.add_argument("--scores", metavar="RSPECIFIER", help="these, not those of --system")
+    parser.add_argument("--without-k2", action="store_true")
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="essence-bench-") as scratch:
-        bench = Bench(args.exp, args.data, args.system, args.set, args.seconds, args.acoustic_scale, Path(scratch))
+        bench = Bench(args.exp, args.data, args, Path(scratch))
         graph = bench.graph
-        print(f"{bench.graph_dir}: {graph.num_states} states, {graph.num_arcs} arcs; {args.system} on {bench.audio['all']:.0f} s of "
-              f"{args.set}, acoustic scale {bench.scale}, max-active {MAX_ACTIVE}, lattice beam {LATTICE_BEAM}\n")
-        print("| beam | decoder | WER | CPU s a second | of latgen-faster-mapped | start, CPU s | active states a row |")
-        print("|---|---|---|---|---|---|---|", flush=True)
+        print(f"{bench.graph_dir}: {graph.num_states} states, {graph.num_arcs} arcs; {args.scores or args.system} on "
+              f"{bench.audio['all']:.0f} s of {args.set}, acoustic scale {bench.scale}, max-active {MAX_ACTIVE}, lattice beam {LATTICE_BEAM}\n")
+        print("| beam | decoder | WER | same words | CPU s a second | of latgen-faster-mapped | start, CPU s | "
+              "active states a row |\n|---|---|---|---|---|---|---|---|", flush=True)
         for beam in [float(b) for b in args.beams.split(",")]:
             out = Path(scratch) / f"beam{beam:g}"
             least: dict = {}
@@ -153,11 +157,13 @@ def main() -> int:
             names = list(bench.commands(beam, "all", out))
             length = bench.audio["all"] - bench.audio["one"]
             rtf = {name: (least[name, "all"] - least[name, "one"]) / length for name in names}
-            counts = {name: bench.words(out, name) for name in names}
-            active = {"k2": f"{bench.active_states(beam, out):.0f}"}
+            hyps = {name: bench.words(out, name) for name in names}
+            active = {} if args.without_k2 else {"k2": f"{bench.active_states(beam, out):.0f}"}
             for name in names:
                 ratio = f"{rtf[name] / rtf['latgen-faster-mapped']:.2f}" if bench.kaldi else ""
-                print(f"| {beam:g} | {name} | {counts[name].wer:.2f} % | {rtf[name]:.4f} | {ratio} | "
+                same = sum(hyps[name][utt] == words for utt, words in hyps["kaldi-decoder"].items())
+                print(f"| {beam:g} | {name} | {score(bench.reference, hyps[name]).total.wer:.2f} % | "
+                      f"{same} of {len(bench.reference)} | {rtf[name]:.4f} | {ratio} | "
                       f"{least[name, 'one'] - bench.audio['one'] * rtf[name]:.2f} | {active.get(name, '')} |", flush=True)
     cores = os.cpu_count()
     print(f"\n{time.strftime('%Y-%m-%d')}, {cores} cores, load average {load:.1f} before and {os.getloadavg()[0]:.1f} after")

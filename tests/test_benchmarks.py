@@ -1,0 +1,55 @@
+"""The scripts of benchmarks/ run on small things and print their tables; the figures themselves are not tested."""
+import os
+import subprocess
+import sys
+
+import graph_building
+from conftest import ROOT
+from test_decode import corpus  # noqa: F401
+
+from essence_kd.hmm.graph import load_graph
+
+
+def bench(name, *arguments, kaldi_root=None):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if kaldi_root is not None:
+        environment["KALDI_ROOT"] = kaldi_root
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / name, *map(str, arguments)], env=environment,
+                          capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def rows(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_decoders(corpus, tmp_path):  # noqa: F811
+    """Rows of all decoders that are there but k2, with the words of kaldi-decoder."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "text").write_text((corpus.folder / "text").read_text())
+    done = bench("decoding.py", "--without-k2", "--scores", f"scp:{corpus.folder}/scores.scp", "--set", "set", "--beams",
+                 "30", "--acoustic-scale", 1, "--repeats", 1, corpus.folder, tmp_path)
+    assert done.returncode == 0, done.stderr
+    header, *table = rows(done.stdout)
+    assert header[:4] == ["beam", "decoder", "WER", "same words"] and "load average" in done.stdout
+    compiled = os.path.exists(os.path.join(os.environ.get("KALDI_ROOT") or "/nowhere", "src/bin/latgen-faster-mapped"))
+    assert len(table) == (3 if compiled else 1) and {row[3] for row in table} == {"40 of 40"}
+    assert len({row[2] for row in table}) == 1 and float(table[0][2].split()[0]) < 20
+    missing = bench("decoding.py", tmp_path / "none", tmp_path)
+    assert missing.returncode == 1 and "graph.npz: there is no such file" in missing.stderr
+
+
+def test_graph_building(tmp_path):
+    done = bench("graph_building.py", "--words", 60, "--sentences", 100, "--work-dir", tmp_path, kaldi_root="")
+    assert done.returncode == 0, done.stderr
+    assert [row[0].split(",")[0] for row in rows(done.stdout)[1:]] == [
+        "essence make-lang", "essence train-lm", "essence make-grammar", *["essence make-graph"] * 2]
+    assert "mkgraph.sh was not run: KALDI_ROOT is not set" in done.stdout
+    assert load_graph(tmp_path / "graph3" / "graph.npz").frame_shift_ms == 30
+    assert len((tmp_path / "text").read_text().splitlines()) == 100
+
+
+def test_what_mkgraph_lacks_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("KALDI_ROOT", str(tmp_path))
+    assert graph_building.missing_for_mkgraph() == f"{tmp_path}/src/fstbin/fsttablecompose is not there"
