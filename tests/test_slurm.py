@@ -288,17 +288,17 @@ def test_the_recipe_through_slurm(cluster, tmp_path):
 
     runner = run()
     try:  # the first teacher is requeued in the middle of its training, the second one cancelled
-        until(lambda: runner.poll() is not None or all(logged(f"teacher_{n}", "epoch 1/") for n in (1, 2)), 400)
+        until(lambda: runner.poll() is not None or all(logged(f"teacher_{n}", "epoch 1/") for n in (1, 2)), 1200)
         array = cluster.ask("squeue", "-h", "-o", "%F").split()[0]
         cluster.ask("scontrol", "requeue", f"{array}_1")
         cluster.ask("scancel", f"{array}_2")
-        out = runner.communicate(timeout=400)[0]
+        out = runner.communicate(timeout=1200)[0]
         assert runner.returncode == 1, out
         assert f"job {array}_2 was cancelled, see {exp}/log/train.2.log" in out and "1 of 4 jobs failed" in out
         assert "stage 5 (teachers and baseline) failed" in out and "teacher_1: " in out and "baseline: " in out
         assert logged("teacher_1", "going on after epoch")
         runner = run()
-        out = runner.communicate(timeout=400)[0]
+        out = runner.communicate(timeout=1200)[0]
     finally:
         runner.terminate()
     assert runner.returncode == 0, out
