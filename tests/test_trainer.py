@@ -124,7 +124,7 @@ def killed(call, at, where="step"):
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("arch", [["model.hidden=24", "model.dropout=0.2"],
+@pytest.mark.parametrize("arch", [["model.hidden=24", "model.dropout=0.2"], ["model.hidden=24", "optim.optimiser=sgd"],
                                   ["arch=tdnn_lstm", "model.hidden=12", "model.cells=10", "model.frame_dropout=0.2"]])
 def test_killed_at_any_step_it_ends_in_the_same_bytes(corpus, tmp_path, arch):
     run = load_settings(TrainSettings, None, [*SMALL[1:], *arch, "checkpoint.every_steps=3", "optim.epochs=2"])
@@ -324,6 +324,22 @@ def test_a_failed_write_leaves_the_old_checkpoint(corpus, tmp_path, monkeypatch)
     train(settings(), corpus.data, corpus.ali, model)
 
 
+def test_a_full_disk_stops_the_training_and_room_lets_it_go_on(corpus, tmp_path):
+    model = tmp_path / "m"
+    model.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(model)], capture_output=True).returncode:
+        pytest.skip("A SMALL DISK could not be mounted (that takes root): a full disk is not tested")
+    try:
+        refused(lambda: train(settings(), corpus.data, corpus.ali, model), model / "checkpoint.pt", "No space left")
+        assert [p.name for p in model.iterdir()] == ["train.log"]
+        subprocess.run(["mount", "-o", "remount,size=4m", str(model)], check=True)
+        train(settings(), corpus.data, corpus.ali, model)
+        train(settings(), corpus.data, corpus.ali, tmp_path / "n")
+        assert same(state(model), state(tmp_path / "n"))
+    finally:
+        subprocess.run(["umount", "--lazy", str(model)], check=True)  # the failed training's log may still be open
+
+
 def test_hard_soft_and_total_loss_apart(corpus, tmp_path):
     train(settings("optim.epochs=1", "distill.soft_weight=0.25"), corpus.data, corpus.ali, tmp_path / "m",
           soft=f"scp:{corpus.post(4)}")
@@ -383,6 +399,12 @@ def test_dev_data_of_its_own(corpus, tmp_path):
     assert info["dev_loss"] is None and info["utterances"] == 30
 
 
+def test_sgd_learns_too(corpus, tmp_path):
+    train(settings("optim.optimiser=sgd", "optim.lr=0.2", "optim.epochs=12"), corpus.data, corpus.ali, tmp_path / "m")
+    losses = [line["dev_loss"] for line in progress(tmp_path / "m")]
+    assert losses[-1] < 0.8 * losses[0]
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(corpus, tmp_path):
     run = settings("optim.lr=1e30", "optim.warmup=0", "data.heldout=0", "data.batch_frames=100")
     with pytest.raises(UserError, match="not finite.*epoch 1, batch|epoch 1, batch.*not finite") as error:
@@ -396,6 +418,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(corpus, tmp_path):
     ("seed=-1", ["seed", "at least 0"]), ("augment.time_width=-3", ["augment.time_width"]),
     ("data.left_context=-1", ["data.left_context"]), ("data.workers=-1", ["data.workers"]),
     ("optim.lr=0", ["optim.lr", "above 0"]), ("optim.epochs=0", ["optim.epochs"]), ("threads=0", ["threads"]),
+    ("optim.optimiser=adam", ["optim.optimiser", "adamw or sgd"]),
     ("optim.schedule=step", ["schedule", "cosine"]), ("data.heldout=1", ["heldout"]),
     ("precision=float16", ["precision"]),
     ("distill.mass=all", ["mass", "renorm"]), ("distill.soft_weight=1.5", ["soft_weight"]),

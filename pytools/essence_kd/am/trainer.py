@@ -68,8 +68,9 @@ class AugmentSettings:
 
 @dataclass
 class OptimSettings:
-    """AdamW with linear warm-up and decay; the final model is the moving average of the parameters."""
+    """AdamW or SGD, with linear warm-up and decay; the final model is the moving average of the parameters."""
 
+    optimiser: str = "adamw"  # or sgd (Nesterov's momentum, 0.9), which wants a learning rate ten or more times as high
     epochs: int = 12
     lr: float = 0.002
     warmup: float = 0.05  # share of all steps
@@ -318,7 +319,10 @@ class _Training:
         self.parallel = self.processes.parallel(self.model)
         self.ema = copy.deepcopy(self.model).eval() if s.optim.ema_decay else None
         groups = parameter_groups(self.model, s.optim.weight_decay)
-        self.optimiser = torch.optim.AdamW(groups, lr=s.optim.lr, betas=(0.9, 0.98))
+        if s.optim.optimiser == "sgd":
+            self.optimiser = torch.optim.SGD(groups, lr=s.optim.lr, momentum=0.9, nesterov=True)
+        else:
+            self.optimiser = torch.optim.AdamW(groups, lr=s.optim.lr, betas=(0.9, 0.98))
         self.epoch, self.step, self.history = 0, 0, []
         self._begin_epoch()
         self._resume()
@@ -558,7 +562,12 @@ def _board(folder: Path, step: int):
 def _save(state: dict, path: Path) -> None:
     """Save atomically. Through a stream: given a name, torch would write that name into the file."""
     with atomic_write(path) as staged, open(staged, "wb") as stream:
-        torch.save(state, stream)
+        try:
+            torch.save(state, stream)
+        except RuntimeError as error:  # torch's zip writer complains again of what the stream has told it
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path) -> dict:
@@ -667,6 +676,7 @@ def _check_settings(s: TrainSettings) -> None:
            ("data.features", s.data.features in ("precomputed", "on-the-fly"), "precomputed or on-the-fly"),
            ("data.shards_at_once", s.data.shards_at_once >= 1, "at least 1"),
            ("precision", s.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
+           ("optim.optimiser", s.optim.optimiser in ("adamw", "sgd"), "adamw or sgd"),
            ("optim.epochs", s.optim.epochs >= 1, "at least 1"),
            ("optim.lr", s.optim.lr > 0, "above 0"),
            ("optim.warmup", 0 <= s.optim.warmup < 1, "from 0 to below 1"),
