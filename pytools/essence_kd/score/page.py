@@ -94,6 +94,7 @@ def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> tuple
              0: "The essence student and the baseline cannot be told apart"}[verdict(found)]
     lines = [f"Over {where} the word error rate goes from {wer_text(baseline)} % to {wer_text(student)} %: "
              f"{points(found['diff'])} points, 95 % interval {points(found['low'])} to {points(found['high'])}."]
+    lines += _seeds_line(analysis.exp.ablation, column)
     teacher = _find(comparisons, "student_essence", "ensemble", column)
     if teacher:
         rate = wer_text(analysis.counts("ensemble", column).wer)
@@ -108,6 +109,17 @@ def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> tuple
                       0: f"Pruning neither helped nor hurt measurably: with every soft label the same student gets "
                          f"{rate} %."}[verdict(full)])
     return title, lines
+
+
+def _seeds_line(found: dict[str, Any], column: str) -> list[str]:
+    """What other seeds of the same student and baseline say, where an ablation has trained them."""
+    for c in found.get("comparisons", ()):
+        settings = found["points"][c["a"]]["settings"]
+        same = not settings.get("teachers") and all(settings.get(k) == v for k, v in found["base"].items())
+        if same and (c["b"], c["set"]) == ("hard", column) and len(c["seeds"]) > 1:
+            return [f"Over {len(c['seeds'])} seeds it is {points(c['diff'])} points, {points(c['low'])} to "
+                    f"{points(c['high'])}."]
+    return []
 
 
 def _figures(analysis: Analysis) -> str:
