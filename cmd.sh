@@ -3,3 +3,5 @@
 # local/jobs.sh runs them on this machine, local/slurm.sh on a Slurm cluster (./run.sh --cmd "local/slurm.sh --partition
 # all"); Kaldi's queue.pl and slurm.pl will do, too. Work that a stage does without $cmd runs where ./run.sh runs.
 export cmd=${cmd:-$ESSENCE_ROOT/local/jobs.sh}
+# Training alone, where it is to have GPUs: cuda_cmd="local/slurm.sh --partition gpu --gpu 1" ./run.sh --cmd ...
+export cuda_cmd=${cuda_cmd:-$cmd}

@@ -179,14 +179,14 @@ stage_8() {
   local systems=("baseline:$student")
   if [ "$fuse" = false ]; then systems+=("student_full:$student:$exp/posteriors/full.scp"); fi
   systems+=("student_essence:$student:$essence/post.scp")
-  local/train_models.sh --cmd "$cmd" --nj "$nj" --seed "$seed" --soft-weight "$soft_weight" \
+  local/train_models.sh --cmd "$cuda_cmd" --nj "$nj" --seed "$seed" --soft-weight "$soft_weight" \
     --temperature "$temperature" "$data/${train_set}_sp_hires" "$exp/ali" "$exp" "${systems[@]}"
 }
 stage_5() {
   # The baseline needs no teacher: it fills the cores while the last teacher trains.
   local systems=() t n=0
   for t in $teachers; do n=$((n + 1)); systems+=("teacher_$n:$t"); done
-  local/train_models.sh --cmd "$cmd" --nj "$nj" --seed "$seed" \
+  local/train_models.sh --cmd "$cuda_cmd" --nj "$nj" --seed "$seed" \
     "$data/${train_set}_sp_hires" "$exp/ali" "$exp" "${systems[@]}" "baseline:$student"
 }
 # shellcheck disable=SC2086  # sets are words

@@ -4,6 +4,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from essence_kd.am.models.acoustic_model import look_ahead, mflop_per_frame, num_params  # noqa: E402
+from essence_kd.am.models import conformer  # noqa: E402
 from essence_kd.am.models.conformer import WindowAttention  # noqa: E402
 from essence_kd.am.models.layers import (FactoredTdnn, FrameDropout, MaskedBatchNorm, SharedDropout,  # noqa: E402
                                          length_mask, reverse_rows, splice)
@@ -121,7 +122,7 @@ def test_look_ahead_is_what_a_row_waits_for(arch, more, frames):
         assert not torch.allclose(model(feats, lens)[0, 10], model(later, lens)[0, 10])
 
 
-def test_attention_hears_its_window_and_no_padding():
+def test_attention_hears_its_window_and_no_padding(monkeypatch):
     torch.manual_seed(0)
     layer = WindowAttention(8, 2, left=2, right=1, dropout=0.0)
     layer.bias.data.normal_()
@@ -132,6 +133,11 @@ def test_attention_hears_its_window_and_no_padding():
     two = torch.randn(2, 9, 8)
     torch.testing.assert_close(layer(two, mask)[1, :5], layer(two[1:, :5], None)[0])
     assert torch.isfinite(layer(two, mask)).all()
+    longer = torch.randn(2, 40, 8)
+    mask = length_mask(torch.tensor([40, 23]), 40)
+    whole = layer(longer, mask)
+    monkeypatch.setattr(conformer, "BLOCK", 7)  # an utterance of many blocks
+    torch.testing.assert_close(layer(longer, mask), whole)
     # against the formula, written out
     qkv = layer.qkv(layer.norm(two[:1])).view(9, 3, 2, 4)
     expected = torch.zeros(9, 2, 4)

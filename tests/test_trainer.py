@@ -300,6 +300,22 @@ def test_a_checkpoint_of_another_training_is_refused(corpus, tmp_path, monkeypat
     refused(lambda: train(settings("seed=5"), corpus.data, corpus.ali, model), model / "info.json", "settings: seed")
 
 
+def test_two_trainings_in_one_place_are_refused(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "LOCK_PATIENCE", 0.1)
+    (tmp_path / "m").mkdir()
+    log = tmp_path / "m" / "train.log"
+    log.touch()
+    with subprocess.Popen(["flock", str(log), "sleep", "60"]) as other:
+        try:
+            while subprocess.run(["flock", "-n", str(log), "true"]).returncode == 0:
+                assert other.poll() is None
+            refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "m"), "another training is at work")
+        finally:
+            subprocess.run(["pkill", "-P", str(other.pid)])
+            other.kill()
+    train(settings("optim.epochs=1"), corpus.data, corpus.ali, tmp_path / "m")
+
+
 def test_a_truncated_checkpoint_is_refused(corpus, tmp_path, monkeypatch):
     model = interrupted(corpus, tmp_path / "m", monkeypatch)
     path = model / "checkpoint.pt"

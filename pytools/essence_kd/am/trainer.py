@@ -8,7 +8,9 @@ through. Processes that torchrun started share every batch; they get the loss cu
 """
 from __future__ import annotations
 
+import contextlib
 import copy
+import fcntl
 import hashlib
 import json
 import math
@@ -33,6 +35,9 @@ from essence_kd.distill.losses import multitask_loss, retemper
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write, check_match, read_sidecar, sha256_file, sidecar_path
 from essence_kd.io.settings import dump_settings, to_dict
+
+
+LOCK_PATIENCE = 20.0  # seconds in which the readers of a killed training are expected to end
 
 
 @dataclass
@@ -300,6 +305,34 @@ class _Training:
     # ---- the loop
 
     def run(self) -> dict:
+        with self._alone():
+            return self._run()
+
+    @contextlib.contextmanager
+    def _alone(self):
+        """Refuses a second training in this model directory, such as a cluster's job that has outlived its stage."""
+        if self.log_file is None:  # the first process holds the lock for all
+            yield
+            return
+        began = time.time()
+        while True:
+            try:
+                fcntl.flock(self.log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.time() - began > LOCK_PATIENCE:
+                    raise UserError(f"{self.dir}: another training is at work here; wait for it, or stop it") from None
+                time.sleep(0.2)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.log_file, fcntl.LOCK_UN)
+
+    def _run(self) -> dict:
         s = self.settings
         if (self.dir / "final.pt").is_file() and (self.dir / "info.json").is_file():
             info = json.loads((self.dir / "info.json").read_text(encoding="utf-8"))

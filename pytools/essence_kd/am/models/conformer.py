@@ -17,6 +17,9 @@ from essence_kd.am.models.layers import FrontEnd, SharedDropout, length_mask, ma
 from essence_kd.io.errors import UserError
 
 
+BLOCK = 256  # rows that attend at a time
+
+
 @dataclass
 class Settings:
     """Sizes of a Conformer. A row attends to ``left`` rows before it and ``right`` rows after it in each block."""
@@ -47,7 +50,10 @@ class FeedForward(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention with a learned bias a head and distance, (B, R, C) -> (B, R, C)."""
+    """Self-attention with a learned bias a head and distance, (B, R, C) -> (B, R, C).
+
+    Rows are taken in blocks, so that memory and time grow with the length of an utterance and not with its square.
+    """
 
     def __init__(self, dim: int, heads: int, left: int, right: int, dropout: float) -> None:
         super().__init__()
@@ -60,17 +66,28 @@ class WindowAttention(nn.Module):
         batch, rows, dim = x.shape
         qkv = self.qkv(self.norm(x)).view(batch, rows, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, R, dim / heads)
-        at = torch.arange(rows, device=x.device)
-        distance = at[None, :] - at[:, None] + self.left  # (R, R): which entry of the bias
-        outside = (distance < 0) | (distance > self.left + self.right)
-        bias = self.bias[:, distance.clamp(0, self.left + self.right)].masked_fill(outside, float("-inf"))
-        bias = bias.unsqueeze(0)  # (1, heads, R, R)
-        if mask is not None:
-            # padding is heard by nobody; that rows of padding hear themselves keeps their softmax finite
-            deaf = (mask[:, None, None, :, 0] == 0) & (at[:, None] != at[None, :])
-            bias = bias.masked_fill(deaf, float("-inf"))
-        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        parts = []
+        for begin in range(0, rows, BLOCK):
+            end = min(rows, begin + BLOCK)
+            heard = slice(max(0, begin - self.left), min(rows, end + self.right))
+            bias = self._bias(begin, end, heard, None if mask is None else mask[:, heard, 0], x.device)
+            parts.append(functional.scaled_dot_product_attention(q[:, :, begin:end], k[:, :, heard], v[:, :, heard],
+                                                                 attn_mask=bias.to(q.dtype)))
+        y = torch.cat(parts, dim=2)
         return self.dropout(self.out(y.permute(0, 2, 1, 3).reshape(batch, rows, dim)))
+
+    def _bias(self, begin: int, end: int, heard: slice, inside: Optional[torch.Tensor], device) -> torch.Tensor:
+        """What is added to the scores of rows [begin, end) for rows ``heard``; ``inside`` (B, heard): 0 is padding."""
+        rows = torch.arange(begin, end, device=device)[:, None]
+        others = torch.arange(heard.start, heard.stop, device=device)[None, :]
+        entry = others - rows + self.left
+        outside = (entry < 0) | (entry > self.left + self.right)
+        bias = self.bias[:, entry.clamp(0, self.left + self.right)].masked_fill(outside, float("-inf"))[None]
+        if inside is None:
+            return bias  # (1, heads, end - begin, heard)
+        # padding is heard by nobody; that rows of padding hear themselves keeps their softmax finite
+        deaf = (inside[:, None, None, :] == 0) & (rows != others)
+        return bias.masked_fill(deaf, float("-inf"))
 
 
 class ConvolutionModule(nn.Module):
