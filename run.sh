@@ -24,7 +24,8 @@ How it runs
                               --engine kaldi, kaldi-lattice (latgen-faster-mapped)
 What is trained
   --seed N                    of the models (default: 1)
-  --teachers 'A B ..'         files of conf/models without .yaml (default: the recipe's)
+  --teachers 'A B ..'         files of conf/models without .yaml (default: the recipe's); with --engine kaldi also nnet3/NAME
+                              for files of conf/nnet3, and nnet3 for all of them
   --student NAME              likewise
   --combine mean|logmean      how teachers are combined (default: mean)
   --top-k N, --temperature T, --soft-weight A   the distillation (default: conf/essence.yaml)
@@ -86,7 +87,15 @@ clips=0
 teachers=${asked_teachers:-$teachers} student=${asked_student:-$student}
 case " $engines " in *" $engine "*) ;; *) usage "corpus $corpus needs --engine $engines" ;; esac
 case " $sizes " in *" $size "*) ;; *) usage "corpus $corpus has no size '$size'; it has: $sizes" ;; esac
-for m in $teachers $student; do [ -f "conf/models/$m.yaml" ] || usage "no conf/models/$m.yaml for model '$m'"; done
+if [ "$teachers" = nnet3 ]; then teachers="nnet3/tdnn nnet3/tdnn_lstm nnet3/blstm"; fi
+for m in $teachers $student; do
+  case $m in
+    nnet3/*)
+      [ "$engine" = kaldi ] || usage "teacher $m needs --engine kaldi"
+      [ -f "conf/$m.xconfig" ] || usage "no conf/$m.xconfig for model '$m'" ;;
+    *) [ -f "conf/models/$m.yaml" ] || usage "no conf/models/$m.yaml for model '$m'" ;;
+  esac
+done
 
 existing() { local d=$1; while [ ! -d "$d" ]; do d=$(dirname "$d"); done; echo "$d"; }  # the folder to be, or the one it will be in
 lattices=false
@@ -94,7 +103,8 @@ if [ "$decoder" = kaldi-lattice ]; then lattices=true; fi
 if [ -x "recipes/$corpus/check.sh" ]; then
   "recipes/$corpus/check.sh" --size "$size" --fuse "$fuse" --forecast "$check" --work-dir "$(existing "$work_dir")" || exit 1
 fi
-if [ "$engine" = kaldi ]; then local/kaldi/check.sh --lattices $lattices "$work_dir" || exit 1; fi
+case $teachers in *nnet3/*) nnet3=true ;; *) nnet3=false ;; esac
+if [ "$engine" = kaldi ]; then local/kaldi/check.sh --lattices $lattices --nnet3 $nnet3 "$work_dir" || exit 1; fi
 if [ "$check" = true ]; then
   echo "$0: nothing that corpus $corpus and engine $engine need is missing"
   exit 0
@@ -184,8 +194,14 @@ stage_8() {
 }
 stage_5() {
   # The baseline needs no teacher: it fills the cores while the last teacher trains.
-  local systems=() t n=0
-  for t in $teachers; do n=$((n + 1)); systems+=("teacher_$n:$t"); done
+  local systems=() nnet3=() t n=0
+  for t in $teachers; do
+    n=$((n + 1))
+    case $t in nnet3/*) nnet3+=("teacher_$n:${t#*/}") ;; *) systems+=("teacher_$n:$t") ;; esac
+  done
+  if [ ${#nnet3[@]} -gt 0 ]; then
+    local/kaldi/train_nnet3.sh "${jobs[@]}" --seed "$seed" "$data" "$exp" "${train_set}_sp" "${nnet3[@]}" || return 1
+  fi
   local/train_models.sh --cmd "$cuda_cmd" --nj "$nj" --seed "$seed" \
     "$data/${train_set}_sp_hires" "$exp/ali" "$exp" "${systems[@]}" "baseline:$student"
 }

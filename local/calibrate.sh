@@ -39,7 +39,7 @@ for sys in "$@"; do
   models=()
   if [ "$sys" = ensemble ]; then for m in $teachers; do models+=("$exp/$m"); done; else models=("$exp/$sys"); fi
   [ ${#models[@]} -gt 0 ] || { echo "$0: the ensemble needs --teachers" >&2; exit 2; }
-  for m in "${models[@]}"; do need 5-8 "$m/final.pt" "$m/.done"; done
+  for m in "${models[@]}"; do need 5-8 "$m/model.yaml" "$m/.done"; done
   inputs+=("${models[@]}")
   for set in $eval_sets; do
     forward=(essence forward --output logprob --combine "$combine" "${models[@]}" "$data/${set}_hires" ark:-)

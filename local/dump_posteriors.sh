@@ -22,7 +22,7 @@ data=$1 ali=$2 out=$3
 shift 3
 need 3 "$data/feats.scp" "$data/.done"
 need 4 "$ali/num_pdfs" "$ali/.done"
-for t in "$@"; do need 5 "$t/final.pt" "$t/.done"; done
+for t in "$@"; do need 5 "$t/model.yaml" "$t/.done"; done
 settings="combine=$combine keep=$keep fuse=$fuse"
 [ "$fuse" = false ] || settings+=" k=$top_k"
 fp=$(fingerprint "$settings" "$data" "$ali" "$@")

@@ -175,10 +175,25 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     # the student as a teacher of the next targets, and decoded by Kaldi's own script
     bash(kaldi, f"""
         {plugin}/essence_targets.sh --nj 2 --top-k 5 data/train exp/ali exp/student exp/essence2
-        steps/nnet3/decode.sh --nj 2 --skip-scoring true --skip-diagnostics true exp/graph data/train exp/student/decode
+        utils/subset_data_dir.sh --first data/train 3 data/few
+        steps/nnet3/decode.sh --nj 1 --beam 6 --lattice-beam 1 --max-active 300 --skip-scoring true --skip-diagnostics true \\
+          exp/graph data/few exp/student/decode
         test -s exp/student/decode/lat.1.gz""", **env)
     fields = json.loads((kaldi / "exp" / "essence2" / "essence.json").read_text())
     assert fields["num_utts"] == 24 and fields["num_frames"] == frames and 0 < fields["mean_mass"] <= 1
+    # as a model directory of this project: every third frame of what nnet3-compute answers
+    shutil.copy(kaldi / "exp" / "our_ali" / "priors.txt", student)
+    (student / "model.yaml").write_text(f"arch: nnet3\nnum_pdfs: {pdfs}\nframe_subsampling_factor: 3\nfeat_dim: 13\n"
+                                        "model: {compute: '--frames-per-chunk=30'}\ncmn: speaker\n")
+    bash(kaldi, """
+        essence forward --output logprob exp/student data/train ark:ours.ark
+        essence dump-post --keep 5 --feats scp:data/train/feats.scp exp/student ark,scp:wide.ark,wide.scp
+        nnet3-compute 'nnet3-am-copy --raw=true exp/student/final.mdl - |' \
+          "ark:apply-cmvn $(cat exp/student/cmvn_opts) --utt2spk=ark:data/train/utt2spk scp:data/train/cmvn.scp \
+           scp:data/train/feats.scp ark:- |" ark:theirs.ark""", **env)
+    theirs = dict(read_matrices(f"ark:{kaldi}/theirs.ark"))
+    ours = dict(read_matrices(f"ark:{kaldi}/ours.ark"))
+    assert list(ours) == list(theirs) and all(np.allclose(ours[u], theirs[u][::3], atol=1e-3) for u in ours)
     # a teacher of another tree is refused before any work
     shutil.copytree(student, kaldi / "exp" / "other", ignore=shutil.ignore_patterns("egs"))
     (kaldi / "exp" / "other" / "tree").write_bytes(b"another")

@@ -4,10 +4,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from amdata import make_data
 from conftest import ROOT
 
 SCRIPTS = sorted(p for p in (ROOT / "local" / "kaldi").glob("*.sh") if os.access(p, os.X_OK))
-TAKES_ALL = ("check.sh", "make_feats.sh")  # paths, sets
+TAKES_ALL = ("check.sh", "make_feats.sh", "train_nnet3.sh")  # paths, sets, systems
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
@@ -28,8 +29,8 @@ def test_a_missing_input_names_the_stage(shell, tmp_path, path):
     args = [tmp_path / "data", tmp_path / "exp", "train"]
     if path.name in ("prepare_lang.sh", "make_graph.sh", "decode_gmm.sh"):
         args.pop()
-    if path.name == "align.sh":
-        args.append(tmp_path / "out")
+    if path.name in ("align.sh", "train_nnet3.sh"):
+        args.append(tmp_path / "out:tdnn")
     done = shell("bash", path.relative_to(ROOT), *args)
     assert done.returncode == 1 and "makes it (./run.sh --stage" in done.stderr and not (tmp_path / "exp").exists()
 
@@ -94,10 +95,28 @@ def test_white_space_is_refused_by_name(shell, tmp_path, kaldi_root):
 @pytest.mark.parametrize("args, message", [
     (["--decoder", "kaldi-lattice"], "needs --engine kaldi"),
     (["--engine", "kaldi", "--decoder", "nope"], "unknown decoder 'nope'"),
+    (["--teachers", "nnet3"], "teacher nnet3/tdnn needs --engine kaldi"),
+    (["--engine", "kaldi", "--teachers", "nnet3/nope"], "no conf/nnet3/nope.xconfig"),
+    (["--corpus", "swbd"], "corpus swbd needs --engine kaldi"),
 ])
 def test_run_sh_refuses_what_does_not_go_together(shell, tmp_path, args, message):
     done = shell("./run.sh", "--work-dir", tmp_path, *args)
     assert done.returncode == 2 and message in done.stderr
+
+
+def test_a_network_of_kaldis_without_its_programs(shell, tmp_path):
+    make_data(tmp_path, utterances=1)
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "final.mdl").write_text("")
+    (teacher / "model.yaml").write_text("arch: nnet3\nnum_pdfs: 12\nframe_subsampling_factor: 3\nfeat_dim: 8\n")
+    env = {"KALDI_ROOT": "", "PATH": f"{without_kaldi(tmp_path)}"}
+    done = shell("/bin/bash", "local/bin/essence", "forward", "--output", "logprob", teacher, tmp_path / "data",
+                 f"ark:{tmp_path}/scores.ark", env=env)
+    assert done.returncode == 1 and "'nnet3-compute' is not found" in done.stderr and "Traceback" not in done.stderr
+    done = shell("/bin/bash", "local/bin/essence", "dump-post", "--feats", f"scp:{tmp_path}/data/feats.scp", teacher,
+                 f"ark:{tmp_path}/post.ark", env=env)
+    assert done.returncode == 1 and "'nnet3-compute' is not found" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_decode_kaldi_names_what_a_graph_lacks(shell, tmp_path):

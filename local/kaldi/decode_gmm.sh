@@ -40,7 +40,7 @@ for set in $dev_set $eval_sets; do
   printf '%q %q %q %q\n' "lat:gunzip -c $PWD/$dir/lat.*.gz |" "$out/decode_$set" "$out/sweep/sweep.json" "$data/$set" >>"$jobs"
 done
 # One frame in 10 ms and likelihoods of a GMM: other scales than those of networks.
-scales=0.05,0.0556,0.0625,0.0714,0.0833,0.1,0.125,0.1667
+scales=0.05,0.0625,0.0714,0.0833,0.1,0.125,0.1667,0.2,0.25
 printf '%q %q - %q\n' "lat:gunzip -c $PWD/exp/final_gmm/decode_$dev_set/lat.*.gz |" "$out/sweep" "$data/$dev_set" >"$jobs.sweep"
 trap 'rm -f "$jobs" "$jobs.sweep"' EXIT
 essence decode-kaldi --config conf/decode.yaml --sweep "$data/$dev_set/text" --sweep-scales "$scales" --jobs-file "$jobs.sweep" \

@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from essence_kd.am.nnet3 import is_nnet3
 from essence_kd.distill.archives import (Progress, Tally, ahead, describe, frame_error, num_utterances, sidecar_of,
                                          target_sidecar, write_essence)
 from essence_kd.distill.ensemble import Ensemble, combine, combine_top_k
@@ -80,7 +81,7 @@ def dump(settings: DumpSettings) -> Tally:
     with contextlib.ExitStack() as stack:
         for output in outputs:
             stack.enter_context(output)
-        if on_device is not None and not any(is_table(t) for t in settings.teachers) and _fits_device(settings):
+        if on_device is not None and not any(is_table(t) or is_nnet3(t) for t in settings.teachers) and _fits_device(settings):
             for utt, ids, probs in device_entries(settings, ensemble, outputs[0].width(), on_device):
                 essence = outputs[0].from_entries(ids, probs)
                 outputs[0].write_essence(utt, essence)
@@ -103,7 +104,7 @@ def dump(settings: DumpSettings) -> Tally:
 
 def _device(settings: DumpSettings) -> Optional[str]:
     """The GPU to work on, or None. Raises UserError for a device that is not there."""
-    if all(is_table(teacher) for teacher in settings.teachers):
+    if all(is_table(teacher) or is_nnet3(teacher) for teacher in settings.teachers):
         return None
     import torch
 
@@ -144,7 +145,8 @@ def describe_teachers(settings: DumpSettings) -> Dict[str, Any]:
             model = read_yaml(name)
             fields = {k: model.get(k) for k in ("num_pdfs", "tree_hash") if model.get(k) is not None}
             fields["frame_shift_ms"] = 10 * model.get("frame_subsampling_factor", 1)
-            models.append({"name": str(teacher), "sha256": sha256_file(os.path.join(teacher, "final.pt"))})
+            file = "final.mdl" if is_nnet3(teacher) else "final.pt"
+            models.append({"name": str(teacher), "sha256": sha256_file(os.path.join(teacher, file))})
         if first is not None:
             check_match(first[0], first[1], name, fields, DESCRIBED)
         known = {**fields, **known}

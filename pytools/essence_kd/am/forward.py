@@ -7,6 +7,7 @@ from typing import Iterator, Optional, Tuple
 import numpy as np
 import torch
 
+from essence_kd.am import nnet3
 from essence_kd.am.dataset import FeatureSource, load_cuts
 from essence_kd.am.models.registry import build_model
 from essence_kd.am.trainer import load_checkpoint
@@ -48,6 +49,9 @@ def iter_logits(model_dir, feats_scp, *, batch_frames: int = 30000, device: Opti
     Utterances of similar length share a batch of at most ``batch_frames`` feature frames, padding included; an
     utterance's logits do not depend on its companions beyond rounding.
     """
+    if nnet3.is_nnet3(model_dir):
+        yield from nnet3.iter_logits(model_dir, feats_scp)
+        return
     if threads:
         torch.set_num_threads(threads)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

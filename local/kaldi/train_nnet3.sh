@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Stage 5 of the engine kaldi with --teachers nnet3: networks by steps/nnet3, on the filterbanks and alignments of all others.
+help_message="Usage: local/kaldi/train_nnet3.sh [options] DATA EXP SET SYSTEM...
+ SYSTEM is NAME:MODEL for EXP/NAME by conf/nnet3/MODEL.xconfig
+ e.g.: local/kaldi/train_nnet3.sh \$PWD/data/mini_kaldi \$PWD/exp/mini_kaldi train_sp teacher_1:tdnn teacher_2:blstm
+ leaves EXP/NAME (final.mdl, model.yaml, priors.txt, info.json, ...), which essence runs as it runs its own models;
+ logs: EXP/kaldi/exp/nnet3/NAME/log
+  --nj N          jobs (default: 2)
+  --cmd COMMAND   how they run (default: run.pl)
+  --seed N        (default: 1)
+  --gpu WHAT      --use-gpu of Kaldi's trainer: no, yes or wait (default: no)"
+nj=2
+cmd=run.pl
+seed=1
+gpu=no
+echo "$0 $*"
+. ./path.sh
+. local/parse_options.sh || exit 1
+. local/done.sh
+. local/kaldi/room.sh
+set -euo pipefail
+[ $# -ge 4 ] || { echo "$help_message" >&2; exit 2; }
+data=$1 exp=$2 set=$3
+shift 3
+need 3 "$data/${set}_hires/feats.scp" "$data/${set}_hires/.done"
+need 4 "$exp/gmm/final.mdl" "$exp/gmm/.done" "$exp/ali/num_pdfs" "$exp/ali/.done"
+for system in "$@"; do
+  [ -f "conf/nnet3/${system#*:}.xconfig" ] || { echo "$0: no conf/nnet3/${system#*:}.xconfig for '$system'" >&2; exit 2; }
+done
+local/kaldi/check.sh --gmm false --nnet3 true
+enter_room "$data" "$exp"
+name=$(readlink exp/final_gmm)
+ali=exp/${name##*/}_ali_$set
+pdfs=$(cat "$exp/ali/num_pdfs") dim=$(feat-to-dim "scp:data/${set}_hires/feats.scp" - 2>/dev/null)
+cmvn_opts="--norm-means=true --norm-vars=false"
+# held out, and as many of the rest for diagnostics: a twentieth, 300 at most
+subset=$(awk 'END { n = int(NR / 20); print (n > 300 ? 300 : n < 12 ? 12 : n) }' "data/${set}_hires/utt2spk")
+frames=$(awk '{ n += $2 } END { print n }' "data/${set}_hires/utt2num_frames")
+
+for system in "$@"; do
+  sys=${system%%:*} xconfig=conf/nnet3/${system#*:}.xconfig out=$exp/${system%%:*} dir=exp/nnet3/${system%%:*}
+  fp=$(fingerprint "nnet3 seed=$seed" "$xconfig" "$data/${set}_hires" "$exp/ali")
+  if is_done "$out" "$fp"; then echo "$0: $out is up to date"; continue; fi
+  rm -rf "$dir" "$out"
+  mkdir -p "$dir/configs" "$out"
+  setting() { sed -n "s/^# $1: *//p" "$xconfig"; }
+  sed "/^#/d; s/NUM_PDFS/$pdfs/; s/FEAT_DIM/$dim/" "$xconfig" >"$dir/configs/network.xconfig"
+  steps/nnet3/xconfig_to_configs.py --xconfig-file "$dir/configs/network.xconfig" --config-dir "$dir/configs" \
+    >"$out/train.log" 2>&1 || { tail -n 5 "$out/train.log" >&2; exit 1; }
+  echo "$0: training $sys by $xconfig; log: $out/train.log"
+  # An archive of about 100,000 frames: what few hours of speech take.
+  width=$(setting options | sed -n 's/.*\(frames-per-eg\|chunk-width\) \([0-9]*\).*/\2/p')
+  began=$SECONDS
+  # shellcheck disable=SC2046  # options are words
+  steps/nnet3/train_"$(setting trainer)".py --cmd "$cmd" --feat.cmvn-opts "$cmvn_opts" $(setting options) \
+    --trainer.samples-per-iter $((100000 / width)) --trainer.optimization.num-jobs-initial 1 \
+    --trainer.optimization.num-jobs-final 1 --trainer.srand "$seed" --use-gpu "$gpu" \
+    --egs.opts "--nj $nj --num-utts-subset $subset" \
+    --feat-dir "data/${set}_hires" --ali-dir "$ali" --lang data/lang --dir "$dir" >>"$out/train.log" 2>&1 ||
+    { tail -n 5 "$out/train.log" >&2; echo "$0: training $sys failed; logs: $out/train.log, $PWD/$dir/log" >&2; exit 1; }
+  cp "$dir"/{final.mdl,tree,cmvn_opts,phones.txt} "$exp/ali/priors.txt" "$out"
+  params=$(nnet3-am-info "$dir/final.mdl" 2>/dev/null | awk '/^num-parameters:/ { print $2 }')
+  tree_hash=$(sed -n 's/.*"tree_hash": *"\([0-9a-f]*\)".*/\1/p' "$exp/ali/ali.json")
+  printf '%s\n' "arch: nnet3" "model: {compute: '$(setting compute)'}" "feat_dim: $dim" "num_pdfs: $pdfs" \
+    "frame_subsampling_factor: 3" "cmn: speaker" "tree_hash: $tree_hash" >"$out/model.yaml"
+  printf '{"params": %d, "seconds": %d, "frames": %d, "device": "nnet3"}\n' "$params" $((SECONDS - began)) "$frames" >"$out/info.json"
+  mark_done "$out" "$fp" final.mdl tree cmvn_opts model.yaml priors.txt info.json
+  echo "$0: $sys: $params parameters, $((SECONDS - began)) s"
+done

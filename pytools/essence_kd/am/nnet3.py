@@ -1,0 +1,49 @@
+"""Kaldi's nnet3 networks as models of this project: a directory with final.mdl, cmvn_opts and a model.yaml of arch nnet3.
+
+Networks that were trained on every frame answer every third one here (``frame_subsampling_factor: 3``), as all others do.
+"""
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import Iterator, Tuple
+
+import numpy as np
+
+from essence_kd.io.errors import UserError
+from essence_kd.io.settings import read_yaml
+from essence_kd.io.tables import read_matrices
+
+
+def is_nnet3(model_dir) -> bool:
+    """Whether a model directory holds a network of Kaldi's."""
+    return (Path(model_dir) / "final.mdl").is_file() and not (Path(model_dir) / "final.pt").is_file()
+
+
+def logits_rspecifier(model_dir, feats_scp) -> str:
+    """The pipe of Kaldi's programs that writes log-probabilities (ceil(T / factor), num_pdfs) of every utterance.
+
+    Raises UserError where a program or a file is missing.
+    """
+    model_dir, feats_scp = Path(model_dir), Path(feats_scp)
+    for program in ("nnet3-compute", "nnet3-am-copy", "apply-cmvn"):
+        if shutil.which(program) is None:
+            raise UserError(f"{model_dir}: is a network of Kaldi's, and '{program}' is not found: set KALDI_ROOT")
+    for file in (model_dir / "cmvn_opts", feats_scp.parent / "cmvn.scp", feats_scp.parent / "utt2spk"):
+        if not file.is_file():
+            raise UserError(f"{file}: missing; the network {model_dir} takes features with their means removed")
+    settings = read_yaml(model_dir / "model.yaml")
+    options = shlex.split((settings.get("model") or {}).get("compute") or "")
+    cmvn = (model_dir / "cmvn_opts").read_text(encoding="utf-8").split()
+    raw = f"nnet3-am-copy --raw=true {shlex.quote(str(model_dir / 'final.mdl'))} - |"
+    feats = " ".join(["ark,s,cs:apply-cmvn", *cmvn, f"--utt2spk=ark:{feats_scp.parent / 'utt2spk'}",
+                      f"scp:{feats_scp.parent / 'cmvn.scp'}", f"scp:{feats_scp}", "ark:- |"])
+    command = ["nnet3-compute", "--use-gpu=no", f"--frame-subsampling-factor={settings['frame_subsampling_factor']}", *options,
+               raw, feats, "ark:-"]
+    return f"ark:{' '.join(shlex.quote(word) for word in command)} |"
+
+
+def iter_logits(model_dir, feats_scp) -> Iterator[Tuple[str, np.ndarray]]:
+    """(utterance, float32 (ceil(T / factor), num_pdfs) log-probabilities) of every utterance, in the order of the scp."""
+    return read_matrices(logits_rspecifier(model_dir, feats_scp))
