@@ -68,12 +68,17 @@ sbatch --parsable --requeue --job-name="${label%.log}" --array="$first-$last${ma
   { rm -rf "$dir"; echo "$0: sbatch refused the jobs of $log: the line above says why" >&2; exit 1; }
 id=$(cut -d';' -f1 "$dir/id")
 
+status_of() { status=''; { read -r status <"$dir/$1"; } 2>/dev/null; }
 declare -A state # of a job that did not succeed yet: what the queue says, '' when it has forgotten the job
+for ((j = first; j <= last; j++)); do state[$j]=''; done
 polls=0 silent=0 lost=0 said=''
 pause() { local s=1; [ $((polls += 1)) -le 60 ] || s=5; sleep $s & wait $!; }
 while :; do
-  state=()
-  for ((j = first; j <= last; j++)); do [ "$(cat "$dir/$j" 2>/dev/null)" = 0 ] || state[$j]=''; done
+  for j in "${!state[@]}"; do
+    status_of "$j"
+    state[$j]=''
+    if [ "$status" = 0 ]; then unset "state[$j]"; fi
+  done
   [ ${#state[@]} -gt 0 ] || break
   if queue=$(squeue --noheader --array --states=all --jobs="$id" --format='%K|%T|%r' 2>"$dir/error"); then
     silent=0
@@ -114,7 +119,7 @@ done
 
 failed=0
 for ((j = first; j <= last; j++)); do
-  status=$(cat "$dir/$j" 2>/dev/null)
+  status_of "$j"
   if [ "$status" = 0 ]; then continue; fi
   failed=$((failed + 1)) l=$(log_of "$j")
   case ${state[$j]:-} in

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -229,6 +230,10 @@ def test_several_processes_have_the_loss_curve_of_one(corpus, tmp_path):
     assert together(2, lambda: main([*words, str(tmp_path / "killed")]), tmp_path / "again.err") == [0, 0]
     assert re.search("going on after epoch . and . batches", (tmp_path / "again.err").read_text())
     assert same(state(tmp_path / "killed"), state(tmp_path / "2"))
+    shutil.rmtree(tmp_path / "killed")
+    assert together(2, die, tmp_path / "killed.err") == [1, 9]
+    assert main([*words, str(tmp_path / "killed")]) == 0  # another number of processes
+    check("killed")
 
     # what goes wrong in one process ends all
     bad = [*words[:1], *words[1:-2], "--set", "optim.lr=1e30", *words[-2:], str(tmp_path / "bad")]

@@ -357,8 +357,8 @@ class TrainingData:
 
         ``noise`` is (seed, epoch) of the noise that a source of audio mixes in: an utterance's chunks get the same.
 
-        ``share``: (rank, processes); a process gets every so manieth chunk with the masks that it has in the whole
-        batch. A process that gets none gets a frame that counts in no loss.
+        ``share``: (rank, n): process ``rank`` gets chunks rank, rank + n, ..., with the masks that they have in the
+        whole batch. One that gets none gets a frame that counts in no loss.
         """
         everything = np.asarray(chunks)
         mine = everything[share[0]::share[1]]
