@@ -87,6 +87,7 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4):
         (data / name / "segments").write_text("".join(f"{u} {name}-A 0.5 1.5\n" for u in refs))
     for number, system in enumerate(s for s in rates if s not in ("gmm", "ensemble")):
         (exp / system / "info.json").write_text(json.dumps({"params": 1000 * (number + 1), "mflop_per_frame": 0.2,
+                                                            "look_ahead_ms": 230 if number else None,
                                                             "seconds": 12.5, "epochs": 5}))
         (exp / system / "progress.jsonl").write_text("".join(json.dumps(
             {"epoch": e, "train_loss": 3 / e, "hard_loss": 3 / e, "dev_loss": 3.2 / e, "dev_frame_acc": 0.1 * e,
@@ -388,6 +389,7 @@ def test_headline_says_what_came_out(tmp_path, rates, title):
 
 def test_page_is_one_file_without_script_or_outside_resource(experiment):
     text = (experiment[0] / "report" / "report.html").read_text()
+    assert '<td class="num optional">230 ms</td>' in text and '<td class="num optional">utterance</td>' in text
     assert "<script" not in text and "http://" not in text and "https://" not in text and "url(" not in text
     sources = re.findall(r'src="([^"]*)"', text)
     assert sorted({source.partition(";")[0] for source in sources}) == ["data:audio/mpeg", "data:image/png"]

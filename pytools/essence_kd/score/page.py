@@ -335,21 +335,29 @@ def _cost(exp: Experiment) -> str:
         known = found and all(isinstance(v, (int, float)) for v in found)
         return float(sum(found)) if known else None
 
+    def ahead(system: System) -> str:
+        infos = teachers if system.name == "ensemble" else [system.info]
+        if not infos or not all("look_ahead_ms" in info for info in infos):
+            return DASH
+        waits = [info["look_ahead_ms"] for info in infos]
+        return "utterance" if None in waits else f"{max(waits)} ms"
+
     rows = []
     for system in exp.systems.values():
         rtf = [d["rtf"] for d in system.decodes.values() if isinstance(d.get("rtf"), (int, float))]
         mflop, seconds = figure(system, "mflop_per_frame"), figure(system, "seconds")
-        cells = [size_text(system.params), DASH if mflop is None else f"{mflop:.2f}",
+        cells = [size_text(system.params), DASH if mflop is None else f"{mflop:.2f}", ahead(system),
                  DASH if seconds is None else time_text(seconds), f"{sum(rtf) / len(rtf):.3f}" if rtf else DASH]
         rows.append(f'<tr><th scope="row"><i class="swatch {css_class(system.name)}"></i>'
                     f'{esc(system_name(system.name))}</th>'
-                    + "".join(f'<td class="num{" optional" if i == 2 else ""}">{esc(c)}</td>'
+                    + "".join(f'<td class="num{" optional" if i in (2, 3) else ""}">{esc(c)}</td>'
                               for i, c in enumerate(cells)) + "</tr>")
     return ('<table class="cost"><thead><tr><th>System</th><th class="num">Parameters</th>'
-            '<th class="num">MFLOP<br>a frame</th><th class="num optional">Training</th><th class="num">Decoding,<br>'
+            '<th class="num">MFLOP<br>a frame</th><th class="num optional">Look-ahead</th>'
+            '<th class="num optional">Training</th><th class="num">Decoding,<br>'
             f'\u00d7 real time</th></tr></thead><tbody>{"".join(rows)}</tbody></table><p class="muted fine">A frame: 10 '
-            'ms of speech. Decoding: the search in the graph alone, without the network; times are those of this machine, '
-            'whatever else it did.</p>')
+            'ms of speech. Look-ahead: later speech that the network waits for. Decoding: the search in the graph alone, '
+            'without the network; times are those of this machine, whatever else it did.</p>')
 
 
 def _stages(exp: Experiment) -> str:
