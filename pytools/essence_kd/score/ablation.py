@@ -108,18 +108,17 @@ class Ablation:
 
     @staticmethod
     def _describe_target(entry: Entry, exp_dir: Path, out_dir: Path) -> None:
+        """Entries a frame and retained mass, from the sidecar of the targets, or of those of the main run."""
         target = entry.settings["target"]
-        path = out_dir / "targets" / target / "essence.json"
+        places = [out_dir / "targets" / target / name for name in ("essence.json", "full.json")]
         if target == "all":
-            path = exp_dir / "posteriors" / "full.json"
-        if not target or not path.is_file():
-            for taken in sorted(exp_dir.glob("essence_*/essence.json")) if target and entry.settings["from"] else ():
-                if read_json(taken).get("k") == entry.settings["top_k"]:
-                    path = taken
-        if target and path.is_file():
-            sidecar = read_json(path)
-            entry.entries_per_frame = float(sidecar["num_pdfs"]) if sidecar["kind"] == "dense" \
-                else sidecar["num_entries"] / sidecar["num_frames"]
+            places = [exp_dir / "posteriors" / "full.json"]
+        elif entry.settings["from"]:
+            places += [p for p in sorted(exp_dir.glob("essence_*/essence.json"))
+                       if read_json(p).get("k") == entry.settings["top_k"]]
+        sidecar = next((read_json(p) for p in places if target and p.is_file()), None)
+        if sidecar is not None:
+            entry.entries_per_frame = sidecar["num_entries"] / sidecar["num_frames"]
             entry.retained_mass = sidecar.get("mean_mass")
 
     def _check_references(self) -> None:
