@@ -202,7 +202,8 @@ def test_means_and_differences_are_what_a_recount_finds(experiment):
         for seed in (1, 2, 3):
             if (point, seed) not in (("hard", 1), ("k20", 1)):
                 write_system(exp / "ablation" / point / f"seed_{seed}" / "student", rate, refs, rng)
-    assert main(["report-ablation", "--draws", "500", "--data-dir", str(data), str(exp), str(exp / "ablation")]) == 0
+    options = ["--draws", "500", "--data-dir", str(data), str(exp), str(exp / "ablation")]
+    assert main(["report-ablation", "--against", "k5", *options]) == 0
     found = json.loads((exp / "ablation" / "results.json").read_text())
     assert {n: p["seeds"] for n, p in found["points"].items()} == {"hard": [1, 2, 3], "all": [1], "k20": [1, 2, 3],
                                                                    "k5": [1, 2, 3], "ensemble": [0]}
@@ -236,7 +237,10 @@ def test_means_and_differences_are_what_a_recount_finds(experiment):
     assert found["points"]["k20"]["entries_per_frame"] == 20 and found["points"]["k20"]["retained_mass"] == 0.97
     dev = {n: found["points"][n]["wer"]["dev"]["wer"] for n in ("all", "k20", "k5")}
     assert found["best_on_dev"] == min(dev, key=dev.get)
+    against, turned = rows["k20", "k5", "total"], rows["hard", "k5", "total"]["diff"]
+    assert against["diff"] == pytest.approx(np.mean(each["k20"]) - np.mean(each["k5"]), abs=1e-3) and turned > 0
     text = (exp / "ablation" / "RESULTS").read_text()
+    assert "less k5 " in text
     assert f"{np.mean(each['k20']):.2f}" in text and "less baseline (hard)" in text and "Not decoded yet: 2" in text
 
 
@@ -269,5 +273,7 @@ def test_points_of_other_data_and_an_empty_ablation_are_refused(experiment, caps
     write_system(exp / "ablation" / "k5" / "seed_1" / "student", 0.2, refs, random.Random(1))
     assert main(["report-ablation", "--draws", "9", str(exp), str(exp / "ablation")]) == 1
     assert main(["report-ablation", "--data-dir", str(data), str(exp), str(exp / "ablation")]) == 1
+    assert main(["report-ablation", "--against", "k6", str(exp), str(exp / "ablation")]) == 1
     told = capsys.readouterr().err
     assert "--draws 9" in told and "decode all points on the same data" in told
+    assert "no decoded point 'k6' (there are: k5, ensemble)" in told

@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -76,7 +76,8 @@ def over_seeds(drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class Ablation:
     """The entries with whatever of them is decoded, and bootstrap draws that all of them share."""
 
-    def __init__(self, exp_dir: Path, out_dir: Path, utt2spk: dict[str, dict[str, str]], *, draws: int, seed: int):
+    def __init__(self, exp_dir: Path, out_dir: Path, utt2spk: dict[str, dict[str, str]], *, draws: int, seed: int,
+                 against: Sequence[str] = ()):
         self.plan = read_json(out_dir / "plan.json")
         self.draws, self.seed = draws, seed
         self.entries: dict[str, Entry] = {}
@@ -97,6 +98,10 @@ class Ablation:
             raise UserError(f"{out_dir}: no point has been decoded yet (local/run_ablation.sh does that)")
         if any((exp_dir / "ensemble").glob("decode_*/.done")):
             self.entries["ensemble"] = Entry("ensemble", {}, {0: load_system(exp_dir / "ensemble")})
+        unknown = [name for name in against if name not in self.entries]
+        if unknown:
+            raise UserError(f"{out_dir}: there is no decoded point '{unknown[0]}' (there are: {', '.join(self.entries)})")
+        self.against = list(against)
         self._check_references()
         self.sets = [s for s in SET_ORDER if all(s in r.scores for e in self.entries.values() for r in e.runs.values())]
         if not self.sets:
@@ -184,7 +189,8 @@ class Ablation:
                 "each_seed": [round(float(v), 4) for v in each]}
 
     def references(self) -> list[str]:
-        return [name for name, _ in REFERENCES if name in self.entries]
+        """The points that all others are compared with."""
+        return list(dict.fromkeys([name for name, _ in REFERENCES if name in self.entries] + self.against))
 
     def best_on_dev(self) -> str | None:
         """The point with soft targets whose mean WER on dev is lowest; of equals the first of the grid."""
@@ -224,8 +230,10 @@ def results_text(found: dict[str, Any], columns: list[str], header: str) -> str:
                     + ["-" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"])
     lines = [f"# {header}", "", wer.aligned_table(rows, right=range(1, len(rows[0])))]
     lines += ["", f"# WER in percent, mean over seeds; last column: Student's t over the seeds, of {set_name(main)}."]
-    for reference, text in REFERENCES:
-        rows = [[f"less {text} ({reference})", "seeds", "set", "diff", "95 % interval", "p", "p over seeds"]]
+    names = dict(REFERENCES)
+    for reference in dict.fromkeys([*names, *(c["b"] for c in found["comparisons"])]):
+        text = f"{names[reference]} ({reference})" if reference in names else reference
+        rows = [[f"less {text}", "seeds", "set", "diff", "95 % interval", "p", "p over seeds"]]
         for c in found["comparisons"]:
             if c["b"] == reference and c["set"] in (main, "dev"):
                 rows.append([c["a"], str(len(c["seeds"])), set_name(c["set"]), f"{c['diff']:+.2f}",
@@ -245,12 +253,12 @@ def results_text(found: dict[str, Any], columns: list[str], header: str) -> str:
 
 
 def write_results(exp_dir: Path, out_dir: Path, *, data_dir: Path | None = None, corpus: str = "", draws: int = 10000,
-                  seed: int = 1) -> dict[str, Any]:
+                  seed: int = 1, against: Sequence[str] = ()) -> dict[str, Any]:
     """Write OUT_DIR/RESULTS and OUT_DIR/results.json of whatever is decoded; returns the latter's content."""
     utt2spk = {}
     if data_dir is not None:
         utt2spk = {p.parent.name: wer.read_table(p, "utt2spk") for p in data_dir.glob("*/utt2spk")}
-    ablation = Ablation(exp_dir, out_dir, utt2spk, draws=draws, seed=seed)
+    ablation = Ablation(exp_dir, out_dir, utt2spk, draws=draws, seed=seed, against=against)
     found = ablation.results()
     for name, text in (("results.json", json.dumps(found, indent=1, allow_nan=False) + "\n"),
                        ("RESULTS", results_text(found, ablation.columns, f"ablation of {corpus or exp_dir.name}"))):

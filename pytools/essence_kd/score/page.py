@@ -544,9 +544,9 @@ def _ablation(exp: Experiment) -> str:
     return (f'{_curve(found, column)}<table class="cost"><thead><tr><th>Point</th><th class="num optional">Entries<br>'
             f'a frame</th><th class="num optional">WER<br>dev</th><th class="num">WER<br>{esc(set_name(column))}</th>'
             f'<th class="num">less<br>baseline</th><th class="num">less every<br>label</th></tr></thead>'
-            f'<tbody>{"".join(rows)}</tbody></table><p class="muted fine">Means over seeds; differences with 95 % '
-            f'intervals over test speakers and, where there are two or more, seeds. Nothing corrects for the number of '
-            f'points.{chosen}</p>')
+            f'<tbody>{"".join(rows)}</tbody></table><p class="muted fine">Means over seeds; a difference is of the seeds '
+            f'that both have, with its 95 % interval over test speakers and, where there are two or more, seeds. Nothing '
+            f'corrects for the number of points.{chosen}</p>')
 
 
 def _calibration(exp: Experiment, least: int = 50) -> str:
