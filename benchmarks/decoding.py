@@ -3,10 +3,10 @@
 
     benchmarks/decoding.py --seconds 120 --beams 10,12 exp/mini data/mini       # after ./run.sh up to stage 9
 
-Prints a Markdown table: WER, utterances with the very words of kaldi-decoder, CPU seconds of one core a second of audio beyond
-starting, CPU seconds of starting. Each decoder is a process of its own on one thread; what it takes for the first utterance
-alone is subtracted, with that utterance's duration, and the rest of that is its start. Runs alternate between the decoders;
-the smallest of --repeats counts, since other work on the machine only adds.
+Prints a Markdown table: WER, utterances with the very words of kaldi-decoder, CPU seconds of one core a second of
+audio beyond starting, CPU seconds of starting. Each decoder is a process of its own on one thread; what it takes for
+the first utterance alone is subtracted, with that utterance's duration, and the rest of that is its start. Runs
+alternate between the decoders; the smallest of --repeats counts, since other work on the machine only adds.
 """
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Bench:
                 if self.audio["all"] >= seconds:
                     break
         if len(kept) < 2:
-            raise UserError(f"{data / test_set}: has one utterance in its first {seconds:g} seconds; give more --seconds")
+            raise UserError(f"{data / test_set}: has one utterance in its first {seconds:g} s; give more --seconds")
         text = read_text(data / test_set / "text")
         self.reference = {utt: text[utt] for utt in kept}
         self.backends = ([] if args.without_k2 else [("k2", "k2")]) + [("kaldi-decoder", "kaldi")]
@@ -119,7 +119,7 @@ class Bench:
         return {utt: list(found.get(utt, [])) for utt in self.reference}
 
     def active_states(self, beam: float, out: Path) -> float:
-        """Graph states a row in k2's search that lead to the utterance's end: its lattice when nothing is pruned from it."""
+        """Graph states a row in k2's search that lead to the utterance's end: its lattice, nothing pruned from it."""
         command = self.commands(beam, "all", out)["k2"]
         cpu_seconds([c for c in command if not str(c).startswith("--output-beam")] + ["--output-beam=1000"])
         return json.loads((out / "k2" / "decode.json").read_text())["lattice_states_per_frame"]
@@ -129,7 +129,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exp", type=Path, help="exp/CORPUS with graph, systems and scales.json")
     parser.add_argument("data", type=Path, help="data/CORPUS")
-    parser.add_argument("--system", default="baseline", help="whose scores: a model directory of EXP, or gmm (%(default)s)")
+    parser.add_argument("--system", default="baseline", help="whose scores: a directory of EXP, or gmm (%(default)s)")
     parser.add_argument("--set", default="eval_swbd", help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=120.0, help="of audio, from the set's beginning (%(default)s)")
     parser.add_argument("--beams", default="10,12", help="(%(default)s)")
@@ -143,7 +143,8 @@ def main() -> int:
         bench = Bench(args.exp, args.data, args, Path(scratch))
         graph = bench.graph
         print(f"{bench.graph_dir}: {graph.num_states} states, {graph.num_arcs} arcs; {args.scores or args.system} on "
-              f"{bench.audio['all']:.0f} s of {args.set}, acoustic scale {bench.scale}, max-active {MAX_ACTIVE}, lattice beam {LATTICE_BEAM}\n")
+              f"{bench.audio['all']:.0f} s of {args.set}, acoustic scale {bench.scale}, max-active "
+              f"{MAX_ACTIVE}, lattice beam {LATTICE_BEAM}\n")
         print("| beam | decoder | WER | same words | CPU s a second | of latgen-faster-mapped | start, CPU s | "
               "active states a row |\n|---|---|---|---|---|---|---|---|", flush=True)
         for beam in [float(b) for b in args.beams.split(",")]:
@@ -164,9 +165,10 @@ def main() -> int:
                 same = sum(hyps[name][utt] == words for utt, words in hyps["kaldi-decoder"].items())
                 print(f"| {beam:g} | {name} | {score(bench.reference, hyps[name]).total.wer:.2f} % | "
                       f"{same} of {len(bench.reference)} | {rtf[name]:.4f} | {ratio} | "
-                      f"{least[name, 'one'] - bench.audio['one'] * rtf[name]:.2f} | {active.get(name, '')} |", flush=True)
-    cores = os.cpu_count()
-    print(f"\n{time.strftime('%Y-%m-%d')}, {cores} cores, load average {load:.1f} before and {os.getloadavg()[0]:.1f} after")
+                      f"{least[name, 'one'] - bench.audio['one'] * rtf[name]:.2f} | {active.get(name, '')} |",
+                      flush=True)
+    print(f"\n{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load average {load:.1f} before and "
+          f"{os.getloadavg()[0]:.1f} after")
     return 0
 
 

@@ -3,10 +3,10 @@
 
     benchmarks/graph_building.py --words 20000 --sentences 40000        # a trigram of a synthetic language
 
-The language: words of two to nine random phones, frequent words shorter; each word is followed by one of its forty usual
-successors or by any word, both by Zipf's law, so that n-grams repeat as they do in text. Everything is made in --work-dir (a
-scratch folder by default): dict, lang, trigram (no pruning), a model of position-dependent phones with random transition
-probabilities, graphs. Prints a Markdown table; memory is the largest process'.
+The language: words of two to nine random phones, frequent words shorter; each word is followed by one of its forty
+usual successors or by any word, both by Zipf's law, so that n-grams repeat as they do in text. Everything is made in
+--work-dir (a scratch folder by default): dict, lang, trigram (no pruning), a model of position-dependent phones with
+random transition probabilities, graphs. Prints a Markdown table; memory is the largest process'.
 """
 from __future__ import annotations
 
@@ -155,7 +155,8 @@ def main() -> int:
         write_model(here / "lang", here / "gmm", args.seed)
         for factor in (1, 3):
             steps.append((f"essence make-graph, a row every {10 * factor} ms", essence(
-                "make-graph", "--frame-subsampling-factor", factor, here / "lang", here / "gmm", here / f"graph{factor}")))
+                "make-graph", "--frame-subsampling-factor", factor, here / "lang", here / "gmm",
+                here / f"graph{factor}")))
         grammar = read_fst(here / "lang" / "G.fst")
         sizes = {f"graph{factor}": load_graph(here / f"graph{factor}" / "graph.npz") for factor in (1, 3)}
         lacking = missing_for_mkgraph()
@@ -164,8 +165,8 @@ def main() -> int:
             steps.append(("Kaldi's mkgraph.sh, a row every 10 ms", mkgraph(here / "lang", here / "kaldi",
                                                                           here / "kaldi" / "graph")))
             sizes["mkgraph.sh"] = read_fst(here / "kaldi" / "graph" / "HCLG.fst")
-    print(f"{args.words} words, {args.sentences} sentences; G has {grammar.num_states} states and {grammar.num_arcs} arcs; "
-          + "; ".join(f"{name}: {g.num_states} states, {g.num_arcs} arcs" for name, g in sizes.items()) + "\n")
+    print(f"{args.words} words, {args.sentences} sentences; G has {grammar.num_states} states and {grammar.num_arcs} "
+          "arcs; " + "; ".join(f"{name}: {g.num_states} states, {g.num_arcs} arcs" for name, g in sizes.items()) + "\n")
     print("| | CPU s | s | MB |\n|---|---|---|---|")
     for name, (cpu, wall, memory) in steps:
         print(f"| {name} | {cpu:.0f} | {wall:.0f} | {memory:.0f} |")

@@ -5,8 +5,8 @@ import numpy as np
 
 
 def transition_model_text(topo: dict, rows: list) -> str:
-    """Kaldi's TransitionModel. topo: phone-id -> for each state (next state, probability) pairs; rows: (phone-id, state,
-    pdf-id), or (phone-id, state, pdf-id, pdf-id of the self-loop) as in chain models, sorted.
+    """Kaldi's TransitionModel. topo: phone-id -> for each state (next state, probability) pairs; rows, sorted:
+    (phone-id, state, pdf-id), or (phone-id, state, pdf-id, pdf-id of the self-loop) as in chain models.
 
     Probabilities are those of ``topo``.
     """

@@ -21,15 +21,16 @@ def bench(name, *arguments, kaldi_root=None):
 
 
 def rows(text):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_decoders(corpus, tmp_path):  # noqa: F811
     """Rows of all decoders that are there but k2, with the words of kaldi-decoder."""
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "text").write_text((corpus.folder / "text").read_text())
-    done = bench("decoding.py", "--without-k2", "--scores", f"scp:{corpus.folder}/scores.scp", "--set", "set", "--beams",
-                 "30", "--acoustic-scale", 1, "--repeats", 1, corpus.folder, tmp_path)
+    done = bench("decoding.py", "--without-k2", "--scores", f"scp:{corpus.folder}/scores.scp", "--set", "set",
+                 "--beams", "30", "--acoustic-scale", 1, "--repeats", 1, corpus.folder, tmp_path)
     assert done.returncode == 0, done.stderr
     header, *table = rows(done.stdout)
     assert header[:4] == ["beam", "decoder", "WER", "same words"] and "load average" in done.stdout

@@ -1,5 +1,6 @@
 """GMM training and alignment: formulas against kaldi-hmm-gmm, and a corpus whose true alignment is known."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -328,6 +329,8 @@ def test_scores(corpus, tmp_path):
     scores = MatrixTable(f"{out}.scp")
     reader = G.FeatureReader(corpus["root"] / "data")
     assert list(scores) == reader.utts
+    about = json.loads(Path(f"{out}.json").read_text())
+    assert (about["kind"], about["num_pdfs"], about["frame_shift_ms"]) == ("scores", corpus["model"].num_pdfs, 30)
     model = G.load_gmm(corpus["root"] / "gmm")
     for utt in reader.utts[:5]:
         full = model.log_likelihoods(reader[utt])

@@ -1,4 +1,4 @@
-"""Kaldi's HCLG.fst and final.mdl as the stored form: against the graph they came from, at every frame rate, bad input."""
+"""Kaldi's HCLG.fst and final.mdl as the stored form: against the graph they came from, frame rates, bad input."""
 import json
 import os
 import struct
@@ -196,8 +196,8 @@ def test_networks_at_30_ms_decode_a_graph_at_10_ms(kaldi, tmp_path, capsys):
         scores = f"ark:{tmp_path}/{'full' if name == 'full' else 'thin'}.ark"
         if name == "told":
             (tmp_path / "thin.json").unlink()
-        assert decode("--acoustic-scale", 1, "--beam", 200, "--max-active", 100000, *options, tmp_path / "graph", scores,
-                      tmp_path / name) == 0
+        assert decode("--acoustic-scale", 1, "--beam", 200, "--max-active", 100000, *options, tmp_path / "graph",
+                      scores, tmp_path / name) == 0
         report = json.loads((tmp_path / name / "decode.json").read_text())
         assert (report["frame_shift_ms"], report["repeat_rows"]) == ((10, 1) if name == "full" else (30, 3))
         assert report["num_frames"] == sum(map(len, (full if name == "full" else thin).values()))
@@ -285,7 +285,7 @@ def spoilt(fst, **columns):
 
 @pytest.mark.parametrize("spoil, words", [
     (lambda f: spoilt(f, ilabel=f.ilabel + 9000), "the graph was made with another model"),
-    (lambda f: spoilt(f, olabel=np.where(f.olabel > 0, 500, 0).astype(np.int32)), "word-id 500 is on an arc, but not in"),
+    (lambda f: spoilt(f, olabel=np.where(f.olabel > 0, 500, 0).astype(np.int32)), "word-id 500 is on an arc, but not"),
     (lambda f: spoilt(f, ilabel=-f.ilabel), "negative label"),
     (lambda f: spoilt(f, final=np.full_like(f.final, np.inf)), "no path leads to a final state"),
     (lambda f: spoilt(f, ilabel=np.zeros_like(f.ilabel)), "form a cycle"),
@@ -306,7 +306,8 @@ def test_models_that_are_broken(kaldi, tmp_path):
         for keep in (0, 1, 30, end[form] // 3, end[form] // 2, end[form]):
             with pytest.raises(UserError, match="a.mdl: holds no whole transition model"):
                 read(tmp_path / "a.mdl", data[:keep])
-    for data in (b"\0B<Nnet3> ", whole["t"].replace(b"<State> 0", b"<Stat> 0"), whole["t"].replace(b"<LogProbs>", b"[")):
+    text = whole["t"]
+    for data in (b"\0B<Nnet3> ", text.replace(b"<State> 0", b"<Stat> 0"), text.replace(b"<LogProbs>", b"[")):
         with pytest.raises(UserError, match="a.mdl: holds no whole transition model"):
             read(tmp_path / "a.mdl", data)
     with pytest.raises(UserError, match="No such file"):

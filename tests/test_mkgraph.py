@@ -54,8 +54,8 @@ def test_same_hypotheses(graphs, tmp_path):
     rng = np.random.default_rng(1)
     write(tmp_path / "s", {f"u{i:02d}": scores_of(ours, wander(ours, rng), rng, strength=2.0) for i in range(25)})
     for name in ("ours", "theirs"):
-        assert decode("--acoustic-scale", 1, "--beam", 60, "--max-active", 1000000, root / name, f"ark:{tmp_path}/s.ark",
-                      tmp_path / name) == 0
+        assert decode("--acoustic-scale", 1, "--beam", 60, "--max-active", 1000000, root / name,
+                      f"ark:{tmp_path}/s.ark", tmp_path / name) == 0
     hyps = [read_hyp(tmp_path / name) for name in ("ours", "theirs")]
     assert hyps[0] == hyps[1] and sum(map(len, hyps[0].values())) > 40
     times = [(tmp_path / name / "hyp.ctm").read_text() for name in ("ours", "theirs")]

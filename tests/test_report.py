@@ -220,7 +220,8 @@ def add_times(exp, data):
             lines = [(line.split()[0], line.replace("<uh>", "uh").split()[1:]) for line in ref.open()]
             (data / name / "stm").write_text("".join(
                 f"{utt} 1 {utt[:5]} 0.00 60.00 <O> {' '.join(words)}\n" for utt, words in lines))
-            hyp = [(line.split()[0], line.replace("<uh>", "uh").split()[1:]) for line in (ref.parent / "hyp.txt").open()]
+            hyp = [(line.split()[0], line.replace("<uh>", "uh").split()[1:])
+                   for line in (ref.parent / "hyp.txt").open()]
             (ref.parent / "hyp.ctm").write_text("".join(
                 f"{utt} 1 {0.5 * i:.2f} 0.50 {word} 1.0\n" for utt, words in hyp for i, word in enumerate(words)))
 
@@ -261,7 +262,8 @@ def test_times_that_do_not_fit_are_refused_or_told(tmp_path, capsys):
     assert report(exp, data) == 0
     assert "baseline is not scored by time on eval_che" in capsys.readouterr().err
     found = json.loads((exp / "report" / "results.json").read_text())["hub5"]["systems"]
-    assert set(found["baseline"]) == {"eval_swbd"} and set(found["student_essence"]) == {"eval_swbd", "eval_che", "total"}
+    assert set(found["baseline"]) == {"eval_swbd"}
+    assert set(found["student_essence"]) == {"eval_swbd", "eval_che", "total"}
     ctm = exp / "baseline" / "decode_eval_swbd" / "hyp.ctm"
     ctm.write_text(ctm.read_text() + "elsewhere 1 0.00 0.50 yeah 1.0\n")
     assert report(exp, data) == 1

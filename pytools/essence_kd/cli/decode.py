@@ -62,8 +62,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--min-active", type=int, help="graph states a frame (default 30)")
     parser.add_argument("--frame-shift-ms", type=float, help="between two rows of the scores (default 0: what their "
                         "sidecar says, else what the graph expects)")
-    parser.add_argument("--repeat-rows", type=int, metavar="N", help="rows that the graph gets for one of the scores, each "
-                        "with an N-th of it (default 0: as many as the frame shifts of scores and graph tell)")
+    parser.add_argument("--repeat-rows", type=int, metavar="N", help="rows that the graph gets for one of the scores, "
+                        "each with an N-th of it (default 0: as many as the frame shifts of scores and graph tell)")
     parser.add_argument("--batch-rows", type=int, help="rows k2 decodes at once (default 0: what suits the device)")
     parser.add_argument("--nj", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--n-best", type=int, default=0, metavar="N",

@@ -1,10 +1,10 @@
-"""Makes the decoding graph of this project from Kaldi's: HCLG.fst over transition-ids and the final.mdl it was made with.
+"""Makes the decoding graph of this project from Kaldi's: HCLG.fst over transition-ids, and the final.mdl of it.
 
 e.g.: essence import-graph exp/tri4/graph/HCLG.fst exp/tri4/final.mdl exp/tri4/graph/words.txt exp/swbd/graph
 
-final.mdl may be a GMM, an nnet3 or a chain model, binary or text; HCLG.fst of type vector or const. The graph expects a row
-of scores every 10 ms, or what the file frame_subsampling_factor beside final.mdl says (chain models: 3). Scores that come
-every 30 ms are repeated by 'essence decode' where the graph expects them every 10 ms.
+final.mdl may be a GMM, an nnet3 or a chain model, binary or text; HCLG.fst of type vector or const. The graph expects a
+row of scores every 10 ms, or what the file frame_subsampling_factor beside final.mdl says (chain models: 3). Scores that
+come every 30 ms are repeated by 'essence decode' where the graph expects them every 10 ms.
 """
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def run(args) -> int:
                          meta={"tree_hash": fields["tree_hash"]} if "tree_hash" in fields else None)
     check_match(ali or "", fields, args.model, graph.meta, ["num_pdfs"])
     if graph.meta["word_times"] == "labels":
-        print(f"essence import-graph: no phones/word_boundary.int in {args.lang or Path(args.hclg).parent}: words begin "
-              "where their labels lie, which may be early or late (--lang names a directory that has it)", file=sys.stderr)
+        print(f"essence import-graph: no phones/word_boundary.int in {args.lang or Path(args.hclg).parent}: words "
+              "begin where their labels lie, which may be early or late (--lang names a directory that has it)",
+              file=sys.stderr)
     print(write_graph_dir(args.graph_dir, graph))
     return 0

@@ -4,9 +4,9 @@ The folder holds ``{digit}_{speaker}_{index}.wav`` (8 kHz, one channel) of any n
 make eval_che, held-out takes of the others eval_swbd and dev, the rest train. Sizes and noise stand in ``SIZES`` and
 ``CONDITIONS``.
 
-Every set has the same noise: its kinds in turn, each at levels spread evenly over its range (a set left to chance may lack
-babble, in which most errors happen). Babble is other speakers' training takes, for every set. Half of dev is spoken by
-its speakers in another voice (resampled takes), as eval_che is by speakers that training lacks.
+Every set has the same noise: its kinds in turn, each at levels spread evenly over its range (a set left to chance may
+lack babble, in which most errors happen). Babble is other speakers' training takes, for every set. Half of dev is spoken
+by its speakers in another voice (resampled takes), as eval_che is by speakers that training lacks.
 """
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def mix_sessions(sessions: Sequence[Session], wav_dir: str) -> list[Utterance]:
 
 
 def _take(path: str, speed: str = "1") -> np.ndarray:
-    """A take at 8 kHz, so many times as fast, at a common level, with short fades so that no click gives its ends away."""
+    """A take at 8 kHz, so many times as fast, at a common level; short fades, so that no click gives its ends away."""
     rate, samples = read_wav(path)
     if rate != SAMPLE_RATE:
         raise UserError(f"{path}: has {rate} samples a second, not {SAMPLE_RATE}: resample it, "

@@ -18,9 +18,9 @@ class DecodeOptions:
     ``beam``: paths this much worse than the best of a row are dropped. ``output_beam``: what a lattice keeps
     around its best path. ``max_active``/``min_active``: graph states kept a row (advisory in k2).
     ``retry_factor``: an utterance without a path is decoded once more with a beam this many times wider (and its
-    square times as many active states). ``frame_shift_ms``: time between two rows of the scores; 0: what their sidecar says,
-    else what the graph expects. ``repeat_rows``: how many rows the graph gets for one row of the scores, each with that part
-    of the score, so that scales mean the same for every graph; 0: as many as the two frame shifts tell.
+    square times as many active states). ``frame_shift_ms``: time between two rows of the scores; 0: what their sidecar
+    says, else what the graph expects. ``repeat_rows``: how many rows the graph gets for one row of the scores, each with
+    that part of the score, so that scales mean the same for every graph; 0: as many as the two frame shifts tell.
     ``batch_rows``: rows, padding included, that k2 decodes at once; 0: 500 on a CPU (its caches), 20,000 on a GPU.
     ``sweep_*``: the grid of a sweep; ``sweep_output_beam``: the output beam of the lattices that it rescores.
     """

@@ -207,7 +207,8 @@ def fit_rates(scores: str, options: DecodeOptions, graph: Graph, graph_path) -> 
         mine = {"num_pdfs": graph.num_pdfs, "tree_hash": graph.meta.get("tree_hash")}
         check_match(path, fields, graph_path, mine, [key for key, value in mine.items() if value is not None])
         if options.frame_shift_ms:
-            check_match(path, fields, "--frame-shift-ms", {"frame_shift_ms": options.frame_shift_ms}, ["frame_shift_ms"])
+            wanted = {"frame_shift_ms": options.frame_shift_ms}
+            check_match(path, fields, "--frame-shift-ms", wanted, wanted)
         told = fields.get("frame_shift_ms")
     shift = options.frame_shift_ms or told or graph.frame_shift_ms * max(options.repeat_rows, 1)
     ratio = shift / graph.frame_shift_ms

@@ -53,12 +53,12 @@ def _check(fst: Fst, hclg: str | Path, model: TransitionModel, mdl: str | Path, 
     if int(min(fst.ilabel.min(), fst.olabel.min())) < 0:
         raise UserError(f"{hclg}: an arc has a negative label; make the graph again with Kaldi's utils/mkgraph.sh")
     if int(fst.ilabel.max()) > model.num_ids:
-        raise UserError(f"{hclg}: transition-id {int(fst.ilabel.max())} is on an arc, but {mdl} has {model.num_ids}: the "
-                        "graph was made with another model")
+        raise UserError(f"{hclg}: transition-id {int(fst.ilabel.max())} is on an arc, but {mdl} has {model.num_ids}: "
+                        "the graph was made with another model")
     nameless = [w for w in np.unique(fst.olabel).tolist() if w >= len(words) or not words[w]]
     if nameless:
-        raise UserError(f"{hclg}: word-id {nameless[-1]} is on an arc, but not in {words_txt}; name the words.txt that lies "
-                        "beside the graph")
+        raise UserError(f"{hclg}: word-id {nameless[-1]} is on an arc, but not in {words_txt}; name the words.txt "
+                        "that lies beside the graph")
 
 
 def _refuse_epsilon_cycles(fst: Fst, hclg: str | Path) -> None:
@@ -70,8 +70,8 @@ def _refuse_epsilon_cycles(fst: Fst, hclg: str | Path) -> None:
     links = csr_matrix((np.ones(len(src), np.int8), (src, dst)), shape=(fst.num_states, fst.num_states))
     count, _ = connected_components(links, directed=True, connection="strong")
     if count < fst.num_states or (src == dst).any():
-        raise UserError(f"{hclg}: arcs without input labels form a cycle, which cannot be decoded; its grammar lets a path "
-                        "go on for ever without a word")
+        raise UserError(f"{hclg}: arcs without input labels form a cycle, which cannot be decoded; its grammar lets a "
+                        "path go on for ever without a word")
 
 
 def import_graph(hclg: str | Path, mdl: str | Path, words_txt: str | Path, *, lang: str | Path | None = None,
@@ -114,8 +114,8 @@ def import_graph(hclg: str | Path, mdl: str | Path, words_txt: str | Path, *, la
                  np.append(-1, units[:, 2]).astype(np.int32), named,
                  kind if phones else np.zeros(len(named), np.uint8), np.array(words, dtype=np.str_),
                  {**(meta or {}), "num_pdfs": model.num_pdfs, "frame_subsampling_factor": factor,
-                  "frame_shift_ms": 10 * factor, "transitions": "HCLG", "hclg": str(hclg), "hclg_sha256": sha256_file(hclg),
-                  "model": str(mdl), "word_times": "phones" if kind.any() else "labels",
+                  "frame_shift_ms": 10 * factor, "transitions": "HCLG", "hclg": str(hclg),
+                  "hclg_sha256": sha256_file(hclg), "model": str(mdl), "word_times": "phones" if kind.any() else "labels",
                   "num_states": fst.num_states, "num_arcs": fst.num_arcs,
                   "num_self_loops": int(((fst.src == fst.dst) & (fst.ilabel > 0)).sum()),
                   "num_epsilons": int((fst.ilabel == 0).sum()), "seconds": round(time.time() - started, 1)})

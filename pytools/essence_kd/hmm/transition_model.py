@@ -1,7 +1,7 @@
 """Kaldi's TransitionModel, which stands at the head of every final.mdl: what a transition-id means.
 
-The file is binary (it begins with ``\\0B``) or text, of a GMM, an nnet3 or a chain model; what follows the transition model
-is not read. Formats: Kaldi's hmm/transition-model.cc and hmm/hmm-topology.cc.
+The file is binary (it begins with ``\\0B``) or text, of a GMM, an nnet3 or a chain model; what follows the transition
+model is not read. Formats: Kaldi's hmm/transition-model.cc and hmm/hmm-topology.cc.
 """
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from essence_kd.io.errors import UserError
 class TransitionModel:
     """Columns by transition-id, int32 (I + 1,) with -1 at 0, which is no transition-id.
 
-    ``phone``: phone-id; ``state``: HMM state, 0-based; ``pdf``: pdf-id; ``loop``: 1 where the transition leads back to its
-    state, else 0.
+    ``phone``: phone-id; ``state``: HMM state, 0-based; ``pdf``: pdf-id; ``loop``: 1 where the transition leads back to
+    its state, else 0.
     """
 
     phone: np.ndarray

@@ -148,7 +148,8 @@ def results_text(analysis: Analysis, header: str, comparisons: Sequence[dict[str
                 if counts is not None and column != TOTAL:
                     lines.append(f"{wer.wer_line(counts)} {system.path}/decode_{column}/hyp.ctm")
                 elif counts is not None and len(exp.test_sets) > 1:
-                    lines.append(f"{wer.wer_line(counts)} {system.path} (total of {' and '.join(exp.test_sets)} by time)")
+                    both = " and ".join(exp.test_sets)
+                    lines.append(f"{wer.wer_line(counts)} {system.path} (total of {both} by time)")
     rows = [["system", "parameters"] + [h for c in analysis.columns for h in (set_name(c), "95 %")]]
     for system in exp.systems.values():
         row = [system.name, f"{system.params:,}" if system.params is not None else "-"]
