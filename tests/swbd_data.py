@@ -38,19 +38,19 @@ def sphere(path: Path, sides: list[np.ndarray]) -> None:
 
 
 def say(words: list[str], rng, pitch: float) -> np.ndarray:
-    """A sound a phone: two sinusoids of its own in noise, about 80 ms."""
+    """A sound a phone: two sinusoids of its own in noise, about 100 ms."""
     pieces = []
     for phone in (p for w in words for p in WORDS[w].split()):
-        n = int(RATE * rng.uniform(0.06, 0.1))
+        n = int(RATE * rng.uniform(0.08, 0.13))
         t, k = np.arange(n) / RATE, PHONES.index(phone)
-        f1, f2 = 250 + 110 * (k % 6), 900 + 330 * (k // 6)
+        f1, f2 = 250 * 1.35 ** (k % 5), 1000 * 1.27 ** (k // 5)  # further apart than voices and speeds differ
         pieces.append(np.sin(2 * np.pi * f1 * pitch * t) + 0.7 * np.sin(2 * np.pi * f2 * pitch * t))
     return (3000 * np.concatenate(pieces)).astype(np.int16)
 
 
 def side(rng, utterances: int):
     """(samples, [(start, end, words)]) of one side of a conversation."""
-    pitch, at = rng.uniform(0.9, 1.1), 0.5
+    pitch, at = rng.uniform(0.95, 1.05), 0.5
     parts, said = [np.zeros(int(0.5 * RATE), np.int16)], []
     for _ in range(utterances):
         words = list(rng.choice(list(WORDS), size=rng.integers(3, 8)))

@@ -62,7 +62,7 @@ context() { sed -n "s/^\(model_\)\?$1=//p" "$dir/configs/vars"; }
 left=$(($(context left_context) + chunk_left_context)) right=$(($(context right_context) + chunk_right_context))
 
 egs=$dir/egs
-fp=$(fingerprint "egs A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
+fp=$(fingerprint "egs $trainer A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
 subset=$num_utts_subset srand=$srand" "$data/feats.scp" "$data/cmvn.scp" "$targets/post.scp" "$targets/ali/ali.scp" \
   ${online_ivector_dir:+"$online_ivector_dir/ivector_online.scp"})
 if is_done "$egs" "$fp"; then
@@ -112,9 +112,14 @@ else
   echo 0 >"$egs/info/ivector_dim"
   options=(--num-pdfs="$num_pdfs" --left-context="$left" --right-context="$right" --num-frames="$frames_per_eg")
   if [ "$factor" -gt 1 ]; then
-    # nnet3-get-egs takes the rows 0, $factor, 2 $factor ... of its targets but expects as many as there are output rows.
-    options+=(--frame-subsampling-factor="$factor" --targets-length-tolerance=1000000000)
-    echo "$factor" | tee "$egs/info/frame_subsampling_factor" >"$dir/frame_subsampling_factor"
+    # Targets are repeated to the features' rate (below). train_dnn.py picks single frames, so it learns from all of them, as in
+    # Kaldi's own recipes of low frame rate; chunks of train_rnn.py have every ${factor}th: nnet3-get-egs takes the rows 0,
+    # $factor, 2 $factor ... of its targets, but expects as many as there are output rows.
+    if [ "$trainer" = rnn ]; then
+      options+=(--frame-subsampling-factor="$factor" --targets-length-tolerance=1000000000)
+      echo "$factor" >"$egs/info/frame_subsampling_factor"
+    fi
+    echo "$factor" >"$dir/frame_subsampling_factor"
   fi
   if [ -n "$online_ivector_dir" ]; then
     feat-to-dim "scp:$online_ivector_dir/ivector_online.scp" - >"$egs/info/ivector_dim" 2>>"$egs/log/feat_dim.log"
