@@ -111,10 +111,12 @@ fi
 
 list=$(mktemp "$out/list.XXXXXX")
 trap 'rm -f "$list"' EXIT
-run_list() { # LOG-NAME: the lines of $list as jobs
+run_list() { # LOG-NAME: starts the lines of $list as jobs; what stops this script stops them
   # shellcheck disable=SC2016,SC2086  # the job expands $(...); cmd is words
   $cmd --max-jobs-run "$nj" JOB=1:"$(wc -l <"$list")" "$out/log/$1.JOB.log" \
-    bash -c 'eval "$(sed -n JOBp "$1")"' "$1" "$list"
+    bash -c 'eval "$(sed -n JOBp "$1")"' "$1" "$list" &
+  jobs=$!
+  trap 'kill $jobs 2>/dev/null; wait $jobs; rm -f "$list"; exit 130' INT TERM
 }
 if [ ${#makes[@]} -gt 0 ]; then
   for name in "${makes[@]}"; do
@@ -124,6 +126,7 @@ if [ ${#makes[@]} -gt 0 ]; then
   done
   echo "$0: making soft targets; logs: $out/log/target.*.log"
   run_list target
+  wait $jobs
   for name in "${makes[@]}"; do
     kind=post
     case $name in all_*) kind=full ;; esac
@@ -145,9 +148,7 @@ if [ ${#todo[@]} -gt 0 ]; then
   done
   echo "$0: training and decoding; logs: $out/log/point.*.log"
   started=$SECONDS said=-1
-  run_list point &
-  jobs=$!
-  trap 'kill $jobs 2>/dev/null; wait $jobs; rm -f "$list"; exit 130' INT TERM
+  run_list point
   while kill -0 $jobs 2>/dev/null; do
     sleep 2
     done=0
