@@ -52,8 +52,10 @@ read_point() {
 
 # One point, from targets to words; stages 8 and 9 know what of it is up to date.
 run_point() {
-  local system=student:$student
-  read_point "$(grep -P "^\Q$1\E\t" "$out/points.tsv" || { echo "$0: no point '$1' in $out/points.tsv" >&2; exit 1; })"
+  local system=student:$student line
+  line=$(awk -F '\t' -v p="$1" '$1 == p' "$out/points.tsv")
+  [ -n "$line" ] || { echo "$0: no point '$1' in '$out/points.tsv'" >&2; exit 1; }
+  read_point "$line"
   [ -z "$soft" ] || system+=:$soft
   mkdir -p "$dir"
   local/train_models.sh --nj 1 --seed "$seed" --soft-weight "$weight" --temperature "$temp" --mass "$mass" \
