@@ -48,13 +48,19 @@ for system in "$@"; do
   steps/nnet3/xconfig_to_configs.py --xconfig-file "$dir/configs/network.xconfig" --config-dir "$dir/configs" \
     >"$out/train.log" 2>&1 || { tail -n 5 "$out/train.log" >&2; exit 1; }
   echo "$0: training $sys by $xconfig; log: $out/train.log"
+  # train_rnn.py wants either an LDA layer, whose covariances are singular where speech has no energy in a band, or a network.
+  model=()
+  if [ "$(setting trainer)" = rnn ]; then
+    nnet3-init --srand="$seed" "$dir/configs/final.config" "$dir/initial.raw" 2>>"$out/train.log"
+    model=(--trainer.input-model "$dir/initial.raw")
+  fi
   # An archive of about 100,000 frames: what few hours of speech take.
   width=$(setting options | sed -n 's/.*\(frames-per-eg\|chunk-width\) \([0-9]*\).*/\2/p')
   began=$SECONDS
   # shellcheck disable=SC2046  # options are words
-  steps/nnet3/train_"$(setting trainer)".py --cmd "$cmd" --feat.cmvn-opts "$cmvn_opts" $(setting options) \
+  steps/nnet3/train_"$(setting trainer)".py --stage=-10 --cmd "$cmd" --feat.cmvn-opts "$cmvn_opts" $(setting options) \
     --trainer.samples-per-iter $((100000 / width)) --trainer.optimization.num-jobs-initial 1 \
-    --trainer.optimization.num-jobs-final 1 --trainer.srand "$seed" --use-gpu "$gpu" \
+    --trainer.optimization.num-jobs-final 1 --trainer.srand "$seed" --use-gpu "$gpu" "${model[@]}" \
     --egs.opts "--nj $nj --num-utts-subset $subset" \
     --feat-dir "data/${set}_hires" --ali-dir "$ali" --lang data/lang --dir "$dir" >>"$out/train.log" 2>&1 ||
     { tail -n 5 "$out/train.log" >&2; echo "$0: training $sys failed; logs: $out/train.log, $PWD/$dir/log" >&2; exit 1; }

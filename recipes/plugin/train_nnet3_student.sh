@@ -182,6 +182,11 @@ if [ "$trainer" = rnn ]; then
     --egs.chunk-right-context "$chunk_right_context")
 fi
 if [ -n "$online_ivector_dir" ]; then width+=(--feat.online-ivector-dir "$online_ivector_dir"); fi
-steps/nnet3/train_"$trainer".py --cmd "$cmd" --feat.cmvn-opts "$cmvn_opts" --egs.dir "$egs" "${width[@]}" \
+if [ "$trainer" = rnn ] && [ ! -f "$dir/configs/init.config" ]; then  # no LDA layer, which train_rnn.py takes for granted
+  nnet3-init --srand="$srand" "$dir/configs/final.config" "$dir/initial.raw" 2>"$egs/log/init.log"
+  width+=(--trainer.input-model "$dir/initial.raw")
+fi
+# --stage: Kaldi's default leaves out the first step, which networks with an LDA layer need
+steps/nnet3/train_"$trainer".py --stage=-10 --cmd "$cmd" --feat.cmvn-opts "$cmvn_opts" --egs.dir "$egs" "${width[@]}" \
   --trainer.srand "$srand" --feat-dir "$data" --ali-dir "$ali" --dir "$dir" "$@" || fail "the trainer failed; logs: $dir/log"
 echo "$0: the student is in $dir; steps/nnet3/decode.sh decodes it"
