@@ -2,8 +2,8 @@
 # Stage 9, first half: the decoding graph over pdf-ids, at the networks' frame rate.
 help_message="Usage: local/make_graph.sh [options] LANG GMM ALI GRAPH
  e.g.: local/make_graph.sh data/mini/lang exp/mini/gmm exp/mini/ali exp/mini/graph
-  --transition-scale S   of all transitions but self-loops (default: 1.0)"
-transition_scale=1.0
+  --transition-scale S   of all transitions but self-loops (default: 0.3)"
+transition_scale=0.3
 echo "$0 $*"
 . ./path.sh
 . local/parse_options.sh || exit 1
@@ -13,9 +13,7 @@ set -euo pipefail
 lang=$1 gmm=$2 ali=$3 graph=$4
 need 1 "$lang/G.fst" "$lang/.done"
 need 4 "$gmm/gmm.npz" "$gmm/.done" "$ali/ali.scp" "$ali/.done"
-settings=graph
-[ "$transition_scale" = 1.0 ] || settings="graph transition_scale=$transition_scale"
-fp=$(fingerprint "$settings" "$lang" "$gmm" "$ali")
+fp=$(fingerprint "graph transition_scale=$transition_scale" "$lang" "$gmm" "$ali")
 if is_done "$graph" "$fp"; then echo "$0: $graph is up to date"; exit 0; fi
 rm -rf "$graph"
 essence make-graph --frame-subsampling-factor 3 --transition-scale "$transition_scale" --ali-dir "$ali" "$lang" "$gmm" "$graph"
