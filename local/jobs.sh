@@ -3,7 +3,7 @@
 usage="Usage: local/jobs.sh [--max-jobs-run N] [--mem M] [--gpu N] [JOB=1:8] LOG COMMAND...
  e.g.: local/jobs.sh JOB=1:8 exp/log/train.JOB.log essence train --seed JOB ...
 JOB in LOG and COMMAND becomes the job's number. --mem, --gpu and other options of a grid are accepted and ignored."
-max=$(nproc) name='' first=1 last=1
+max=$(env -u OMP_NUM_THREADS nproc) name='' first=1 last=1
 while [ $# -gt 0 ]; do
   case $1 in
     --max-jobs-run) max=${2:-}; shift 2 || break ;;

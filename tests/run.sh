@@ -11,5 +11,6 @@ if command -v shellcheck >/dev/null; then
 else
   echo "$0: shellcheck is not installed: the shell scripts were not linted" >&2
 fi
+cores=$(env -u OMP_NUM_THREADS nproc) # with it, nproc would count threads
 export OMP_NUM_THREADS=1
-exec "$ESSENCE_PYTHON" -m pytest -q -n "$(nproc)" --dist loadfile --durations 15 -r s -m "not slow" tests "$@"
+exec "$ESSENCE_PYTHON" -m pytest -q -n "$cores" --dist loadfile --durations 15 -r s -m "not slow" tests "$@"
