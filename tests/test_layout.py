@@ -37,6 +37,19 @@ def test_imports_flow_one_way(path):
                     assert WINGS.index(target) <= WINGS.index(wing), f"{path} imports {name}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_python_3_9_understands_it(path):
+    """No newer syntax, and no ``X | None`` but in annotations, which are never evaluated."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
+    annotations = {id(part) for node in ast.walk(tree) for note in
+                   (getattr(node, "annotation", None), getattr(node, "returns", None)) if note is not None
+                   for part in ast.walk(note)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr) and id(node) not in annotations:
+            assert not any(isinstance(side, ast.Constant) and side.value is None for side in (node.left, node.right)), \
+                f"{path}, line {node.lineno}: a union with None that Python 3.9 cannot evaluate; write Optional"
+
+
 def test_no_circular_imports_and_nothing_heavy_at_import():
     """Every module of io, hmm.graph and decode loads where only NumPy, kaldi-io and PyYAML are."""
     light = ["essence_kd.io.tables", "essence_kd.io.posterior", "essence_kd.io.provenance", "essence_kd.hmm.graph",

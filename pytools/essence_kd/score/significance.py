@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Hashable, Sequence
+from typing import Hashable, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -110,7 +110,7 @@ class MatchedPairs:
     p: float
 
 
-Pairs = Sequence[tuple[str | None, str | None]]
+Pairs = Sequence[Tuple[Optional[str], Optional[str]]]
 
 
 def _errors_by_word(pairs: Pairs) -> tuple[list[int], list[int]]:
