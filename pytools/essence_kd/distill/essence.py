@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from dataclasses import dataclass
 from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -170,13 +170,24 @@ def over_rows(work: Callable[[slice], None], rows: int, columns: int, threads: O
     step = max(1, min(elements // max(1, columns), -(-rows // threads)))
     slices = [slice(i, min(rows, i + step)) for i in range(0, rows, step)]
     threads = min(threads, len(slices))
-    if threads <= 1:
-        for rows_of in slices:
-            work(rows_of)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, rows_of) for rows_of in slices]:
-            done.result()
+    pending, errors = iter(slices), []
+
+    def run() -> None:
+        for rows_of in pending:
+            try:
+                work(rows_of)
+            except BaseException as error:  # noqa: B036 - raised below
+                errors.append((rows_of.start, error))
+                return
+
+    helpers = [threading.Thread(target=run) for _ in range(threads - 1)]
+    for helper in helpers:
+        helper.start()
+    run()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise min(errors, key=lambda pair: pair[0])[1]
 
 
 def _ordered_bits(values: np.ndarray) -> np.ndarray:
