@@ -9,7 +9,7 @@ import numpy as np
 from essence_kd.distill.archives import (CARRIED, Progress, Tally, ahead, check_kind, describe, frame_error,
                                          num_utterances, read_dense_or_sparse, sidecar_of, target_sidecar,
                                          write_essence)
-from essence_kd.distill.essence import EssenceSettings, select, select_sparse
+from essence_kd.distill.essence import EssenceSettings, default_threads, select, select_sparse
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import PosteriorWriter
 from essence_kd.io.provenance import sidecar_path, write_sidecar
@@ -36,6 +36,7 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
         raise UserError(f"{beside}: the archive was scaled to mass 1 (it had {source['mean_mass']:.4f}); "
                         f"--mass {settings.mass} needs one made with --mass keep")
 
+    threads = max(1, (threads or default_threads()) - 1)  # one reads
     tally, num_pdfs, most, least = Tally(), source.get("num_pdfs"), 0, None
     progress = Progress("prune-post", num_utterances(rspecifier))
     with PosteriorWriter(wspecifier, num_pdfs=num_pdfs) as writer:
