@@ -2,8 +2,10 @@
 # Runs jobs on this machine, with Kaldi's contract: every job's output goes to its log, a failure names the log.
 usage="Usage: local/jobs.sh [--max-jobs-run N] [--mem M] [--gpu N] [JOB=1:8] LOG COMMAND...
  e.g.: local/jobs.sh JOB=1:8 exp/log/train.JOB.log essence train --seed JOB ...
-JOB in LOG and COMMAND becomes the job's number. --mem, --gpu and other options of a grid are accepted and ignored."
-max=$(env -u OMP_NUM_THREADS nproc) name='' first=1 last=1
+JOB in LOG and COMMAND becomes the job's number. --mem, --gpu and other options of a grid are accepted and ignored. Jobs
+that run side by side share the cores: OMP_NUM_THREADS is set for them, unless it is set already."
+cores=$(env -u OMP_NUM_THREADS nproc)
+max=$cores name='' first=1 last=1
 while [ $# -gt 0 ]; do
   case $1 in
     --max-jobs-run) max=${2:-}; shift 2 || break ;;
@@ -20,6 +22,10 @@ done
 
 log=$1
 shift
+# Jobs side by side share the cores: threads beyond them only wait for each other.
+beside=$((last - first + 1))
+[ "$beside" -le "$max" ] || beside=$max
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > beside ? cores / beside : 1))}
 pids=() logs=() failed=0 next=0
 # Stopping this script stops its jobs, each a process group of its own, with all that they started.
 set -m

@@ -112,6 +112,20 @@ def test_jobs_write_logs_and_a_failure_names_its_own(shell, tmp_path):
     assert shell("local/jobs.sh", "JOB=1:3").returncode == 2
 
 
+def test_jobs_side_by_side_share_the_cores(shell, tmp_path):
+    def threads(jobs, **env):
+        done = shell("env", "-u", "OMP_NUM_THREADS", *(f"{k}={v}" for k, v in env.items()), "local/jobs.sh",
+                     "--max-jobs-run", "3", f"JOB=1:{jobs}", tmp_path / "JOB.log", "printenv", "OMP_NUM_THREADS")
+        assert done.returncode == 0, done.stderr
+        return int((tmp_path / "1.log").read_text().splitlines()[2])
+
+    cores = len(os.sched_getaffinity(0))
+    assert threads(1) == cores
+    assert threads(2) == max(cores // 2, 1)
+    assert threads(9) == max(cores // 3, 1)
+    assert threads(2, OMP_NUM_THREADS=7) == 7
+
+
 def test_stopping_the_runner_stops_its_jobs(tmp_path):
     seconds = f"61.{os.getpid()}"
     runner = subprocess.Popen(["local/jobs.sh", "JOB=1:2", str(tmp_path / "JOB.log"), "sleep", seconds], cwd=ROOT)

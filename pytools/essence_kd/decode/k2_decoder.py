@@ -37,6 +37,8 @@ class K2Decoder:
             device = "cuda" if torch.cuda.is_available() and getattr(k2, "with_cuda", False) else "cpu"
         self.device = torch.device(device)
         self.batch_rows = 20000 if self.device.type == "cuda" else 500
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)  # k2 has one on a CPU; PyTorch's others would only wait between its operations
         self.graph = graph
         self._load(graph)
         self.set_options(options)
