@@ -19,6 +19,10 @@ KALDI = os.environ.get("KALDI_ROOT", "")
 pytestmark = pytest.mark.skipif(not KALDI, reason="KALDI_ROOT is not set: THE ENGINE KALDI, the plug-in's nnet3 side and the "
                                 "preparation of swbd are not tested")
 
+# what Kaldi's trainer is told
+SMALL = ("--use-gpu no --trainer.num-epochs 1 --trainer.optimization.num-jobs-initial 1 "
+         "--trainer.optimization.num-jobs-final 1 --trainer.num-jobs-compute-prior 1")
+
 
 def bash(cwd, script, **env):
     """Runs lines of shell with Kaldi's and this project's programs on PATH; returns what it printed."""
@@ -152,9 +156,9 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
         "input dim=13 name=input\nrelu-batchnorm-layer name=tdnn1 dim=24 input=Append(-1,0,1)\n"
         f"output-layer name=output input=tdnn1 dim={pdfs} max-change=1.5\n")
     env = {"ESSENCE_PYTHON": os.sys.executable}
-    train = f"""{plugin}/train_nnet3_student.sh --nj 2 --soft-weight 0.5 --num-utts-subset 4 --frames-per-eg 4 --samples-per-iter 1000 data/train exp/ali \\
-        exp/essence exp/student -- --use-gpu no --trainer.num-epochs 1 --trainer.optimization.num-jobs-initial 1 \\
-        --trainer.optimization.num-jobs-final 1 --trainer.optimization.minibatch-size 64"""
+    train = f"""{plugin}/train_nnet3_student.sh --nj 2 --soft-weight 0.5 --num-utts-subset 4 --frames-per-eg 4 \\
+        --samples-per-iter 1000 data/train exp/ali exp/essence exp/student -- {SMALL} \\
+        --trainer.optimization.minibatch-size 64"""
     out = bash(kaldi, f"""
         {plugin}/essence_targets.sh --nj 2 --top-k 5 data/train exp/ali teacher.scp exp/essence
         steps/nnet3/xconfig_to_configs.py --xconfig-file exp/student/configs/network.xconfig --config-dir exp/student/configs
@@ -171,7 +175,7 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     assert len(rows) > 300 and all(sum(row) < 1.001 and max(row) >= 0.499 * sum(row) for row in rows)
     assert sum(abs(sum(row) - 1) < 1e-3 for row in rows) > 0.7 * len(rows)
     assert {len(row) for row in rows} <= {5, 6}
-    assert "up to date" in bash(kaldi, train, **env)  # the egs; the trainer goes over its stages again
+    assert "up to date" in bash(kaldi, f"{train} --stage 1000", **env)  # the egs; the trainer has nothing to do
     # the student as a teacher of the next targets, and decoded by Kaldi's own script
     bash(kaldi, f"""
         {plugin}/essence_targets.sh --nj 2 --top-k 5 data/train exp/ali exp/student exp/essence2
@@ -200,6 +204,59 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     done = subprocess.run([plugin / "essence_targets.sh", "data/train", "exp/ali", "exp/other", "exp/essence3"], cwd=kaldi,
                           capture_output=True, text=True, env={**os.environ, **env})
     assert done.returncode == 1 and "exp/other/tree is not exp/ali/tree" in done.stderr
+
+
+def test_a_recurrent_nnet3_student_with_ivectors_of_targets_at_30_ms(kaldi):
+    """Rows every third frame, an i-vector every ten; then a teacher at that rate, beside one without i-vectors."""
+    pdfs = int((kaldi / "exp" / "our_ali" / "num_pdfs").read_text())
+    rng = np.random.default_rng(1)
+    ivectors, student = kaldi / "exp" / "ivectors", kaldi / "exp" / "lstm"
+    ivectors.mkdir()
+    (ivectors / "ivector_period").write_text("10\n")
+    lengths = {utt: len(feats) for utt, feats in read_matrices(f"scp:{kaldi}/data/train/feats.scp")}
+    rows = sum(-(-length // 3) for length in lengths.values())
+    with MatrixWriter(f"ark,scp:{kaldi}/slow.ark,{kaldi}/slow.scp") as writer:
+        for utt, length in lengths.items():
+            writer.write(utt, rng.dirichlet(np.full(pdfs, 0.1), size=-(-length // 3)).astype(np.float32))
+    with MatrixWriter(f"ark,scp:{ivectors}/ivector_online.ark,{ivectors}/ivector_online.scp") as writer:
+        for utt, length in lengths.items():
+            writer.write(utt, rng.normal(size=(-(-length // 10), 4)).astype(np.float32))
+    (student / "configs").mkdir(parents=True)
+    (student / "configs" / "network.xconfig").write_text(
+        "input dim=4 name=ivector\ninput dim=13 name=input\n"
+        "relu-batchnorm-layer name=tdnn1 dim=24 input=Append(-1,0,1,ReplaceIndex(ivector, t, 0))\n"
+        "fast-lstmp-layer name=lstm1 cell-dim=16 recurrent-projection-dim=8 non-recurrent-projection-dim=8 delay=-3\n"
+        f"output-layer name=output dim={pdfs} max-change=1.5\n")
+    env = {"ESSENCE_PYTHON": os.sys.executable}
+    plugin = ROOT / "recipes" / "plugin"
+    bash(kaldi, f"""
+        {plugin}/essence_targets.sh --nj 2 --top-k 5 --frame-subsampling-factor 3 data/train exp/ali slow.scp exp/slow
+        steps/nnet3/xconfig_to_configs.py --xconfig-file exp/lstm/configs/network.xconfig --config-dir exp/lstm/configs
+        {plugin}/train_nnet3_student.sh --nj 2 --trainer rnn --soft-weight 0.5 --num-utts-subset 4 --frames-per-eg 20,14 \\
+          --chunk-left-context 6 --samples-per-iter 1000 --online-ivector-dir exp/ivectors \\
+          data/train exp/ali exp/slow exp/lstm -- {SMALL} --trainer.rnn.num-chunk-per-minibatch 16""", **env)
+    text = bash(kaldi, "nnet3-copy-egs ark:exp/lstm/egs/egs.1.ark ark,t:- 2>/dev/null").replace("\n", " ")
+    weights = [[float(w) for w in row.split()[1::2]] for row in re.findall(r"dim=\d+ \[ ([^\]]*)\]", text)]
+    sums = np.array([sum(row) for row in weights if row])
+    assert len(sums) > 2000 and sums.max() < 1.001 and np.mean(np.abs(sums - 1) < 1e-3) > 0.7
+    log = (student / "log" / "compute_prob_valid.combined.log").read_text()
+    assert -np.log(pdfs) - 1 < float(re.search(r"log-likelihood for 'output' is (\S+) per frame", log)[1]) < 0
+    bash(kaldi, f"""
+        mkdir exp/plain; cp exp/lstm/{{tree,cmvn_opts,frame_subsampling_factor}} exp/plain
+        printf '%s\\n' 'input dim=13 name=input' 'output-layer name=output dim={pdfs}' >exp/plain/network.xconfig
+        steps/nnet3/xconfig_to_configs.py --xconfig-file exp/plain/network.xconfig --config-dir exp/plain
+        nnet3-init exp/plain/final.config - | nnet3-am-init exp/ali/final.mdl - exp/plain/final.mdl
+        {plugin}/essence_targets.sh --nj 2 --top-k 5 --frames-per-chunk 21 --extra-left-context 6 \\
+          --online-ivector-dir exp/ivectors data/train exp/ali exp/lstm exp/plain exp/slow2
+        utils/subset_data_dir.sh --first data/train 2 data/two
+        steps/nnet3/decode.sh --nj 1 --beam 6 --lattice-beam 1 --max-active 300 --skip-scoring true --skip-diagnostics true \\
+          --online-ivector-dir exp/ivectors exp/graph data/two exp/lstm/decode
+        test -s exp/lstm/decode/lat.1.gz""", **env)
+    fields = json.loads((kaldi / "exp" / "slow2" / "essence.json").read_text())
+    assert (fields["num_utts"], fields["num_frames"], fields["frame_shift_ms"]) == (24, rows, 30)
+    done = subprocess.run([plugin / "essence_targets.sh", "data/train", "exp/ali", "exp/lstm", "exp/slow3"], cwd=kaldi,
+                          capture_output=True, text=True, env={**os.environ, **env})
+    assert done.returncode == 1 and "exp/lstm takes i-vectors of 4 numbers: give --online-ivector-dir" in done.stderr
 
 
 def test_the_swbd_recipe_prepares_made_up_corpora(tmp_path, shell):

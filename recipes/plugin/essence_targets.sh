@@ -57,8 +57,9 @@ if [ -n "$online_ivector_dir" ]; then files "$online_ivector_dir"/{ivector_onlin
 cmd=$(default_cmd "$cmd")
 
 # What each teacher is: KIND and, of nnet3 directories, whether the tree is that of ALI and all have the same rate.
-kinds=() factors=()
+kinds=() factors=() ivectors=()
 for t in "${teachers[@]}"; do
+  ivector=0
   if [ -f "$t/final.mdl" ]; then
     files "$t"/{tree,cmvn_opts}
     program nnet3-compute nnet3-am-copy nnet3-am-info apply-cmvn
@@ -66,7 +67,8 @@ for t in "${teachers[@]}"; do
     [ ! -f "$t/online_cmvn" ] ||
       fail "$t: online CMVN is not supported: write its posteriors with steps/nnet3/compute_output.sh, and give output.scp"
     ivector=$(nnet3-am-info "$t/final.mdl" 2>/dev/null | awk '/^ivector-dim/ { print $2 }')
-    if [ "${ivector:-0}" -gt 0 ] && [ -z "$online_ivector_dir" ]; then
+    ivector=${ivector:-0}
+    if [ "$ivector" -gt 0 ] && [ -z "$online_ivector_dir" ]; then
       fail "$t takes i-vectors of $ivector numbers: give --online-ivector-dir"
     fi
     kinds+=(nnet3) factors+=("$(cat "$t/frame_subsampling_factor" 2>/dev/null || echo 1)")
@@ -78,6 +80,7 @@ for t in "${teachers[@]}"; do
   else
     fail "teacher '$t' is neither an nnet3 directory with final.mdl, nor a model directory with final.pt, nor an .scp file"
   fi
+  ivectors+=("$ivector")
   [ "${factors[-1]}" = "${factors[0]}" ] ||
     fail "$t has a row every ${factors[-1]} frames, ${teachers[0]} every ${factors[0]}: teachers of one ensemble need one rate"
 done
@@ -136,7 +139,7 @@ for ((j = 1; j <= nj; j++)); do
           --extra-left-context="$extra_left_context" --extra-right-context="$extra_right_context"
           --extra-left-context-initial="$extra_left_context_initial"
           --extra-right-context-final="$extra_right_context_final")
-        if [ -n "$online_ivector_dir" ]; then
+        if [ "${ivectors[i]}" -gt 0 ]; then
           options+=(--online-ivectors="scp:$online_ivector_dir/ivector_online.scp"
             --online-ivector-period="$(cat "$online_ivector_dir/ivector_period")")
         fi

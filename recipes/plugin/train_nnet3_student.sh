@@ -50,7 +50,17 @@ program nnet3-get-egs nnet3-copy-egs nnet3-shuffle-egs nnet3-subset-egs nnet3-tr
 files "$data"/{feats.scp,utt2spk,spk2utt,cmvn.scp} "$ali"/{final.mdl,tree,ali.1.gz,num_jobs,phones.txt}
 files "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,num_pdfs} "$dir"/configs/{vars,final.config}
 [ -f "steps/nnet3/train_$trainer.py" ] || fail "there is no steps/nnet3/train_$trainer.py here: run this in a Kaldi recipe directory"
-if [ -n "$online_ivector_dir" ]; then files "$online_ivector_dir"/{ivector_online.scp,ivector_period}; fi
+ivector_dim=$(sed -n 's/^input-node name=ivector dim=\([0-9]*\).*/\1/p' "$dir/configs/final.config")
+ivector_dim=${ivector_dim:-0}
+if [ -n "$online_ivector_dir" ]; then
+  files "$online_ivector_dir"/{ivector_online.scp,ivector_period}
+  given=$(feat-to-dim "scp:$online_ivector_dir/ivector_online.scp" - 2>/dev/null) || given=unknown
+  [ "$given" = "$ivector_dim" ] || fail "i-vectors in $online_ivector_dir have $given numbers, the network $dir/configs takes $ivector_dim"
+  in=$(wc -l <"$data/feats.scp") n=$(only "$data/feats.scp" "$online_ivector_dir/ivector_online.scp" | wc -l)
+  [ $((100 * n)) -ge $((95 * in)) ] || fail "$online_ivector_dir has i-vectors of $n of the $in utterances of $data: other data?"
+elif [ "$ivector_dim" -gt 0 ]; then
+  fail "the network $dir/configs takes i-vectors of $ivector_dim numbers: give --online-ivector-dir"
+fi
 if [ -f "$targets/ali/transitions.txt" ]; then
   show-transitions "$ali/phones.txt" "$ali/final.mdl" 2>/dev/null | grep '^Transition-state' |
     cmp -s - <(grep '^Transition-state' "$targets/ali/transitions.txt") ||
@@ -109,20 +119,15 @@ else
   echo "$((frames * factor / (per_eg * archives)))" >"$egs/info/egs_per_archive"
   echo "$cmvn_opts" >"$egs/cmvn_opts"
   feat-to-dim "scp:$data/feats.scp" - >"$egs/info/feat_dim" 2>"$egs/log/feat_dim.log"
-  echo 0 >"$egs/info/ivector_dim"
+  echo "$ivector_dim" >"$egs/info/ivector_dim"
   options=(--num-pdfs="$num_pdfs" --left-context="$left" --right-context="$right" --num-frames="$frames_per_eg")
   if [ "$factor" -gt 1 ]; then
-    # Targets are repeated to the features' rate (below). train_dnn.py picks single frames, so it learns from all of them, as in
-    # Kaldi's own recipes of low frame rate; chunks of train_rnn.py have every ${factor}th: nnet3-get-egs takes the rows 0,
-    # $factor, 2 $factor ... of its targets, but expects as many as there are output rows.
-    if [ "$trainer" = rnn ]; then
-      options+=(--frame-subsampling-factor="$factor" --targets-length-tolerance=1000000000)
-      echo "$factor" >"$egs/info/frame_subsampling_factor"
-    fi
+    # Targets are repeated to the features' rate (below), so networks learn from all frames, as in Kaldi's own recipes of low
+    # frame rate. nnet3-get-egs --frame-subsampling-factor=N would take every Nth row, but multiplies it with a weight that it
+    # reads at N times the place, beyond the end of its vector (Kaldi since July 2020, #4183).
     echo "$factor" >"$dir/frame_subsampling_factor"
   fi
   if [ -n "$online_ivector_dir" ]; then
-    feat-to-dim "scp:$online_ivector_dir/ivector_online.scp" - >"$egs/info/ivector_dim" 2>>"$egs/log/feat_dim.log"
     steps/nnet2/get_ivector_id.sh "$online_ivector_dir" >"$egs/info/final.ie.id" 2>/dev/null || rm -f "$egs/info/final.ie.id"
     options+=(--online-ivectors="scp:$online_ivector_dir/ivector_online.scp"
       --online-ivector-period="$(cat "$online_ivector_dir/ivector_period")")
