@@ -17,7 +17,7 @@ from essence_kd.decode.kaldi_decoder import KaldiDecoder
 from essence_kd.decode.lattice import edit_distance, label_frames, n_best, path_cost, path_word_spans, path_words
 from essence_kd.decode.options import DecodeOptions
 from essence_kd.decode.rescoring import Rescorer
-from essence_kd.decode.runner import Job, Runner, cut_batches
+from essence_kd.decode.runner import Job, Runner, cut_batches, sweep_table
 from essence_kd.hmm.graph import load_graph, save_graph
 from essence_kd.hmm.lm import estimate, read_arpa, score, write_arpa
 from essence_kd.io.provenance import write_sidecar
@@ -643,8 +643,10 @@ def test_sweeps_are_pooled(tmp_path, capsys):
     b = sweep("b.json", {(0.2, 0.0): 40, (0.4, 0.0): 10, (0.8, 0.0): 9})
     out = tmp_path / "pooled.json"
     assert main(["pool-sweeps", str(out), a, b]) == 0
-    best = json.loads(out.read_text())["best"]
+    table = json.loads(out.read_text())
+    best = table["best"]
     assert (best["acoustic_scale"], best["errors"], best["wer"]) == (0.4, 15, 3.75)
+    assert not table["scale_at_edge"] and not table["penalty_at_edge"]  # one penalty alone has no edge
     before = out.stat().st_mtime_ns
     assert main(["pool-sweeps", str(out), a, b]) == 0 and out.stat().st_mtime_ns == before
     capsys.readouterr()
@@ -652,3 +654,10 @@ def test_sweeps_are_pooled(tmp_path, capsys):
     assert main(["pool-sweeps", str(out), a, apart]) == 1 and "no setting in common" in capsys.readouterr().err
     (tmp_path / "d.json").write_text("{}")
     assert main(["pool-sweeps", str(out), a, str(tmp_path / "d.json")]) == 1 and "d.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale, penalty, edges", [(0.4, 0.0, (False, False)), (0.2, 0.0, (True, False)),
+                                                   (0.4, 1.0, (False, True)), (0.8, -1.0, (True, True))])
+def test_a_best_setting_at_the_edge_of_its_grid(scale, penalty, edges):
+    table = sweep_table({(s, p): 5 - ((s, p) == (scale, penalty)) for s in (0.2, 0.4, 0.8) for p in (-1.0, 0.0, 1.0)}, 100)
+    assert table["best"]["errors"] == 4 and (table["scale_at_edge"], table["penalty_at_edge"]) == edges

@@ -232,6 +232,7 @@ def test_test_sets_with_an_stm_are_scored_by_time_too(tmp_path, monkeypatch, scl
     assert report(exp, data) == 0
     before = (exp / "RESULTS").read_text()
     assert json.loads((exp / "report" / "results.json").read_text())["hub5"]["systems"] == {}
+    assert 'id="hub5"' not in (exp / "report" / "report.html").read_text()
     add_times(exp, data)
     if not sclite:
         monkeypatch.setattr(hub5, "find_sclite", lambda: None)
@@ -239,9 +240,15 @@ def test_test_sets_with_an_stm_are_scored_by_time_too(tmp_path, monkeypatch, scl
         pytest.skip("sclite is not installed (Debian's sctk)")
     assert report(exp, data) == 0
     text, found = (exp / "RESULTS").read_text(), json.loads((exp / "report" / "results.json").read_text())["hub5"]
+    section = re.search(r'<section id="hub5">.*?</section>', (exp / "report" / "report.html").read_text(), re.S).group(0)
+    assert re.findall(r'<th class="num">([^<]*)</th>', section) == ["SWBD", "CHE", "total"]
+    assert f"counted by {'sclite' if sclite else 'our own aligner'}." in section
     assert found["scorer"] == ("sclite" if sclite else "native")
     assert f"mapping rules default; counted by {'sclite' if sclite else 'our own aligner'}\n" in text
     assert text.startswith(before[:before.index("\n\n")])  # Kaldi's lines stay as they were
+    shown = re.findall(r'<td class="num">([\d.]+)<small>([\d,]+) of ([\d,]+)</small>', section)
+    assert shown == [(f"{c['wer']:.1f}", str(c["ins"] + c["del"] + c["sub"]), f"{c['words']:,}") for system in
+                     ("baseline", "student_essence") for c in found["systems"][system].values()]
     for system in ("baseline", "student_essence"):
         total = 0
         for name in ("eval_swbd", "eval_che"):
@@ -270,12 +277,14 @@ def test_times_that_do_not_fit_are_refused_or_told(tmp_path, capsys):
     assert "hyp.ctm: recording 'elsewhere' channel '1' is not in" in capsys.readouterr().err
 
 
-def test_a_best_scale_at_the_edge_is_told(tmp_path, capsys):
+def test_a_best_setting_at_the_edge_is_told(tmp_path, capsys):
     exp, data = make_experiment(tmp_path, {"baseline": 0.3, "student_essence": 0.2}, speakers=2, turns=2)
-    for edge in (False, True):
-        (exp / "scales.json").write_text(json.dumps({"best": {}, "scale_at_edge": edge}))
+    for scale, penalty in ((False, False), (True, False), (False, True)):
+        (exp / "scales.json").write_text(json.dumps({"best": {}, "scale_at_edge": scale, "penalty_at_edge": penalty}))
         assert report(exp, data) == 0
-        assert ("scales.json: the best acoustic scale lies at the edge" in capsys.readouterr().err) == edge
+        for text in (capsys.readouterr().err, (exp / "RESULTS").read_text(), (exp / "report/report.html").read_text()):
+            assert ("scales.json: the best acoustic scale on the development set lies at the edge" in text) == scale
+            assert ("scales.json: the best word insertion penalty on the development set lies at the" in text) == penalty
 
 
 def test_the_same_experiment_gives_the_same_results(experiment, capsys):

@@ -572,7 +572,7 @@ class Runner:
         with atomic_write(path) as temporary:
             Path(temporary).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         best = table["best"]
-        edge = " (at the edge of the grid: widen it)" if table["scale_at_edge"] else ""
+        edge = " (at the edge of the grid: widen it)" if table["scale_at_edge"] or table["penalty_at_edge"] else ""
         print(f"essence decode: {path}: best of {len(table['points'])} settings: acoustic scale "
               f"{best['acoustic_scale']}, word insertion penalty {best['word_insertion_penalty']}: "
               f"{best['wer']:.2f} % WER{edge}", file=sys.stderr)
@@ -599,9 +599,13 @@ def sweep_table(errors: dict, words: int) -> dict:
     smallest = min(abs(point["word_insertion_penalty"]) for point in ties)
     ties = [point for point in ties if abs(point["word_insertion_penalty"]) == smallest]
     best = ties[(len(ties) - 1) // 2]
-    scales = sorted({point["acoustic_scale"] for point in points})
-    return {"reference_words": words, "best": best, "points": points,
-            "scale_at_edge": len(scales) > 2 and best["acoustic_scale"] in (scales[0], scales[-1])}
+
+    def at_edge(key: str) -> bool:
+        tried = sorted({point[key] for point in points})
+        return len(tried) > 2 and best[key] in (tried[0], tried[-1])
+
+    return {"reference_words": words, "best": best, "points": points, "scale_at_edge": at_edge("acoustic_scale"),
+            "penalty_at_edge": at_edge("word_insertion_penalty")}
 
 
 def read_best(path) -> dict:

@@ -231,8 +231,11 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
                 raise UserError(f"{system.path}/decode_{set_name}/ref.txt differs from "
                                 f"{first.path}/decode_{set_name}/ref.txt; decode all systems on the same data")
     for path in (exp_dir / "scales.json", exp_dir / "gmm" / "sweep" / "sweep.json"):
-        if path.exists() and read_json(path).get("scale_at_edge"):
-            exp.notices.append(f"{path}: the best acoustic scale lies at the edge of the sweep; widen the sweep")
+        sweep = read_json(path) if path.exists() else {}
+        for key, what in (("scale_at_edge", "acoustic scale"), ("penalty_at_edge", "word insertion penalty")):
+            if sweep.get(key):
+                exp.notices.append(f"{path}: the best {what} on the development set lies at the edge of the sweep; widen "
+                                   "it (conf/decode.yaml)")
     teachers = [s for name, s in exp.systems.items() if name.startswith("teacher_")]
     if "ensemble" in exp.systems and exp.systems["ensemble"].params is None and teachers \
             and all(t.params is not None for t in teachers):

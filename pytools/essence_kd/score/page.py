@@ -10,7 +10,7 @@ from essence_kd.score import wer
 from essence_kd.score.alignment import FRAME_SECONDS, AlignedUtterance, mel_image
 from essence_kd.score.charts import Axis, Series, bar_rows, esc, legend, line_chart, number, png_gray, ticks
 from essence_kd.score.experiment import Experiment, System
-from essence_kd.score.results import TOTAL, Analysis, p_text, set_name
+from essence_kd.score.results import TOTAL, Analysis, hub5_header, p_text, set_name
 from essence_kd.score.style import STYLE
 
 NAMES = {"gmm": "GMM", "ensemble": "Ensemble", "baseline": "Baseline", "student_full": "Student, all soft labels",
@@ -188,6 +188,27 @@ def _table(analysis: Analysis) -> str:
             f'</th></tr></thead><tbody>{"".join(rows)}</tbody>{foot}</table>'
             f'<p class="muted fine">Word error rate in percent, lowest in bold; below it the 95 % bootstrap interval. '
             f'{esc(words)}.<span class="graph">{gmm}</span></p>')
+
+
+def _hub5(analysis: Analysis) -> str:
+    """The test sets by the rules of Hub5, where they were scored so: both halves and their total."""
+    exp = analysis.exp
+    columns = [c for c in exp.test_sets + [TOTAL] if c in analysis.columns
+               and any(s.hub5_counts(analysis.members(c)) for s in exp.systems.values())]
+    if not columns:
+        return ""
+    rows = []
+    for system in exp.systems.values():
+        cells = []
+        for counts in (system.hub5_counts(analysis.members(c)) for c in columns):
+            cells.append(f'<td class="num">{DASH}</td>' if counts is None else
+                         f'<td class="num">{wer_text(counts.wer)}<small>{counts.errors:,} of {counts.words:,}</small></td>')
+        rows.append(f'<tr><th scope="row"><i class="swatch {css_class(system.name)}"></i>{esc(system_name(system.name))}'
+                    f'</th>{"".join(cells)}</tr>')
+    head = "".join(f'<th class="num">{esc(set_name(c))}</th>' for c in columns)
+    return (f'<table class="cost"><thead><tr><th>System</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+            f'<p class="muted fine">Word error rate in percent; below it errors of reference words. '
+            f'{esc(hub5_header(exp))}.</p>')
 
 
 def _differences(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> str:
@@ -626,6 +647,7 @@ def render(analysis: Analysis, comparisons: Sequence[dict[str, Any]], facts: dic
               f' \u00b7 decoded by {exp.decoder or "an unknown decoder"}'
     sections = [
         _section("Word error rates", _table(analysis), ident="wer"),
+        _section("By the rules of Hub5", _hub5(analysis), ident="hub5"),
         _section("Is it more than chance?", _differences(analysis, comparisons), ident="differences"),
         _section("The essence of the posteriors", _essence(exp), ident="essence"),
         _section("Which labels, which weight?", _ablation(exp), ident="ablation"),

@@ -123,7 +123,8 @@ class Analysis:
         return [row for row in rows if row]
 
 
-def _hub5_header(exp: Experiment) -> str:
+def hub5_header(exp: Experiment) -> str:
+    """How the test sets were scored by time."""
     rules = sorted(set(exp.hub5_rules.values()))
     return (f"By the rules of Hub5: STM and CTM by time, hesitations and fragments out, mapping rules "
             f"{' and '.join(rules)}; counted by {'sclite' if exp.hub5_scorer == 'sclite' else 'our own aligner'}")
@@ -141,7 +142,7 @@ def results_text(analysis: Analysis, header: str, comparisons: Sequence[dict[str
                 lines.append(f"{wer.wer_line(counts)} {system.path}/{place}" if column != TOTAL
                              else f"{wer.wer_line(counts)} {system.path} ({place})")
     if exp.hub5_scorer:
-        lines += ["", f"# {_hub5_header(exp)}"]
+        lines += ["", f"# {hub5_header(exp)}"]
         for system in exp.systems.values():
             for column in exp.test_sets + [TOTAL]:
                 counts = system.hub5_counts(analysis.members(column))
