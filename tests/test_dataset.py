@@ -211,6 +211,19 @@ def test_soft_targets_lie_beside_their_hard_labels(corpus):
         assert torch.equal(b.soft_probs[valid].argmax(1), a.hard[valid])
 
 
+def test_a_batch_moves_as_a_whole(corpus):
+    data = training_data(corpus, soft=SparseTargets(corpus.post(3)))
+    batch = data.batch(data.plan(300, 1, 0)[0])
+    moved = batch.to("meta")
+    for name, value in vars(batch).items():
+        there = getattr(moved, name)
+        if isinstance(value, torch.Tensor):
+            assert there.device.type == "meta" and there.shape == value.shape and there.dtype == value.dtype
+        else:
+            assert there == value
+    assert batch.keep is None and batch.soft_ids is not None and batch.feats.device.type == "cpu"
+
+
 def test_ragged_targets_are_padded(tmp_path, corpus):
     with PosteriorWriter(f"ark,scp:{tmp_path}/r.ark,{tmp_path}/r.scp") as writer:
         for utt, t in corpus.frames.items():

@@ -426,6 +426,63 @@ def test_sgd_learns_too(corpus, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
 
 
+class Scripted:
+    """In the place of a decoder: the word error rates of epochs 1, 2, ..., and the models that were to be decoded."""
+
+    fingerprint = "a set and a graph"
+
+    def __init__(self, rates):
+        self.rates, self.models = rates, {}
+
+    def __call__(self, model_dir):
+        done = model_dir.parent / "progress.jsonl"  # epochs before this one
+        epoch = 1 + (len(done.read_text().splitlines()) if done.exists() else 0)
+        assert sorted(p.name for p in model_dir.iterdir()) == ["final.pt", "model.yaml", "priors.txt"]
+        self.models[epoch] = (model_dir / "final.pt").read_bytes()
+        return self.rates[epoch - 1]
+
+
+def test_early_stopping_by_word_error_rate_keeps_the_best_model_and_resumes(corpus, tmp_path):
+    run = settings("optim.epochs=9", "early_stopping.metric=dev_wer", "early_stopping.patience=2", "model.dropout=0.2",
+                   "checkpoint.every_steps=3")
+    rates = [50.0, 40.0, 45.0, 30.0, 30.0, 31.0, 0.0, 0.0, 0.0]
+
+    def begin(name, wer=None):
+        return train(run, corpus.data, corpus.ali, tmp_path / name, dev_wer=wer or Scripted(rates))
+
+    wer = Scripted(rates)
+    info = begin("whole", wer)
+    assert list(wer.models) == [1, 2, 3, 4, 5, 6]
+    assert (info["epochs"], info["best_epoch"], info["dev_wer"]) == (6, 4, 30.0)
+    lines = progress(tmp_path / "whole")
+    assert [line["dev_wer"] for line in lines] == rates[:6] and info["dev_loss"] == lines[3]["dev_loss"]
+    final = (tmp_path / "whole" / "final.pt").read_bytes()
+    assert final == wer.models[4] and not (tmp_path / "whole" / "dev_wer").exists()
+    log = (tmp_path / "whole" / "train.log").read_text()
+    assert "stopped early: 2 figures in a row no better than epoch 4's dev_wer of 30.000" in log
+    steps = info["steps"] // 6
+    for at in (2 * steps + 2, 3 * steps - 1):
+        assert killed(lambda: begin("killed"), at)
+    assert begin("killed")["best_epoch"] == 4
+    assert (tmp_path / "killed" / "final.pt").read_bytes() == final and progress(tmp_path / "killed") == lines
+    run.early_stopping.every = 4  # and the last one
+    wer = Scripted(rates)
+    assert begin("fourth", wer)["best_epoch"] == 8 and list(wer.models) == [4, 8, 9]
+    other = Scripted(rates)
+    other.fingerprint = "another set"
+    refused(lambda: begin("fourth", other), "set and graph of early stopping", "another set")
+
+
+def test_early_stopping_by_dev_loss(corpus, tmp_path):
+    run = settings("optim.epochs=60", "optim.lr=0.05", "early_stopping.metric=dev_loss", "early_stopping.patience=1")
+    info = train(run, corpus.data, corpus.ali, tmp_path / "m")
+    losses = [line["dev_loss"] for line in progress(tmp_path / "m")]
+    assert len(losses) == info["epochs"] == info["best_epoch"] + 1 < 60
+    assert info["dev_loss"] == min(losses) == losses[-2]
+    run.data.heldout = 0.0
+    refused(lambda: train(run, corpus.data, corpus.ali, tmp_path / "n"), "there is no dev set")
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(corpus, tmp_path):
     run = settings("optim.lr=1e30", "optim.warmup=0", "data.heldout=0", "data.batch_frames=100")
     with pytest.raises(UserError, match="not finite.*epoch 1, batch|epoch 1, batch.*not finite") as error:
@@ -446,6 +503,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(corpus, tmp_path):
     ("arch=rnn", ["rnn", "blstm"]),
     ("model.layers=3", ["layers", "hidden"]), ("distill.temperature=0", ["temperature"]),
     ("data.chunk_frames=2", ["chunk"]),
+    ("augment.time_warp=5", ["unknown key 'time_warp'"]), ("early_stopping.metric=wer", ["metric", "dev_wer"]),
+    ("early_stopping.patience=0", ["patience"]), ("early_stopping.every=0", ["every"]),
     ("data.cmn=global", ["cmn", "speaker"])])
 def test_settings_that_no_training_can_use(corpus, tmp_path, setting, words):
     refused(lambda: train(settings(setting), corpus.data, corpus.ali, tmp_path / "m"), *words)

@@ -10,6 +10,7 @@ the same batches.
 """
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import warnings
 from dataclasses import dataclass
@@ -142,6 +143,19 @@ class Batch:
     soft_probs: Optional[torch.Tensor]  # (B, R, k) float32, or (B, R, C) when dense
     keep: Optional[torch.Tensor]  # (B, T, F) float32 of 0 and 1: SpecAugment
     ids: List[str]  # utterance of each chunk
+
+    def each(self, change) -> "Batch":
+        """The batch with ``change`` of every tensor in its place."""
+        return dataclasses.replace(self, **{name: change(value) for name, value in vars(self).items()
+                                            if isinstance(value, torch.Tensor)})
+
+    def pin_memory(self) -> "Batch":
+        """In memory from which a GPU copies while the processor goes on; a DataLoader with pin_memory calls this."""
+        return self.each(torch.Tensor.pin_memory)
+
+    def to(self, device) -> "Batch":
+        """On another device; from pinned memory nothing waits for the copy."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class SparseTargets:
@@ -435,10 +449,11 @@ class _Batches(torch.utils.data.Dataset):
 
 
 def epoch_batches(data: TrainingData, plan: List[np.ndarray], *, seed: int, epoch: int, augment, workers: int,
-                  first: int = 0, share: Tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+                  first: int = 0, share: Tuple[int, int] = (0, 1), pin: bool = False) -> Iterator[Batch]:
     """The batches of a training epoch from number ``first`` on; data in memory needs no worker and starts none.
 
-    ``share``: (rank, processes): the part of every batch that this process gets.
+    ``share``: (rank, processes): the part of every batch that this process gets. ``pin``: what workers read comes in
+    pinned memory, for a GPU.
     """
     batches = _Batches(data, plan, seed, epoch, augment, share)
     numbers = range(first, len(plan))
@@ -449,7 +464,7 @@ def epoch_batches(data: TrainingData, plan: List[np.ndarray], *, seed: int, epoc
             workers = 1
         own = torch.Generator()  # left alone, a loader draws from the generator of the dropout masks
         source = iter(torch.utils.data.DataLoader(batches, batch_size=None, sampler=numbers, num_workers=workers,
-                                                  generator=own))
+                                                  generator=own, pin_memory=pin))
     while True:
         try:
             batch = next(source)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import List, Optional, Sequence
 
 import torch
@@ -28,7 +29,8 @@ class Processes:
             self.device = torch.device("cuda", local)
         else:
             self.device = torch.device(kind)
-        torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+        # the others wait while the first one decodes for early stopping
+        torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
 
     @property
     def first(self) -> bool:

@@ -105,6 +105,19 @@ class CheckpointSettings:
 
 
 @dataclass
+class EarlyStoppingSettings:
+    """When a training ends before its last epoch; the final model is then that of the epoch with the best figure."""
+
+    metric: str = "none"  # dev_loss, dev_wer (of ``data``, decoded with ``graph``), or none: all epochs, the last model
+    patience: int = 3  # figures in a row that are no better than the best before them
+    every: int = 1  # epochs between two figures
+    data: str = ""  # Kaldi data directory with feats.scp and text
+    graph: str = ""  # graph directory (essence make-graph)
+    acoustic_scale: float = 0.4
+    decoder: str = "auto"  # k2, kaldi or auto
+
+
+@dataclass
 class TrainSettings:
     """All settings of a training; ``model`` holds the architecture's own (models/ARCH.py)."""
 
@@ -116,13 +129,15 @@ class TrainSettings:
     optim: OptimSettings = field(default_factory=OptimSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    early_stopping: EarlyStoppingSettings = field(default_factory=EarlyStoppingSettings)
     seed: int = 1
     threads: int = 1
     precision: str = "auto"  # auto, float32 or bfloat16
 
 
 def train(settings: TrainSettings, data_dir, ali_dir, model_dir, *, soft=None, soft_kind: str = "post", init=None,
-          dev_data=None, dev_ali=None, device: Optional[str] = None, tensorboard: bool = False) -> dict:
+          dev_data=None, dev_ali=None, device: Optional[str] = None, tensorboard: bool = False,
+          dev_wer=None) -> dict:
     """Train a model, or go on with one that was interrupted; returns what info.json says.
 
     Args:
@@ -136,6 +151,8 @@ def train(settings: TrainSettings, data_dir, ali_dir, model_dir, *, soft=None, s
         dev_data, dev_ali: data and alignments for the dev loss instead of a held-out share.
         device: torch device; default: cuda where there is one, else cpu. Each process of torchrun takes its own GPU.
         tensorboard: write scalars for TensorBoard to MODEL_DIR/tensorboard too.
+        dev_wer: what measures the word error rate for early stopping: called with a model directory it returns
+            percent; its ``fingerprint`` tells what it decodes (score.dev_wer.DevWer).
 
     Raises:
         UserError: inputs that do not fit each other, a checkpoint of another training, a loss that is not finite,
@@ -144,7 +161,7 @@ def train(settings: TrainSettings, data_dir, ali_dir, model_dir, *, soft=None, s
     processes = Processes(device)
     try:
         return _Training(settings, data_dir, ali_dir, model_dir, soft, soft_kind, init, dev_data, dev_ali, processes,
-                         tensorboard).run()
+                         tensorboard, dev_wer).run()
     except RuntimeError as error:
         if processes.world == 1 or not any(word in str(error) for word in ("onnection", "gloo", "NCCL")):
             raise
@@ -157,10 +174,12 @@ class _Training:
     """One training: its data, model and state."""
 
     def __init__(self, settings, data_dir, ali_dir, model_dir, soft, soft_kind, init, dev_data, dev_ali,
-                 processes: Processes, tensorboard: bool) -> None:
+                 processes: Processes, tensorboard: bool, dev_wer) -> None:
         self.settings, self.dir, self.processes = settings, Path(model_dir), processes
-        self.ali_dir = Path(ali_dir)
+        self.ali_dir, self.dev_wer = Path(ali_dir), dev_wer
         _check_settings(settings)
+        if (settings.early_stopping.metric == "dev_wer") != (dev_wer is not None):
+            raise ValueError("early_stopping.metric=dev_wer and the argument dev_wer belong together")
         self.dir.mkdir(parents=True, exist_ok=True)
         self.log_file = open(self.dir / "train.log", "a", encoding="utf-8") if processes.first else None
         self.board_dir = self.dir / "tensorboard" if tensorboard and processes.first else None
@@ -184,6 +203,8 @@ class _Training:
                  f"{self.dev_utterances} for the dev loss, {without} without alignment, "
                  f"{self.num_pdfs} pdfs; {'in memory' if self.data.in_memory else 'read from disk'}; "
                  f"{time.time() - began:.1f} s to load")
+        if settings.early_stopping.metric == "dev_loss" and not self.dev_utterances:
+            raise UserError("early_stopping.metric is dev_loss, but there is no dev set: data.heldout is 0")
         self.fingerprint = self._fingerprint(soft, init)
         self.init = init
 
@@ -290,6 +311,8 @@ class _Training:
             settings.pop(key)
         for key in ("preload_mb", "workers"):
             settings["data"].pop(key)
+        if self.settings.early_stopping.metric == "none":
+            settings.pop("early_stopping")
         ids = hashlib.sha256("\n".join(self.data.ids).encode())
         ids.update(self.data.frames.tobytes())
         shards = _file_hash(self.data.source.folder / "shards.json") if self.data.sharded else None
@@ -300,6 +323,8 @@ class _Training:
                  "soft targets": "none" if soft is None else shards or _file_hash(str(soft)),
                  "noise": "none" if not noise else _file_hash(noise),
                  "initial model": "none" if init is None else _file_hash(Path(init) / "final.pt")}
+        if self.dev_wer is not None:
+            found["set and graph of early stopping"] = self.dev_wer.fingerprint
         return found
 
     # ---- the loop
@@ -357,6 +382,7 @@ class _Training:
         else:
             self.optimiser = torch.optim.AdamW(groups, lr=s.optim.lr, betas=(0.9, 0.98))
         self.epoch, self.step, self.history = 0, 0, []
+        self.best, self.stale = None, 0  # early stopping: the best epoch so far, and figures since that were no better
         self._begin_epoch()
         self._resume()
         self.board = None if self.board_dir is None else _board(self.board_dir, self.step)
@@ -365,7 +391,7 @@ class _Training:
             several = f", {self.processes.world} processes" if self.processes.world > 1 else ""
             self.log(f"{s.arch}: {size} parameters, {flops:.3f} MFLOP a frame, {self.precision} on {self.device}, "
                      f"{s.threads} threads{several}, {s.optim.epochs} epochs")
-        while self.epoch < s.optim.epochs:
+        while self.epoch < s.optim.epochs and not self._stopped():
             self._train_epoch()
         if self.board is not None:
             self.board.close()
@@ -383,7 +409,8 @@ class _Training:
         before = self.seconds
         plan = self.data.plan(s.data.batch_frames, s.seed, self.epoch)
         batches = epoch_batches(self.data, plan, seed=s.seed, epoch=self.epoch, augment=s.augment,
-                                workers=s.data.workers, first=self.batch, share=(self.processes.rank, world))
+                                workers=s.data.workers, first=self.batch, share=(self.processes.rank, world),
+                                pin=self.device.type == "cuda")
         self.model.train()
         sums = self.sums
         for number, batch in enumerate(batches, self.batch):
@@ -435,8 +462,10 @@ class _Training:
         dev_loss, dev_acc = self._evaluate()
         line = {"epoch": self.epoch, "train_loss": train / frames, "hard_loss": hard / frames,
                 "soft_loss": soft / frames if self.soft is not None else None, "dev_loss": dev_loss,
-                "dev_frame_acc": dev_acc, "seconds": round(before + time.time() - began, 3), "lr": lr}
+                "dev_frame_acc": dev_acc, "seconds": 0.0, "lr": lr}
         self.history.append(line)
+        self._look_for_the_best(line)
+        line["seconds"] = round(before + time.time() - began, 3)
         if self.board is not None:
             for name, scalar in line.items():
                 if name not in ("epoch", "seconds") and scalar is not None:
@@ -446,8 +475,40 @@ class _Training:
         left = (s.optim.epochs - self.epoch) * np.mean([h["seconds"] for h in self.history])
         soft = "" if self.soft is None else f" (hard {line['hard_loss']:.3f}, soft {line['soft_loss']:.3f})"
         dev = "" if dev_loss is None else f", dev loss {dev_loss:.3f}, dev frame accuracy {100 * dev_acc:.1f} %"
+        if "dev_wer" in line:
+            dev += f", dev WER {line['dev_wer']:.2f} %"
+        to_go = f", {'' if self.best is None else 'at most '}{left:.0f} s to go" if left and not self._stopped() else ""
         self.log(f"epoch {self.epoch}/{s.optim.epochs}: loss {line['train_loss']:.3f}{soft}{dev}, "
-                 f"{line['seconds']:.1f} s" + (f", {left:.0f} s to go" if left else ""))
+                 f"{line['seconds']:.1f} s{to_go}")
+        if self._stopped():
+            self.log(f"stopped early: {self.stale} figures in a row no better than epoch {self.best['epoch']}'s "
+                     f"{s.early_stopping.metric} of {self.best['value']:.3f}")
+
+    # ---- early stopping
+
+    def _look_for_the_best(self, line: dict) -> None:
+        """Compares the epoch that ``line`` tells of with the best before it, where a figure of it is asked for."""
+        e, final = self.settings.early_stopping, self.ema if self.ema is not None else self.model
+        if e.metric == "none" or (self.epoch % e.every and self.epoch < self.settings.optim.epochs):
+            return
+        if e.metric == "dev_wer":
+            value = 0.0
+            if self.processes.first:
+                folder = self.dir / "dev_wer"
+                folder.mkdir(exist_ok=True)
+                self._write_model(folder, final.state_dict())
+                value = self.dev_wer(folder)
+            line["dev_wer"], = self.processes.sums([value])
+        if self.best is None or line[e.metric] < self.best["value"]:
+            self.best = {"value": line[e.metric], "epoch": self.epoch,
+                         "model": {name: x.detach().cpu().clone() for name, x in final.state_dict().items()}}
+            self.stale = 0
+        else:
+            self.stale += 1
+
+    def _stopped(self) -> bool:
+        """Whether the figure of early stopping has not become better for too long."""
+        return self.best is not None and self.stale >= self.settings.early_stopping.patience
 
     def _checkpoint_due(self, seconds: float) -> bool:
         """Whether a checkpoint is due, ``seconds`` after the last one; all processes answer the same."""
@@ -469,17 +530,16 @@ class _Training:
     def _loss(self, model, batch, soft: bool):
         """(multitask loss, logits (N, C), hard labels (N,)) of a batch's N rows that count; the loss is a sum."""
         d = self.settings.distill
-        select = batch.hard >= 0
-        hard = batch.hard[select].to(self.device)
-        ids = probs = None
+        # which rows count is looked up on the host: asking a GPU would wait for it
+        rows = torch.nonzero(batch.hard.flatten() >= 0)[:, 0].to(self.device, non_blocking=True)
+        batch = batch.to(self.device)
+        hard, ids, probs = batch.hard.flatten()[rows], None, None
         if soft and batch.soft_probs is not None:
-            probs = batch.soft_probs[select].to(self.device)
-            ids = None if batch.soft_ids is None else batch.soft_ids[select].to(self.device)
+            probs = batch.soft_probs.flatten(0, 1)[rows]
+            ids = None if batch.soft_ids is None else batch.soft_ids.flatten(0, 1)[rows]
             probs = retemper(probs, d.temperature, self.soft_temperature)
-        keep = None if batch.keep is None else batch.keep.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = model(batch.feats.to(self.device), batch.lens.to(self.device), keep=keep,
-                           select=select.to(self.device))
+            logits = model(batch.feats, batch.lens, keep=batch.keep, select=batch.hard >= 0)
         logits = logits.float()
         if probs is None:
             loss = multitask_loss(logits, hard, soft_weight=0.0)
@@ -515,7 +575,7 @@ class _Training:
         state = {"fingerprint": self.fingerprint, "epoch": self.epoch, "batch": self.batch, "step": self.step,
                  "history": self.history, "sums": sums, "seconds": self.seconds, "random": random,
                  "model": self.model.state_dict(), "ema": None if self.ema is None else self.ema.state_dict(),
-                 "optimiser": self.optimiser.state_dict()}
+                 "optimiser": self.optimiser.state_dict(), "best": self.best, "stale": self.stale}
         _save(state, self.dir / "checkpoint.pt")
         with atomic_write(self.dir / "progress.jsonl") as path:
             Path(path).write_text("".join(json.dumps(h) + "\n" for h in self.history), encoding="utf-8")
@@ -531,6 +591,7 @@ class _Training:
             self.ema.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
+        self.best, self.stale = state.get("best"), state.get("stale", 0)
         self._begin_epoch()
         self.batch, self.seconds = state["batch"], state["seconds"]
         if self.processes.first:
@@ -542,10 +603,10 @@ class _Training:
                 torch.cuda.set_rng_state(random["cuda"][rank], self.device)
         self.log(f"going on after epoch {self.epoch}" + (f" and {self.batch} batches" if self.batch else ""))
 
-    def _finish(self, size: int, flops: float) -> dict:
+    def _write_model(self, folder: Path, state: dict) -> None:
+        """A model directory that other commands read; final.pt last."""
         s = self.settings
-        final = self.ema if self.ema is not None else self.model
-        shutil.copyfile(self.ali_dir / "priors.txt", self.dir / "priors.txt")
+        shutil.copyfile(self.ali_dir / "priors.txt", folder / "priors.txt")
         resolved = to_dict(s)
         resolved["model"] = model_settings(s.arch, s.model, "model")
         dump_settings({"arch": s.arch, "model": resolved["model"], "feat_dim": self.data.feat_dim,
@@ -553,18 +614,30 @@ class _Training:
                        "cmn": s.data.cmn, "tree_hash": self.tree_hash,
                        "train": {k: v for k, v in resolved.items()
                                  if k not in ("arch", "model", "frame_subsampling_factor")}},
-                      self.dir / "model.yaml")
-        last = self.history[-1]
+                      folder / "model.yaml")
+        _save({k: v.cpu() for k, v in state.items()}, folder / "final.pt")
+
+    def _finish(self, size: int, flops: float) -> dict:
+        s, last = self.settings, self.history[-1]
+        final = self.ema if self.ema is not None else self.model
+        if self.best is not None:
+            final.load_state_dict(self.best["model"])
+            last = self.history[self.best["epoch"] - 1]
         ahead = look_ahead(final)
         info = {"params": size, "mflop_per_frame": round(flops, 6),
-                "look_ahead_ms": None if ahead is None else 10 * ahead, "epochs": s.optim.epochs,
+                "look_ahead_ms": None if ahead is None else 10 * ahead, "epochs": self.epoch,
                 "seconds": round(sum(h["seconds"] for h in self.history), 1), "steps": self.step,
                 "dev_loss": last["dev_loss"], "dev_frame_acc": last["dev_frame_acc"], "precision": self.precision,
                 "threads": s.threads, "device": str(self.device), "utterances": len(self.data.ids),
                 "frames": int(self.data.frames.sum()), "tool_version": __version__, "fingerprint": self.fingerprint}
+        if self.best is not None:
+            info["best_epoch"] = self.best["epoch"]
+            if "dev_wer" in last:
+                info["dev_wer"] = last["dev_wer"]
         with atomic_write(self.dir / "info.json") as path:
             Path(path).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-        _save({k: v.cpu() for k, v in final.state_dict().items()}, self.dir / "final.pt")
+        self._write_model(self.dir, final.state_dict())
+        shutil.rmtree(self.dir / "dev_wer", ignore_errors=True)
         (self.dir / "checkpoint.pt").unlink()
         dev = "" if last["dev_loss"] is None else \
             f"dev loss {last['dev_loss']:.3f}, dev frame accuracy {100 * last['dev_frame_acc']:.1f} %, "
@@ -717,6 +790,12 @@ def _check_settings(s: TrainSettings) -> None:
            ("optim.ema_decay", 0 <= s.optim.ema_decay < 1, "from 0 to below 1"),
            ("checkpoint.every_minutes", s.checkpoint.every_minutes >= 0, "at least 0"),
            ("checkpoint.every_steps", s.checkpoint.every_steps >= 0, "at least 0"),
+           ("early_stopping.metric", s.early_stopping.metric in ("none", "dev_loss", "dev_wer"),
+            "none, dev_loss or dev_wer"),
+           ("early_stopping.patience", s.early_stopping.patience >= 1, "at least 1"),
+           ("early_stopping.every", s.early_stopping.every >= 1, "at least 1"),
+           ("early_stopping.acoustic_scale", s.early_stopping.acoustic_scale > 0, "above 0"),
+           ("early_stopping.decoder", s.early_stopping.decoder in ("auto", "k2", "kaldi"), "auto, k2 or kaldi"),
            ("data.heldout", 0 <= s.data.heldout < 1, "from 0 to below 1"),
            ("data.sampler", s.data.sampler in ("pooled", "bucketing"), "pooled or bucketing"),
            ("data.batch_frames", s.data.batch_frames >= 1, "at least 1"),

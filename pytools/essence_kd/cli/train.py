@@ -1,6 +1,7 @@
 """Train an acoustic model on alignments, with or without soft targets. Running it again goes on after the last
 checkpoint. Where torchrun starts several processes (torchrun --nproc-per-node 4 -m essence_kd train ...), they share
-every batch.
+every batch. --set early_stopping.metric=dev_wer (with early_stopping.data and early_stopping.graph) decodes a set after every
+epoch, ends when its word error rate no longer falls, and keeps the best epoch's model; dev_loss goes by the dev loss.
 
 e.g.: essence train --model conf/models/student_tdnn.yaml --soft exp/mini/essence_k20/post.scp --soft-weight 0.9 \\
         data/mini/train_sp_hires exp/mini/ali exp/mini/student_essence
@@ -42,6 +43,11 @@ def run(args) -> None:
         if getattr(args, option) is not None:
             overrides.append(f"{key}={getattr(args, option)}")
     settings = load_settings(TrainSettings, args.model, overrides)
+    dev_wer = None
+    if settings.early_stopping.metric == "dev_wer":
+        from essence_kd.score.dev_wer import DevWer
+
+        dev_wer = DevWer(settings.early_stopping, args.device)
     train(settings, args.data_dir, args.ali_dir, args.model_dir, soft=args.soft, soft_kind=args.soft_kind,
           init=args.init, dev_data=args.dev_data, dev_ali=args.dev_ali, device=args.device,
-          tensorboard=args.tensorboard)
+          tensorboard=args.tensorboard, dev_wer=dev_wer)

@@ -1,0 +1,52 @@
+"""Word error rate of a model that is still learning, by the commands that decode and count at the end."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Optional
+
+from essence_kd.am.trainer import EarlyStoppingSettings
+from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import sha256_file
+from essence_kd.score import wer
+
+
+class DevWer:
+    """Decodes one set with one graph: what ``am.trainer.train`` takes as ``dev_wer``."""
+
+    def __init__(self, settings: EarlyStoppingSettings, device: Optional[str] = None) -> None:
+        """Raises UserError where the set or the graph is not there."""
+        self.settings, self.device = settings, device
+        for name, folder, files in (("data", settings.data, ("feats.scp", "text")),
+                                    ("graph", settings.graph, ("graph.npz", "words.txt"))):
+            for file in files:
+                if not folder or not (Path(folder) / file).is_file():
+                    raise UserError(f"early_stopping.{name} is '{folder}': there is no {file} in it")
+        self.reference = wer.read_text(Path(settings.data) / "text")
+        self.fingerprint = " ".join(sha256_file(path)[:16] for path in (
+            Path(settings.data) / "feats.scp", Path(settings.data) / "text", Path(settings.graph) / "graph.npz"))
+
+    def __call__(self, model_dir: Path) -> float:
+        """WER of a model directory in percent, at the acoustic scale of the settings and no word insertion penalty."""
+        s = self.settings
+        with tempfile.TemporaryDirectory(dir=model_dir) as scratch:
+            scores = f"ark,scp:{scratch}/scores.ark,{scratch}/scores.scp"
+            self._run("forward", *(["--device", self.device] if self.device else []), model_dir, s.data, scores)
+            self._run("decode", "--decoder", s.decoder, f"--acoustic-scale={s.acoustic_scale}", s.graph,
+                      f"scp:{scratch}/scores.scp", f"{scratch}/decode")
+            hypothesis = Path(scratch) / "decode" / "hyp.txt"
+            return wer.score(self.reference, wer.read_text(hypothesis), ref_name=f"{s.data}/text",
+                             hyp_name=str(hypothesis)).total.wer
+
+    @staticmethod
+    def _run(*words) -> None:
+        """An essence command in a process of its own; its last line where it fails."""
+        package = str(Path(__file__).resolve().parents[2])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+        done = subprocess.run([sys.executable, "-m", "essence_kd", *map(str, words)], env=environment,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise UserError(f"decoding for early stopping failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")

@@ -1,0 +1,77 @@
+"""Early stopping by the word error rate of a set that is really decoded."""
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("lhotse")
+
+from amdata import make_data  # noqa: E402
+
+from essence_kd.cli.main import main  # noqa: E402
+from essence_kd.hmm.graph import Graph, save_graph  # noqa: E402
+from essence_kd.io.provenance import sha256_file  # noqa: E402
+from essence_kd.score.wer import read_text, score  # noqa: E402
+
+C = 8
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Data whose words are its pdfs, and a graph in which any may follow any other."""
+    made = make_data(tmp_path_factory.mktemp("corpus"), utterances=6, num_pdfs=C, noise=0.6)
+    (made.data / "text").write_text("".join(f"{utt} {' '.join(f'w{p}' for p, _ in itertools.groupby(ali[::3]))}\n"
+                                            for utt, ali in made.alignment.items()))
+    arcs = np.array([(a, b, b, b * (a != b)) for a in range(C + 1) for b in range(1, C + 1)], np.int32)
+    names = np.array([f"p{c}_S" for c in range(C)])
+    graph = Graph(*arcs.T, weight=np.where(arcs[:, 3] > 0, 2.0, 0.2).astype(np.float32), unit=arcs[:, 2],
+                  begin=(arcs[:, 3] > 0).astype(np.uint8), final=np.zeros(C + 1, np.float32),
+                  unit_phone=np.arange(C + 1, dtype=np.int32), unit_state=np.array([-1] + [0] * C, np.int32),
+                  unit_pdf=np.arange(-1, C, dtype=np.int32), phones=np.array(["<eps>", *names]),
+                  phone_kind=np.array([0] + [4] * C, np.uint8), words=np.array(["<eps>"] + [f"w{c}" for c in range(C)]),
+                  meta={"num_pdfs": C, "frame_subsampling_factor": 3, "tree_hash": sha256_file(made.ali / "tree.txt")})
+    made.graph = made.root / "graph"
+    made.graph.mkdir()
+    save_graph(made.graph / "graph.npz", graph)
+    (made.graph / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(graph.words)))
+    return made
+
+
+def train(corpus, out, **more):
+    sets = {"model.hidden": 24, "data.batch_frames": 300, "optim.epochs": 24, "optim.lr": 0.01,
+            "early_stopping.metric": "dev_wer", "early_stopping.every": 12, "early_stopping.data": corpus.data,
+            "early_stopping.graph": corpus.graph, "early_stopping.decoder": "kaldi", **more}
+    return main(["train", *(w for k, v in sets.items() for w in ("--set", f"{k}={v}")), str(corpus.data),
+                 str(corpus.ali), str(out)])
+
+
+def test_the_figure_is_what_the_commands_find(corpus, tmp_path, capsys):
+    assert train(corpus, tmp_path / "m") == 0
+    info = json.loads((tmp_path / "m" / "info.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "m" / "progress.jsonl").read_text().splitlines()]
+    figures = {line["epoch"]: line["dev_wer"] for line in lines if "dev_wer" in line}
+    assert list(figures) == [12, 24] and figures[24] < 60
+    assert info["best_epoch"] == min(figures, key=figures.get) and info["dev_wer"] == min(figures.values())
+    assert f"dev WER {figures[24]:.2f} %" in capsys.readouterr().err
+    assert not (tmp_path / "m" / "dev_wer").exists()
+    scores = f"ark,scp:{tmp_path}/s.ark,{tmp_path}/s.scp"
+    assert main(["forward", str(tmp_path / "m"), str(corpus.data), scores]) == 0
+    assert main(["decode", "--decoder", "kaldi", str(corpus.graph), f"scp:{tmp_path}/s.scp", str(tmp_path / "d")]) == 0
+    found = score(read_text(corpus.data / "text"), read_text(tmp_path / "d" / "hyp.txt")).total.wer
+    assert found == pytest.approx(info["dev_wer"])
+
+
+def test_what_is_missing_or_does_not_fit(corpus, tmp_path, capsys):
+    def said(**more):
+        assert train(corpus, tmp_path / "m", **more) == 1
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert f"early_stopping.graph is '{tmp_path}': there is no graph.npz in it" in said(**{"early_stopping.graph": tmp_path})
+    assert "there is no feats.scp in it" in said(**{"early_stopping.data": tmp_path})
+    other = corpus.root / "other"
+    other.mkdir()
+    (other / "words.txt").write_text("<eps> 0\n")
+    (other / "graph.npz").write_text("no graph")
+    assert "decoding for early stopping failed: essence decode: " in said(**{"early_stopping.graph": other, "early_stopping.every": 1})
