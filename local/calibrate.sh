@@ -13,12 +13,8 @@ nj=2
 eval_sets="eval_swbd eval_che"
 teachers=
 combine=mean
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
-set -euo pipefail
-[ $# -ge 3 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -ge 3 ] || usage
 data=$1 exp=$2
 shift 2
 out=$exp/calibration
@@ -38,7 +34,7 @@ done
 for sys in "$@"; do
   models=()
   if [ "$sys" = ensemble ]; then for m in $teachers; do models+=("$exp/$m"); done; else models=("$exp/$sys"); fi
-  [ ${#models[@]} -gt 0 ] || { echo "$0: the ensemble needs --teachers" >&2; exit 2; }
+  [ ${#models[@]} -gt 0 ] || refuse "the ensemble needs --teachers"
   for m in "${models[@]}"; do need 5-8 "$m/model.yaml" "$m/.done"; done
   inputs+=("${models[@]}")
   for set in $eval_sets; do

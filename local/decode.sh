@@ -26,17 +26,12 @@ combine=mean
 graph=
 scales=
 keep_scores=false
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
-set -euo pipefail
-[ $# -ge 3 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -ge 3 ] || usage
 data=$1 exp=$2
 shift 2
 graph=${graph:-$exp/graph}
 need 9 "$graph/graph.npz" "$graph/.done"
-
 
 sweeps=$(mktemp "$exp/sweep_list.XXXXXX") decodes=$(mktemp "$exp/decode_list.XXXXXX") scoring=$(mktemp "$exp/score_list.XXXXXX")
 trap 'rm -f "$scoring"* "$sweeps"* "$decodes"*' EXIT
@@ -136,9 +131,9 @@ choose_scales() {
       if [ "$failed" -eq 1 ] && ! [ -f "$exp/${todo[i]}/sweep/sweep.json" ]; then continue; fi
       mark_done "$exp/${todo[i]}/sweep" "${fps[i]}" sweep.json
     done
-    [ "$failed" -eq 0 ] || { echo "$0: choosing scales failed; logs: $exp/log/choosing_scales.*.log" >&2; exit 1; }
+    [ "$failed" -eq 0 ] || fail "choosing scales failed; logs: $exp/log/choosing_scales.*.log"
   fi
-  [ ${#pool[@]} -gt 0 ] || { echo "$0: name a teacher, the ensemble or the baseline: the scale is chosen for them" >&2; exit 2; }
+  [ ${#pool[@]} -gt 0 ] || refuse "name a teacher, the ensemble or the baseline: the scale is chosen for them"
   essence pool-sweeps "$exp/scales.json" "${pool[@]}"
 }
 if [ -n "$scales" ]; then need 9 "$scales"; else choose_scales "$@"; fi
@@ -169,12 +164,11 @@ for i in "${!todo[@]}"; do
     out=$exp/$sys/decode_$set
     if [ "$failed" -eq 1 ] && ! [ "$out/decode.json" -nt "$decodes" ]; then whole=0; break; fi
     cp "$data/$set/text" "$out/ref.txt"
-    in=$(wc -l <"$data/$set/text") n=$(wc -l <"$out/hyp.txt")
-    [ "$in" -eq "$n" ] || { echo "$0: $out: $in utterances went in and $n came out" >&2; exit 1; }
+    same_count "$data/$set/text" "$out/hyp.txt"
   done
   [ "$whole" -eq 1 ] || continue
   if [ "$keep_scores" = false ]; then rm -f "$exp/$sys"/decode_*/scores.{ark,scp,json}; fi
   mark_done "$exp/$sys/decode_$dev_set" "${fps[i]}" hyp.txt ref.txt decode.json
 done
-[ "$failed" -eq 0 ] || { echo "$0: decoding failed; logs: $exp/log/decoding.*.log" >&2; exit 1; }
+[ "$failed" -eq 0 ] || fail "decoding failed; logs: $exp/log/decoding.*.log"
 echo "$0: decoded ${todo[*]}"

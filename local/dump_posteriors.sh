@@ -12,12 +12,8 @@ combine=mean
 keep=100
 fuse=false
 top_k=20
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
-set -euo pipefail
-[ $# -ge 4 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -ge 4 ] || usage
 data=$1 ali=$2 out=$3
 shift 3
 need 3 "$data/feats.scp" "$data/.done"
@@ -41,7 +37,6 @@ else
   outputs=(wide.ark wide.scp full.ark full.scp)
   essence post-stats --alignment "scp:$ali/ali.scp" --json "$out/post_stats.json" --plot "$out/post_stats.png" "scp:$out/full.scp"
 fi
-in=$(wc -l <"$data/feats.scp") n=$(wc -l <"$out/${outputs[1]}")
-[ "$in" -eq "$n" ] || { echo "$0: $in utterances went in and $n came out" >&2; exit 1; }
+same_count "$data/feats.scp" "$out/${outputs[1]}"
 mark_done "$out" "$fp" "${outputs[@]}"
-echo "$0: posteriors of $n utterances are in $out"
+echo "$0: posteriors of $(wc -l <"$data/feats.scp") utterances are in $out"

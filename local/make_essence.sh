@@ -6,12 +6,8 @@ help_message="Usage: local/make_essence.sh [options] POSTERIORS ALI OUT
   --fuse true|false   the targets were dumped directly (default: false)"
 top_k=20
 fuse=false
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
-set -euo pipefail
-[ $# -eq 3 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -eq 3 ] || usage
 posteriors=$1 ali=$2 out=$3
 need 6 "$posteriors/.done"
 fp=$(fingerprint "essence k=$top_k fuse=$fuse" "$posteriors" conf/essence.yaml)

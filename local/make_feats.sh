@@ -4,12 +4,8 @@ help_message="Usage: local/make_feats.sh [options] DATA SET...
  e.g.: local/make_feats.sh --nj 2 data/mini train dev eval_swbd eval_che
   --nj N    processes (default: 2)"
 nj=2
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
-set -euo pipefail
-[ $# -ge 2 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -ge 2 ] || usage
 data=$1
 shift
 for set in "$@"; do

@@ -4,12 +4,8 @@ help_message="Usage: local/make_graph.sh [options] LANG GMM ALI GRAPH
  e.g.: local/make_graph.sh data/mini/lang exp/mini/gmm exp/mini/ali exp/mini/graph
   --transition-scale S   of all transitions but self-loops (default: 0.3)"
 transition_scale=0.3
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
-set -euo pipefail
-[ $# -eq 4 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -eq 4 ] || usage
 lang=$1 gmm=$2 ali=$3 graph=$4
 need 1 "$lang/G.fst" "$lang/.done"
 need 4 "$gmm/gmm.npz" "$gmm/.done" "$ali/ali.scp" "$ali/.done"

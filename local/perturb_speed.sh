@@ -4,12 +4,8 @@ help_message="Usage: local/perturb_speed.sh [options] DATA SET
  e.g.: local/perturb_speed.sh --nj 2 data/mini train     # leaves data/mini/train_sp and train_sp_hires
   --nj N    processes (default: 2)"
 nj=2
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
-set -euo pipefail
-[ $# -eq 2 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -eq 2 ] || usage
 data=$1 set=$2
 need 2 "$data/$set/feats.scp" "$data/$set/.done"
 dir=$data/${set}_sp
@@ -20,7 +16,7 @@ essence make-feats --nj "$nj" "$dir"
 essence compute-cmvn "$dir"
 essence compute-cmvn "${dir}_hires"
 in=$(wc -l <"$data/$set/utt2spk") out=$(wc -l <"$dir/feats.scp")
-[ "$out" -eq $((3 * in)) ] || { echo "$0: $in utterances went in and $out came out (expected three times as many)" >&2; exit 1; }
+[ "$out" -eq $((3 * in)) ] || fail "$in utterances went in and $out came out (expected three times as many)"
 mark_done "${dir}_hires" "$fp" feats.scp cmvn.scp
 mark_done "$dir" "$fp" feats.scp cmvn.scp
 echo "$0: $in utterances became $out in $dir"

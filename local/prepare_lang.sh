@@ -7,12 +7,8 @@ help_message="Usage: local/prepare_lang.sh [options] DATA
   --train-set NAME   (default: train)"
 lm_order=3
 train_set=train
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
-set -euo pipefail
-[ $# -eq 1 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -eq 1 ] || usage
 data=$1
 need 0 "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/.done"
 

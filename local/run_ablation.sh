@@ -30,11 +30,8 @@ eval_sets="eval_swbd eval_che"
 keep_targets=false
 plan=false
 point=
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
-set -euo pipefail
-[ $# -eq 2 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -eq 2 ] || usage
 data=$1 exp=$2
 out=$exp/ablation train=$data/${train_set}_sp_hires
 
@@ -54,7 +51,7 @@ read_point() {
 run_point() {
   local system=student:$student line
   line=$(awk -F '\t' -v p="$1" '$1 == p' "$out/points.tsv")
-  [ -n "$line" ] || { echo "$0: no point '$1' in '$out/points.tsv'" >&2; exit 1; }
+  [ -n "$line" ] || fail "no point '$1' in '$out/points.tsv'"
   read_point "$line"
   [ -z "$soft" ] || system+=:$soft
   mkdir -p "$dir"
@@ -132,8 +129,7 @@ if [ ${#makes[@]} -gt 0 ]; then
   for name in "${makes[@]}"; do
     kind=post
     case $name in all_*) kind=full ;; esac
-    in=$(wc -l <"$exp/posteriors/wide.scp") n=$(wc -l <"$out/targets/$name/$kind.scp")
-    [ "$in" -eq "$n" ] || { echo "$0: $out/targets/$name: $in utterances went in and $n came out" >&2; exit 1; }
+    same_count "$exp/posteriors/wide.scp" "$out/targets/$name/$kind.scp"
     command=$(awk -F '\t' -v t="$name" '$1 == t {print $3}' "$out/targets.tsv")
     mark_done "$out/targets/$name" "$(fingerprint "$command" "$exp/posteriors")" $kind.ark $kind.scp
   done
@@ -170,7 +166,4 @@ if [ "$keep_targets" = false ] && [ $failed -eq 0 ]; then
 fi
 essence report-ablation --data-dir "$data" "$exp" "$out"
 cat "$out/RESULTS"
-if [ $failed -ne 0 ]; then
-  echo "$0: a point failed; logs: $out/log/point.*.log; the same command goes on from here" >&2
-  exit 1
-fi
+[ $failed -eq 0 ] || fail "a point failed; logs: $out/log/point.*.log; the same command goes on from here"

@@ -11,18 +11,14 @@ engine=native
 seed=1
 essence_dir=
 clips=0
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
-set -euo pipefail
-[ $# -eq 2 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -eq 2 ] || usage
 data=$1 exp=$2
 inputs=()
 for d in "$exp"/*/decode_*; do
   if [ -f "$d/.done" ]; then inputs+=("$d"); fi
 done
-[ ${#inputs[@]} -gt 0 ] || { echo "$0: nothing is decoded in '$exp': stage 9 does that (./run.sh --stage 9)" >&2; exit 1; }
+[ ${#inputs[@]} -gt 0 ] || fail "nothing is decoded in '$exp': stage 9 does that (./run.sh --stage 9)"
 for f in "$exp"/{ablation/results,calibration/calibration}.json "$data"/*/stm "$data"/*/glm; do
   if [ -f "$f" ]; then inputs+=("$f"); fi
 done

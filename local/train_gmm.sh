@@ -4,12 +4,8 @@ help_message="Usage: local/train_gmm.sh [options] DATA SET EXP
  e.g.: local/train_gmm.sh --nj 2 data/mini train exp/mini     # leaves exp/mini/gmm and exp/mini/ali
   --nj N    processes (default: 2)"
 nj=2
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
-set -euo pipefail
-[ $# -eq 3 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -eq 3 ] || usage
 data=$1 set=$2 exp=$3
 need 1 "$data/lang/L.fst" "$data/lang/.done"
 need 2 "$data/$set/feats.scp" "$data/$set/.done"

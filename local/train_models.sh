@@ -17,12 +17,8 @@ seed=1
 soft_weight=0.9
 temperature=1
 mass=
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
-set -euo pipefail
-[ $# -ge 4 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -ge 4 ] || usage
 data=$1 ali=$2 exp=$3
 shift 3
 need 3 "$data/feats.scp" "$data/.done"
@@ -33,7 +29,7 @@ trap 'rm -f "$list"' EXIT
 todo=() fps=()
 for system in "$@"; do
   IFS=: read -r sys model soft <<<"$system"
-  [ -f "conf/models/$model.yaml" ] || { echo "$0: no conf/models/$model.yaml for '$system'" >&2; exit 2; }
+  [ -f "conf/models/$model.yaml" ] || refuse "no conf/models/$model.yaml for '$system'"
   settings="train seed=$seed" inputs=("conf/models/$model.yaml" "$data" "$ali") args=()
   if [ -n "$soft" ]; then
     need 6-7 "$soft" "${soft%/*}/.done"
@@ -80,4 +76,4 @@ for i in "${!todo[@]}"; do # those that were trained stay trained, whatever beca
   mark_done "$exp/${todo[i]}" "${fps[i]}" final.pt model.yaml priors.txt progress.jsonl info.json
   echo "$0: ${todo[i]}: $(tail -n 1 "$exp/${todo[i]}/train.log")"
 done
-[ "$failed" -eq 0 ] || { echo "$0: a training failed; logs: $exp/log/train.*.log" >&2; exit 1; }
+[ "$failed" -eq 0 ] || fail "a training failed; logs: $exp/log/train.*.log"

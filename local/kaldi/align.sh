@@ -6,13 +6,8 @@ help_message="Usage: local/kaldi/align.sh [options] DATA EXP SET OUT
   --cmd COMMAND   how they run (default: run.pl)"
 nj=2
 cmd=run.pl
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
 . local/kaldi/room.sh
-set -euo pipefail
-[ $# -eq 4 ] || { echo "$help_message" >&2; exit 2; }
+[ $# -eq 4 ] || usage
 data=$1 exp=$2 set=$3 out=$4
 need 2 "$data/$set/feats.scp" "$data/$set/.done"
 need 4 "$exp/gmm/final.mdl" "$exp/gmm/.done"

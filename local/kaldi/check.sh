@@ -9,11 +9,8 @@ help_message="Usage: local/kaldi/check.sh [options] [PATH...]
 gmm=true
 nnet3=false
 lattices=false
-. ./path.sh
-. local/parse_options.sh || exit 1
-set -euo pipefail
+. local/stage.sh
 
-fail() { echo "$0: $*" >&2; exit 1; }
 how="compile Kaldi (tools/INSTALL, src/INSTALL) and set KALDI_ROOT to it, or leave out --engine kaldi"
 [ -n "${KALDI_ROOT:-}" ] || fail "KALDI_ROOT is not set; $how"
 for d in steps utils; do

@@ -11,13 +11,8 @@ nj=2
 cmd=run.pl
 dev_set=dev
 eval_sets="eval_swbd eval_che"
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
 . local/kaldi/room.sh
-set -euo pipefail
-[ $# -eq 2 ] || { echo "$help_message" >&2; exit 2; }
+[ $# -eq 2 ] || usage
 data=$1 exp=$2
 need 9 "$exp/graph/HCLG.fst" "$exp/graph/.done"
 inputs=("$exp/graph" "$exp/gmm" "$ESSENCE_ROOT/conf/decode.yaml")
@@ -36,7 +31,7 @@ for set in $dev_set $eval_sets; do
   dir=exp/final_gmm/decode_$set
   rm -rf "$dir" "$dir.si"
   steps/decode_fmllr.sh --cmd "$cmd" --nj "$(jobs_for "data/$set" "$nj")" --skip-scoring true exp/final_gmm/graph "data/$set" "$dir" ||
-    { echo "$0: decoding data/$set failed; logs: $PWD/$dir/log" >&2; exit 1; }
+    fail "decoding data/$set failed; logs: $PWD/$dir/log"
   printf '%q %q %q %q\n' "lat:gunzip -c $PWD/$dir/lat.*.gz |" "$out/decode_$set" "$out/sweep/sweep.json" "$data/$set" >>"$jobs"
 done
 # One frame in 10 ms and likelihoods of a GMM: other scales than those of networks.
@@ -48,8 +43,7 @@ essence decode-kaldi --config conf/decode.yaml --sweep "$data/$dev_set/text" --s
 essence decode-kaldi --config conf/decode.yaml --jobs-file "$jobs" "$exp/graph"
 for set in $dev_set $eval_sets; do
   cp "$data/$set/text" "$out/decode_$set/ref.txt"
-  in=$(wc -l <"$data/$set/text") n=$(wc -l <"$out/decode_$set/hyp.txt")
-  [ "$in" -eq "$n" ] || { echo "$0: $out/decode_$set: $in utterances went in and $n came out" >&2; exit 1; }
+  same_count "$data/$set/text" "$out/decode_$set/hyp.txt"
 done
 mark_done "$out/decode_$dev_set" "$fp" hyp.txt ref.txt decode.json
 echo "$0: decoded the GMM"

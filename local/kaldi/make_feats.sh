@@ -7,13 +7,8 @@ help_message="Usage: local/kaldi/make_feats.sh [options] DATA EXP SET...
   --cmd COMMAND   how they run (default: run.pl)"
 nj=2
 cmd=run.pl
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
 . local/kaldi/room.sh
-set -euo pipefail
-[ $# -ge 3 ] || { echo "$help_message" >&2; exit 2; }
+[ $# -ge 3 ] || usage
 data=$1 exp=$2
 shift 2
 need 0 "$data/.done"

@@ -3,13 +3,8 @@
 help_message="Usage: local/kaldi/make_graph.sh DATA EXP
  e.g.: local/kaldi/make_graph.sh \$PWD/data/mini_kaldi \$PWD/exp/mini_kaldi
  leaves EXP/kaldi/exp/final_gmm/graph and EXP/graph (graph.npz, HCLG.fst, final.mdl, words.txt, phones)"
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
 . local/kaldi/room.sh
-set -euo pipefail
-[ $# -eq 2 ] || { echo "$help_message" >&2; exit 2; }
+[ $# -eq 2 ] || usage
 data=$1 exp=$2
 need 1 "$data/lang/G.fst" "$data/lang/.done"
 need 4 "$exp/gmm/final.mdl" "$exp/gmm/.done" "$exp/ali/ali.scp" "$exp/ali/.done"

@@ -7,13 +7,8 @@ help_message="Usage: local/kaldi/perturb_speed.sh [options] DATA EXP SET
   --cmd COMMAND   how they run (default: run.pl)"
 nj=2
 cmd=run.pl
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
 . local/kaldi/room.sh
-set -euo pipefail
-[ $# -eq 3 ] || { echo "$help_message" >&2; exit 2; }
+[ $# -eq 3 ] || usage
 data=$1 exp=$2 set=$3
 need 2 "$data/$set/feats.scp" "$data/$set/.done"
 fp=$(fingerprint "kaldi perturb" "$data/$set")
@@ -27,7 +22,7 @@ utils/data/perturb_data_dir_speed_3way.sh "data/$set" "data/${set}_sp"
 kaldi_feats "${set}_sp"
 in=$(wc -l <"data/$set/utt2spk") out=$(wc -l <"data/${set}_sp_hires/feats.scp")
 [ $((100 * out)) -ge $((95 * 3 * in)) ] ||
-  { echo "$0: $in utterances went in and $out came out (expected three times as many)" >&2; exit 1; }
+  fail "$in utterances went in and $out came out (expected three times as many)"
 mark_done "$data/${set}_sp_hires" "$fp" feats.scp cmvn.scp
 mark_done "$data/${set}_sp" "$fp" feats.scp cmvn.scp
 echo "$0: $in utterances became $out in $data/${set}_sp"

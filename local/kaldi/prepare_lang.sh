@@ -7,13 +7,8 @@ help_message="Usage: local/kaldi/prepare_lang.sh [options] DATA EXP
   --train-set NAME   (default: train)"
 lm_order=3
 train_set=train
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
 . local/kaldi/room.sh
-set -euo pipefail
-[ $# -eq 2 ] || { echo "$help_message" >&2; exit 2; }
+[ $# -eq 2 ] || usage
 data=$1 exp=$2
 need 0 "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/.done"
 fp=$(fingerprint "kaldi lang order=$lm_order" "$data" "$data/dict/lexicon.txt")
@@ -27,7 +22,7 @@ oov=$(awk 'FILENAME ~ /silence_phones/ { if (FILENAME !~ /nonsilence/) for (i = 
   FILENAME ~ /optional_silence/ { delete silence[$1]; next }
   NF == 2 && ($2 in silence) && word != "<unk>" && (word == "" || tolower($1) == "<unk>") { word = $1 }
   END { print word }' data/dict/{silence_phones,optional_silence,lexicon}.txt)
-[ -n "$oov" ] || { echo "$0: no word of $data/dict/lexicon.txt stands for unknown words: add '<unk> SPN'" >&2; exit 1; }
+[ -n "$oov" ] || fail "no word of $data/dict/lexicon.txt stands for unknown words: add '<unk> SPN'"
 utils/prepare_lang.sh data/local/dict "$oov" data/local/lang data/lang
 text=data/lm_text
 [ -f "$text" ] || text=data/$train_set/text

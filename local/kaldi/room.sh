@@ -1,14 +1,12 @@
 # shellcheck shell=bash
-# Sourced by the stages of the engine kaldi, after path.sh, parse_options.sh and done.sh: Kaldi's scripts run in a recipe
-# directory of the usual kind, EXP/kaldi, with links to steps, utils, conf and data, a path.sh, and exp/ for what they
-# train, logs included.
+# Sourced by the stages of the engine kaldi, in the place of stage.sh: Kaldi's scripts run in a recipe directory of the
+# usual kind, EXP/kaldi, with links to steps, utils, conf and data, a path.sh, and exp/ for what they train, logs included.
+. local/stage.sh
 
 enter_room() { # DATA EXP: makes the recipe directory, goes there
   local data=$1 exp=$2
-  if [ -z "${KALDI_ROOT:-}" ] || ! [ -d "$KALDI_ROOT/egs/wsj/s5/steps" ]; then
-    echo "$0: KALDI_ROOT is '${KALDI_ROOT:-}', which is no Kaldi: local/kaldi/check.sh says what is needed" >&2
-    exit 1
-  fi
+  [ -d "${KALDI_ROOT:-}/egs/wsj/s5/steps" ] ||
+    fail "KALDI_ROOT is '${KALDI_ROOT:-}', which is no Kaldi: local/kaldi/check.sh says what is needed"
   mkdir -p "$exp/kaldi/exp"
   ln -sfn "$KALDI_ROOT/egs/wsj/s5/steps" "$exp/kaldi/steps"
   ln -sfn "$KALDI_ROOT/egs/wsj/s5/utils" "$exp/kaldi/utils"
@@ -39,7 +37,7 @@ kaldi_feats() { # SET: a directory of data/
   out=$(wc -l <"data/$set/feats.scp")
   [ "$out" -eq "$in" ] || utils/fix_data_dir.sh "data/$set"
   [ $((100 * out)) -ge $((95 * in)) ] ||
-    { echo "$0: data/$set: $in utterances went in and $out came out; logs: $PWD/exp/make_mfcc/$set" >&2; exit 1; }
+    fail "data/$set: $in utterances went in and $out came out; logs: $PWD/exp/make_mfcc/$set"
   essence make-feats --kinds fbank --nj "$nj" "data/$set"
   essence compute-cmvn "data/${set}_hires"
 }
@@ -52,7 +50,7 @@ step() {
   step_fp=$(fingerprint "$fp $dir")
   if is_done "$dir" "$step_fp"; then return 0; fi
   rm -rf "$dir"
-  "$@" || { echo "$0: ${1##*/} failed; logs: $PWD/$dir/log" >&2; exit 1; }
+  "$@" || fail "${1##*/} failed; logs: $PWD/$dir/log"
   mark_done "$dir" "$step_fp" "$file"
 }
 

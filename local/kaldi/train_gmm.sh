@@ -11,13 +11,8 @@ nj=2
 cmd=run.pl
 leaves=0
 gauss=0
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
 . local/kaldi/room.sh
-set -euo pipefail
-[ $# -eq 3 ] || { echo "$help_message" >&2; exit 2; }
+[ $# -eq 3 ] || usage
 data=$1 exp=$2 set=$3
 need 1 "$data/lang/L.fst" "$data/lang/.done"
 need 2 "$data/$set/feats.scp" "$data/$set/.done"

@@ -13,19 +13,14 @@ nj=2
 cmd=run.pl
 seed=1
 gpu=no
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
 . local/kaldi/room.sh
-set -euo pipefail
-[ $# -ge 4 ] || { echo "$help_message" >&2; exit 2; }
+[ $# -ge 4 ] || usage
 data=$1 exp=$2 set=$3
 shift 3
 need 3 "$data/${set}_hires/feats.scp" "$data/${set}_hires/.done"
 need 4 "$exp/gmm/final.mdl" "$exp/gmm/.done" "$exp/ali/num_pdfs" "$exp/ali/.done"
 for system in "$@"; do
-  [ -f "conf/nnet3/${system#*:}.xconfig" ] || { echo "$0: no conf/nnet3/${system#*:}.xconfig for '$system'" >&2; exit 2; }
+  [ -f "conf/nnet3/${system#*:}.xconfig" ] || refuse "no conf/nnet3/${system#*:}.xconfig for '$system'"
 done
 local/kaldi/check.sh --gmm false --nnet3 true
 enter_room "$data" "$exp"
@@ -46,7 +41,7 @@ for system in "$@"; do
   setting() { sed -n "s/^# $1: *//p" "$xconfig"; }
   sed "/^#/d; s/NUM_PDFS/$pdfs/; s/FEAT_DIM/$dim/" "$xconfig" >"$dir/configs/network.xconfig"
   steps/nnet3/xconfig_to_configs.py --xconfig-file "$dir/configs/network.xconfig" --config-dir "$dir/configs" \
-    >"$out/train.log" 2>&1 || { tail -n 5 "$out/train.log" >&2; exit 1; }
+    >"$out/train.log" 2>&1 || { tail -n 5 "$out/train.log" >&2; fail "$xconfig: cannot be made a network; log: $out/train.log"; }
   echo "$0: training $sys by $xconfig; log: $out/train.log"
   # train_rnn.py wants either an LDA layer, whose covariances are singular where speech has no energy in a band, or a network.
   model=()
@@ -63,7 +58,7 @@ for system in "$@"; do
     --trainer.optimization.num-jobs-final 1 --trainer.srand "$seed" --use-gpu "$gpu" "${model[@]}" \
     --egs.opts "--nj $nj --num-utts-subset $subset" \
     --feat-dir "data/${set}_hires" --ali-dir "$ali" --lang data/lang --dir "$dir" >>"$out/train.log" 2>&1 ||
-    { tail -n 5 "$out/train.log" >&2; echo "$0: training $sys failed; logs: $out/train.log, $PWD/$dir/log" >&2; exit 1; }
+    { tail -n 5 "$out/train.log" >&2; fail "training $sys failed; logs: $out/train.log, $PWD/$dir/log"; }
   cp "$dir"/{final.mdl,tree,cmvn_opts,phones.txt} "$exp/ali/priors.txt" "$out"
   params=$(nnet3-am-info "$dir/final.mdl" 2>/dev/null | awk '/^num-parameters:/ { print $2 }')
   tree_hash=$(sed -n 's/.*"tree_hash": *"\([0-9a-f]*\)".*/\1/p' "$exp/ali/ali.json")

@@ -14,11 +14,8 @@ size=default
 seed=1
 nj=2
 fsdd_url=https://github.com/Jakobovski/free-spoken-digit-dataset
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-set -euo pipefail
-[ $# -eq 1 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -eq 1 ] || usage
 data=$1
 
 mkdir -p "$data"
@@ -26,16 +23,14 @@ if [ -z "$fsdd_dir" ]; then
   fsdd_dir=$data/download/free-spoken-digit-dataset
   if [ ! -d "$fsdd_dir" ]; then
     command -v git >/dev/null ||
-      { echo "$0: git is not installed: install it, or name the recordings with --fsdd-dir" >&2; exit 1; }
+      fail "git is not installed: install it, or name the recordings with --fsdd-dir"
     echo "$0: cloning $fsdd_url"
     rm -rf "$fsdd_dir.part"
     mkdir -p "$data/download"
     export GIT_TERMINAL_PROMPT=0
     if ! git -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=60 clone -q --depth 1 "$fsdd_url" "$fsdd_dir.part"; then
       rm -rf "$fsdd_dir.part"
-      echo "$0: $fsdd_url cannot be cloned (no network?):" \
-        "get it on a machine that can, and name its folder with --fsdd-dir" >&2
-      exit 1
+      fail "$fsdd_url cannot be cloned (no network?): get it on a machine that can, and name its folder with --fsdd-dir"
     fi
     mv "$fsdd_dir.part" "$fsdd_dir"
   fi

@@ -9,11 +9,8 @@ help_message="Usage: recipes/mini/prepare_data.sh [options] DATA
 size=default
 seed=1
 nj=2
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-set -euo pipefail
-[ $# -eq 1 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -eq 1 ] || usage
 data=$1
 
 mkdir -p "$data"

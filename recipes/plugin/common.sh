@@ -1,18 +1,16 @@
 # shellcheck shell=bash
-# Sourced by the plug-in's scripts. They run in the user's recipe directory, whose path.sh finds Kaldi; this checkout's
-# finds essence and its Python.
+# Sourced by the plug-in's scripts, in the place of stage.sh. They run in the user's recipe directory, whose path.sh finds
+# Kaldi; this checkout's finds essence and its Python.
 plugin_root=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck disable=SC1091  # the user's own
 if [ -f ./path.sh ] && ! [ ./path.sh -ef "$plugin_root/path.sh" ]; then . ./path.sh; fi
-# shellcheck source=path.sh
-. "$plugin_root/path.sh"
-
-fail() { echo "$0: $*" >&2; exit 1; }
+# shellcheck source=local/stage.sh
+. "$plugin_root/local/stage.sh"
 
 numbers() { # NAME...: options that take whole numbers of at least 1
   local v
   for v in "$@"; do
-    [[ ${!v} =~ ^[1-9][0-9]*$ ]] || { echo "$0: --${v//_/-} takes a whole number of at least 1, not '${!v}'" >&2; exit 2; }
+    [[ ${!v} =~ ^[1-9][0-9]*$ ]] || refuse "--${v//_/-} takes a whole number of at least 1, not '${!v}'"
   done
 }
 

@@ -40,15 +40,9 @@ extra_right_context=0
 extra_left_context_initial=-1
 extra_right_context_final=-1
 output_name=output
-echo "$0 $*"
 # shellcheck source=recipes/plugin/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-# shellcheck source=local/parse_options.sh
-. "$ESSENCE_ROOT/local/parse_options.sh" || exit 1
-# shellcheck source=local/done.sh
-. "$ESSENCE_ROOT/local/done.sh"
-set -euo pipefail
-[ $# -ge 4 ] || { echo "$help_message" >&2; exit 2; }
+[ $# -ge 4 ] || usage
 data=$1 ali=$2 out=${*: -1}
 teachers=("${@:3:$#-3}")
 numbers nj top_k frame_subsampling_factor frames_per_chunk

@@ -30,22 +30,16 @@ cmvn_opts="--norm-means=false --norm-vars=false"
 online_ivector_dir=
 num_utts_subset=300
 srand=0
-echo "$0 $*"
 # shellcheck source=recipes/plugin/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-# shellcheck source=local/parse_options.sh
-. "$ESSENCE_ROOT/local/parse_options.sh" || exit 1
-# shellcheck source=local/done.sh
-. "$ESSENCE_ROOT/local/done.sh"
-set -euo pipefail
-{ [ $# -ge 4 ] && [ "${5:---}" = -- ]; } || { echo "$help_message" >&2; exit 2; }
+{ [ $# -ge 4 ] && [ "${5:---}" = -- ]; } || usage
 data=$1 ali=$2 targets=$3 dir=$4
 shift 4
 [ $# -eq 0 ] || shift
-case $trainer in dnn | rnn) ;; *) echo "$0: --trainer is dnn or rnn, not '$trainer'" >&2; exit 2 ;; esac
+case $trainer in dnn | rnn) ;; *) refuse "--trainer is dnn or rnn, not '$trainer'" ;; esac
 numbers nj samples_per_iter num_utts_subset
 [[ $frames_per_eg =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] ||
-  { echo "$0: --frames-per-eg takes whole numbers with commas between, not '$frames_per_eg'" >&2; exit 2; }
+  refuse "--frames-per-eg takes whole numbers with commas between, not '$frames_per_eg'"
 program nnet3-get-egs nnet3-copy-egs nnet3-shuffle-egs nnet3-subset-egs nnet3-train feat-to-dim apply-cmvn copy-post
 files "$data"/{feats.scp,utt2spk,spk2utt,cmvn.scp} "$ali"/{final.mdl,tree,ali.1.gz,num_jobs,phones.txt}
 files "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,num_pdfs} "$dir"/configs/{vars,final.config}

@@ -17,15 +17,9 @@ soft_weight=0.9
 seed=1
 cmd=
 gpu=false
-echo "$0 $*"
 # shellcheck source=recipes/plugin/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-# shellcheck source=local/parse_options.sh
-. "$ESSENCE_ROOT/local/parse_options.sh" || exit 1
-# shellcheck source=local/done.sh
-. "$ESSENCE_ROOT/local/done.sh"
-set -euo pipefail
-[ $# -eq 3 ] || { echo "$help_message" >&2; exit 2; }
+[ $# -eq 3 ] || usage
 data=$1 targets=$2 dir=$3
 model=${model:-$ESSENCE_ROOT/conf/models/student_tdnn.yaml}
 files "$model" "$data"/{feats.scp,utt2spk} "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,num_pdfs,priors.txt}

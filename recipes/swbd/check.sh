@@ -11,10 +11,8 @@ size=default
 fuse=false
 work_dir=$PWD
 forecast=true
-. ./path.sh
-. local/parse_options.sh || exit 1
-set -euo pipefail
-[ $# -eq 0 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -eq 0 ] || usage
 # shellcheck source=recipes/swbd/recipe.conf
 . recipes/swbd/recipe.conf
 
@@ -105,8 +103,5 @@ if [ "$forecast" = true ] && [ "$size" = default ]; then
       printf "%5s  %-44s %9.0f %8.0f %8.1f\n", "", "together", disk, core, card
     }'
 fi
-if [ "$missing" -gt 0 ]; then
-  echo "$0: $missing things are missing; recipes/swbd/recipe.conf says where they are looked for" >&2
-  exit 1
-fi
+[ "$missing" -eq 0 ] || fail "$missing things are missing; recipes/swbd/recipe.conf says where they are looked for"
 echo "$0: nothing is missing"

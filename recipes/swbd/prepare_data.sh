@@ -9,17 +9,13 @@ help_message="Usage: recipes/swbd/prepare_data.sh [options] DATA
 size=default
 # shellcheck disable=SC2034
 nj=1
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-set -euo pipefail
-[ $# -eq 1 ] || { echo "$help_message" >&2; exit 2; }
+. local/stage.sh
+[ $# -eq 1 ] || usage
 # shellcheck source=recipes/swbd/recipe.conf
 . recipes/swbd/recipe.conf
 recipes/swbd/check.sh --size "$size" --forecast false --work-dir "$(dirname "$1")"
 mkdir -p "$1"
 data=$(cd -P "$1" && pwd)
-fail() { echo "$0: $*" >&2; exit 1; }
 count() { wc -l <"$1"; }
 
 prep=$data/prep

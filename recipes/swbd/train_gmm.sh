@@ -9,13 +9,8 @@ help_message="Usage: recipes/swbd/train_gmm.sh [options] DATA EXP SET
 nj=30
 cmd=run.pl
 size=default
-echo "$0 $*"
-. ./path.sh
-. local/parse_options.sh || exit 1
-. local/done.sh
 . local/kaldi/room.sh
-set -euo pipefail
-[ $# -eq 3 ] || { echo "$help_message" >&2; exit 2; }
+[ $# -eq 3 ] || usage
 data=$1 exp=$2 set=$3
 # shellcheck source=recipes/swbd/recipe.conf
 . recipes/swbd/recipe.conf
