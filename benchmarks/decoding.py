@@ -7,12 +7,17 @@ Prints a Markdown table: WER, utterances with the very words of kaldi-decoder, C
 audio beyond starting, CPU seconds of starting. Each decoder is a process of its own on one thread; what it takes for
 the first utterance alone is subtracted, with that utterance's duration, and the rest of that is its start. Runs
 alternate between the decoders; the smallest of --repeats counts, since other work on the machine only adds.
+
+--part asks other questions: "long" makes one utterance of --seconds of the scores, "sweep" tries all settings of
+conf/decode.yaml and decodes at each scale, "rescoring" takes the best of 100 from a bigram graph by the language model
+of DATA/lm.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "pytools"))
 os.environ.setdefault("KALDI_ROOT", "")
 
+import numpy as np  # noqa: E402
 from kaldi_files import transition_model_text  # noqa: E402
 
 from essence_kd.hmm.fst import make_fst, write_fst  # noqa: E402
@@ -35,8 +41,8 @@ ESSENCE = [sys.executable, "-m", "essence_kd"]
 LATTICE_BEAM, MAX_ACTIVE, MIN_ACTIVE = 5, 7000, 30
 
 
-def cpu_seconds(command: list) -> float:
-    """CPU seconds of a command and of what it starts; its last words when it fails."""
+def measured(command: list) -> tuple[float, float]:
+    """CPU seconds of a command and of what it starts, and MB of the largest process; its last words when it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "pytools")}
     with tempfile.TemporaryFile("w+") as said:
         child = subprocess.Popen([str(c) for c in command], stdout=said, stderr=said, env=environment)
@@ -45,7 +51,7 @@ def cpu_seconds(command: list) -> float:
         if child.returncode:
             said.seek(0)
             raise UserError(f"{command[0]} failed: {' '.join(said.read().splitlines()[-3:])}")
-    return usage.ru_utime + usage.ru_stime
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3
 
 
 class Bench:
@@ -61,10 +67,10 @@ class Bench:
         self.scale = scale
         whole = args.scores or f"ark:{here}/whole.ark"
         if system == "gmm" and not args.scores:
-            cpu_seconds([*ESSENCE, "gmm-scores", "--frame-subsampling-factor",
-                         self.graph.meta["frame_subsampling_factor"], data / test_set, exp / "gmm", whole])
+            measured([*ESSENCE, "gmm-scores", "--frame-subsampling-factor",
+                      self.graph.meta["frame_subsampling_factor"], data / test_set, exp / "gmm", whole])
         elif not args.scores:
-            cpu_seconds([*ESSENCE, "forward", exp / system, data / f"{test_set}_hires", whole])
+            measured([*ESSENCE, "forward", exp / system, data / f"{test_set}_hires", whole])
         shift = self.graph.frame_shift_ms / 1000
         self.audio, kept = {"one": 0.0, "all": 0.0}, []
         with MatrixWriter(f"ark:{here}/all.ark") as every, MatrixWriter(f"ark:{here}/one.ark") as first:
@@ -121,8 +127,97 @@ class Bench:
     def active_states(self, beam: float, out: Path) -> float:
         """Graph states a row in k2's search that lead to the utterance's end: its lattice, nothing pruned from it."""
         command = self.commands(beam, "all", out)["k2"]
-        cpu_seconds([c for c in command if not str(c).startswith("--output-beam")] + ["--output-beam=1000"])
+        measured([c for c in command if not str(c).startswith("--output-beam")] + ["--output-beam=1000"])
         return json.loads((out / "k2" / "decode.json").read_text())["lattice_states_per_frame"]
+
+
+def compare(bench: Bench, beams: list, repeats: int) -> None:
+    """All decoders that are there, at each beam."""
+    print("| beam | decoder | WER | same words | CPU s a second | of latgen-faster-mapped | start, CPU s | "
+          "active states a row |\n|---|---|---|---|---|---|---|---|", flush=True)
+    for beam in beams:
+        out = bench.here / f"beam{beam:g}"
+        least: dict = {}
+        for _ in range(repeats):
+            for archive in ("one", "all"):
+                for name, command in bench.commands(beam, archive, out).items():
+                    took, _ = measured(command)
+                    least[name, archive] = min(took, least.get((name, archive), took))
+        names = list(bench.commands(beam, "all", out))
+        length = bench.audio["all"] - bench.audio["one"]
+        rtf = {name: (least[name, "all"] - least[name, "one"]) / length for name in names}
+        hyps = {name: bench.words(out, name) for name in names}
+        active = {"k2": f"{bench.active_states(beam, out):.0f}"} if "k2" in names else {}
+        for name in names:
+            ratio = f"{rtf[name] / rtf['latgen-faster-mapped']:.2f}" if bench.kaldi else ""
+            same = sum(hyps[name][utt] == words for utt, words in hyps["kaldi-decoder"].items())
+            print(f"| {beam:g} | {name} | {score(bench.reference, hyps[name]).total.wer:.2f} % | "
+                  f"{same} of {len(bench.reference)} | {rtf[name]:.4f} | {ratio} | "
+                  f"{least[name, 'one'] - bench.audio['one'] * rtf[name]:.2f} | {active.get(name, '')} |",
+                  flush=True)
+
+
+def long_audio(bench: Bench, beam: float, seconds: float) -> None:
+    """One utterance of ``seconds``: the rows of the scores, again and again."""
+    rows = np.concatenate([matrix for _, matrix in read_matrices(f"ark:{bench.here}/all.ark")])
+    wanted = int(seconds * 1000 / bench.graph.frame_shift_ms)
+    with MatrixWriter(f"ark:{bench.here}/long.ark") as writer:
+        writer.write("long", np.tile(rows, (-(-wanted // len(rows)), 1))[:wanted])
+    print(f"One utterance of {seconds:g} s, {wanted} rows; beam {beam:g}\n\n"
+          "| decoder | words | CPU s | MB |\n|---|---|---|---|")
+    for name, command in bench.commands(beam, "long", bench.here / "long").items():
+        if name in dict(bench.backends):
+            cpu, megabytes = measured(command)
+            words = len(read_text(bench.here / "long" / name / "hyp.txt")["long"])
+            print(f"| {name} | {words} | {cpu:.1f} | {megabytes:,.0f} |", flush=True)
+
+
+def sweeps(bench: Bench, beam: float) -> None:
+    """A sweep by each decoder, and whether what the first one's says of a scale is what decoding there finds."""
+    text, out = bench.here / "text", bench.here / "sweep"
+    text.write_text("".join(" ".join([utt, *words]) + "\n" for utt, words in bench.reference.items()))
+    print("| decoder | settings | CPU s | best scale | best penalty | WER |\n|---|---|---|---|---|---|")
+    commands, tables = bench.commands(beam, "all", out), {}
+    for name, _ in bench.backends:
+        cpu, _ = measured([*commands[name], "--config", ROOT / "conf" / "decode.yaml", "--sweep", text])
+        tables[name] = json.loads((out / name / "sweep.json").read_text())
+        best = tables[name]["best"]
+        print(f"| {name} | {len(tables[name]['points'])} | {cpu:.1f} | {best['acoustic_scale']} | "
+              f"{best['word_insertion_penalty']} | {best['wer']:.2f} % |", flush=True)
+    name = bench.backends[0][0]
+    penalty = tables[name]["best"]["word_insertion_penalty"]
+    print(f"\n| scale, penalty {penalty:g} | WER by {name}'s sweep | decoded |\n|---|---|---|")
+    for point in tables[name]["points"]:
+        if point["word_insertion_penalty"] == penalty:
+            measured([*commands[name], f"--acoustic-scale={point['acoustic_scale']}",
+                      f"--word-insertion-penalty={penalty}"])
+            found = score(bench.reference, bench.words(out, name)).total.wer
+            print(f"| {point['acoustic_scale']} | {point['wer']:.2f} % | {found:.2f} % |", flush=True)
+
+
+def rescoring(bench: Bench, beam: float, exp: Path, data: Path) -> None:
+    """A bigram graph, the 100 best of it by the model of DATA/lm, and the graph of that model."""
+    here, meta = bench.here, bench.graph.meta
+    text = data / "lm_text" if (data / "lm_text").exists() else data / "train" / "text"
+    shutil.copytree(data / "lang", here / "lang")
+    bigram = here / "bigram.arpa.gz"
+    measured([*ESSENCE, "train-lm", "--order", 2, "--words", data / "lang" / "words.txt", text, bigram])
+    measured([*ESSENCE, "make-grammar", bigram, here / "lang"])
+    measured([*ESSENCE, "make-graph", "--frame-subsampling-factor", meta["frame_subsampling_factor"],
+              "--transition-scale", meta["transition_scale"], "--ali-dir", exp / "ali", here / "lang", exp / "gmm",
+              here / "bigram"])
+    decode = bench.commands(beam, "all", here / "out")[bench.backends[0][0]][:-3]  # but for graph, scores and folder
+    larger, first = ["--old-lm", bigram, "--new-lm", data / "lm" / "lm.arpa.gz"], None
+    print("| decoded with | arcs | WER | words of the first | CPU s |\n|---|---|---|---|---|")
+    for name, graph, options in (("graph of the larger model", bench.graph_dir, []),
+                                 ("bigram graph", here / "bigram", []),
+                                 ("bigram graph, best of 100 by the larger model", here / "bigram", larger)):
+        cpu, _ = measured([*decode, *options, graph, f"ark:{here}/all.ark", here / "out" / name])
+        found = bench.words(here / "out", name)
+        first = first or found
+        print(f"| {name} | {load_graph(graph / 'graph.npz').num_arcs} | "
+              f"{score(bench.reference, found).total.wer:.2f} % | "
+              f"{sum(found[utt] == first[utt] for utt in found)} of {len(found)} | {cpu:.1f} |", flush=True)
 
 
 def main() -> int:
@@ -135,6 +230,8 @@ def main() -> int:
     parser.add_argument("--beams", default="10,12", help="(%(default)s)")
     parser.add_argument("--acoustic-scale", type=float, help="default: what stage 9 chose")
     parser.add_argument("--scores", metavar="RSPECIFIER", help="these, not those of --system")
+    parser.add_argument("--part", choices=("decoders", "long", "sweep", "rescoring"), default="decoders",
+                        help="(%(default)s)")
     parser.add_argument("--without-k2", action="store_true")
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
     args = parser.parse_args()
@@ -145,28 +242,15 @@ def main() -> int:
         print(f"{bench.graph_dir}: {graph.num_states} states, {graph.num_arcs} arcs; {args.scores or args.system} on "
               f"{bench.audio['all']:.0f} s of {args.set}, acoustic scale {bench.scale}, max-active "
               f"{MAX_ACTIVE}, lattice beam {LATTICE_BEAM}\n")
-        print("| beam | decoder | WER | same words | CPU s a second | of latgen-faster-mapped | start, CPU s | "
-              "active states a row |\n|---|---|---|---|---|---|---|---|", flush=True)
-        for beam in [float(b) for b in args.beams.split(",")]:
-            out = Path(scratch) / f"beam{beam:g}"
-            least: dict = {}
-            for _ in range(args.repeats):
-                for archive in ("one", "all"):
-                    for name, command in bench.commands(beam, archive, out).items():
-                        took = cpu_seconds(command)
-                        least[name, archive] = min(took, least.get((name, archive), took))
-            names = list(bench.commands(beam, "all", out))
-            length = bench.audio["all"] - bench.audio["one"]
-            rtf = {name: (least[name, "all"] - least[name, "one"]) / length for name in names}
-            hyps = {name: bench.words(out, name) for name in names}
-            active = {} if args.without_k2 else {"k2": f"{bench.active_states(beam, out):.0f}"}
-            for name in names:
-                ratio = f"{rtf[name] / rtf['latgen-faster-mapped']:.2f}" if bench.kaldi else ""
-                same = sum(hyps[name][utt] == words for utt, words in hyps["kaldi-decoder"].items())
-                print(f"| {beam:g} | {name} | {score(bench.reference, hyps[name]).total.wer:.2f} % | "
-                      f"{same} of {len(bench.reference)} | {rtf[name]:.4f} | {ratio} | "
-                      f"{least[name, 'one'] - bench.audio['one'] * rtf[name]:.2f} | {active.get(name, '')} |",
-                      flush=True)
+        beams = [float(b) for b in args.beams.split(",")]
+        if args.part == "decoders":
+            compare(bench, beams, args.repeats)
+        elif args.part == "long":
+            long_audio(bench, beams[0], args.seconds)
+        elif args.part == "sweep":
+            sweeps(bench, beams[0])
+        else:
+            rescoring(bench, beams[0], args.exp, args.data)
     print(f"\n{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load average {load:.1f} before and "
           f"{os.getloadavg()[0]:.1f} after")
     return 0

@@ -41,6 +41,22 @@ def test_decoders(corpus, tmp_path):  # noqa: F811
     assert missing.returncode == 1 and "graph.npz: there is no such file" in missing.stderr
 
 
+def test_long_audio_and_sweeps(corpus, tmp_path):  # noqa: F811
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "text").write_text((corpus.folder / "text").read_text())
+    shared = ["--without-k2", "--scores", f"scp:{corpus.folder}/scores.scp", "--set", "set", "--beams", "30",
+              "--acoustic-scale", 1, corpus.folder, tmp_path]
+    done = bench("decoding.py", "--part", "long", "--seconds", 60, *shared)
+    assert done.returncode == 0 and "60 s, 2000 rows" in done.stdout, done.stderr
+    (name, words, _, megabytes), = rows(done.stdout)[1:]
+    assert name == "kaldi-decoder" and int(words) > 100 and float(megabytes.replace(",", "")) > 20
+    done = bench("decoding.py", "--part", "sweep", *shared)
+    assert done.returncode == 0, done.stderr
+    sweep, *scales = [row for row in rows(done.stdout) if not row[0].startswith(("decoder", "scale"))]
+    assert sweep[0] == "kaldi-decoder" and len(scales) > 1
+    assert all(row[1] == row[2] for row in scales)  # it has no lattices: a sweep of its is decoding in turn
+
+
 def test_graph_building(tmp_path):
     done = bench("graph_building.py", "--words", 60, "--sentences", 100, "--work-dir", tmp_path, kaldi_root="")
     assert done.returncode == 0, done.stderr
