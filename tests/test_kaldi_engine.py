@@ -106,16 +106,23 @@ def test_kaldis_decoder_and_ours_find_the_same_words(kaldi, tmp_path, shift):
     (tmp_path / "text").write_text("".join(sorted((tmp_path / "all").read_text().splitlines(keepends=True))[:6]))
     (tmp_path / "conf.yaml").write_text(f"acoustic_scale: 0.4\nbeam: 14.0\noutput_beam: 4.0\nframe_shift_ms: {shift}.0\n"
                                         "sweep_scales: [0.3, 0.4]\nsweep_penalties: [0.0, 1.0]\nsweep_output_beam: 4.0\n")
+    # a search so narrow that words are found only if the penalty, here a gain, is known to it
+    (tmp_path / "narrow.yaml").write_text(f"acoustic_scale: 0.1\nbeam: 4.0\noutput_beam: 1.0\nframe_shift_ms: {shift}.0\n"
+                                          "word_insertion_penalty: -4.0\n")
     env = {"ESSENCE_PYTHON": os.sys.executable}
     bash(kaldi, f"""
         essence decode --decoder kaldi --config {tmp_path}/conf.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/ours
         essence decode-kaldi --config {tmp_path}/conf.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/kaldis
+        essence decode --decoder kaldi --config {tmp_path}/narrow.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/our_narrow
+        essence decode-kaldi --config {tmp_path}/narrow.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/kaldi_narrow
         essence decode --decoder kaldi --config {tmp_path}/conf.yaml --sweep {tmp_path}/text graph ark:{tmp_path}/scores.ark \\
           {tmp_path}/our_sweep
         essence decode-kaldi --config {tmp_path}/conf.yaml --sweep {tmp_path}/text graph ark:{tmp_path}/scores.ark \\
           {tmp_path}/kaldi_sweep""", **env)
     hyps = [(tmp_path / name / "hyp.txt").read_text() for name in ("ours", "kaldis")]
     assert hyps[0] == hyps[1] and len(hyps[0].split()) > 6
+    narrow = [(tmp_path / name / "hyp.txt").read_text() for name in ("our_narrow", "kaldi_narrow")]
+    assert narrow[0] == narrow[1] != hyps[0]
     ctm = [[line.split()[:5] for line in (tmp_path / name / "hyp.ctm").read_text().splitlines()] for name in ("ours", "kaldis")]
     assert [(c[0], c[4]) for c in ctm[0]] == [(c[0], c[4]) for c in ctm[1]]
     off = [abs(float(a[2]) - float(b[2])) for a, b in zip(*ctm)]

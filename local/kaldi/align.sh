@@ -15,3 +15,4 @@ enter_room "$data" "$exp"
 fp=$(fingerprint "kaldi ali" "$exp/gmm" "$data/$set")
 name=$(readlink exp/final_gmm)
 align_set "${name##*/}" "$set" "$out"
+mark_done "$out" "$fp" ali.scp ali.ark num_pdfs priors.txt tree.txt failed.txt  # import-ali has counted the utterances

@@ -1,7 +1,9 @@
 """Decoding with a compiled Kaldi: latgen-faster-mapped on HCLG.fst, lattices, and what Kaldi's lattice tools make of them.
 
 A graph directory holds what the other decoders read (graph.npz, words.txt) and what Kaldi's programs read: HCLG.fst,
-final.mdl and phones/word_boundary.int. Costs are those of decode.lattice: graph + penalty a word - scale x score.
+final.mdl and phones/word_boundary.int. Costs are those of decode.lattice: graph + penalty a word - scale x score, in the
+search, too, as with the other decoders: Kaldi's own scripts add the penalty to lattices alone, whose best path may be lost by
+then. The lattices that are kept do not have it in their costs.
 """
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import collections
 import json
 import shlex
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +22,7 @@ import numpy as np
 from essence_kd.decode.lattice import edit_distance
 from essence_kd.decode.options import DecodeOptions
 from essence_kd.decode.runner import NEAR, Job, check_scores, ctm_places, fit_rates, read_best, sweep_table
+from essence_kd.hmm.fst import read_fst, write_fst
 from essence_kd.hmm.graph import load_graph
 from essence_kd.io.data_dir import read_table
 from essence_kd.io.errors import UserError
@@ -53,6 +57,18 @@ class KaldiLatticeDecoder:
                 raise UserError(f"{self.dir / name}: missing; stage 9 with --engine kaldi makes a graph that Kaldi's "
                                 "programs read")
         self.graph = load_graph(self.dir / "graph.npz")
+        self._scratch = tempfile.TemporaryDirectory(prefix="essence-hclg-")
+
+    def _search_graph(self, penalty: float) -> Path:
+        """HCLG.fst, or a copy of it (one a penalty) in which every word costs the penalty more."""
+        path = self.dir / "HCLG.fst"
+        if penalty:
+            copy = Path(self._scratch.name) / f"{penalty}.fst"
+            if not copy.exists():
+                fst = read_fst(path)
+                write_fst(copy, replace(fst, weight=fst.weight + np.float32(penalty) * (fst.olabel > 0)))
+            path = copy
+        return path
 
     # .. pipes
 
@@ -93,7 +109,8 @@ class KaldiLatticeDecoder:
             return progress
         out = Path(job.out_dir)
         out.mkdir(parents=True, exist_ok=True)
-        target = out / "lat.gz"
+        target, penalty = out / "lat.gz", options.word_insertion_penalty
+        hclg = self._search_graph(penalty)
         repeat = fit_rates(job.scores, options, self.graph, self.dir / "graph.npz").repeat_rows
 
         def feed(wspecifier: str) -> None:
@@ -112,7 +129,8 @@ class KaldiLatticeDecoder:
             "latgen-faster-mapped", f"--acoustic-scale={options.acoustic_scale}", f"--beam={options.beam}",
             f"--lattice-beam={options.output_beam}", f"--max-active={options.max_active}",
             f"--min-active={options.min_active}", "--allow-partial=true", str(self.dir / "final.mdl"),
-            str(self.dir / "HCLG.fst"), "ark:-", f"ark:|gzip -c >{shlex.quote(str(target))}"]],
+            str(hclg), "ark:-",
+            f"ark:|lattice-add-penalty --word-ins-penalty={-penalty} ark:- ark:- | gzip -c >{shlex.quote(str(target))}"]],
             out / "log" / "decode.log", feed)
         progress.seconds = time.perf_counter() - begin
         if not progress.order:
@@ -159,11 +177,8 @@ class KaldiLatticeDecoder:
             best = {} if job.scale_from is None else read_best(job.scale_from)
             scale = best.get("acoustic_scale", self.options.acoustic_scale)
             penalty = best.get("word_insertion_penalty", self.options.word_insertion_penalty)
-            self._write(self._load(job, self._at(scale)), scale, penalty)
-
-    def _at(self, scale: float, output_beam: "float | None" = None) -> DecodeOptions:
-        """The options at another scale."""
-        return replace(self.options, acoustic_scale=scale, output_beam=output_beam or self.options.output_beam)
+            options = replace(self.options, acoustic_scale=scale, word_insertion_penalty=penalty)
+            self._write(self._load(job, options), scale, penalty)
 
     def _write(self, progress: _Set, scale: float, penalty: float) -> None:
         out, words = Path(progress.job.out_dir), self._words(progress, scale, penalty)
@@ -195,11 +210,12 @@ class KaldiLatticeDecoder:
         made at, the lattices are made once more there.
         """
         for job in jobs:
-            progress = self._load(job, self._at(self.options.acoustic_scale, self.options.sweep_output_beam))
+            options = replace(self.options, output_beam=self.options.sweep_output_beam)
+            progress = self._load(job, options)
             table = self._grid(progress, reference)
             best, here = table["best"]["acoustic_scale"], self.options.acoustic_scale
             if not job.scores.startswith(LATTICES) and max(best / here, here / best) > NEAR:
-                progress = self._load(job, self._at(best, self.options.sweep_output_beam))
+                progress = self._load(job, replace(options, acoustic_scale=best))
                 table = self._grid(progress, reference)
             table = {"decoder": NAME, "graph": str(self.dir / "HCLG.fst"), **table}
             Path(job.out_dir).mkdir(parents=True, exist_ok=True)
