@@ -35,7 +35,8 @@ from essence_kd.hmm.fst import make_fst, write_fst  # noqa: E402
 from essence_kd.hmm.graph import load_graph  # noqa: E402
 from essence_kd.io.errors import UserError  # noqa: E402
 from essence_kd.io.tables import MatrixWriter, read_matrices  # noqa: E402
-from essence_kd.score.wer import read_text, score  # noqa: E402
+from essence_kd.io.text import read_words  # noqa: E402
+from essence_kd.score.wer import score  # noqa: E402
 
 ESSENCE = [sys.executable, "-m", "essence_kd"]
 LATTICE_BEAM, MAX_ACTIVE, MIN_ACTIVE = 5, 7000, 30
@@ -85,7 +86,7 @@ class Bench:
                     break
         if len(kept) < 2:
             raise UserError(f"{data / test_set}: has one utterance in its first {seconds:g} s; give more --seconds")
-        text = read_text(data / test_set / "text")
+        text = read_words(data / test_set / "text")
         self.reference = {utt: text[utt] for utt in kept}
         self.backends = ([] if args.without_k2 else [("k2", "k2")]) + [("kaldi-decoder", "kaldi")]
         self.kaldi = None
@@ -118,10 +119,10 @@ class Bench:
     def words(self, out: Path, name: str) -> dict:
         """A decoder's words by utterance; latgen-faster-mapped writes word-ids, and nothing where it found no path."""
         if (out / name / "ids.txt").exists():
-            ids = read_text(out / name / "ids.txt")
+            ids = read_words(out / name / "ids.txt")
             found = {utt: [str(self.graph.words[int(i)]) for i in line] for utt, line in ids.items()}
         else:
-            found = read_text(out / name / "hyp.txt")
+            found = read_words(out / name / "hyp.txt")
         return {utt: list(found.get(utt, [])) for utt in self.reference}
 
     def active_states(self, beam: float, out: Path) -> float:
@@ -168,7 +169,7 @@ def long_audio(bench: Bench, beam: float, seconds: float) -> None:
     for name, command in bench.commands(beam, "long", bench.here / "long").items():
         if name in dict(bench.backends):
             cpu, megabytes = measured(command)
-            words = len(read_text(bench.here / "long" / name / "hyp.txt")["long"])
+            words = len(read_words(bench.here / "long" / name / "hyp.txt")["long"])
             print(f"| {name} | {words} | {cpu:.1f} | {megabytes:,.0f} |", flush=True)
 
 

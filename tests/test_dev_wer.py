@@ -13,7 +13,8 @@ from amdata import make_data  # noqa: E402
 from essence_kd.cli.main import main  # noqa: E402
 from essence_kd.hmm.graph import Graph, save_graph  # noqa: E402
 from essence_kd.io.provenance import sha256_file  # noqa: E402
-from essence_kd.score.wer import read_text, score  # noqa: E402
+from essence_kd.io.text import read_words  # noqa: E402
+from essence_kd.score.wer import score  # noqa: E402
 
 C = 8
 
@@ -59,7 +60,7 @@ def test_the_figure_is_what_the_commands_find(corpus, tmp_path, capsys):
     scores = f"ark,scp:{tmp_path}/s.ark,{tmp_path}/s.scp"
     assert main(["forward", str(tmp_path / "m"), str(corpus.data), scores]) == 0
     assert main(["decode", "--decoder", "kaldi", str(corpus.graph), f"scp:{tmp_path}/s.scp", str(tmp_path / "d")]) == 0
-    found = score(read_text(corpus.data / "text"), read_text(tmp_path / "d" / "hyp.txt")).total.wer
+    found = score(read_words(corpus.data / "text"), read_words(tmp_path / "d" / "hyp.txt")).total.wer
     assert found == pytest.approx(info["dev_wer"])
 
 

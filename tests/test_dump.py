@@ -186,7 +186,7 @@ def test_other_mistakes(two, tmp_path, capsys):
             (["--top-k", "5", *tables], "--top-k selects essence targets: say --fuse"),
             (["--fuse", "--select", "agree", "--agree", "3", *tables], "agree is 3, but there are 2 teachers"),
             (["--fuse", "--top-k", "0", *tables], "--top-k must be 1 or more, not 0"),
-            (["--priors", f"{tmp_path}/none.txt", *tables], "none.txt: there is no such file"),
+            (["--priors", f"{tmp_path}/none.txt", *tables], "none.txt: no such file"),
             (["--priors", f"{tmp_path}/words.txt", *tables], "not a number a line"),
             (["--priors", f"{tmp_path}/priors.txt", *tables], "2 priors for 60 pdfs"),
             ([str(tmp_path)], "a model directory needs --feats"),

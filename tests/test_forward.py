@@ -101,7 +101,8 @@ def test_priors_have_a_floor_and_unseen_pdfs_are_not_lifted(tmp_path):
     assert row.argmin() == 3 and row.argmax() == 2
     with pytest.raises(UserError, match="4 priors.*5 pdfs"):
         log_priors(tmp_path, 5)
-    for text, word in (("a b", "one number"), ("0 0", "not all zero"), ("-1 2", "not negative"), ("nan 1", "finite")):
+    for text, word in (("a b", "not a number a line"), ("0 0", "not all 0"), ("-1 2", "not negative"),
+                       ("nan 1", "finite")):
         (tmp_path / "priors.txt").write_text(text)
         with pytest.raises(UserError, match=word):
             log_priors(tmp_path, 2)

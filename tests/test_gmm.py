@@ -8,7 +8,6 @@ import pytest
 from essence_kd.cli.main import main
 from essence_kd.hmm import gmm as G
 from essence_kd.hmm import lang as L
-from essence_kd.io.errors import UserError
 from essence_kd.io.tables import IntVectorTable, MatrixTable, MatrixWriter
 
 WORDS = {"ape": "A P", "pea": "P E", "tap": "T A P", "eat": "E T", "at": "A T", "teat": "T E T", "apt": "A P T",

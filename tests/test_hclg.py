@@ -16,7 +16,7 @@ from essence_kd.cli.main import main
 from essence_kd.decode.lattice import path_word_spans, path_words
 from essence_kd.hmm import gmm as G
 from essence_kd.hmm import graph as R
-from essence_kd.hmm.fst import Fst, make_fst, read_fst, to_kaldifst, write_fst
+from essence_kd.hmm.fst import Fst, make_fst, write_fst
 from essence_kd.hmm.hclg import import_graph
 from essence_kd.hmm.transition_model import read_transition_model
 from essence_kd.io.errors import UserError

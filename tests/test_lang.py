@@ -126,7 +126,7 @@ def test_oov_is_added_when_missing(tmp_path, capsys):
 @pytest.mark.parametrize("changes, told", [
     ({"lexicon.txt": ""}, "empty"),
     ({"lexicon.txt": "\n \n"}, "empty"),
-    ({"lexicon.txt": None}, "missing"),
+    ({"lexicon.txt": None}, "no such file"),
     ({"lexicon.txt": "a AX\nb\n"}, "line 2: word 'b' has no phones"),
     ({"lexicon.txt": "a AX\nb QQ\n"}, "line 2: word 'b' has the phone 'QQ'"),
     ({"lexicon.txt": "a AX\nb D\na AX\n"}, "line 3: word 'a' has the same pronunciation as in line 1"),
@@ -138,7 +138,7 @@ def test_oov_is_added_when_missing(tmp_path, capsys):
     ({"nonsilence_phones.txt": "AX\nSIL\n"}, "phone SIL is there already"),
     ({"nonsilence_phones.txt": "AX\nAX\n"}, "phone AX is there already"),
     ({"nonsilence_phones.txt": "#1\n"}, "reserved"),
-    ({"silence_phones.txt": None}, "missing"),
+    ({"silence_phones.txt": None}, "no such file"),
     ({"optional_silence.txt": "SIL SPN\n"}, "exactly one phone"),
     ({"optional_silence.txt": "AX\n"}, "AX is not in silence_phones.txt"),
     ({"extra_questions.txt": "ZZ\n"}, "'ZZ'"),

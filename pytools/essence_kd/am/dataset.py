@@ -20,7 +20,12 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
+from essence_kd.hmm.alignment import tree_hash
 from essence_kd.io.errors import UserError
+from essence_kd.io.posterior import PosteriorTable
+from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path
+from essence_kd.io.tables import IntVectorTable, MatrixTable
+from essence_kd.io.text import read_lines, read_map
 
 IGNORE = -100
 FRAME_SHIFT = 0.01  # seconds a feature frame
@@ -40,17 +45,10 @@ def load_cuts(feats_scp):
     from lhotse.features.base import Features
 
     feats_scp = Path(feats_scp)
-    speakers = _read_map(feats_scp.parent / "utt2spk")
-    uniq = _read_map(feats_scp.parent / "utt2uniq")
-    cuts, seen, width = [], set(), None
-    for number, line in enumerate(_read_lines(feats_scp), 1):
-        fields = line.split(maxsplit=1)
-        if len(fields) != 2:
-            raise UserError(f"{feats_scp}:{number}: expected 'utterance file:offset', found '{line}'")
-        utt, place = fields
-        if utt in seen:
-            raise UserError(f"{feats_scp}:{number}: utterance {utt} is there twice")
-        seen.add(utt)
+    maps = (feats_scp.parent / "utt2spk", feats_scp.parent / "utt2uniq")
+    speakers, uniq = (read_map(path) if path.is_file() else {} for path in maps)
+    cuts, width = [], None
+    for utt, place in read_map(feats_scp).items():
         try:
             if place.endswith("]"):  # a range of a matrix; the header tells nothing of that
                 frames, bins = kaldi_native_io.FloatMatrix.read(place).numpy().shape
@@ -122,6 +120,13 @@ class FeatureSource:
             feats = feats - self._speaker_mean(self.cuts[i].supervisions[0].speaker)
         return feats
 
+    def padded(self, positions: Sequence[int]) -> np.ndarray:
+        """(B, T, F) float32: features of some cuts, mean removed, zero beyond the end of each."""
+        batch = np.zeros((len(positions), self.frames[positions].max(), self.feat_dim), dtype=np.float32)
+        for row, i in enumerate(positions):
+            batch[row, :self.frames[i]] = self.load(i)
+        return batch
+
     def _speaker_mean(self, speaker: str) -> np.ndarray:
         if speaker not in self._means:
             total, frames = 0.0, 0
@@ -130,6 +135,25 @@ class FeatureSource:
                 total, frames = total + feats.sum(axis=0, dtype=np.float64), frames + len(feats)
             self._means[speaker] = (total / frames).astype(np.float32)
         return self._means[speaker]
+
+
+def batches_by_length(frames: np.ndarray, window_frames: int, batch_frames: int) -> Iterator[Tuple[List[int], bool]]:
+    """(positions of utterances of similar length, whether a window ends with them); ``frames`` (N,): their lengths.
+
+    A window is consecutive utterances of at most ``window_frames`` together (or one that is longer). In each the
+    shortest come first, in batches of at most ``batch_frames``, padding included (or one utterance).
+    """
+    start = 0
+    while start < len(frames):
+        stop = start + max(1, int(np.searchsorted(np.cumsum(frames[start:]), window_frames, side="right")))
+        order = sorted(range(start, stop), key=lambda i: frames[i])
+        start = stop
+        while order:
+            count = 1
+            while count < len(order) and frames[order[count]] * (count + 1) <= batch_frames:
+                count += 1
+            batch, order = order[:count], order[count:]
+            yield batch, not order
 
 
 @dataclass
@@ -164,8 +188,6 @@ class SparseTargets:
     dense = False
 
     def __init__(self, scp) -> None:
-        from essence_kd.io.posterior import PosteriorTable
-
         self.scp, self.table = str(scp), PosteriorTable(str(scp))
 
     def read(self, utt: str, rows: int, num_pdfs: int) -> Tuple[np.ndarray, np.ndarray]:
@@ -187,8 +209,6 @@ class DenseTargets:
     dense = True
 
     def __init__(self, scp) -> None:
-        from essence_kd.io.tables import MatrixTable
-
         self.scp, self.table = str(scp), MatrixTable(str(scp))
 
     def read(self, utt: str, rows: int, num_pdfs: int) -> np.ndarray:
@@ -199,6 +219,26 @@ class DenseTargets:
                             f"expected {rows} frames x {num_pdfs} pdfs")
         _check_probs(self.scp, utt, probs)
         return probs
+
+
+def open_soft(soft, kind: str, ali_dir, factor: int):
+    """(SparseTargets or DenseTargets, the temperature they were made at, whether a sidecar tells) of an scp.
+
+    Raises UserError: no such scp, another kind than post and dense, a sidecar of another tree or frame rate than that of
+    the alignments and ``factor``.
+    """
+    if kind not in ("post", "dense"):
+        raise UserError(f"--soft-kind {kind}: neither post nor dense")
+    path = str(soft)[4:] if str(soft).startswith("scp:") else str(soft)
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no soft targets (essence dump-post and prune-post make them)")
+    beside = sidecar_path(path)
+    sidecar = read_sidecar(beside) if Path(beside).is_file() else {}
+    mine = {"num_pdfs": read_count(Path(ali_dir) / "num_pdfs"), "tree_hash": tree_hash(ali_dir),
+            "frame_shift_ms": 10 * factor}
+    check_match(beside, sidecar, ali_dir, mine, [k for k in mine if None not in (sidecar.get(k), mine[k])])
+    targets = DenseTargets(path) if kind == "dense" else SparseTargets(path)
+    return targets, float(sidecar.get("temperature") or 1.0), bool(sidecar)
 
 
 class TrainingData:
@@ -417,7 +457,6 @@ class TrainingData:
         return Batch(torch.from_numpy(feats), torch.tensor(lens, dtype=torch.int64), torch.from_numpy(hard),
                      tensor(soft_ids), tensor(soft_probs), tensor(keep), [self.ids[p[0]] for p in parts])
 
-
     def _empty_batch(self, augment) -> Batch:
         feats = torch.zeros(1, self.factor, self.feat_dim)
         ids = probs = None
@@ -516,8 +555,7 @@ def split_heldout(cuts, share: float) -> Tuple[List[int], List[int]]:
         return list(range(len(cuts))), []
     if len(groups) < 2:
         raise UserError(f"utterance {groups[0]} is the only one: nothing can be held out (give --dev-data and "
-                        "--dev-ali, "
-                        "or --set data.heldout=0)")
+                        "--dev-ali, or --set data.heldout=0)")
     held = set(groups[:min(len(groups) - 1, max(1, round(share * len(groups))))])
     train = [i for i, cut in enumerate(cuts) if cut.uniq not in held]
     return train, [i for i, cut in enumerate(cuts) if cut.uniq in held]
@@ -531,14 +569,12 @@ def attach_alignments(cuts, ali_dir, num_pdfs: int, factor: int) -> Tuple[list, 
     Raises:
         UserError: another utterance lacks its alignment, a length differs, a pdf-id is out of range, nothing is left.
     """
-    from essence_kd.io.tables import IntVectorTable
-
     scp = Path(ali_dir) / "ali.scp"
     if not scp.is_file():
         raise UserError(f"{scp}: no alignments (essence gmm-align makes them)")
     table = IntVectorTable(str(scp))
     failed = Path(ali_dir) / "failed.txt"
-    excused = {line.split()[0] for line in _read_lines(failed)} if failed.is_file() else set()
+    excused = {line.split()[0] for _, line in read_lines(failed)} if failed.is_file() else set()
     kept, hard, without = [], [], 0
     for cut in cuts:
         if cut.id not in table:
@@ -564,7 +600,7 @@ def attach_alignments(cuts, ali_dir, num_pdfs: int, factor: int) -> Tuple[list, 
 
 def read_count(path) -> int:
     """The one positive whole number of a file such as num_pdfs."""
-    lines = _read_lines(path)
+    lines = [line for _, line in read_lines(path)]
     if len(lines) != 1 or not lines[0].isdigit() or int(lines[0]) < 1:
         raise UserError(f"{path}: expected one positive whole number")
     return int(lines[0])
@@ -574,25 +610,3 @@ def _check_probs(scp: str, utt: str, probs: np.ndarray) -> None:
     if not np.isfinite(probs).all() or probs.min(initial=0.0) < 0:
         raise UserError(f"{scp}: utterance {utt} has a target that is negative or not finite: "
                         "these are not probabilities")
-
-
-def _read_lines(path) -> List[str]:
-    try:
-        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
-
-
-def _read_map(path: Path) -> Dict[str, str]:
-    """A two-column Kaldi file as a dictionary; empty when the file is not there."""
-    if not path.is_file():
-        return {}
-    pairs = {}
-    for number, line in enumerate(_read_lines(path), 1):
-        fields = line.split()
-        if len(fields) != 2:
-            raise UserError(f"{path}:{number}: expected two columns, found '{line}'")
-        pairs[fields[0]] = fields[1]
-    return pairs

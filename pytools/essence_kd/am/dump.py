@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from essence_kd.distill.archives import (Progress, Tally, ahead, describe, frame
                                          target_sidecar, write_essence)
 from essence_kd.distill.ensemble import Ensemble, combine, combine_top_k
 from essence_kd.distill.essence import Essence, EssenceSettings, Scale, entries_of, select, select_agree
+from essence_kd.hmm.alignment import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import PosteriorWriter
 from essence_kd.io.provenance import check_match, check_utterances, sha256_file, sidecar_path, write_sidecar
@@ -27,7 +27,6 @@ from essence_kd.io.settings import read_yaml
 from essence_kd.io.tables import MatrixTable, MatrixWriter, parse_rspecifier, read_matrices, read_scp
 
 DESCRIBED = ("num_pdfs", "tree_hash", "frame_shift_ms")
-PRIOR_FLOOR = 1e-5
 WIDE = 100  # entries of a frame of a wide archive
 WINDOW_FRAMES = 2_000_000  # feature frames of a window in which utterances are sorted by length
 
@@ -81,7 +80,7 @@ def dump(settings: DumpSettings) -> Tally:
     with contextlib.ExitStack() as stack:
         for output in outputs:
             stack.enter_context(output)
-        if on_device is not None and not any(is_table(t) or is_nnet3(t) for t in settings.teachers) and _fits_device(settings):
+        if on_device is not None and _fits_device(settings):
             for utt, ids, probs in device_entries(settings, ensemble, outputs[0].width(), on_device):
                 essence = outputs[0].from_entries(ids, probs)
                 outputs[0].write_essence(utt, essence)
@@ -121,7 +120,9 @@ def _device(settings: DumpSettings) -> Optional[str]:
 
 
 def _fits_device(settings: DumpSettings) -> bool:
-    """Whether all that is asked for comes from the largest entries of a frame."""
+    """Whether all teachers are models of ours, and all that is asked for comes from the largest entries of a frame."""
+    if any(is_table(teacher) or is_nnet3(teacher) for teacher in settings.teachers):
+        return False
     rule = settings.essence.select if settings.essence else "top-k"
     return settings.full is None and rule in ("top-k", "top-p") and (settings.essence is not None or settings.keep != 0)
 
@@ -172,20 +173,6 @@ def _ensemble(settings: DumpSettings, described: Dict[str, Any]) -> Ensemble:
         return Ensemble(scales, settings.weights if len(settings.weights) == count else [], settings.combine)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def read_log_priors(path: str) -> np.ndarray:
-    """(C,) log priors of a file with a prior a line, raised to a floor; a pdf that was never seen is left alone (0)."""
-    try:
-        priors = np.array(Path(path).read_text(encoding="utf-8").split(), dtype=np.float64)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not a number a line: {error}") from None
-    if not len(priors) or not np.isfinite(priors).all() or priors.min() < 0 or priors.sum() <= 0:
-        raise UserError(f"{path}: priors must be finite, not negative, and not all 0")
-    priors = priors / priors.sum()
-    return np.log(np.where(priors > 0, np.maximum(priors, PRIOR_FLOOR), 1.0))
 
 
 def _aligned(settings: DumpSettings) -> Iterator[Tuple[str, List[np.ndarray]]]:
@@ -257,7 +244,7 @@ def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,
     """
     import torch
 
-    from essence_kd.am.dataset import FeatureSource, load_cuts
+    from essence_kd.am.dataset import FeatureSource, batches_by_length, load_cuts
     from essence_kd.am.forward import load_model
     from essence_kd.distill import on_device
 
@@ -272,26 +259,15 @@ def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,
     factor = models[0][0].frame_subsampling_factor
     priors = [None if scale.log_prior is None else torch.as_tensor(scale.log_prior, dtype=torch.float32, device=device)
               for scale in ensemble.scales]
-    frames = np.array([cut.features.num_frames for cut in some.cuts])
+    frames = some.frames
 
     def batches():
-        """(positions, their features by kind of mean subtraction), padded."""
-        for window in _windows(frames, WINDOW_FRAMES):
-            order = sorted(window, key=lambda i: frames[i])
-            while order:
-                count = 1
-                while count < len(order) and frames[order[count]] * (count + 1) <= settings.batch_frames:
-                    count += 1
-                batch, order = order[:count], order[count:]
-                padded = {}
-                for cmn, source in sources.items():
-                    array = np.zeros((count, frames[batch[-1]], source.cuts[0].features.num_features), np.float32)
-                    for row, i in enumerate(batch):
-                        array[row, :frames[i]] = source.load(i)
-                    padded[cmn] = torch.from_numpy(array)
-                    if device.startswith("cuda"):
-                        padded[cmn] = padded[cmn].pin_memory()
-                yield batch, padded, not order
+        """(positions, their features by kind of mean subtraction, whether a window ends here)."""
+        for batch, last in batches_by_length(frames, WINDOW_FRAMES, settings.batch_frames):
+            padded = {cmn: torch.from_numpy(source.padded(batch)) for cmn, source in sources.items()}
+            if device.startswith("cuda"):
+                padded = {cmn: feats.pin_memory() for cmn, feats in padded.items()}
+            yield batch, padded, last
 
     def launch(batch, padded):
         """Queue the work of a batch; the entries arrive when the device gets there."""
@@ -320,15 +296,6 @@ def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,
                 raise frame_error(settings.feats, some.cuts[turn].id, ValueError("the models answer NaN"))
             yield some.cuts[turn].id, ids, probs
             turn += 1
-
-
-def _windows(frames: np.ndarray, most: int) -> Iterator[range]:
-    """Consecutive utterances of at most `most` feature frames together (or one that is longer)."""
-    start = 0
-    while start < len(frames):
-        stop = start + max(1, int(np.searchsorted(np.cumsum(frames[start:]), most, side="right")))
-        yield range(start, stop)
-        start = stop
 
 
 def _collect(ready: Dict[int, Tuple[np.ndarray, np.ndarray]], done, frames: np.ndarray, factor: int) -> None:

@@ -12,15 +12,15 @@ import json
 import shutil
 from collections import OrderedDict
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Tuple
 
 import numpy as np
 
-from essence_kd.am.dataset import (DenseTargets, FeatureSource, SparseTargets, attach_alignments, load_cuts, read_count,
+from essence_kd.am.dataset import (FeatureSource, attach_alignments, load_cuts, open_soft, read_count,
                                    split_heldout)
+from essence_kd.hmm.alignment import tree_hash
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import (atomic_write, check_match, read_sidecar, sha256_file, sidecar_path,
-                                      write_sidecar)
+from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
 from essence_kd.io.tables import IntVectorTable
 
 INDEX = "shards.json"
@@ -47,20 +47,12 @@ def write_shards(data_dir, ali_dir, out_dir, *, soft=None, soft_kind: str = "pos
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; name another folder or remove it")
     num_pdfs = read_count(ali_dir / "num_pdfs")
-    tree_hash = sha256_file(ali_dir / "tree.txt") if (ali_dir / "tree.txt").is_file() else None
-    fields = {"num_pdfs": num_pdfs, "tree_hash": tree_hash, "frame_subsampling_factor": frame_subsampling_factor,
-              "soft": None}
+    fields = {"num_pdfs": num_pdfs, "tree_hash": tree_hash(ali_dir),
+              "frame_subsampling_factor": frame_subsampling_factor, "soft": None}
     targets = None
     if soft is not None:
-        path = str(soft)[4:] if str(soft).startswith("scp:") else str(soft)
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no soft targets (essence dump-post and prune-post make them)")
-        targets = DenseTargets(path) if soft_kind == "dense" else SparseTargets(path)
-        beside = sidecar_path(path)
-        sidecar = read_sidecar(beside) if Path(beside).is_file() else {}
-        mine = {"num_pdfs": num_pdfs, "tree_hash": tree_hash, "frame_shift_ms": 10 * frame_subsampling_factor}
-        check_match(beside, sidecar, ali_dir, mine, [k for k in mine if None not in (sidecar.get(k), mine[k])])
-        fields["soft"] = {"kind": soft_kind, "temperature": float(sidecar.get("temperature") or 1.0)}
+        targets, temperature, _ = open_soft(soft, soft_kind, ali_dir, frame_subsampling_factor)
+        fields["soft"] = {"kind": soft_kind, "temperature": temperature}
     cuts, _, without = attach_alignments(load_cuts(data_dir / "feats.scp"), ali_dir, num_pdfs, frame_subsampling_factor)
     sets = dict(zip(SETS, split_heldout(cuts, heldout)))
     alignments, source = IntVectorTable(str(ali_dir / "ali.scp")), FeatureSource(cuts, "none")
@@ -91,8 +83,7 @@ def write_shards(data_dir, ali_dir, out_dir, *, soft=None, soft_kind: str = "pos
     for name in ("num_pdfs", "priors.txt", "tree.txt"):
         if (ali_dir / name).is_file():
             shutil.copyfile(ali_dir / name, out / name)
-    with atomic_write(out / "utterances") as staged:
-        staged.write_text("".join(lines), encoding="utf-8")
+    write_text(out / "utterances", "".join(lines))
     fields.update(utterances=len(cuts), without_alignment=without, frames=frames, shard_size=shard_size,
                   feat_dim=cuts[0].features.num_features, utterances_sha256=sha256_file(out / "utterances"), seed=seed)
     write_sidecar(out / INDEX, fields)

@@ -25,17 +25,17 @@ import numpy as np
 import torch
 
 from essence_kd import __version__
-from essence_kd.am.dataset import (DenseTargets, FeatureSource, SparseTargets, TrainingData, attach_alignments,
-                                   epoch_batches, load_cuts, read_count, split_heldout)
+from essence_kd.am.dataset import (FeatureSource, TrainingData, attach_alignments, epoch_batches, load_cuts, open_soft,
+                                   read_count, split_heldout)
 from essence_kd.am.models.acoustic_model import look_ahead, mflop_per_frame, num_params
 from essence_kd.am.models.registry import build_model, model_settings
 from essence_kd.am.processes import Processes
 from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index
 from essence_kd.distill.losses import multitask_loss, retemper
+from essence_kd.hmm.alignment import tree_hash
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write, check_match, read_sidecar, sha256_file, sidecar_path
+from essence_kd.io.provenance import atomic_write, check_match, sha256_file, write_text
 from essence_kd.io.settings import dump_settings, to_dict
-
 
 LOCK_PATIENCE = 20.0  # seconds in which the readers of a killed training are expected to end
 
@@ -187,7 +187,7 @@ class _Training:
         self.device = processes.device
         self.precision = precision_of(settings.precision, self.device)
         self.num_pdfs = read_count(self.ali_dir / "num_pdfs")
-        self.tree_hash = _tree_hash(self.ali_dir)
+        self.tree_hash = tree_hash(self.ali_dir)
         if (dev_data is None) != (dev_ali is None):
             raise UserError("--dev-data and --dev-ali belong together")
         began = time.time()
@@ -214,21 +214,10 @@ class _Training:
         """The soft targets and the temperature they were made at, their sidecar checked."""
         if soft is None:
             return None, 1.0
-        if kind not in ("post", "dense"):
-            raise UserError(f"--soft-kind {kind}: neither post nor dense")
-        path = str(soft)[4:] if str(soft).startswith("scp:") else str(soft)
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no soft targets (essence dump-post and prune-post make them)")
-        beside = sidecar_path(path)
-        sidecar = read_sidecar(beside) if Path(beside).is_file() else {}
-        if not sidecar:
-            self.log(f"{beside} is not there: that {path} belongs to this tree is taken on trust")
-        mine = {"num_pdfs": self.num_pdfs, "tree_hash": self.tree_hash,
-                "frame_shift_ms": 10 * self.settings.frame_subsampling_factor}
-        keys = [k for k in mine if sidecar.get(k) is not None and mine[k] is not None]
-        check_match(beside, sidecar, self.ali_dir, mine, keys)
-        targets = DenseTargets(path) if kind == "dense" else SparseTargets(path)
-        return targets, float(sidecar.get("temperature") or 1.0)
+        targets, temperature, told = open_soft(soft, kind, self.ali_dir, self.settings.frame_subsampling_factor)
+        if not told:
+            self.log(f"{soft} has no sidecar: that it belongs to this tree is taken on trust")
+        return targets, temperature
 
     def _load_data(self, data_dir: Path, dev_data, dev_ali) -> int:
         """Sets data and dev; how many utterances have no alignment."""
@@ -577,8 +566,7 @@ class _Training:
                  "model": self.model.state_dict(), "ema": None if self.ema is None else self.ema.state_dict(),
                  "optimiser": self.optimiser.state_dict(), "best": self.best, "stale": self.stale}
         _save(state, self.dir / "checkpoint.pt")
-        with atomic_write(self.dir / "progress.jsonl") as path:
-            Path(path).write_text("".join(json.dumps(h) + "\n" for h in self.history), encoding="utf-8")
+        write_text(self.dir / "progress.jsonl", "".join(json.dumps(h) + "\n" for h in self.history))
 
     def _resume(self) -> None:
         path = self.dir / "checkpoint.pt"
@@ -634,8 +622,7 @@ class _Training:
             info["best_epoch"] = self.best["epoch"]
             if "dev_wer" in last:
                 info["dev_wer"] = last["dev_wer"]
-        with atomic_write(self.dir / "info.json") as path:
-            Path(path).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+        write_text(self.dir / "info.json", json.dumps(info, indent=1) + "\n")
         self._write_model(self.dir, final.state_dict())
         shutil.rmtree(self.dir / "dev_wer", ignore_errors=True)
         (self.dir / "checkpoint.pt").unlink()
@@ -808,11 +795,6 @@ def _check_settings(s: TrainSettings) -> None:
         if not good:
             raise UserError(f"settings: {name} must be {wanted}")
     model_settings(s.arch, s.model, "settings")
-
-
-def _tree_hash(ali_dir: Path) -> Optional[str]:
-    path = ali_dir / "tree.txt"
-    return sha256_file(path) if path.is_file() else None
 
 
 def _file_hash(path) -> str:

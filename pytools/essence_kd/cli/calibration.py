@@ -22,7 +22,7 @@ def run(args) -> None:
     import json
 
     from essence_kd.io.errors import UserError
-    from essence_kd.io.provenance import atomic_write
+    from essence_kd.io.provenance import write_text
     from essence_kd.score.calibration import calibrate
 
     tables: dict = {}
@@ -35,8 +35,7 @@ def run(args) -> None:
         if len(given) != len(args.ali):
             raise UserError(f"{name} has {len(given)} tables, but there are {len(args.ali)} --ali")
     found = calibrate(tables, args.ali, args.frame_subsampling_factor)
-    with atomic_write(args.out) as staged:
-        staged.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_text(args.out, json.dumps(found, indent=1) + "\n")
     for name, system in found["systems"].items():
         print(f"{name}: accuracy {100 * system['accuracy']:.1f} %, mean confidence {100 * system['confidence']:.1f} %, "
               f"ECE {100 * system['ece']:.2f} %, {system['nll']:.3f} nats a frame, {system['frames']:,} frames")

@@ -160,6 +160,7 @@ def _decode(args, backend: str) -> None:
     from essence_kd.decode.rescoring import Rescorer
     from essence_kd.decode.runner import Job, Request, Runner
     from essence_kd.io.settings import load_settings
+    from essence_kd.io.text import read_words
 
     jobs = read_jobs(args, Job)
     options = load_settings(DecodeOptions, args.config)
@@ -184,7 +185,7 @@ def _decode(args, backend: str) -> None:
     if args.n_best < 0 or args.rescore_n_best < 1:
         raise UserError("--n-best must be at least 0 and --rescore-n-best at least 1")
     options.check()
-    reference = read_text(args.sweep) if args.sweep else None
+    reference = read_words(args.sweep) if args.sweep else None
     with Runner(args.graph, backend, options, nj=args.nj) as runner:
         if reference is not None:
             runner.sweep(jobs, reference, pooled=args.pooled)
@@ -195,6 +196,9 @@ def _decode(args, backend: str) -> None:
 
 
 def read_jobs(args, job) -> list:
+    """The jobs (``job``: runner.Job) that the arguments or the lines of --jobs-file name. Raises UserError."""
+    from essence_kd.io.text import read_lines
+
     if args.jobs_file is None:
         if args.scores is None or args.out_dir is None:
             raise UserError("give SCORES-RSPECIFIER and OUT_DIR, or --jobs-file")
@@ -202,7 +206,7 @@ def read_jobs(args, job) -> list:
     if args.scores is not None or args.scale_from or args.data:
         raise UserError("with --jobs-file, scores, directories, --scale-from and --data stand in the file")
     jobs = []
-    for number, line in enumerate(Path(args.jobs_file).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in read_lines(args.jobs_file):
         try:
             fields = shlex.split(line, comments=True)
         except ValueError as error:
@@ -226,20 +230,8 @@ def _path(name: str | None) -> Path | None:
 
 
 def numbers_of(text: str, option: str) -> list[float]:
+    """Numbers with commas between; a UserError names the option."""
     try:
         return [float(field) for field in text.split(",")]
     except ValueError:
         raise UserError(f"{option} is '{text}', but must be numbers with commas between") from None
-
-
-def read_text(path: str) -> dict[str, list[str]]:
-    """Kaldi's text: utterance -> words."""
-    text: dict[str, list[str]] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        fields = line.split()
-        if not fields:
-            raise UserError(f"{path}: line {number} is empty")
-        if fields[0] in text:
-            raise UserError(f"{path}: utterance '{fields[0]}' is there twice")
-        text[fields[0]] = fields[1:]
-    return text

@@ -28,11 +28,12 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    from essence_kd.cli.decode import numbers_of, read_jobs, read_text
+    from essence_kd.cli.decode import numbers_of, read_jobs
     from essence_kd.decode.kaldi_lattice import KaldiLatticeDecoder
     from essence_kd.decode.options import DecodeOptions
     from essence_kd.decode.runner import Job
     from essence_kd.io.settings import load_settings
+    from essence_kd.io.text import read_words
 
     options = load_settings(DecodeOptions, args.config)
     for name in ("acoustic_scale", "word_insertion_penalty"):
@@ -43,6 +44,6 @@ def run(args) -> None:
     jobs = read_jobs(args, Job)
     decoder = KaldiLatticeDecoder(args.graph, options)
     if args.sweep:
-        decoder.sweep(jobs, read_text(args.sweep))
+        decoder.sweep(jobs, read_words(args.sweep))
     else:
         decoder.decode(jobs)

@@ -32,10 +32,9 @@ def add_arguments(parser) -> None:
 
 
 def _write_counts(path: str, rows) -> None:
-    from essence_kd.io.provenance import atomic_write
+    from essence_kd.io.provenance import write_text
 
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(f"{name} {c.words} {c.ins} {c.dels} {c.sub}\n" for name, c in rows), "utf-8")
+    write_text(path, "".join(f"{name} {c.words} {c.ins} {c.dels} {c.sub}\n" for name, c in rows))
 
 
 def _score_times(args, glm) -> None:
@@ -57,14 +56,15 @@ def _score_times(args, glm) -> None:
 
 
 def _score_texts(args, glm) -> None:
+    from essence_kd.io.text import read_map, read_words
     from essence_kd.score import hub5, wer
 
     names = {"ref_name": args.ref, "hyp_name": args.hyp}
     if args.glm is not None or args.drop_noise:
-        result = hub5.score_text(wer.read_table(args.ref), wer.read_table(args.hyp), glm=glm,
+        result = hub5.score_text(read_map(args.ref), read_map(args.hyp), glm=glm,
                                  drop_noise=args.drop_noise, **names)
     else:
-        result = wer.score(wer.read_text(args.ref), wer.read_text(args.hyp), sclite=args.sclite_weights, **names)
+        result = wer.score(read_words(args.ref), read_words(args.hyp), sclite=args.sclite_weights, **names)
     total = result.total
     print(f"{wer.wer_line(total)}\n{wer.ser_line(total)}")
     print(f"Scored {total.utterances} sentences, {len(result.missing)} not present in hyp.")
@@ -73,7 +73,7 @@ def _score_texts(args, glm) -> None:
         print(f"essence score: {len(result.missing)} reference utterances have no hypothesis and count as deleted: "
               f"{shown}", file=sys.stderr)
     if args.utt2spk:
-        for speaker, counts in result.by_speaker(wer.read_table(args.utt2spk, "utt2spk")).items():
+        for speaker, counts in result.by_speaker(read_map(args.utt2spk)).items():
             print(f"{wer.wer_line(counts)} {speaker}")
     if args.per_utt:
         _write_counts(args.per_utt, result.utts.items())

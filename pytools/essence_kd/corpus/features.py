@@ -7,7 +7,6 @@ arithmetic is in double precision: in single precision, as in Kaldi, quiet low b
 """
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from dataclasses import dataclass

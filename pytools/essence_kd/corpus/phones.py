@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Iterable, Mapping
 
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write
+from essence_kd.io.provenance import write_text
 
 SILENCE_PHONES = ("SIL", "SPN")
 RHOTIC_ACCENTS = ("en-us", "en-us-nyc", "en-gb-scotland")
@@ -99,5 +99,4 @@ def write_dict(path: str | Path, lexicon: Mapping[str, Iterable[str]]) -> None:
         ("optional_silence.txt", SILENCE_PHONES[:1]),
         ("extra_questions.txt", ()),
     ):
-        with atomic_write(path / name) as temporary:
-            Path(temporary).write_text("".join(f"{line}\n" for line in content), encoding="utf-8")
+        write_text(path / name, "".join(f"{line}\n" for line in content))

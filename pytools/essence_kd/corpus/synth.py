@@ -21,7 +21,7 @@ from essence_kd.corpus.grammar import Grammar
 from essence_kd.corpus.jobs import run_jobs
 from essence_kd.io.data_dir import DataDir
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write
+from essence_kd.io.provenance import write_text
 from essence_kd.io.wave import write_wav
 
 
@@ -136,7 +136,7 @@ class Utterance:
     words: str
 
 
-def make_speakers(rng: random.Random, corpus_set: str, population: Population, count: int, first: int) -> list[Speaker]:
+def make_speakers(rng: random.Random, population: Population, count: int, first: int) -> list[Speaker]:
     """``count`` speakers numbered from ``first``; every second one a woman, variants and accents in turn."""
     accents: list[str] = []
     heard = Counter()
@@ -182,7 +182,7 @@ def plan_calls(seed: int, size: Size) -> tuple[list[Call], list[str]]:
     seen: set[str] = set()  # sentences that the sets to come must not have
     first = 1
     for corpus_set in SETS:
-        speakers = make_speakers(rng, corpus_set, POPULATIONS[corpus_set], size.speakers[corpus_set], first)
+        speakers = make_speakers(rng, POPULATIONS[corpus_set], size.speakers[corpus_set], first)
         first += len(speakers)
         written, turn_of, mine = 0, 0, set()
         while written < size.words[corpus_set]:
@@ -379,13 +379,11 @@ def synthesize(out: str | Path, size: str = "default", seed: int = 1, nj: int = 
     shards = [part[i: i + CALLS_A_SHARD] for part in by_set for i in range(0, len(part), CALLS_A_SHARD)]
     spoken = run_jobs(_work, [("lexicon", train_text)] + [("speak", shard, str(out / "wav")) for shard in shards], nj)
     write_dict(out / "dict", spoken[0])
-    with atomic_write(out / "lm_text") as temporary:
-        Path(temporary).write_text("".join(f"{line}\n" for line in train_text + extra), encoding="utf-8")
+    write_text(out / "lm_text", "".join(f"{line}\n" for line in train_text + extra))
     people = {speaker.name: {**asdict(speaker), "set": call.corpus_set} for call in calls for speaker in call.sides}
     lines = {recording: line for _, result in spoken[1:] for recording, line in result.items()}
     for name, content in (("speakers.json", people), ("lines.json", lines)):
-        with atomic_write(out / name) as temporary:
-            Path(temporary).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+        write_text(out / name, json.dumps(content, indent=1, sort_keys=True))
     counts = {}
     for corpus_set in SETS:
         utterances = [

@@ -14,10 +14,9 @@ import numpy as np
 
 from essence_kd.decode.lattice import Lattice, path_words
 from essence_kd.decode.options import Decoded, DecodeOptions
+from essence_kd.hmm.fst import Fst, to_kaldifst
 from essence_kd.hmm.graph import Graph
 from essence_kd.io.errors import UserError
-
-_OPENFST_MAGIC = 2125659606
 
 
 def load_kaldi():
@@ -29,30 +28,6 @@ def load_kaldi():
         raise UserError(f"kaldi-decoder cannot be imported ({error}); "
                         "install it with: pip install kaldifst==1.7.17 kaldi-decoder==0.2.11") from None
     return kaldi_decoder, kaldifst
-
-
-def vector_fst_bytes(graph: Graph, weight: np.ndarray) -> bytes:
-    """OpenFst's binary VectorFst (version 2) with input labels of the graph and output labels arc index + 1.
-
-    ``weight`` float32 (A,). The format: a header (magic, fst type, arc type, version, flags, properties, start, states,
-    arcs), then for each state its final cost (float32), its number of arcs (int64) and the arcs, each int32 input and
-    output label, float32 weight, int32 target.
-    """
-    num_states, num_arcs = graph.num_states, graph.num_arcs
-    counts = np.bincount(graph.src, minlength=num_states)
-    before = np.cumsum(counts) - counts
-    cells = np.zeros(3 * num_states + 4 * num_arcs, "<i4")  # the body as 4-byte cells: 3 a state, 4 an arc
-    state = 3 * np.arange(num_states) + 4 * before
-    cells[state] = graph.final.astype("<f4").view("<i4")
-    cells[state + 1] = counts
-    arc = 3 * (graph.src.astype(np.int64) + 1) + 4 * np.arange(num_arcs)
-    cells[arc] = graph.ilabel
-    cells[arc + 1] = np.arange(1, num_arcs + 1)
-    cells[arc + 2] = weight.astype("<f4").view("<i4")
-    cells[arc + 3] = graph.dst
-    header = struct.pack("<ii6si8sii", _OPENFST_MAGIC, 6, b"vector", 8, b"standard", 2, 0)
-    header += struct.pack("<Qqqq", 3, 0, num_states, num_arcs)  # properties: expanded, mutable
-    return header + cells.tobytes()
 
 
 def raw_lattice(data: bytes, graph: Graph, scores: np.ndarray) -> Lattice:
@@ -133,16 +108,11 @@ class KaldiDecoder:
         self.options = options
 
     def _search_graph(self):
-        penalty = self.options.word_insertion_penalty
+        graph, penalty = self.graph, self.options.word_insertion_penalty
         if self._fst is None or penalty != self._penalty:
-            weight = self.graph.weight + np.float32(penalty) * (self.graph.olabel > 0)
-            handle, path = tempfile.mkstemp(suffix=".fst")
-            try:
-                with os.fdopen(handle, "wb") as stream:
-                    stream.write(vector_fst_bytes(self.graph, weight))
-                self._fst = self._kaldifst.StdConstFst(self._kaldifst.StdVectorFst.read(path))
-            finally:
-                os.unlink(path)
+            weight = graph.weight + np.float32(penalty) * (graph.olabel > 0)
+            fst = Fst(graph.src, graph.dst, graph.ilabel, np.arange(1, graph.num_arcs + 1), weight, graph.final)
+            self._fst = self._kaldifst.StdConstFst(to_kaldifst(fst))
             self._penalty = penalty
         return self._fst
 

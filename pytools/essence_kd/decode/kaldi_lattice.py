@@ -26,7 +26,7 @@ from essence_kd.hmm.fst import read_fst, write_fst
 from essence_kd.hmm.graph import load_graph
 from essence_kd.io.data_dir import read_table
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write
+from essence_kd.io.provenance import write_text
 from essence_kd.io.tables import MatrixWriter, read_matrices
 
 NAME = "kaldi-lattice"
@@ -200,8 +200,7 @@ class KaldiLatticeDecoder:
             "hyp.ctm": "".join(line + "\n" for line in self._ctm(progress, scale, penalty)),
             "decode.json": json.dumps(report, indent=1) + "\n"}
         for name, text in texts.items():
-            with atomic_write(out / name) as temporary:
-                Path(temporary).write_text(text, encoding="utf-8")
+            write_text(out / name, text)
 
     def sweep(self, jobs: List[Job], reference: Dict[str, List[str]]) -> None:
         """A sweep.json for every job, and its decoding at the best setting.
@@ -219,8 +218,7 @@ class KaldiLatticeDecoder:
                 table = self._grid(progress, reference)
             table = {"decoder": NAME, "graph": str(self.dir / "HCLG.fst"), **table}
             Path(job.out_dir).mkdir(parents=True, exist_ok=True)
-            with atomic_write(Path(job.out_dir) / "sweep.json") as temporary:
-                Path(temporary).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+            write_text(Path(job.out_dir) / "sweep.json", json.dumps(table, indent=1) + "\n")
             self._write(progress, table["best"]["acoustic_scale"], table["best"]["word_insertion_penalty"])
 
     def _grid(self, progress: _Set, reference: Dict[str, List[str]]) -> dict:

@@ -26,7 +26,7 @@ from essence_kd.decode.rescoring import Entry, Rescorer
 from essence_kd.hmm.graph import Graph, load_graph
 from essence_kd.io.data_dir import DataDir
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write, check_match, read_sidecar, sidecar_path
+from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path, write_text
 from essence_kd.io.tables import read_matrices
 
 _BUFFER_CELLS = 1 << 26  # score cells that are held to sort utterances by duration: 256 MiB of float32
@@ -416,14 +416,12 @@ class Runner:
             ctm.sort(key=lambda entry: entry[0])
         texts["hyp.ctm"] = [line for _, lines in ctm for line in lines]
         for name, lines in texts.items():
-            with atomic_write(out / name) as temporary:
-                Path(temporary).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            write_text(out / name, "".join(line + "\n" for line in lines))
         report = self._report(progress, wall)
         if request.rescorer:
             report.update(rescored_n_best=request.rescore_n_best, lm_scale=request.rescorer.scale,
                           rescore_unknown_words=request.rescorer.unknown)
-        with atomic_write(out / "decode.json") as temporary:
-            Path(temporary).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_text(out / "decode.json", json.dumps(report, indent=1) + "\n")
         self._tell(progress.job, report)
         return report
 
@@ -569,8 +567,7 @@ class Runner:
     def _write_sweep(self, path: Path, table: dict) -> None:
         table = {"decoder": self.backend, "graph": str(self.graph_path), **table}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            Path(temporary).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(table, indent=1) + "\n")
         best = table["best"]
         edge = " (at the edge of the grid: widen it)" if table["scale_at_edge"] or table["penalty_at_edge"] else ""
         print(f"essence decode: {path}: best of {len(table['points'])} settings: acoustic scale "
@@ -637,8 +634,7 @@ def pool_sweeps(paths, out) -> dict:
     table = sweep_table(*_pool([({p: n for p, n in points.items() if p in common}, words) for points, words in grids]))
     text = json.dumps(table, indent=1) + "\n"
     if not Path(out).is_file() or Path(out).read_text(encoding="utf-8") != text:
-        with atomic_write(out) as temporary:
-            Path(temporary).write_text(text, encoding="utf-8")
+        write_text(out, text)
     return table
 
 

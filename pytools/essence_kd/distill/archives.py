@@ -54,7 +54,7 @@ def sidecar_of(specifier: str) -> Dict[str, Any]:
 
 def target_sidecar(wspecifier: str, *sources: str) -> Optional[str]:
     """The sidecar of an output; None for a pipe. Raises UserError when it is that of an input, too."""
-    path = sidecar_path(wspecifier[len("compact:"):] if wspecifier.startswith("compact:") else wspecifier)
+    path = sidecar_path(wspecifier)
     for source in sources:
         if path is not None and sidecar_path(source) == path:
             raise UserError(f"{wspecifier}: would share the sidecar {path} with {source}; give it another name")

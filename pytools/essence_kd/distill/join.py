@@ -7,8 +7,9 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from essence_kd.distill.archives import sidecar_of
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write, check_match, read_sidecar, sidecar_path, write_sidecar
+from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path, write_sidecar, write_text
 from essence_kd.io.tables import read_scp
+from essence_kd.io.text import read_lines
 
 FLOOR = 0.95  # share of the utterances that must be there
 SUMMED = ("num_utts", "num_frames", "num_entries")
@@ -55,7 +56,7 @@ def join(scps: Sequence[str], out_dir: str | Path, *, ali_dir: Optional[str] = N
         check_match(sidecar_path(f"scp:{scps[0]}"), told, ali, known, ["num_pdfs", "tree_hash"])
         fields.update(num_pdfs=known["num_pdfs"], tree_hash=known["tree_hash"])
     if utts is not None:
-        wanted = [line.split()[0] for line in Path(utts).read_text(encoding="utf-8").splitlines() if line.strip()]
+        wanted = [line.split()[0] for _, line in read_lines(utts)]
         missing = [utt for utt in wanted if utt not in seen]
         if len(missing) > (1 - FLOOR) * len(wanted):
             raise UserError(f"{out_dir}: targets of {len(wanted) - len(missing)} of the {len(wanted)} utterances of {utts} "
@@ -63,7 +64,6 @@ def join(scps: Sequence[str], out_dir: str | Path, *, ali_dir: Optional[str] = N
         if missing:
             print(f"join-post: {len(missing)} of {len(wanted)} utterances of {utts} have no targets", file=sys.stderr)
     out_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out_dir / "post.scp") as temporary:
-        Path(temporary).write_text("".join(sorted(lines)), encoding="utf-8")
+    write_text(out_dir / "post.scp", "".join(sorted(lines)))
     write_sidecar(out_dir / "essence.json", fields)
     return fields

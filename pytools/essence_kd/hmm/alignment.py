@@ -5,14 +5,15 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import List, Set, Tuple
+from typing import List, Sequence, Set, Tuple
 
 import numpy as np
 
 from essence_kd.io.data_dir import read_table
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write, sha256_file, write_sidecar
+from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
 from essence_kd.io.tables import IntVectorWriter, read_int_vectors
+from essence_kd.io.text import read_lines
 
 FLOOR = 0.95  # share of the utterances that must be aligned
 _STATE = re.compile(r"Transition-state \d+: phone = (\S+) hmm-state = (\d+) "
@@ -25,12 +26,8 @@ def read_transitions(path: str | Path) -> List[Tuple[int, str, int]]:
     A state of a chain topology has two pdf-ids and appears with both. Raises UserError where the file is something
     else or a pdf-id is in no state.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: cannot be read; make it with 'show-transitions phones.txt final.mdl'") from None
     rows: Set[Tuple[int, str, int]] = set()
-    for line in lines:
+    for _, line in read_lines(path, "make it with 'show-transitions phones.txt final.mdl'"):
         match = _STATE.match(line)
         if match:
             phone, state, *pdfs = match.groups()
@@ -41,6 +38,45 @@ def read_transitions(path: str | Path) -> List[Tuple[int, str, int]]:
     if lacking:
         raise UserError(f"{path}: pdf-id {min(lacking)} belongs to no state: the file is not whole; make it again")
     return sorted(rows)
+
+
+def write_ali_dir(ali_dir: Path, tree: str, frames: np.ndarray, utterances: int, failed: Sequence[str],
+                  started: float) -> None:
+    """What lies beside the archive of an alignment directory: tree.txt, num_pdfs, priors.txt, failed.txt, ali.json.
+
+    tree: text of tree.txt; frames: int (C,) aligned frames of each pdf; utterances: of the data; failed: those of them
+    that are not aligned; started: the time (seconds) at which the work began.
+    """
+    for name, text in (("failed.txt", "".join(f"{utt}\n" for utt in failed)), ("tree.txt", tree),
+                       ("priors.txt", "".join(f"{p:.9g}\n" for p in frames / frames.sum())),
+                       ("num_pdfs", f"{len(frames)}\n")):
+        write_text(ali_dir / name, text)
+    write_sidecar(ali_dir / "ali.json", {
+        "kind": "alignment", "num_pdfs": len(frames), "num_utts": utterances - len(failed), "failed": len(failed),
+        "num_frames": int(frames.sum()), "frame_shift_ms": 10, "tree_hash": sha256_file(ali_dir / "tree.txt"),
+        "unseen_pdfs": int((frames == 0).sum()), "seconds": round(time.time() - started, 1)})
+
+
+def tree_hash(ali_dir: str | Path) -> str | None:
+    """The hash of an alignment directory's tree.txt, which every sidecar made from it carries; None without one."""
+    path = Path(ali_dir) / "tree.txt"
+    return sha256_file(path) if path.is_file() else None
+
+
+def read_log_priors(path: str | Path, floor: float = 1e-5) -> np.ndarray:
+    """(C,) float64 log priors of a file with a prior a line, such as priors.txt; they are scaled to sum to 1.
+
+    Priors are raised to ``floor``. A pdf that training never saw gets prior 1 (0 here): its likelihood is then its
+    posterior, so that what a network never learnt is not lifted by a division by nearly nothing. Raises UserError.
+    """
+    try:
+        priors = np.array([field for _, line in read_lines(path) for field in line.split()], dtype=np.float64)
+    except ValueError as error:
+        raise UserError(f"{path}: not a number a line: {error}") from None
+    if not len(priors) or not np.isfinite(priors).all() or priors.min() < 0 or priors.sum() <= 0:
+        raise UserError(f"{path}: priors must be finite, not negative, and not all 0")
+    priors = priors / priors.sum()
+    return np.log(np.where(priors > 0, np.maximum(priors, floor), 1.0))
 
 
 def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | Path,
@@ -82,14 +118,6 @@ def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | 
     if missing:
         print(f"import-ali: {len(missing)} of {len(utts)} utterances are not aligned; they are listed in "
               f"{ali_dir / 'failed.txt'}", file=sys.stderr)
-    for name, text in (("failed.txt", "".join(f"{utt}\n" for utt in missing)),
-                       ("tree.txt", "".join(f"{pdf} {phone} {state}\n" for pdf, phone, state in tree)),
-                       ("priors.txt", "".join(f"{p:.9g}\n" for p in frames / frames.sum())),
-                       ("num_pdfs", f"{num_pdfs}\n")):
-        with atomic_write(ali_dir / name) as temporary:
-            Path(temporary).write_text(text, encoding="utf-8")
-    write_sidecar(ali_dir / "ali.json", {
-        "kind": "alignment", "num_pdfs": num_pdfs, "num_utts": len(aligned), "failed": len(missing),
-        "num_frames": int(frames.sum()), "frame_shift_ms": 10, "tree_hash": sha256_file(ali_dir / "tree.txt"),
-        "unseen_pdfs": int((frames == 0).sum()), "seconds": round(time.time() - started, 1)})
+    text = "".join(f"{pdf} {phone} {state}\n" for pdf, phone, state in tree)
+    write_ali_dir(ali_dir, text, frames, len(utts), missing, started)
     return len(utts), len(missing)

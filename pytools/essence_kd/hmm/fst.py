@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write
 
 _MAGIC = 2125659606
 _EXPANDED_MUTABLE = 3  # property bits that every vector FST has
@@ -71,8 +72,6 @@ def _string(text: str) -> bytes:
 
 def write_fst(path: str | Path, fst: Fst) -> None:
     """Write an OpenFst binary file (type ``vector``), whole or not at all."""
-    from essence_kd.io.provenance import atomic_write
-
     states, arcs = fst.num_states, fst.num_arcs
     counts = np.bincount(fst.src, minlength=states).astype(np.int64)
     first_arc = np.concatenate([[0], np.cumsum(counts)[:-1]]) if states else np.zeros(0, dtype=np.int64)

@@ -22,9 +22,13 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from essence_kd.hmm.alignment import write_ali_dir
 from essence_kd.hmm.lang import Lang, Topology, format_topology, load_lang, parse_topology
 from essence_kd.hmm.npz import read_npz, write_npz
 from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import sha256_file, sidecar_path, write_sidecar, write_text
+from essence_kd.io.tables import IntVectorWriter, MatrixTable, MatrixWriter
+from essence_kd.io.text import read_map, read_words
 
 # Kaldi's steps/train_mono.sh
 REALIGN = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 23, 26, 29, 32, 35, 38)
@@ -68,16 +72,13 @@ class FeatureReader:
     """
 
     def __init__(self, data_dir: str | Path, dim: int | None = None):
-        from essence_kd.io.tables import MatrixTable
-
         self.path = Path(data_dir)
         for name, maker in (("feats.scp", "make-feats"), ("cmvn.scp", "compute-cmvn"), ("utt2spk", "data preparation")):
             if not (self.path / name).exists():
                 raise UserError(f"{self.path / name}: missing; it is made by {maker}")
         self.feats = MatrixTable(str(self.path / "feats.scp"))
         self.cmvn = MatrixTable(str(self.path / "cmvn.scp"))
-        lines = (self.path / "utt2spk").read_text(encoding="utf-8").splitlines()
-        self.utt2spk = dict(line.split()[:2] for line in lines)
+        self.utt2spk = read_map(self.path / "utt2spk")
         self.utts = list(self.feats)
         self.dim = dim
         self._means: Dict[str, np.ndarray] = {}
@@ -121,11 +122,7 @@ def read_transcripts(data_dir: str | Path, utts: Sequence[str], lang: Lang,
     path = Path(data_dir) / "text"
     if not path.exists():
         raise UserError(f"{path}: missing; training and alignment need transcripts")
-    table = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        fields = line.split()
-        if fields:
-            table[fields[0]] = fields[1:]
+    table = read_words(path)
     out, unknown = {}, Counter()
     for utt in utts:
         if utt not in table:
@@ -230,22 +227,16 @@ def _natural(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> T
     return np.hstack([means * inverse, -0.5 * inverse]).astype(np.float32), const.astype(np.float32)
 
 
-def write_tree(path: str | Path, model: Gmm) -> None:
-    """``pdf-id phone state`` lines, phones by symbol; pdf-ids ascend; a shared pdf has several lines."""
-    from essence_kd.io.provenance import atomic_write
-
-    text = "".join(f"{pdf} {model.phones[phone]} {state}\n" for pdf, phone, state in model.tree)
-    with atomic_write(path) as temporary:
-        Path(temporary).write_text(text, encoding="utf-8")
+def tree_lines(model: Gmm) -> str:
+    """tree.txt: ``pdf-id phone state`` lines, phones by symbol; pdf-ids ascend; a shared pdf has several lines."""
+    return "".join(f"{pdf} {model.phones[phone]} {state}\n" for pdf, phone, state in model.tree)
 
 
 def save_gmm(directory: str | Path, model: Gmm) -> None:
     """Write gmm.npz, tree.txt, num_pdfs, phones.txt and gmm.json into a directory."""
-    from essence_kd.io.provenance import atomic_write, sha256_file, write_sidecar
-
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_tree(directory / "tree.txt", model)
+    write_text(directory / "tree.txt", tree_lines(model))
     model.meta["tree_hash"] = sha256_file(directory / "tree.txt")
     topology = format_topology([([phone], states) for phone, states in sorted(model.topo.items())])
     write_npz(directory / "gmm.npz", {
@@ -255,8 +246,7 @@ def save_gmm(directory: str | Path, model: Gmm) -> None:
         "classes": np.array(json.dumps(model.classes)), "meta": np.array(json.dumps(model.meta))})
     for name, text in (("num_pdfs", f"{model.num_pdfs}\n"),
                        ("phones.txt", "".join(f"{p} {i}\n" for i, p in enumerate(model.phones) if p))):
-        with atomic_write(directory / name) as temporary:
-            Path(temporary).write_text(text, encoding="utf-8")
+        write_text(directory / name, text)
     write_sidecar(directory / "gmm.json", {"kind": "gmm", "num_pdfs": model.num_pdfs, "num_gauss": len(model.weights),
                                            "dim": model.dim, **model.meta})
 
@@ -859,9 +849,6 @@ def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str |
     ali.json, and topology.npz (:class:`SubsampledCounts`). Raises UserError when under 95 % align; failed.txt
     is there then too.
     """
-    from essence_kd.io.provenance import atomic_write, sha256_file, write_sidecar
-    from essence_kd.io.tables import IntVectorWriter
-
     started = time.time()
     lang = load_lang(lang_dir)
     if lang.phones != model.phones:
@@ -893,20 +880,10 @@ def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str |
                 done += len(batch)
                 if done % 512 < size:
                     print(f"{done} of {len(reader.utts)} utterances aligned", file=sys.stderr)
-            with atomic_write(ali_dir / "failed.txt") as temporary:
-                Path(temporary).write_text("".join(f"{utt}\n" for utt in failed), encoding="utf-8")
+            write_text(ali_dir / "failed.txt", "".join(f"{utt}\n" for utt in failed))
             _check_failed(failed, len(reader.utts), data_dir, "could not be aligned")
-    write_tree(ali_dir / "tree.txt", model)
     counts.save(ali_dir / "topology.npz")
-    priors = frames / frames.sum()
-    for name, text in (("priors.txt", "".join(f"{p:.9g}\n" for p in priors)), ("num_pdfs", f"{model.num_pdfs}\n")):
-        with atomic_write(ali_dir / name) as temporary:
-            Path(temporary).write_text(text)
-    write_sidecar(ali_dir / "ali.json", {
-        "kind": "alignment", "num_pdfs": model.num_pdfs, "num_utts": len(reader.utts) - len(failed),
-        "failed": len(failed), "num_frames": int(frames.sum()), "frame_shift_ms": 10,
-        "tree_hash": sha256_file(ali_dir / "tree.txt"),
-        "unseen_pdfs": int((frames == 0).sum()), "seconds": round(time.time() - started, 1)})
+    write_ali_dir(ali_dir, tree_lines(model), frames, len(reader.utts), failed, started)
     return len(reader.utts), len(failed)
 
 
@@ -915,9 +892,6 @@ def write_scores(data_dir: str | Path, model: Gmm, wspecifier: str, factor: int 
 
     A sidecar goes with them. Returns (utterances, rows).
     """
-    from essence_kd.io.provenance import sidecar_path, write_sidecar
-    from essence_kd.io.tables import MatrixWriter
-
     reader = FeatureReader(data_dir, model.dim)
     rows = 0
     with MatrixWriter(wspecifier) as writer:

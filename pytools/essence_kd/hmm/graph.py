@@ -43,7 +43,7 @@ from essence_kd.hmm.fst import Fst, from_kaldifst, make_fst, read_fst, sort_arcs
 from essence_kd.hmm.lang import Lang, Topology, load_lang
 from essence_kd.hmm.npz import read_npz, write_npz
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write, check_match, read_sidecar, write_sidecar
+from essence_kd.io.provenance import check_match, read_sidecar, write_sidecar, write_text
 
 _FIELDS = {"src": np.int32, "dst": np.int32, "ilabel": np.int32, "olabel": np.int32, "weight": np.float32,
            "unit": np.int32, "begin": np.uint8, "final": np.float32, "unit_phone": np.int32, "unit_state": np.int32,
@@ -110,8 +110,7 @@ def write_graph_dir(path: str | Path, graph: Graph) -> str:
     """Write graph.npz, words.txt and graph.json into a directory; one line that tells the graph's size."""
     out = Path(path)
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "words.txt") as temporary:
-        temporary.write_text("".join(f"{w} {i}\n" for i, w in enumerate(graph.words) if w), encoding="utf-8")
+    write_text(out / "words.txt", "".join(f"{w} {i}\n" for i, w in enumerate(graph.words) if w))
     write_sidecar(out / "graph.json", {"kind": "graph", **graph.meta})
     save_graph(out / "graph.npz", graph)
     return (f"{out}: {graph.num_states} states, {graph.num_arcs} arcs ({graph.meta['num_epsilons']} epsilons), "

@@ -9,7 +9,7 @@ import numpy as np
 
 from essence_kd.hmm.fst import Fst, read_fst
 from essence_kd.hmm.graph import Graph, trim
-from essence_kd.hmm.lang import POSITIONS, read_symbols
+from essence_kd.hmm.lang import read_positions, read_symbols
 from essence_kd.hmm.transition_model import TransitionModel, read_transition_model
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import sha256_file
@@ -34,16 +34,7 @@ def read_phones(lang: str | Path) -> Tuple[List[str], np.ndarray]:
     """
     lang = Path(lang)
     phones = read_symbols(lang / "phones.txt") if (lang / "phones.txt").exists() else []
-    kind = np.zeros(len(phones), np.uint8)
-    boundary = lang / "phones" / "word_boundary.int"
-    for number, line in enumerate(boundary.read_text().splitlines() if boundary.exists() else [], 1):
-        fields = line.split()
-        if len(fields) != 2 or not fields[0].isdigit() or fields[1] not in POSITIONS:
-            raise UserError(f"{boundary}: line {number}: expected 'PHONE-ID POSITION', got '{line.strip()}'")
-        if int(fields[0]) >= len(kind):
-            raise UserError(f"{boundary}: line {number}: phone-id {fields[0]} is not in {lang / 'phones.txt'}")
-        kind[int(fields[0])] = POSITIONS[fields[1]]
-    return phones, kind
+    return phones, read_positions(lang, len(phones))
 
 
 def _check(fst: Fst, hclg: str | Path, model: TransitionModel, mdl: str | Path, words: List[str],

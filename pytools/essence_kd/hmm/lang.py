@@ -17,6 +17,7 @@ import numpy as np
 
 from essence_kd.hmm.fst import Fst, make_fst, sort_arcs, write_fst
 from essence_kd.io.errors import UserError
+from essence_kd.io.text import read_lines
 
 POSITIONS = {"nonword": 0, "begin": 1, "end": 2, "internal": 3, "singleton": 4}
 _SUFFIXES = {"_B": "begin", "_E": "end", "_I": "internal", "_S": "singleton"}
@@ -74,13 +75,7 @@ class Lang:
 
 def _lines(path: Path) -> List[Tuple[int, List[str]]]:
     """The non-empty lines of a text file as (line number, fields)."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; a dict directory needs it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
-    return [(number, line.split()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [(number, line.split()) for number, line in read_lines(path, "a dict and a lang directory need it")]
 
 
 def read_dict(path: str | Path) -> Dictionary:
@@ -433,6 +428,22 @@ def _read_ints(path: Path) -> List[List[int]]:
         raise UserError(f"{path}: {error}; make the lang directory again") from None
 
 
+def read_positions(lang: Path, num_phones: int) -> np.ndarray:
+    """``phone_kind`` of hmm.graph, uint8 (num_phones,), from phones/word_boundary.int of a lang or a graph directory.
+
+    All 0 where that file is not there. Raises UserError for a line that makes no sense.
+    """
+    kind = np.zeros(num_phones, np.uint8)
+    boundary = lang / "phones" / "word_boundary.int"
+    for number, fields in _lines(boundary) if boundary.exists() else []:
+        if len(fields) != 2 or not fields[0].isdigit() or fields[1] not in POSITIONS:
+            raise UserError(f"{boundary}: line {number}: expected 'PHONE-ID POSITION', got '{' '.join(fields)}'")
+        if int(fields[0]) >= num_phones:
+            raise UserError(f"{boundary}: line {number}: phone-id {fields[0]} is not in {lang / 'phones.txt'}")
+        kind[int(fields[0])] = POSITIONS[fields[1]]
+    return kind
+
+
 def load_lang(path: str | Path) -> Lang:
     """Read a lang directory, ours or Kaldi's. Raises UserError for what is missing or does not fit together."""
     path = Path(path)
@@ -446,12 +457,8 @@ def load_lang(path: str | Path) -> Lang:
     if lacking:
         raise UserError(f"{path / 'topo'}: phone-id {lacking[0]} has no topology or no symbol; "
                         "make the lang directory again")
-    kind = np.zeros(len(phones), dtype=np.uint8)
-    boundary = path / "phones" / "word_boundary.int"
-    for _, fields in _lines(boundary) if boundary.exists() else []:
-        kind[int(fields[0])] = POSITIONS[fields[1]]
     oov = _read_ints(path / "oov.int")[0][0] if (path / "oov.int").exists() else -1
     return Lang(path, phones, words, {p: i for i, p in enumerate(phones) if p},
                 {w: i for i, w in enumerate(words) if w}, flat["silence"], flat["nonsilence"],
                 flat["optional_silence"][0], flat["disambig"],
-                _read_ints(path / "phones" / "sets.int"), oov, topo, kind)
+                _read_ints(path / "phones" / "sets.int"), oov, topo, read_positions(path, len(phones)))

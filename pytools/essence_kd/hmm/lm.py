@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import math
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Tuple
@@ -17,6 +18,8 @@ import numpy as np
 from essence_kd.hmm.fst import Fst, make_fst, sort_arcs
 from essence_kd.hmm.lang import read_symbols
 from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write
+from essence_kd.io.text import decode_text
 
 BOS, EOS = "<s>", "</s>"
 _LOG10 = math.log(10.0)
@@ -64,6 +67,15 @@ class NgramModel:
 
 # ------------------------------------------------------------------------------------------------------------- text
 
+def _read(path: str | Path) -> str:
+    """The text of a file, gzip or not."""
+    data = Path(path).read_bytes()
+    try:
+        return decode_text(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data, path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error})") from None
+
+
 def read_text(path: str | Path, ids: str = "auto", words: Dict[str, int] | None = None) -> List[Tuple[str, List[str]]]:
     """(utterance-id or line number, words) of a Kaldi ``text`` or of a file with a sentence a line.
 
@@ -71,13 +83,7 @@ def read_text(path: str | Path, ids: str = "auto", words: Dict[str, int] | None 
     differ and none of them is a word of the vocabulary (without a vocabulary: when the file is named ``text``).
     """
     path = Path(path)
-    try:
-        data = (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")).read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error})") from None
-    rows = [(number, line.split()) for number, line in enumerate(data.split("\n"), 1) if line.strip()]
+    rows = [(number, line.split()) for number, line in enumerate(_read(path).split("\n"), 1) if line.strip()]
     if not rows:
         raise UserError(f"{path}: holds no sentence")
     first = [fields[0] for _, fields in rows]
@@ -172,8 +178,6 @@ def estimate(sentences: List[List[str]], order: int = 3, words: List[str] | None
 
 def write_arpa(path: str | Path, model: NgramModel) -> None:
     """Write an ARPA file (gzip when the name ends in .gz), whole or not at all."""
-    from essence_kd.io.provenance import atomic_write
-
     words = np.array(model.words, dtype=object)
     lines = ["", "\\data\\"] + [f"ngram {n}={len(table.key)}" for n, table in enumerate(model.orders, 1)]
     for n, table in enumerate(model.orders, 1):
@@ -190,14 +194,7 @@ def write_arpa(path: str | Path, model: NgramModel) -> None:
 
 def read_arpa(path: str | Path) -> NgramModel:
     """Read any ARPA file, gzip or not. Raises UserError naming the line for what is no ARPA file or is cut short."""
-    path = Path(path)
-    try:
-        data = open(path, "rb").read()
-        lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8").split("\n")
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
+    lines = _read(path).split("\n")
     at, announced = 0, []
     while at < len(lines) and lines[at].strip() != "\\data\\":
         at += 1

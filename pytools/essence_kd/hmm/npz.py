@@ -8,12 +8,11 @@ from typing import Dict
 import numpy as np
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write
 
 
 def write_npz(path: str | Path, arrays: Dict[str, np.ndarray]) -> None:
     """Write arrays by name; the file appears under its name only when it is whole."""
-    from essence_kd.io.provenance import atomic_write
-
     with atomic_write(path) as temporary:
         with open(temporary, "wb") as stream:
             np.savez(stream, **arrays)

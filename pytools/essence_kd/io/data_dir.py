@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Iterable, Mapping, Optional
 
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write
+from essence_kd.io.provenance import write_text
+from essence_kd.io.text import read_lines
 from essence_kd.io.wave import read_wav, split_speed, wav_info
 
 MAX_OVERSHOOT = 0.05  # seconds by which a segment may end after its recording (rounding)
@@ -99,25 +100,12 @@ def read_table(path: str | Path, empty: str = "nothing after the id") -> dict[st
     ids that come twice or not in the order of ``LC_ALL=C sort``.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     out: dict[str, str] = {}
     last = b""
-    for number, raw in enumerate(data.split(b"\n"), start=1):
-        if not raw.strip():
-            if raw or number <= data.count(b"\n"):
-                raise UserError(f"{path}: line {number} is empty: remove it")
-            continue
-        try:
-            line = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            name = raw.split()[0].decode("ascii", errors="replace")
-            raise UserError(f"{path}: line {number} ({name}) is not UTF-8 at byte {error.start}: convert the file, "
-                            "for example with 'iconv -f latin1 -t utf-8'") from None
-        parts = line.split(None, 1)
-        key, rest = parts[0], parts[1].strip() if len(parts) > 1 else ""
+    for number, line in read_lines(path):
+        key, *rest = line.split(None, 1)
+        if number > len(out) + 1:
+            raise UserError(f"{path}: line {len(out) + 1} is empty: remove it")
         if not rest:
             raise UserError(
                 f"{path}: {key} has {empty} (line {number}): complete the line or remove {key} from every file"
@@ -129,7 +117,7 @@ def read_table(path: str | Path, empty: str = "nothing after the id") -> dict[st
                 f"{path}: {key} (line {number}) is out of order: sort the file with 'LC_ALL=C sort -o {path} {path}'"
             )
         last = _order(key)
-        out[key] = rest
+        out[key] = rest[0]
     if not out:
         raise UserError(f"{path}: holds no line: run the data preparation again")
     return out
@@ -137,8 +125,7 @@ def read_table(path: str | Path, empty: str = "nothing after the id") -> dict[st
 
 def write_table(path: str | Path, table: Mapping[str, str]) -> None:
     """id -> rest of the line, sorted by id. Appears under its name only when it is whole."""
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
-        stream.writelines(f"{key} {table[key]}\n" for key in sorted(table, key=_order))
+    write_text(path, "".join(f"{key} {table[key]}\n" for key in sorted(table, key=_order)))
 
 
 def _segment(path: Path, utt: str, rest: str) -> tuple[str, float, float]:
@@ -265,11 +252,7 @@ def _check_audio(path: Path, data: DataDir, sample_rate: int, run_pipes: bool, m
 def _check_words(path: Path, data: DataDir, lexicon: str | Path | None, allow_oov: bool) -> int:
     if lexicon is None:
         return 0
-    try:
-        with open(lexicon, encoding="utf-8") as stream:
-            known = {line.split()[0] for line in stream if line.strip()}
-    except UnicodeDecodeError as error:
-        raise UserError(f"{lexicon}: not UTF-8 at byte {error.start}: convert the file") from None
+    known = {line.split()[0] for _, line in read_lines(lexicon)}
     missing: dict[str, str] = {}
     count = 0
     for utt, words in data.text.items():

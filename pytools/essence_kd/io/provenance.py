@@ -63,6 +63,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             os.unlink(staged)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a UTF-8 text file, whole or not at all. Raises UserError when the system refuses."""
+    with atomic_write(path) as staged:
+        staged.write_text(text, encoding="utf-8")
+
+
 def sha256_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, in hex; of ``tree.txt`` it is the ``tree_hash`` of every sidecar."""
     digest = hashlib.sha256()
@@ -117,8 +123,7 @@ def write_sidecar(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:
     """
     fields = {"tool_version": __version__, **fields}
     text = json.dumps(_plain(fields), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    with atomic_write(path) as staged:
-        staged.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, Iterable, Optional, Type, TypeVar
 import yaml
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.text import decode_text
 
 T = TypeVar("T")
 
@@ -40,11 +41,9 @@ def read_yaml(path) -> dict:
     """A YAML file whose top level is a mapping (an empty file is an empty mapping)."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decode_text(path.read_bytes(), path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such settings file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -10,10 +10,11 @@ from typing import Any, Sequence
 import numpy as np
 
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write
+from essence_kd.io.provenance import write_text
+from essence_kd.io.text import read_map
 from essence_kd.score import significance, wer
 from essence_kd.score.experiment import SET_ORDER, TEST_SETS, System, load_system, read_json
-from essence_kd.score.results import MIN_SPEAKERS, TOTAL, p_text, set_name
+from essence_kd.score.results import TOTAL, draw_errors, p_text, set_name
 
 REFERENCES = (("hard", "baseline"), ("all", "every soft label"), ("ensemble", "ensemble"))
 
@@ -137,21 +138,14 @@ class Ablation:
                                         "ref.txt; decode all points on the same data")
 
     def _draw(self, utt2spk: dict[str, dict[str, str]]) -> None:
-        """Errors of every run and words in each draw; speakers are drawn where a set has enough of them."""
+        """Errors of every run and words in each draw."""
         runs = [(e.name, s) for e in self.entries.values() for s in e.runs]
         self.errors: dict[tuple[str, int, str], np.ndarray] = {}
         self.words: dict[str, np.ndarray] = {}
         for number, name in enumerate(self.sets):
             scores = [self.entries[e].runs[s].scores[name] for e, s in runs]
-            utts = list(scores[0].utts)
-            speakers = utt2spk.get(name, {})
-            groups = [speakers[u] for u in utts] if all(u in speakers for u in utts) else None
-            if groups is not None and len(set(groups)) < MIN_SPEAKERS:
-                groups = None
-            self.unit[name] = f"{len(set(groups))} speakers" if groups else f"{len(utts)} utterances"
-            table = [[s.utts[u].errors for u in utts] for s in scores] + [[scores[0].utts[u].words for u in utts]]
-            drawn = significance.bootstrap_sums(np.array(table).T, groups, draws=self.draws, seed=self.seed + number)
-            self.words[name] = np.maximum(drawn[:, -1], 1.0)
+            drawn, self.words[name], self.unit[name] = draw_errors(name, scores, utt2spk.get(name), draws=self.draws,
+                                                                   seed=self.seed + number)
             for i, (entry, seed) in enumerate(runs):
                 self.errors[entry, seed, name] = drawn[:, i]
 
@@ -257,11 +251,10 @@ def write_results(exp_dir: Path, out_dir: Path, *, data_dir: Path | None = None,
     """Write OUT_DIR/RESULTS and OUT_DIR/results.json of whatever is decoded; returns the latter's content."""
     utt2spk = {}
     if data_dir is not None:
-        utt2spk = {p.parent.name: wer.read_table(p, "utt2spk") for p in data_dir.glob("*/utt2spk")}
+        utt2spk = {p.parent.name: read_map(p) for p in data_dir.glob("*/utt2spk")}
     ablation = Ablation(exp_dir, out_dir, utt2spk, draws=draws, seed=seed, against=against)
     found = ablation.results()
     for name, text in (("results.json", json.dumps(found, indent=1, allow_nan=False) + "\n"),
                        ("RESULTS", results_text(found, ablation.columns, f"ablation of {corpus or exp_dir.name}"))):
-        with atomic_write(out_dir / name) as staged:
-            staged.write_text(text, encoding="utf-8")
+        write_text(out_dir / name, text)
     return found

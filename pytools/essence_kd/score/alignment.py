@@ -9,7 +9,7 @@ from typing import Sequence
 import numpy as np
 
 from essence_kd.io.errors import UserError
-from essence_kd.score.wer import read_table
+from essence_kd.io.text import read_lines, read_map
 
 FRAME_SECONDS = 0.01
 SILENCES = ("SIL", "sil")
@@ -44,7 +44,7 @@ def base_phone(phone: str) -> str:
 def read_tree(path: Path) -> dict[int, tuple[str, int]]:
     """tree.txt: pdf-id -> (phone without position, state); a pdf that several phones share keeps the first."""
     tree: dict[int, tuple[str, int]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in read_lines(path):
         fields = line.split()
         try:
             pdf, phone, state = int(fields[0]), fields[1], int(fields[2])
@@ -112,8 +112,8 @@ def word_spans(phones: Sequence[Span], words: Sequence[str], lexicon: dict[str, 
 def read_lexicon(path: Path) -> dict[str, list[list[str]]]:
     """dict/lexicon.txt: word -> pronunciations."""
     lexicon: dict[str, list[list[str]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        word, *phones = line.split() or [""]
+    for _, line in read_lines(path):
+        word, *phones = line.split()
         if phones:
             lexicon.setdefault(word, []).append(phones)
     return lexicon
@@ -148,13 +148,13 @@ def load_alignment(ali_dir: Path, data_dir: Path) -> AlignedUtterance | None:
         return None
     folders = [p.parent for p in sorted(data_dir.glob("*_hires/feats.scp")) if (p.parent / "text").exists()]
     alignments = IntVectorTable(str(ali_dir / "ali.scp"))
-    folder = next((f for f in folders if any(u in alignments for u in read_table(f / "text"))), None)
+    folder = next((f for f in folders if any(u in alignments for u in read_map(f / "text"))), None)
     if folder is None:
         return None
-    texts = read_table(folder / "text")
+    texts = read_map(folder / "text")
     features = MatrixTable(str(folder / "feats.scp"))
     frames = {}
-    counts = read_table(folder / "utt2num_frames", "utt2num_frames") if (folder / "utt2num_frames").exists() else {}
+    counts = read_map(folder / "utt2num_frames") if (folder / "utt2num_frames").exists() else {}
     candidates = [u for u in texts if u in alignments and u in features]
     for utt in candidates if counts else candidates[:200]:
         frames[utt] = int(counts[utt]) if utt in counts else len(alignments[utt])

@@ -11,6 +11,7 @@ from typing import Optional
 from essence_kd.am.trainer import EarlyStoppingSettings
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import sha256_file
+from essence_kd.io.text import read_words
 from essence_kd.score import wer
 
 
@@ -25,7 +26,7 @@ class DevWer:
             for file in files:
                 if not folder or not (Path(folder) / file).is_file():
                     raise UserError(f"early_stopping.{name} is '{folder}': there is no {file} in it")
-        self.reference = wer.read_text(Path(settings.data) / "text")
+        self.reference = read_words(Path(settings.data) / "text")
         self.fingerprint = " ".join(sha256_file(path)[:16] for path in (
             Path(settings.data) / "feats.scp", Path(settings.data) / "text", Path(settings.graph) / "graph.npz"))
 
@@ -38,7 +39,7 @@ class DevWer:
             self._run("decode", "--decoder", s.decoder, f"--acoustic-scale={s.acoustic_scale}", s.graph,
                       f"scp:{scratch}/scores.scp", f"{scratch}/decode")
             hypothesis = Path(scratch) / "decode" / "hyp.txt"
-            return wer.score(self.reference, wer.read_text(hypothesis), ref_name=f"{s.data}/text",
+            return wer.score(self.reference, read_words(hypothesis), ref_name=f"{s.data}/text",
                              hyp_name=str(hypothesis)).total.wer
 
     @staticmethod

@@ -10,6 +10,7 @@ from typing import Any, Sequence
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.settings import read_yaml
+from essence_kd.io.text import read_lines, read_words
 from essence_kd.score import hub5, wer
 
 TEST_SETS = ("eval_swbd", "eval_che")
@@ -79,9 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Objects of a JSON-lines file, one a line."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -115,7 +114,7 @@ def load_system(path: Path) -> System:
         if not ref.exists():
             raise UserError(f"{ref}: no such file beside hyp.txt; run the decoding stage again")
         set_name = decode_dir.name[len("decode_"):]
-        system.scores[set_name] = wer.score(wer.read_text(ref), wer.read_text(hyp),
+        system.scores[set_name] = wer.score(read_words(ref), read_words(hyp),
                                             ref_name=str(ref), hyp_name=str(hyp))
         if (decode_dir / "decode.json").exists():
             system.decodes[set_name] = read_json(decode_dir / "decode.json")

@@ -186,8 +186,3 @@ def is_noise(word: str) -> bool:
     lower = word.lower()
     return (lower in HESITATIONS or lower == "<unk>" or word.endswith("-") or word.startswith("-")
             or re.search(r"\[?(noise|laughter|vocalized-noise)\]?$", lower) is not None)
-
-
-def drop_noises(words: Iterable[str]) -> list[str]:
-    """Words without those of :func:`is_noise`."""
-    return [w for w in words if not is_noise(w)]

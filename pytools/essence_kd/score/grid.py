@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from essence_kd.distill.essence import EssenceSettings
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write, read_sidecar, sha256_file
+from essence_kd.io.provenance import read_sidecar, sha256_file, write_text
 from essence_kd.io.settings import from_dict, load_settings, read_yaml, to_dict
 from essence_kd.score.experiment import read_json
 
@@ -263,6 +263,5 @@ def write_plan(grid_yaml, exp_dir: Path, out_dir: Path, *, model_yaml, essence_y
     for name, text in (("plan.json", json.dumps(plan, indent=1) + "\n"),
                        ("points.tsv", "".join(f"{line}\n" for _, line in lines)),
                        ("targets.tsv", "".join(f"{n}\t{s}\t{c}\n" for n, (s, c) in targets.items()))):
-        with atomic_write(out_dir / name) as staged:
-            staged.write_text(text, encoding="utf-8")
+        write_text(out_dir / name, text)
     return plan

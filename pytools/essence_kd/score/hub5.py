@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Union
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.text import read_lines
 from essence_kd.score.glm import DEFAULT_GLM, Filter, is_noise, load_filters, split_optional
-from essence_kd.score.network import Network, Step, align_networks, count_steps, parse_network
+from essence_kd.score.network import Step, align_networks, count_steps, parse_network
 from essence_kd.score.wer import Counts, Score, check_utterances
 
 PathLike = Union[str, Path]
@@ -56,18 +57,8 @@ class SegmentScore:
     steps: tuple[Step, ...] = ()
 
 
-def _lines(path: PathLike):
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    for number, raw in enumerate(data.split(b"\n"), 1):
-        try:
-            line = raw.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: line {number} is not UTF-8 ({error.reason}); convert the file") from None
-        if line and not line.startswith(";;"):
-            yield number, line
+def _lines(path: PathLike) -> list[tuple[int, str]]:
+    return [(number, line) for number, line in read_lines(path) if not line.startswith(";;")]
 
 
 def _number(text: str, where: str) -> float:

@@ -13,8 +13,8 @@ from typing import Any, Sequence
 
 from essence_kd import __version__
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write
-from essence_kd.score import wer
+from essence_kd.io.provenance import write_text
+from essence_kd.io.text import read_map
 from essence_kd.score.alignment import load_alignment
 from essence_kd.score.clips import load_clips
 from essence_kd.score.experiment import load_experiment, say, score_by_time
@@ -23,11 +23,6 @@ from essence_kd.score.results import Analysis, results_dict, results_text
 
 VERSIONS_OF = ("numpy", "torch", "lhotse", "kaldi-io", "kaldi-native-io", "kaldi-native-fbank", "kaldi-hmm-gmm",
                "kaldifst", "kaldi-decoder", "kaldialign", "espeakng-loader")
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def provenance() -> dict[str, Any]:
@@ -80,7 +75,7 @@ def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "d
         score_by_time(exp, data_dir)
         for name in exp.sets:
             if (data_dir / name / "utt2spk").exists():
-                utt2spk[name] = wer.read_table(data_dir / name / "utt2spk", "utt2spk")
+                utt2spk[name] = read_map(data_dir / name / "utt2spk")
             else:
                 exp.notices.append(f"{data_dir / name}/utt2spk: no such file; the bootstrap of {name} draws utterances")
     analysis = Analysis(exp, utt2spk, draws=draws, seed=seed)
@@ -91,14 +86,14 @@ def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "d
     report_dir.mkdir(parents=True, exist_ok=True)
     header = f"corpus {corpus}, size {size}, seed {seed}, engine {engine}, decoder {exp.decoder or 'unknown'}"
     text = results_text(analysis, header, comparisons)
-    _write(exp_dir / "RESULTS", text)
-    _write(report_dir / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(exp_dir / "RESULTS", text)
+    write_text(report_dir / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     aligned = load_alignment(exp_dir / "ali", data_dir) if data_dir is not None else None
     sounds = {}
     if clips and data_dir is not None:
         better, worse = extremes(changed_utterances(exp), clips)
         sounds = load_clips(data_dir, [(name, utt) for _, name, utt in better + worse])
-    _write(report_dir / "report.html", render(analysis, comparisons, results, origin, aligned, sounds))
+    write_text(report_dir / "report.html", render(analysis, comparisons, results, origin, aligned, sounds))
     say(exp.notices)
     print(f"essence report: {len(exp.systems)} systems on {', '.join(exp.sets)}: {exp_dir / 'RESULTS'}, "
           f"{report_dir / 'results.json'}, {report_dir / 'report.html'}")

@@ -44,11 +44,33 @@ def standard_pairs(exp: Experiment) -> list[tuple[str, str]]:
     return [(a, b) for a, b in pairs if a in exp.systems and b in exp.systems]
 
 
-class Analysis:
-    """Bootstrap samples of every system on every set and on both test halves together.
+def draw_errors(name: str, scores: Sequence[wer.Score], speakers: dict[str, str] | None, *, draws: int,
+                seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """Bootstrap draws of the errors of S systems on one set: (draws, S) errors, (draws,) words, and what is drawn.
 
-    Draws take whole speakers where a set has at least ``MIN_SPEAKERS`` of them and single utterances otherwise
-    (``unit`` says which): a handful of speakers cannot be resampled. The total draws each half on its own.
+    Draws take whole speakers (``speakers``: utterance -> speaker) where there are at least ``MIN_SPEAKERS`` of them, and
+    single utterances otherwise: a handful of speakers cannot be resampled. Raises UserError for an utterance without one.
+    """
+    utts, groups = list(scores[0].utts), None
+    if speakers is not None:
+        lost = [u for u in utts if u not in speakers]
+        if lost:
+            raise UserError(f"utt2spk of {name}: utterance '{lost[0]}' is missing ({len(lost)} of {len(utts)}); "
+                            "give the data directory that was decoded")
+        groups = [speakers[u] for u in utts]
+    if groups and len(set(groups)) < MIN_SPEAKERS:
+        groups = None
+    columns = [[score.utts[u].errors for u in utts] for score in scores]
+    columns.append([scores[0].utts[u].words for u in utts])
+    drawn = significance.bootstrap_sums(np.array(columns).T, groups, draws=draws, seed=seed)
+    unit = f"{len(set(groups))} speakers" if groups else f"{len(utts)} utterances"
+    return drawn[:, :-1], np.maximum(drawn[:, -1], 1.0), unit
+
+
+class Analysis:
+    """Bootstrap samples of every system on every set and on both test halves together; the total draws each half alone.
+
+    ``unit``: what was drawn, by set.
     """
 
     def __init__(self, exp: Experiment, utt2spk: dict[str, dict[str, str]] | None = None, *,
@@ -59,25 +81,11 @@ class Analysis:
         sums: dict[str, tuple[dict[str, np.ndarray], np.ndarray]] = {}
         for number, name in enumerate(exp.sets):
             systems = [s for s in exp.systems.values() if name in s.scores]
-            utts = list(systems[0].scores[name].utts)
-            groups = None
-            speakers = (utt2spk or {}).get(name)
-            if speakers is not None:
-                lost = [u for u in utts if u not in speakers]
-                if lost:
-                    raise UserError(f"utt2spk of {name}: utterance '{lost[0]}' is missing "
-                                    f"({len(lost)} of {len(utts)}); give the data directory that was decoded")
-                groups = [speakers[u] for u in utts]
-                if len(set(groups)) < MIN_SPEAKERS:
-                    groups = None
-            self.unit[name] = f"{len(set(groups))} speakers" if groups else f"{len(utts)} utterances"
-            columns = [[s.scores[name].utts[u].errors for u in utts] for s in systems]
-            columns.append([systems[0].scores[name].utts[u].words for u in utts])
-            drawn = significance.bootstrap_sums(np.array(columns).T, groups, draws=draws, seed=seed + number)
-            words = np.maximum(drawn[:, -1], 1.0)
-            sums[name] = ({s.name: drawn[:, i] for i, s in enumerate(systems)}, words)
+            errors, words, self.unit[name] = draw_errors(name, [s.scores[name] for s in systems],
+                                                         (utt2spk or {}).get(name), draws=draws, seed=seed + number)
+            sums[name] = ({s.name: errors[:, i] for i, s in enumerate(systems)}, words)
             for i, system in enumerate(systems):
-                self.samples[system.name, name] = 100.0 * drawn[:, i] / words
+                self.samples[system.name, name] = 100.0 * errors[:, i] / words
         if len(exp.test_sets) > 1:
             words = sum(sums[t][1] for t in exp.test_sets)
             for system in exp.systems:

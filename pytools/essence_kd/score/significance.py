@@ -85,21 +85,6 @@ def difference(samples: np.ndarray, diff: float) -> Difference:
     return Difference(diff, low, high, min(1.0, 2.0 * (side + 1) / (len(samples) + 1)))
 
 
-def paired_bootstrap(errors_a: Sequence[int], errors_b: Sequence[int], words: Sequence[int],
-                     groups: Sequence[Hashable] | None = None, *, draws: int = DRAWS, seed: int = 0) -> Difference:
-    """Compare two systems on the same utterances; see :func:`bootstrap_sums` and :func:`difference`."""
-    if not len(errors_a) == len(errors_b) == len(words):
-        raise UserError(f"significance: the systems have {len(errors_a)} and {len(errors_b)} utterances and the "
-                        f"reference {len(words)}; score both against the same reference")
-    table = np.stack([errors_a, errors_b, words], axis=1)
-    total = table.sum(axis=0)
-    if total[2] == 0:
-        raise UserError("significance: the reference has no word")
-    sums = bootstrap_sums(table, groups, draws=draws, seed=seed)
-    samples = 100.0 * (sums[:, 0] - sums[:, 1]) / np.maximum(sums[:, 2], 1.0)
-    return difference(samples, 100.0 * float(total[0] - total[1]) / float(total[2]))
-
-
 @dataclass(frozen=True)
 class MatchedPairs:
     """Outcome of the matched-pair sentence-segment test: mean difference of errors a segment, z and two-sided p."""

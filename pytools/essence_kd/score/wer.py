@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Iterable, Sequence, Union
 
 import kaldialign
@@ -10,7 +9,6 @@ import kaldialign
 from essence_kd.io.errors import UserError
 
 Words = list[str]
-PathLike = Union[str, Path]
 
 
 @dataclass(frozen=True)
@@ -70,40 +68,6 @@ class Score:
                 raise UserError(f"utterance '{utt}' has no speaker in utt2spk; add it there")
             speakers[utt2spk[utt]] = speakers.get(utt2spk[utt], Counts()) + counts
         return speakers
-
-
-def read_table(path: PathLike, what: str = "text") -> dict[str, str]:
-    """Lines ``KEY VALUE...`` of a Kaldi text-like file as an ordered dict.
-
-    Raises:
-      UserError: the file is missing, is not UTF-8, or has an id twice.
-    """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file ({what} expected)") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a directory; give its {what} file") from None
-    table: dict[str, str] = {}
-    for number, raw in enumerate(data.split(b"\n"), 1):
-        try:
-            line = raw.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: line {number} is not UTF-8 ({error.reason} at byte {error.start}); "
-                            f"convert the file, e.g. with iconv -t UTF-8") from None
-        if not line:
-            continue
-        key, *rest = line.split(None, 1)
-        if key in table:
-            raise UserError(f"{path}: line {number}: utterance '{key}' appears twice; keep one of its lines")
-        table[key] = rest[0] if rest else ""
-    return table
-
-
-def read_text(path: PathLike) -> dict[str, Words]:
-    """A Kaldi ``text`` file as utterance id -> words, in file order."""
-    return {utt: words.split() for utt, words in read_table(path).items()}
 
 
 def count_errors(ref: Sequence[str], hyp: Sequence[str], *, sclite: bool = False) -> Counts:

@@ -88,9 +88,7 @@ def mflop_per_frame(model: AcousticModel, frames: int = 300) -> float:
     def count(module: nn.Module, inputs, output) -> None:
         if isinstance(module, nn.Linear):
             flops[0] += 2 * module.in_features * output.numel()
-        elif isinstance(module, nn.Conv2d):
-            flops[0] += 2 * module.weight[0].numel() * output.numel()
-        elif isinstance(module, nn.Conv1d):
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
             flops[0] += 2 * module.weight[0].numel() * output.numel()
         elif isinstance(module, WindowAttention):
             flops[0] += 4 * output.numel() * module.bias.size(1)
