@@ -1,6 +1,7 @@
 """The swbd recipe without a Kaldi: its check names everything that is missing, and its forecast adds up."""
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -66,13 +67,72 @@ def test_made_up_corpora_pass_and_each_loss_is_named(shell, tmp_path, kaldi_root
     assert done.returncode == 1 and "missing: sph2pipe" in done.stderr and not (tmp_path / "out").exists()
 
 
+def rows(table):
+    """Disk, core hours and GPU hours of the forecast's lines."""
+    found = [line.split()[-3:] for line in table.splitlines() if re.search(r"\d+ +\d+ +[\d.]+$", line)]
+    return [[float(x) for x in row] for row in found]
+
+
 @pytest.mark.parametrize("fuse", ["true", "false"])
 def test_the_forecast_adds_up(shell, fuse):
     table = shell("recipes/swbd/check.sh", "--fuse", fuse, env={"KALDI_ROOT": ""}).stdout
-    rows = [line.split()[-3:] for line in table.splitlines()[2:] if re.search(r"\d+ +\d+ +[\d.]+$", line)]
-    numbers = [[float(x) for x in row] for row in rows]
+    numbers = rows(table)
     assert len(numbers) == 11
     for column in range(3):
         assert sum(row[column] for row in numbers[:-1]) == pytest.approx(numbers[-1][column], rel=0.02, abs=3)
     # all posteriors of 113 M rows and 8,800 pdfs, 4 bytes each
     assert (numbers[-1][0] > 3900) == (fuse == "false")
+
+
+def test_the_forecast_takes_the_speed_that_was_measured(shell, tmp_path):
+    def forecast(*options):
+        return shell("recipes/swbd/check.sh", *options, env={"KALDI_ROOT": ""})
+
+    assumed = forecast().stdout
+    assert "GPU hours: at 10 TFLOP/s in training, assumed" in assumed
+    # bench-train's own file; its speed in the place of this machine's
+    words = ["bench-train", "--device", "cpu", "--repeats", "1", "--chunks", "1", "--pdfs", "40", "--top-k", "4", "--feat-dim",
+             "8", "--set", "model.hidden=8", "--set", "model.cells=8", "--json", tmp_path / "rates.json"]
+    assert shell("local/bin/essence", *words).returncode == 0
+    told = json.loads((tmp_path / "rates.json").read_text())
+    step = next(r for r in told["results"] if r["name"].startswith("essence"))
+    assert told["tflops"] == step["tflops"] == pytest.approx(3e-6 * told["mflop_per_frame"] * step["frames_per_second"])
+    done = forecast("--rates", tmp_path / "rates.json")
+    assert f"CPU hours: at {told['tflops']:.3g} TFLOP/s in training, measured on CPU." in done.stdout
+    (tmp_path / "rates.json").write_text(json.dumps({**told, "tflops": 40.0, "device": "A GPU 9000"}, indent=2))
+    fast = forecast("--rates", tmp_path / "rates.json").stdout
+    assert "GPU hours: at 40 TFLOP/s in training, measured on A GPU 9000." in fast
+    assert rows(fast)[4][2] == pytest.approx(rows(assumed)[4][2] / 4, abs=0.06)
+    for content in (None, "{}"):
+        name = tmp_path / "none.json" if content is None else tmp_path / "rates.json"
+        if content:
+            name.write_text(content)
+        done = forecast("--rates", name)
+        assert done.returncode == 1 and "essence bench-train --json" in done.stderr and not rows(done.stdout)
+    assert forecast("--gpu-tflops", "fast").returncode == 2
+
+
+def test_the_forecast_knows_the_models():
+    pytest.importorskip("torch")
+    from essence_kd.am.models.acoustic_model import mflop_per_frame, num_params
+    from essence_kd.am.models.registry import build_model
+    from essence_kd.am.trainer import TrainSettings
+    from essence_kd.io.settings import load_settings
+
+    def size(name):
+        s = load_settings(TrainSettings, ROOT / "conf" / "models" / f"{name}.yaml")
+        data = s.data
+        assert (data.chunk_frames, data.left_context + data.right_context) == (300, 42)
+        model = build_model(s.arch, s.model, feat_dim=40, num_pdfs=8800, frame_subsampling_factor=3)
+        params = num_params(model)
+        assert mflop_per_frame(model) * 1e6 == pytest.approx(2 * params / 3, rel=0.05)  # an operation pair a row
+        return params, s.optim.epochs
+
+    script = (ROOT / "recipes" / "swbd" / "check.sh").read_text()
+    config = (ROOT / "recipes" / "swbd" / "recipe.conf").read_text()
+    assert 'teachers="swbd_tdnn_lstm swbd_blstm swbd_cnn_tdnn" student=swbd_tdnn' in config
+    teachers = [size(name) for name in ("swbd_tdnn_lstm", "swbd_blstm", "swbd_cnn_tdnn")]
+    teacher, student = (float(re.search(rf"{name} = (\S+);? ?", script).group(1).rstrip(";"))
+                        for name in ("teachers", "student"))
+    assert sum(params for params, _ in teachers) == pytest.approx(teacher, rel=0.01)
+    assert {epochs for _, epochs in teachers} == {6} and size("swbd_tdnn") == (pytest.approx(student, rel=0.01), 8)

@@ -6,15 +6,31 @@ help_message="Usage: recipes/swbd/check.sh [options]
   --size default|made_up   (default: default)
   --fuse true|false        of run.sh: essence targets without the archives of all posteriors (default: false)
   --work-dir DIR           whose disk is looked at (default: this folder)
-  --forecast true|false    print what the stages will take (default: true)"
+  --forecast true|false    print what the stages will take (default: true)
+  --rates FILE             forecast at the speed of your GPU, as 'essence bench-train --json FILE' measured it there
+  --gpu-tflops N           without that, the speed that is assumed: 10^12 operations a second in training (default: 10,
+                           a tenth of what a GPU with 100 in bfloat16 could do)"
 size=default
 fuse=false
 work_dir=$PWD
 forecast=true
+rates=
+gpu_tflops=10
 . local/stage.sh
 [ $# -eq 0 ] || usage
 # shellcheck source=recipes/swbd/recipe.conf
 . recipes/swbd/recipe.conf
+speed="assumed (--rates FILE: as measured)" device=GPU
+if [ -n "$rates" ]; then
+  [ -f "$rates" ] || fail "--rates: there is no '$rates'; 'essence bench-train --json FILE' writes it"
+  gpu_tflops=$(sed -n 's/^ *"tflops": \([0-9.e-]*\),*$/\1/p' "$rates" | tail -n 1)
+  name=$(sed -n 's/^ *"device": "\(.*\)",*$/\1/p' "$rates")
+  if [ -z "$gpu_tflops" ] || [ -z "$name" ]; then fail "--rates: '$rates' is not what 'essence bench-train --json FILE' writes"; fi
+  speed="measured on $name"
+  [ "$name" != CPU ] || device=CPU
+elif ! [[ $gpu_tflops =~ ^[0-9]*[.]?[0-9]+$ ]]; then
+  refuse "--gpu-tflops is '$gpu_tflops', but must be a number"
+fi
 
 kaldi=${KALDI_ROOT:-KALDI_ROOT}
 missing=0
@@ -80,26 +96,32 @@ free_mb=$(df --output=avail -m "$work_dir" | tail -n 1 | tr -d ' ')
 if [ "$forecast" = true ] && [ "$size" = default ]; then
   # 313 h in three versions (0.9, 1.0, 1.1 times as fast) are 313 (1/0.9 + 1 + 1/1.1) = 945 h: 340 M frames of 10 ms, 113 M
   # rows of 30 ms; 11,500 leaves give about 8,800 pdfs. Features: 13 + 40 float32 a frame. Posteriors: 5 + 10 k bytes a row.
-  # Parameters: conf/models/swbd_*.yaml. Training: 6 floating-point operations a parameter and row, a forward pass: 2.
-  awk -v fuse="$fuse" '
+  # Parameters: conf/models/swbd_*.yaml. Training: 6 floating-point operations a parameter and row, and of rows 342/300,
+  # since chunks of 300 frames have 42 of context; a forward pass: 2. Measured on mini on an idle machine: features of 1,000 h
+  # and essence of 130,000 rows a second. Assumed: the rest of the hours.
+  awk -v fuse="$fuse" -v tflops="$gpu_tflops" -v speed="$speed" -v device="$device" '
     function row(stage, what, gb, cpu, gpu) {
       printf "%5s  %-44s %9.0f %8.0f %8.1f\n", stage, what, gb, cpu, gpu
       disk += gb; core += cpu; card += gpu
     }
     BEGIN {
-      hours = 945; frames = 340e6; rows = 113e6; pdfs = 8800; teachers = 96e6; student = 11.5e6; speed = 10e12 * 3600
-      print "Forecast. Assumed: a core computes features of 300 h and aligns 30 h an hour, a GPU computes 10 TFLOP/s."
-      printf "%5s  %-44s %9s %8s %8s\n", "stage", "", "disk, GB", "core, h", "GPU, h"
+      hours = 945; frames = 340e6; rows = 113e6; pdfs = 8800; teachers = 95.8e6; student = 11.5e6
+      hour = tflops * 1e12 * 3600; train = 6 * 342 / 300
+      print "Forecast. Disk and operations follow from the sizes of corpus and models."
+      printf "%s hours: at %.3g TFLOP/s in training, %s.\n", device, tflops, speed
+      print "Core hours: features of 1,000 h an hour, essence of 130,000 rows a second: measured; alignment of 30 h an hour, the"
+      print "rest as it stands: assumed."
+      printf "%5s  %-44s %9s %8s %8s\n", "stage", "", "disk, GB", "core, h", device ", h"
       row(0, "data, dictionary, language models", 5, 4, 0)
-      row("1-2", "lang, MFCC and filterbanks", 313 * 360000 * 53 * 4 / 1e9, 313 / 150, 0)
-      row(3, "speed perturbation and its features", frames * 53 * 4 / 1e9, hours / 150, 0)
+      row("1-2", "lang, MFCC and filterbanks", 313 * 360000 * 53 * 4 / 1e9, 313 / 1000, 0)
+      row(3, "speed perturbation and its features", frames * 53 * 4 / 1e9, hours / 1000, 0)
       row(4, "GMM to tri4, alignment", 30, (40 * 313 + 3 * hours) / 30, 0)
-      row(5, "three teachers (96 M parameters), 6 epochs", 1, 0, 6 * teachers * rows * 6 / speed)
-      row(6, "their posteriors, the 100 largest", fuse == "true" ? 0 : rows * 1005 / 1e9, 0, 2 * teachers * rows / speed)
+      row(5, "three teachers (96 M parameters), 6 epochs", 1, 0, train * teachers * rows * 6 / hour)
+      row(6, "their posteriors, the 100 largest", fuse == "true" ? 0 : rows * 1005 / 1e9, 0, 2 * teachers * rows / hour)
       row("", "all posteriors, for student_full (none with --fuse)", fuse == "true" ? 0 : rows * pdfs * 4 / 1e9, 0, 0)
-      row(7, "essence targets, k = 20", rows * 205 / 1e9, rows / 50000 / 3600, 0)
-      row(8, "baseline and students (11.5 M), 8 epochs", 1, 0, (fuse == "true" ? 2 : 3) * 6 * student * rows * 8 / speed)
-      row(9, "HCLG, decoding", 10, 60, 1)
+      row(7, "essence targets, k = 20", rows * 205 / 1e9, rows / 130000 / 3600, 0)
+      row(8, "baseline and students (11.5 M), 8 epochs", 1, 0, (fuse == "true" ? 2 : 3) * train * student * rows * 8 / hour)
+      row(9, "HCLG, decoding of dev and eval2000, 8 h", 10, 60, 2 * (2 * teachers + 3 * student) * rows * 8 / hours / hour)
       printf "%5s  %-44s %9.0f %8.0f %8.1f\n", "", "together", disk, core, card
     }'
 fi

@@ -21,12 +21,15 @@ BASE = "hard labels alone"
 class StepBench:
     """One model, one batch on the host, and three kinds of targets for it; a step does what the trainer's does."""
 
-    def __init__(self, settings: TrainSettings, *, pdfs: int, k: int, feat_dim: int, chunks: int,
+    def __init__(self, settings: TrainSettings, *, pdfs: int, k: int, feat_dim: int, chunks: Optional[int] = None,
                  device: Optional[str] = None) -> None:
-        """``chunks`` of data.chunk_frames random frames, with context, make the batch."""
+        """``chunks`` of data.chunk_frames random frames, with context, make the batch.
+
+        None: 4 of them on a CPU, and as many as data.batch_frames has room for on a GPU.
+        """
         if not 1 <= k <= pdfs:
             raise UserError(f"--top-k {k}: must be from 1 to the {pdfs} pdfs")
-        if chunks < 1:
+        if chunks is not None and chunks < 1:
             raise UserError(f"--chunks {chunks}: must be at least 1")
         torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
@@ -39,6 +42,8 @@ class StepBench:
         self.average = copy.deepcopy(self.model)
         self.optimiser = torch.optim.AdamW(parameter_groups(self.model, settings.optim.weight_decay), lr=1e-4)
         size = d.chunk_frames + d.left_context + d.right_context
+        if chunks is None:
+            chunks = 4 if self.device.type == "cpu" else max(1, d.batch_frames // size)
         self.frames = chunks * size
         self.feats, self.lens = torch.randn(chunks, size, feat_dim), torch.full((chunks,), size)
         self.select = torch.zeros(chunks, -(-size // factor), dtype=torch.bool)
@@ -70,6 +75,7 @@ class StepBench:
     def run(self, repeats: int) -> List[Dict[str, Any]]:
         """A result a kind of target: medians of a step's seconds and of its ratio to hard labels, a GPU's peak memory.
 
+        ``tflops`` (10^12 operations a second) counts a step as three forward passes over all frames of the batch.
         Steps are taken in turns. On a CPU the seconds are the processor's, which other work on the machine disturbs less.
         """
         self.model.train()
@@ -91,7 +97,8 @@ class StepBench:
                 self.step(ids, probs)
                 peak = torch.cuda.max_memory_allocated()
             rows.append({"name": name, "seconds": statistics.median(times),
-                         "frames_per_second": self.frames / statistics.median(times), "target_bytes": held,
+                         "frames_per_second": self.frames / statistics.median(times),
+                         "tflops": 3e-6 * self.mflop * self.frames / statistics.median(times), "target_bytes": held,
                          "ratio": statistics.median(a / b for a, b in zip(times, seconds[BASE])), "peak_bytes": peak})
         return rows
 

@@ -18,10 +18,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--pdfs", type=int, default=8816, metavar="N", help="default: 8816")
     parser.add_argument("--top-k", type=int, default=20, metavar="K", help="default: 20")
     parser.add_argument("--feat-dim", type=int, default=40, metavar="N", help="default: 40")
-    parser.add_argument("--chunks", type=int, default=4, metavar="N", help="chunks of a batch (default: 4)")
+    parser.add_argument("--chunks", type=int, metavar="N",
+                        help="chunks of a batch (default: 4 on a CPU, what data.batch_frames has room for on a GPU)")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="default: 7")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers, too")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers, too: recipes/swbd/check.sh --rates FILE forecasts with them")
 
 
 def run(args) -> None:
@@ -43,10 +44,12 @@ def run(args) -> None:
     device = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "CPU"
     print(f"{settings.arch}, {bench.params} parameters, {bench.mflop:.1f} MFLOP a frame, {args.pdfs} pdfs; "
           f"batches of {bench.frames} frames; {device}, {bench.precision}, {settings.threads} threads of "
-          f"{os.cpu_count()}; load {load:.1f} before, {os.getloadavg()[0]:.1f} after; PyTorch {torch.__version__}\n")
+          f"{os.cpu_count()}; load {load:.1f} before, {os.getloadavg()[0]:.1f} after; PyTorch {torch.__version__}; "
+          f"{rows[1]['tflops']:.3g} TFLOP/s with essence targets\n")
     print(table(rows))
     if args.json:
         write_sidecar(args.json, {"params": bench.params, "mflop_per_frame": bench.mflop, "pdfs": args.pdfs,
                                   "k": args.top_k, "frames": bench.frames, "device": device, "load": load,
+                                  "tflops": rows[1]["tflops"],
                                   "precision": bench.precision, "threads": settings.threads,
                                   "torch": torch.__version__, "repeats": args.repeats, "results": rows})
