@@ -1,15 +1,18 @@
 """Every selection path against the plain definition, on easy and on nasty posteriors."""
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
+from essence_kd.distill import essence as module
 from essence_kd.distill.essence import (EssenceSettings, FrameError, Scale, block_maxima, bound_maxima, entries_of,
                                         frame_uniforms, log_normalisers, positions, reference_agree, reference_select,
                                         select, select_agree, select_sparse, sort_entries, to_probabilities, top_k)
+from essence_kd.io.tables import StoredMatrix, Truncated, _Descriptor
 
 pytestmark = pytest.mark.usefixtures("inner_loops")
 RULES = [EssenceSettings(select="top-k", top_k=1), EssenceSettings(select="top-k", top_k=7),
@@ -56,6 +59,13 @@ def posteriors(kind, frames=6, columns=53, seed=0):
 KINDS = ["random", "tied", "constant", "one-hot", "denormal", "few", "negative zeros", "permuted"]
 
 
+def stored(folder, matrix, before=13):
+    """The matrix in a file, behind some bytes."""
+    path = folder / "stored"
+    path.write_bytes(b"x" * before + matrix.tobytes())
+    return StoredMatrix(_Descriptor(os.open(path, os.O_RDONLY)), before, matrix.shape, str(path))
+
+
 def frames_of(essence):
     return [list(zip(essence.ids[a:b].tolist(), essence.probs[a:b].tolist()))
             for a, b in zip(essence.offsets[:-1], essence.offsets[1:])]
@@ -86,6 +96,59 @@ def test_every_rule_is_its_definition(rule, kind):
     assert frames_of(essence) == positive_zeros(want)
     mass = [sum(probability for _, probability in frame) for frame in want]
     np.testing.assert_allclose(essence.kept, mass, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.select}-{rule.top_k}-{rule.top_p}-{rule.min_post}")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_matrix_in_a_file_gives_what_it_gives_in_memory(rule, kind, tmp_path):
+    for before, (frames, columns) in enumerate([(1, 7), (40, 195), (9, 1031), (300, 128)]):
+        p = posteriors(kind, frames, columns)
+        rule = replace(rule, top_k=min(columns, rule.top_k))
+        assert frames_of(select(stored(tmp_path, p, before), rule, utt="u")) == frames_of(select(p, rule, utt="u"))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 700), st.integers(1, 60), st.integers(1, 30),
+       st.integers(0, 70))
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_any_matrix_in_a_file(tmp_path_factory, seed, frames, columns, k, levels, before):
+    p = np.random.default_rng(seed).integers(1, levels + 1, (frames, columns))
+    p = (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
+    k = min(k, columns)
+    there = stored(tmp_path_factory.getbasetemp(), p, before)
+    ids, values = top_k(there, k, kind="prob", threads=2)
+    want = np.argsort(-p, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(ids, want)
+    np.testing.assert_array_equal(values, np.take_along_axis(p, want, axis=1))
+    for rule in (EssenceSettings(select="min-post", min_post=0.02, mass="keep"),
+                 EssenceSettings(select="random-prune", min_post=0.02, mass="keep", seed=seed)):
+        assert frames_of(select(there, rule, utt="u")) == reference_select(p, rule, "u")
+
+
+def test_more_than_one_window_of_a_file(tmp_path):
+    """45 MB; the kernels map 16 at a time."""
+    few = posteriors("random", 50, 2250)
+    p = np.tile(few, (100, 1))
+    there = stored(tmp_path, p)
+    for got, wanted in zip(top_k(there, 5, kind="prob"), top_k(few, 5)):
+        np.testing.assert_array_equal(got, np.tile(wanted, (100, 1)))
+    rule = EssenceSettings(select="min-post", min_post=0.03)
+    np.testing.assert_array_equal(select(there, rule).probs, np.tile(select(few, rule).probs, 100))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.select}-{rule.top_k}-{rule.top_p}-{rule.min_post}")
+def test_a_file_that_becomes_shorter_while_it_is_read(rule, tmp_path):
+    p = posteriors("random", 400, 100)
+    there = stored(tmp_path, p)
+    os.truncate(there.name, 13 + p.nbytes // 2 + 6)
+    with pytest.raises(Truncated, match="stored: became shorter while it was read"):
+        select(there, rule)
+
+
+def test_other_scales_are_read_from_the_file(tmp_path):
+    z = (4 * np.random.default_rng(1).standard_normal((6, 53))).astype(np.float32)
+    for rule in RULES:
+        rule = replace(rule, temperature=2.0)
+        assert frames_of(select(stored(tmp_path, z), rule, kind="logit")) == frames_of(select(z, rule, kind="logit"))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.select}-{rule.top_k}-{rule.top_p}-{rule.min_post}")
@@ -252,11 +315,37 @@ def test_no_frames(rule):
                                             (-0.25, "frame 3: a probability is -0.25"),
                                             (1.5, "frame 3: a probability is 1.5"),
                                             (0.5, "frame 3: its probabilities sum to 1.")])
-def test_what_is_no_posterior_is_refused(rule, value, message):
+def test_what_is_no_posterior_is_refused(rule, value, message, tmp_path):
     p = posteriors("random")
     p[3, 11] = value
-    with pytest.raises(FrameError, match=message):
-        select(p, rule)
+    for there in (p, stored(tmp_path, p)):
+        with pytest.raises(FrameError, match=message):
+            select(there, rule)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.select}-{rule.top_k}-{rule.top_p}-{rule.min_post}")
+@pytest.mark.parametrize("column", [0, 15, 16, 127, 128, 639, 640, 641, 655, 656, 660])
+def test_one_bad_element_anywhere_is_found(rule, column):
+    for value, message in ((np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "probability is -inf"), (-1e-6, "-1e-06"),
+                           (1.5, "probability is 1.5")):
+        p = posteriors("random", 3, 661)
+        p[1, column] = value
+        with pytest.raises(FrameError, match=f"frame 1: .*{message}"):
+            select(p, rule)
+
+
+def test_the_kernels_take_what_is_good(monkeypatch):
+    """NumPy, which has the last word, is not asked."""
+    if module.kernels() is None:
+        pytest.skip("without compiled kernels")
+    monkeypatch.setattr(module, "bound_maxima", None)
+    monkeypatch.setattr(module, "positions", None)
+    for kind in ("random", "tied", "constant", "one-hot", "denormal", "few", "permuted"):
+        for columns in (1, 53, 640):
+            if columns > 7 or kind in ("constant", "one-hot"):
+                for rule in RULES:
+                    p = posteriors(kind, 4, columns)
+                    select(p, replace(rule, top_k=min(rule.top_k, columns)))
 
 
 def test_messages_guess_the_kind():

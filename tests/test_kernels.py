@@ -1,8 +1,9 @@
-"""How the compiled kernels are made, kept and done without."""
+"""How the compiled kernels are made, kept and done without, and what they do when a file becomes shorter."""
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,42 @@ def test_a_broken_library_is_not_used(tmp_path):
     made, = tmp_path.iterdir()
     made.write_bytes(b"")
     assert not say(ESSENCE_KERNELS=str(tmp_path))
+
+
+def test_a_file_that_becomes_shorter_ends_the_kernel_and_not_the_process(tmp_path):
+    """Mapped pages that are gone raise SIGBUS: kernels return, on every thread; other faults end the process as ever."""
+    code = """if True:
+        import mmap, os, sys, threading
+        import numpy as np
+        from essence_kd.io.kernels import kernels, pointer
+        library = kernels()
+        if library is None:
+            sys.exit(7)
+        rows, columns = 300, 1000
+        with open(sys.argv[1], "wb") as stream:
+            stream.write(np.full((rows, columns), 1 / columns, np.float32))
+        stream = open(sys.argv[1], "r+b")
+        os.ftruncate(stream.fileno(), 4 * columns * 200)
+        done = []
+        def run():
+            ids, values = np.empty((rows, 2), np.int32), np.empty((rows, 2), np.float32)
+            for count in (200, rows):
+                done.append(library.top_k(None, stream.fileno(), 0, count, columns, 2, 0, 1.01, 0.01, pointer(ids),
+                                          pointer(values)))
+        threads = [threading.Thread(target=run) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(done)[3:] == [200] * 3 and all(190 < n <= 200 for n in done), done
+        print("alive", flush=True)
+        mapped = mmap.mmap(stream.fileno(), 0)
+        os.ftruncate(stream.fileno(), 0)
+        mapped[0]
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], env=environment, capture_output=True,
+                          text=True, timeout=60)
+    if done.returncode == 7:
+        pytest.skip("no C compiler (apt-get install gcc)")
+    assert done.returncode == -signal.SIGBUS and done.stdout == "alive\n", done.stderr

@@ -139,6 +139,77 @@ def test_matrices_can_be_written_to(here):
     assert MatrixTable("m.scp")["utt0"].flags.writeable
 
 
+def stored_or_read(spec):
+    """What a table holds, large matrices left where they are."""
+    def cut(value, span):
+        return tables._cut_matrix(value[:], span)
+
+    return list(tables.read_table(spec, lambda source: tables._read_matrix(source, True), cut, "matrix"))
+
+
+def test_matrices_that_stay_in_their_files(here, monkeypatch):
+    """Only those of float32 in regular files, and only large ones; all of them hold what is read otherwise."""
+    monkeypatch.setattr(tables, "_STORED", 500)
+    wanted = {**some_matrices(2, rows=40), "few": np.ones((3, 5), np.float32), "double": np.ones((200, 3)),
+              **{f"more{i}": m for i, m in enumerate(some_matrices(2, rows=7000, cols=90).values())},
+              "none": np.zeros((0, 0), np.float32), "last": np.full((60, 5), 0.5, np.float32)}
+    write_matrices("ark,scp:m.ark,m.scp", wanted)
+    with kaldi_native_io.CompressedMatrixWriter("ark:c.ark") as writer:
+        writer.write("compressed", np.ones((90, 10), np.float32), method=kaldi_native_io.CompressionMethod.kTwoByteAuto)
+    Path("m.ark").write_bytes(Path("m.ark").read_bytes() + Path("c.ark").read_bytes())
+    Path("z.ark.gz").write_bytes(gzip.compress(Path("m.ark").read_bytes()))
+    Path("m.scp").write_text(Path("m.scp").read_text() + f"part {here}/m.ark:5[3:8,1:2]\n")
+    in_files = {"utt0", "utt1", "more0", "more1", "last"}
+    for spec, there in (("ark:m.ark", in_files), ("scp:m.scp", in_files), ("ark:cat m.ark |", set()),
+                        ("ark:z.ark.gz", set())):
+        found = stored_or_read(spec)
+        assert {utt for utt, value in found if isinstance(value, tables.StoredMatrix)} == there, spec
+        assert [utt for utt, _ in found[:8]] == list(wanted)
+        for utt, value in found[:8]:
+            assert value.shape == wanted[utt].shape and len(value) == len(wanted[utt])
+            for rows in (slice(None), slice(2, 5), slice(1, 0), slice(-3, None)):
+                np.testing.assert_array_equal(value[rows], wanted[utt][rows])
+        utt, value = found[8]
+        if utt == "part":
+            np.testing.assert_array_equal(value, wanted["utt0"][3:9, 1:3])
+        else:
+            np.testing.assert_allclose(value, 1)
+    with pytest.raises(ValueError):
+        dict(stored_or_read("ark:m.ark"))["last"][::2]
+
+
+def test_archives_cut_short_behind_matrices_that_stay_in_them(here, monkeypatch):
+    monkeypatch.setattr(tables, "_STORED", 30)
+    wanted = some_matrices()
+    write_matrices("ark:m.ark", wanted)
+    whole = Path("m.ark").read_bytes()
+    for size in range(0, len(whole)):
+        Path("cut.ark").write_bytes(whole[:size])
+        try:
+            found = stored_or_read("ark:cut.ark")
+        except UserError as error:
+            assert "cut.ark: " in str(error) and "utt" in str(error) or size < 5
+        else:
+            assert len(found) < 3
+            same([(utt, value[:]) for utt, value in found], dict(list(wanted.items())[:len(found)]))
+
+
+def test_a_stored_matrix_outlives_its_table(here):
+    wanted = some_matrices(2, rows=60000)
+    write_matrices("ark,scp:m.ark,m.scp", wanted)
+    before = len(os.listdir("/proc/self/fd"))
+    for spec in ("ark:m.ark", "scp:m.scp"):
+        found = stored_or_read(spec)
+        Path("m.ark").rename("other.ark")
+        same([(utt, value[:]) for utt, value in found], wanted)
+        Path("other.ark").rename("m.ark")
+    os.truncate("m.ark", 1000)
+    with pytest.raises(tables.Truncated, match="m.ark: became shorter while it was read"):
+        found[0][1][:]
+    del found
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 # ------------------------------------------------------------------------------------------------------- specifiers
 
 def test_files_pipes_gzip_and_stdin(here):

@@ -1,11 +1,13 @@
 """prune-post and mix-post as a user runs them: what comes out, what is refused, and that nothing half-done is left."""
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -13,10 +15,12 @@ import pytest
 from conftest import ROOT
 
 from essence_kd.cli.main import main
+from essence_kd.distill.archives import in_turn
 from essence_kd.distill.essence import EssenceSettings, reference_select, select
 from essence_kd.distill.mix import mix_frames
+from essence_kd.io import tables
 from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
-from essence_kd.io.tables import IntVectorWriter, MatrixWriter
+from essence_kd.io.tables import IntVectorWriter, MatrixWriter, read_matrices
 
 PDFS = 50
 
@@ -108,6 +112,49 @@ def test_the_split_into_jobs_does_not_matter(full, tmp_path, capsys):
     assert (tmp_path / "other.ark").read_bytes() != (tmp_path / "whole.ark").read_bytes()
 
 
+RULE_OPTIONS = [["--top-k", "5"], ["--select", "top-p", "--top-p", "0.8"], ["--select", "min-post", "--min-post", "0.03"],
+                ["--select", "random-prune", "--min-post", "0.03", "--mass", "keep"]]
+
+
+@pytest.mark.parametrize("options", RULE_OPTIONS, ids=lambda options: options[1])
+def test_files_pipes_gzip_and_threads_give_the_same_bytes(options, tmp_path, capsys, monkeypatch):
+    """Large matrices are selected from in their files; with 30 utterances the threads overtake each other."""
+    monkeypatch.setattr(tables, "_STORED", 2000)
+    rng = np.random.default_rng(5)
+    values = {f"utt{i}": rng.dirichlet(np.full(PDFS, 0.1), n).astype(np.float32)
+              for i, n in enumerate([*rng.integers(1, 60, 28), 3000, 1])}
+    source = table(MatrixWriter, tmp_path / "many", values)
+    (tmp_path / "many.ark.gz").write_bytes(gzip.compress((tmp_path / "many.ark").read_bytes()))
+    outputs = []
+    for spec in (source, f"ark:{tmp_path}/many.ark", f"ark:cat {tmp_path}/many.ark |", f"ark:{tmp_path}/many.ark.gz"):
+        for threads in (1, 2, 5):
+            assert run(capsys, "prune-post", "--threads", threads, *options, spec, f"ark:{tmp_path}/p.ark")[0] == 0
+            outputs.append((tmp_path / "p.ark").read_bytes())
+    monkeypatch.setattr("essence_kd.distill.prune.kernels", lambda: None)
+    monkeypatch.setattr("essence_kd.distill.essence.kernels", lambda: None)
+    assert run(capsys, "prune-post", *options, source, f"ark:{tmp_path}/p.ark")[0] == 0
+    assert {(tmp_path / "p.ark").read_bytes(), *outputs} == {outputs[0]}
+
+
+def test_compressed_matrices_are_pruned_too(tmp_path, capsys, monkeypatch):
+    import kaldi_native_io
+
+    monkeypatch.setattr(tables, "_STORED", 1)
+    p = np.random.default_rng(5).dirichlet(np.full(PDFS, 0.1), 40).astype(np.float32)
+    for method in ("kSpeechFeature", "kTwoByteAuto", "kOneByteZeroOne"):
+        with kaldi_native_io.CompressedMatrixWriter(f"ark,scp:{tmp_path}/c.ark,{tmp_path}/c.scp") as writer:
+            for utt in ("a", "b"):
+                writer.write(utt, p, method=getattr(kaldi_native_io.CompressionMethod, method))
+        want = dict(read_matrices(f"ark:{tmp_path}/c.ark"))["a"]
+        good = method == "kTwoByteAuto"  # sums of the others miss 1
+        for spec in (f"ark:{tmp_path}/c.ark", f"scp:{tmp_path}/c.scp"):
+            status, told = run(capsys, "prune-post", "--top-k", "4", spec, f"ark:{tmp_path}/p.ark")
+            if good:
+                got = dict(read_posteriors(f"ark:{tmp_path}/p.ark"))["b"]
+                np.testing.assert_array_equal(got.ids, select(want, EssenceSettings(top_k=4)).ids)
+            assert status == (0 if good else 1) and (good or "utterance a: frame " in told), told
+
+
 def test_settings_come_from_the_file_and_options_win(full, tmp_path, capsys):
     (tmp_path / "e.yaml").write_text("top_k: 3\nmass: keep\n")
     run(capsys, "prune-post", "--config", tmp_path / "e.yaml", full, f"ark:{tmp_path}/a.ark")
@@ -194,6 +241,30 @@ def test_bad_matrices_are_refused_by_name(name, probs, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.ark", "bad.scp"]
 
 
+@pytest.mark.parametrize("options", RULE_OPTIONS, ids=lambda options: options[1])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_wrong_in_a_file_is_named_by_utterance_and_frame(options, threads, tmp_path, capsys, monkeypatch):
+    """The first that is wrong in the archive's order, whichever thread comes to one first."""
+    monkeypatch.setattr(tables, "_STORED", 1)
+    rng = np.random.default_rng(6)
+    good = {f"utt{i}": rng.dirichlet(np.full(PDFS, 0.1), 30).astype(np.float32) for i in range(12)}
+    for value, message in ((np.nan, "holds a NaN"), (np.inf, "holds an infinite value"),
+                           (-0.5, "a probability is -0.5"), (2.0, "a probability is 2")):
+        values = {**good, "utt5": np.concatenate([good["utt5"]] * 50)}
+        values["utt5"][1400, 49] = value
+        values["utt6"] = np.full((1, PDFS), np.nan, np.float32)
+        source = table(MatrixWriter, tmp_path / "bad", values)
+        for spec in (source, f"ark:{tmp_path}/bad.ark"):
+            status, told = run(capsys, "prune-post", "--threads", threads, *options, spec, f"ark:{tmp_path}/x.ark")
+            assert status == 1 and f"utterance utt5: frame 1400: {message}" in told, told
+    whole = (tmp_path / "bad.ark").read_bytes()
+    (tmp_path / "bad.ark").write_bytes(whole[:whole.index(b"utt5 ") + 2000])
+    for spec in (source, f"ark:{tmp_path}/bad.ark"):
+        status, told = run(capsys, "prune-post", "--threads", threads, *options, spec, f"ark:{tmp_path}/x.ark")
+        assert status == 1 and "bad.ark: utterance utt5: the matrix or posterior is cut short" in told, told
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.ark", "bad.scp"]
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--top-k", "51"], "k is 51, but must be from 1 to the 50 pdfs there are"),
     (["--top-k", "0"], "--top-k must be 1 or more"),
@@ -241,6 +312,51 @@ def test_a_full_disk_leaves_nothing(full, tmp_path, shell):
     done = shell("bash", "-c", command)
     assert done.returncode == 1 and "cannot be written" in done.stderr, done.stderr
     assert not (tmp_path / "x.ark").exists()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_work_is_done_in_turn(threads):
+    seen, closed = [], []
+
+    def items():
+        try:
+            for i in range(60):
+                seen.append(i)
+                yield i
+        finally:
+            closed.append(True)
+
+    def work(i):
+        time.sleep(0.002 * (i % 3 == 0))
+        return 10 * i
+
+    for i, value in enumerate(in_turn(work, items(), threads)):
+        assert value == 10 * i and len(seen) <= i + 1 + 2 * threads
+    assert i == 59 and seen == list(range(60)) and closed == [True]
+    stream = in_turn(work, items(), threads)
+    assert next(stream) == 0
+    stream.close()
+    assert closed == [True, True] and threading.active_count() == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_first_error_in_turn_is_raised(threads):
+    def items(last):
+        yield from range(last)
+        raise KeyError(last)
+
+    def work(i):
+        if i >= 20:
+            raise ValueError(i)
+        time.sleep(0.001)
+        return i
+
+    for last, error in ((30, ValueError), (10, KeyError)):
+        got = []
+        with pytest.raises(error) as caught:
+            for value in in_turn(work, items(last), threads):
+                got.append(value)
+        assert got == list(range(min(last, 20))) and caught.value.args == (len(got),)
 
 
 # ------------------------------------------------------------------------------------------------------------ mixing

@@ -2,25 +2,28 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import importlib
 import os
 import sys
-from pathlib import Path
 
 from essence_kd import __version__
 from essence_kd.io.errors import UserError
 
 
-def verbs() -> dict[str, Path]:
+def verbs() -> dict[str, str]:
     """Every verb and the file that holds it."""
-    here = Path(__file__).parent
-    return {p.stem.replace("_", "-"): p for p in sorted(here.glob("*.py")) if p.stem not in ("__init__", "main")}
+    here = os.path.dirname(os.path.abspath(__file__))
+    return {name[:-3].replace("_", "-"): os.path.join(here, name) for name in sorted(os.listdir(here))
+            if name.endswith(".py") and name not in ("__init__.py", "main.py")}
 
 
-def _help_line(path: Path) -> str:
+def _help_line(path: str) -> str:
     """The value of HELP in a verb's file, read without importing it."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    import ast
+
+    with open(path, encoding="utf-8") as stream:
+        tree = ast.parse(stream.read())
+    for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "HELP":
             return ast.literal_eval(node.value)
     return ""

@@ -7,7 +7,7 @@ import queue
 import sys
 import threading
 import time
-from typing import Any, Dict, Iterator, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple, TypeVar, Union
 
 import numpy as np
 
@@ -16,9 +16,11 @@ from essence_kd.io import compact
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior, PosteriorWriter, _cut as _cut_posterior, read_posterior
 from essence_kd.io.provenance import read_sidecar, sidecar_path
-from essence_kd.io.tables import Source, _cut_matrix, _read_matrix, parse_rspecifier, read_scp, read_table
+from essence_kd.io.tables import (Source, StoredMatrix, _cut_matrix, _read_matrix, parse_rspecifier, read_scp,
+                                  read_table)
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 CARRIED = ("num_pdfs", "temperature", "combine", "weights", "frame_shift_ms", "tree_hash", "models", "prior_scale")
 
 
@@ -33,17 +35,20 @@ def _is_sparse(source: Source) -> bool:
     return source.peek(size).tobytes().partition(b"\n")[0].strip() != b"["
 
 
-def _read_either(source: Source) -> Union[np.ndarray, Posterior]:
-    return read_posterior(source) if _is_sparse(source) else _read_matrix(source)
+def _cut_either(value: Union[np.ndarray, StoredMatrix, Posterior], span: str) -> Union[np.ndarray, Posterior]:
+    return _cut_posterior(value, span) if isinstance(value, Posterior) else _cut_matrix(value[:], span)
 
 
-def _cut_either(value: Union[np.ndarray, Posterior], span: str) -> Union[np.ndarray, Posterior]:
-    return _cut_matrix(value, span) if isinstance(value, np.ndarray) else _cut_posterior(value, span)
+def read_dense_or_sparse(rspecifier: str, stored: bool = False) -> Iterator[
+        Tuple[str, Union[np.ndarray, StoredMatrix, Posterior]]]:
+    """Every (utterance, matrix or Posterior) of a table, whichever it holds. Raises UserError.
 
+    With `stored`, large matrices of float32 that lie in regular files are left there.
+    """
+    def read(source: Source) -> Union[np.ndarray, StoredMatrix, Posterior]:
+        return read_posterior(source) if _is_sparse(source) else _read_matrix(source, stored)
 
-def read_dense_or_sparse(rspecifier: str) -> Iterator[Tuple[str, Union[np.ndarray, Posterior]]]:
-    """Every (utterance, matrix or Posterior) of a table, whichever it holds. Raises UserError."""
-    return read_table(rspecifier, _read_either, _cut_either, "matrix or posterior")
+    return read_table(rspecifier, read, _cut_either, "matrix or posterior")
 
 
 def sidecar_of(specifier: str) -> Dict[str, Any]:
@@ -105,6 +110,56 @@ def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
     finally:
         stop.set()
         thread.join(2.0)  # it may be waiting for a pipe; an interrupt does not wait with it
+
+
+def in_turn(work: Callable[[_T], _R], items: Iterator[_T], threads: int) -> Iterator[_R]:
+    """``work(item)`` of all items, in their order. Each of the threads takes an item when it is free, and works on it.
+
+    Items are taken one after the other, so that the iterator need not know of threads, and no further ahead than twice
+    the threads. The first exception, of an item or of the work on it, is raised in its turn, and ends it.
+    """
+    order: queue.SimpleQueue = queue.SimpleQueue()  # for each item that was begun, a queue that will hold its result
+    taking, room, stop = threading.Lock(), threading.Semaphore(2 * threads), threading.Event()
+
+    def run() -> None:
+        while room.acquire() and not stop.is_set():
+            result: queue.SimpleQueue = queue.SimpleQueue()
+            try:
+                with taking:
+                    if stop.is_set():
+                        return
+                    order.put(result)
+                    try:
+                        item = next(items)
+                    except BaseException:
+                        stop.set()  # nothing comes after it
+                        raise
+                result.put((work(item), None))
+                del item
+            except BaseException as error:  # noqa: B036 - handed to the thread that waits for it
+                result.put((None, error))
+
+    helpers = [threading.Thread(target=run, daemon=True) for _ in range(threads)]
+    for helper in helpers:
+        helper.start()
+    try:
+        while True:
+            value, error = order.get().get()
+            room.release()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield value
+    finally:
+        stop.set()
+        for _ in helpers:
+            room.release()
+        until = time.monotonic() + 2.0  # one may be waiting for a pipe; an interrupt does not wait with it
+        for helper in helpers:
+            helper.join(max(0.0, until - time.monotonic()))
+        if not any(helper.is_alive() for helper in helpers):
+            items.close()
 
 
 def frame_error(source: str, utt: str, error: Exception) -> UserError:

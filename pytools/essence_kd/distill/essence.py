@@ -14,15 +14,15 @@ always has the last word on a row that the kernels refuse: it says what is wrong
 """
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from dataclasses import dataclass
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from essence_kd.io.kernels import kernels, pointer
+from essence_kd.io.tables import StoredMatrix
 
 RULES = ("top-k", "top-p", "min-post", "random-prune", "agree")
 MASS_RULES = ("renorm", "keep", "residual")
@@ -30,8 +30,11 @@ KINDS = ("prob", "log", "logit")
 SUM_TOLERANCE = 0.01  # a row of probabilities may miss 1 by this much (compressed archives do)
 
 _ROWS = 1 << 18  # elements of a block of rows: 1 MB, half of a core's second-level cache
-_MANY_ROWS = 1 << 21  # the same for kernels, which look at one row after the other
+_MANY_ROWS = 1 << 20  # the same for kernels, which look at one row after the other
+_STORED_ROWS = 1 << 26  # the same for kernels that read the rows from a file
 _LARGEST = float(np.finfo(np.float32).max)
+
+Matrix = Union[np.ndarray, StoredMatrix]
 
 
 class FrameError(ValueError):
@@ -149,6 +152,8 @@ def reference_agree(teachers: Sequence[np.ndarray], combined: np.ndarray, settin
 
 def frame_uniforms(num_frames: int, seed: int, utt: str) -> np.ndarray:
     """(num_frames,) float64 in [0, 1): the same for an utterance however the work is split into jobs."""
+    import hashlib
+
     digest = hashlib.sha256(f"{seed} {utt}".encode("utf-8")).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little"))).random(num_frames)
 
@@ -275,15 +280,29 @@ def check_finite(maxima: np.ndarray, start: int) -> None:
         raise FrameError(start + row, "holds a NaN" if np.isnan(maxima[row]).any() else "holds an infinite value")
 
 
-def as_float32(matrix: np.ndarray) -> np.ndarray:
-    """A (T, C) float32 array with contiguous, aligned rows."""
+def as_float32(matrix: Matrix) -> Matrix:
+    """A (T, C) float32 array with contiguous, aligned rows; a stored matrix stays what it is."""
+    if isinstance(matrix, StoredMatrix):
+        return matrix
     matrix = np.asarray(matrix)
     if matrix.ndim != 2:
         raise ValueError(f"a posterior is a matrix (frames, pdfs), not an array of shape {matrix.shape}")
     return np.require(matrix, np.float32, ["C", "A"])
 
 
-def top_k(matrix: np.ndarray, k: int, *, kind: Optional[str] = None,
+def _whereabouts(matrix: Matrix, rows: slice) -> Tuple[Optional[int], int, int]:
+    """Where a kernel finds rows: (address, -1, 0), or (NULL, file descriptor, offset)."""
+    if isinstance(matrix, StoredMatrix):
+        return None, matrix.fd, matrix.offset + 4 * rows.start * matrix.shape[1]
+    return pointer(matrix[rows]), -1, 0
+
+
+def _over_many_rows(work: Callable[[slice], None], matrix: Matrix, threads: Optional[int]) -> None:
+    """`over_rows` for a kernel."""
+    over_rows(work, *matrix.shape, threads, _STORED_ROWS if isinstance(matrix, StoredMatrix) else _MANY_ROWS)
+
+
+def top_k(matrix: Matrix, k: int, *, kind: Optional[str] = None,
           threads: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
     """The k largest of each row: (T, C) float -> ids (T, k) int32 and values (T, k) float32.
 
@@ -299,11 +318,8 @@ def top_k(matrix: np.ndarray, k: int, *, kind: Optional[str] = None,
     limits = (0, 1 + SUM_TOLERANCE, 0.99 * SUM_TOLERANCE) if kind == "prob" else (-np.inf, _LARGEST, 0)
 
     def work(rows: slice) -> None:
-        if library is None:
-            look(rows)
-            return
-        done = library.top_k(pointer(matrix[rows]), rows.stop - rows.start, columns, k, *limits, pointer(ids[rows]),
-                             pointer(values[rows]))
+        done = library.top_k(*_whereabouts(matrix, rows), rows.stop - rows.start, columns, k, *limits,
+                             pointer(ids[rows]), pointer(values[rows]))
         if done < rows.stop - rows.start:
             look(slice(rows.start + max(0, done), rows.stop))
 
@@ -326,7 +342,10 @@ def top_k(matrix: np.ndarray, k: int, *, kind: Optional[str] = None,
         column, value = rank(row, column, x[row, column], columns)
         ids[rows], values[rows] = column[first], value[first]
 
-    over_rows(work, frames, columns, threads, _MANY_ROWS if library else _ROWS)
+    if library is None:
+        over_rows(look, frames, columns, threads)
+    else:
+        _over_many_rows(work, matrix, threads)
     return ids, values
 
 
@@ -547,7 +566,7 @@ class _Sorted(NamedTuple):
     counts: np.ndarray  # (T,) int64
 
 
-def select(matrix: np.ndarray, settings: EssenceSettings, *, kind: str = "prob", utt: str = "",
+def select(matrix: Matrix, settings: EssenceSettings, *, kind: str = "prob", utt: str = "",
            threads: Optional[int] = None) -> Essence:
     """The essence of a dense posterior at ``settings.temperature``: (T, C) float -> Essence of T frames.
 
@@ -562,6 +581,8 @@ def select(matrix: np.ndarray, settings: EssenceSettings, *, kind: str = "prob",
         return _empty()
     if settings.select == "agree":
         raise ValueError("agree needs the teachers themselves (dump-post --fuse), not one posterior")
+    if not (scale.plain and kind == "prob"):
+        matrix = matrix[:]  # from the file, where it is stored
     if settings.select in ("min-post", "random-prune"):
         clean = not (scale.plain and kind == "prob")
         probs = to_probabilities(matrix, scale, threads=threads) if clean else matrix
@@ -569,7 +590,7 @@ def select(matrix: np.ndarray, settings: EssenceSettings, *, kind: str = "prob",
         entries = _compiled_over_threshold(probs, settings.min_post, starts, threads)
         if entries is None:
             if not clean:
-                probs = to_probabilities(matrix, scale, threads=threads)
+                probs = to_probabilities(matrix[:], scale, threads=threads)
             entries = (_at_least(probs, settings.min_post, threads) if starts is None
                        else _random_prune(probs, settings.min_post, starts, threads))
         return _finish(entries, settings)
@@ -744,7 +765,7 @@ def _apply_mass(offsets: np.ndarray, probs: np.ndarray, rule: str) -> np.ndarray
     return (probs / np.repeat(mass, counts)).astype(np.float32)
 
 
-def _compiled_over_threshold(probs: np.ndarray, threshold: float, starts: Optional[np.ndarray],
+def _compiled_over_threshold(probs: Matrix, threshold: float, starts: Optional[np.ndarray],
                              threads: Optional[int]) -> Optional[_Sorted]:
     """`_at_least` (starts None) or `_random_prune` by the kernel; None where it is missing or refuses a row."""
     library = kernels()
@@ -758,13 +779,13 @@ def _compiled_over_threshold(probs: np.ndarray, threshold: float, starts: Option
 
     def work(rows: slice) -> None:
         size = rows.stop - rows.start
-        if library.over_threshold(pointer(probs[rows]), size, columns, threshold,
+        if library.over_threshold(*_whereabouts(probs, rows), size, columns, threshold,
                                   pointer(None if starts is None else starts[rows]), 1 + SUM_TOLERANCE,
                                   0.99 * SUM_TOLERANCE, most, pointer(counts[rows]), pointer(ids[rows]),
                                   pointer(values[rows])) != size:
             unfinished.append(rows.start)
 
-    over_rows(work, frames, columns, threads, _MANY_ROWS)
+    _over_many_rows(work, probs, threads)
     return None if unfinished else _Sorted(ids, values, counts)
 
 

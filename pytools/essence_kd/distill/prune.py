@@ -4,15 +4,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Optional
 
-import numpy as np
-
-from essence_kd.distill.archives import (CARRIED, Progress, Tally, ahead, check_kind, describe, frame_error,
+from essence_kd.distill.archives import (CARRIED, Progress, Tally, check_kind, describe, frame_error, in_turn,
                                          num_utterances, read_dense_or_sparse, sidecar_of, target_sidecar,
                                          write_essence)
 from essence_kd.distill.essence import EssenceSettings, default_threads, select, select_sparse
 from essence_kd.io.errors import UserError
-from essence_kd.io.posterior import PosteriorWriter
+from essence_kd.io.kernels import kernels
+from essence_kd.io.posterior import Posterior, PosteriorWriter
 from essence_kd.io.provenance import sidecar_path, write_sidecar
+from essence_kd.io.tables import Truncated
 
 
 def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: Optional[str] = None,
@@ -36,28 +36,42 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
         raise UserError(f"{beside}: the archive was scaled to mass 1 (it had {source['mean_mass']:.4f}); "
                         f"--mass {settings.mass} needs one made with --mass keep")
 
-    threads = max(1, (threads or default_threads()) - 1)  # one reads
+    threads = threads or default_threads()
     tally, num_pdfs, most, least = Tally(), source.get("num_pdfs"), 0, None
     progress = Progress("prune-post", num_utterances(rspecifier))
+    relative = replace(settings, temperature=settings.temperature / temperature)
+    stored = kernels() is not None and kind in (None, "prob") and relative.temperature == 1
+
+    def utterances():
+        """What is read, each utterance fit for the ones before it."""
+        nonlocal num_pdfs
+        for utt, value in read_dense_or_sparse(rspecifier, stored):
+            check_kind(rspecifier, utt, isinstance(value, Posterior), kind)
+            if not isinstance(value, Posterior) and all(value.shape):
+                if num_pdfs not in (None, value.shape[1]):
+                    raise frame_error(rspecifier, utt,
+                                      ValueError(f"{value.shape[1]} columns, but there are {num_pdfs} pdfs"))
+                num_pdfs = value.shape[1]
+            yield utt, value
+
+    def prune_one(item):
+        """(utterance, essence, the fewest and the most entries that a frame had)."""
+        utt, value = item
+        try:
+            if not isinstance(value, Posterior):
+                return utt, select(value, relative, kind=kind or "prob", utt=utt, threads=1), None
+            essence = select_sparse(value.offsets, value.ids, value.probs, settings, utt=utt,
+                                    source_temperature=temperature)
+        except (ValueError, Truncated) as error:
+            raise frame_error(rspecifier, utt, error) from None
+        counts = value.counts()
+        return utt, essence, (counts.min(), counts.max()) if len(counts) else None
+
     with PosteriorWriter(wspecifier, num_pdfs=num_pdfs) as writer:
-        for utt, value in ahead(read_dense_or_sparse(rspecifier)):
-            sparse = not isinstance(value, np.ndarray)
-            check_kind(rspecifier, utt, sparse, kind)
-            try:
-                if sparse:
-                    essence = select_sparse(value.offsets, value.ids, value.probs, settings, utt=utt,
-                                            source_temperature=temperature)
-                    counts = value.counts()
-                    most = max(most, int(counts.max(initial=0)))
-                    least = min(counts.min(), most if least is None else least) if len(counts) else least
-                else:
-                    if value.size and value.shape[1] != (num_pdfs or value.shape[1]):
-                        raise ValueError(f"{value.shape[1]} columns, but there are {num_pdfs} pdfs")
-                    num_pdfs = num_pdfs or value.shape[1] or None
-                    relative = replace(settings, temperature=settings.temperature / temperature)
-                    essence = select(value, relative, kind=kind or "prob", utt=utt, threads=threads)
-            except ValueError as error:
-                raise frame_error(rspecifier, utt, error) from None
+        for utt, essence, counts in in_turn(prune_one, utterances(), threads):
+            if counts is not None:
+                least = counts[0] if least is None else min(least, counts[0])
+                most = max(most, counts[1])
             write_essence(writer, utt, essence)
             tally.add(len(essence.kept), len(essence.ids), essence.kept)
             progress.show(tally)

@@ -6,7 +6,6 @@ be used. A sidecar is one JSON object next to an archive; docs/formats.md lists 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -71,6 +70,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def sha256_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, in hex; of ``tree.txt`` it is the ``tree_hash`` of every sidecar."""
+    import hashlib
+
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as stream:

@@ -2,18 +2,14 @@
 
 A settings class is a dataclass whose fields are ``int``, ``float``, ``bool``, ``str``, ``dict``, ``Optional[...]``,
 ``List[...]`` or another such dataclass. Every default stands in the class; a YAML file and ``key.sub=value``
-overrides change what they name and nothing else.
+overrides change what they name and nothing else. Verbs without either start sooner: YAML is imported where it is read.
 """
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
-from pathlib import Path
 from typing import Any, Iterable, Optional, Type, TypeVar
-
-import yaml
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.text import decode_text
@@ -39,9 +35,11 @@ def load_settings(cls: Type[T], yaml_path=None, overrides: Iterable[str] = ()) -
 
 def read_yaml(path) -> dict:
     """A YAML file whose top level is a mapping (an empty file is an empty mapping)."""
-    path = Path(path)
+    import yaml
+
     try:
-        text = decode_text(path.read_bytes(), path)
+        with open(path, "rb") as stream:
+            text = decode_text(stream.read(), path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such settings file") from None
     try:
@@ -62,6 +60,8 @@ def from_dict(cls: Type[T], values: dict, where: str) -> T:
     built = {}
     for key, value in values.items():
         if key not in names:
+            import difflib
+
             near = difflib.get_close_matches(str(key), names, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise UserError(f"{where}: unknown key '{key}'{hint} (known: {', '.join(names)})")
@@ -81,12 +81,17 @@ def to_dict(settings: Any) -> dict:
 
 def dump_settings(settings: Any, path) -> None:
     """Write settings (a dataclass instance or a dictionary) as YAML that :func:`load_settings` reads back."""
+    import yaml
+
     values = settings if isinstance(settings, dict) else to_dict(settings)
-    Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with open(path, "w", encoding="utf-8") as stream:
+        yaml.safe_dump(values, stream, sort_keys=False, allow_unicode=True)
 
 
 def _apply(values: dict, override: str) -> None:
     """Set one ``a.b=value`` in nested dictionaries."""
+    import yaml
+
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {override}: expected key=value, such as optim.lr=0.001")

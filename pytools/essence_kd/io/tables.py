@@ -5,7 +5,8 @@ checked against what the file can still hold before anything is allocated. The r
 (a failing command is an error with its exit status and its stderr), duplicate keys, ranges, compressed matrices,
 text, random access, and writers that leave either a whole file or none.
 
-Nothing but NumPy and kaldi-io is imported, so the decoders' environments can use it too.
+Nothing but NumPy and kaldi-io is imported, so the decoders' environments can use it too; what only some inputs need is
+imported for them, so that a verb starts sooner.
 """
 from __future__ import annotations
 
@@ -14,15 +15,12 @@ import fcntl
 import functools
 import gzip
 import io
-import logging
 import mmap
 import os
 import re
-import shutil
 import signal
 import stat
 import struct
-import subprocess
 import sys
 import threading
 import zlib
@@ -34,11 +32,10 @@ import numpy as np
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import is_special, staging_path, writing_failed
 
-logger = logging.getLogger(__name__)
-
 BLOCK = 1 << 20  # bytes read from a file at a time
 _LONGEST_KEY = 4096  # bytes; a longer "key" is not a key
 _SCP_BLOCK = 1 << 18  # bytes of an scp file taken at a time
+_STORED = BLOCK  # bytes of a matrix that is worth leaving in its file
 _BLIND = 16 * BLOCK  # bytes; the largest size that is believed before it is known how much will come
 _KALDI_IO_LIMIT = 1 << 31  # bytes of a matrix; it counts them in 32 bits
 _RANGE_TOLERANCE = 3  # rows a range may reach past the end, as in Kaldi
@@ -60,6 +57,12 @@ def _kaldi_io():
             else:
                 os.environ[name] = value
     return kaldi_io
+
+
+def _warn(message: str, *arguments: Any) -> None:
+    import logging
+
+    logging.getLogger(__name__).warning(message, *arguments)
 
 
 # ---------------------------------------------------------------------------------------------------- specifiers
@@ -111,6 +114,9 @@ class _Command:
     """A shell command on the other end of a pipe; its stderr goes on to ours and its last lines are kept."""
 
     def __init__(self, command: str, reading: bool):
+        import shutil
+        import subprocess
+
         self.command = command.strip()
         shell = shutil.which("bash")
         argv = [shell, "-o", "pipefail", "-c", self.command] if shell else ["/bin/sh", "-c", self.command]
@@ -156,6 +162,47 @@ class Truncated(UserError):
     """The input ended inside an object."""
 
 
+class _Descriptor:
+    """An open file, closed with the last object that uses it."""
+
+    def __init__(self, fd: int):
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+class StoredMatrix:
+    """A float32 matrix (rows, columns) that still lies in a regular file; ``matrix[a:b]`` reads rows.
+
+    `fd` and `offset` (of its first byte) are for those who read it themselves; `name` is the file's.
+    """
+
+    ndim = 2
+
+    def __init__(self, file: _Descriptor, offset: int, shape: tuple[int, int], name: str):
+        self._file, self.fd, self.offset, self.shape, self.name = file, file.fd, offset, shape, name
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Rows of a slice with step 1: float32 (n, columns), read-only. Raises Truncated, UserError."""
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise ValueError("only slices with step 1")
+        parts, at, left = [], self.offset + 4 * start * self.shape[1], 4 * max(0, stop - start) * self.shape[1]
+        while left:
+            try:
+                parts.append(os.pread(self.fd, left, at))
+            except OSError as error:
+                raise UserError(f"{self.name}: cannot be read: {error.strerror}") from error
+            if not parts[-1]:
+                raise Truncated(f"{self.name}: became shorter while it was read")
+            at, left = at + len(parts[-1]), left - len(parts[-1])
+        return np.frombuffer(b"".join(parts), np.float32).reshape(max(0, stop - start), self.shape[1])
+
+
 class Source:
     """A binary input with look-ahead, read forwards: a file, a pipe, gzip, or stdin.
 
@@ -173,6 +220,7 @@ class Source:
         self._low = self._high = 0  # what is buffered
         self._ended = False
         self._left = None  # bytes of a regular file that are not buffered yet
+        self._file: _Descriptor | None = None
         if isinstance(raw, io.FileIO):
             status = os.fstat(raw.fileno())
             if stat.S_ISREG(status.st_mode):
@@ -230,6 +278,23 @@ class Source:
     def skip(self, count: int) -> None:
         """Consumes `count` bytes that `peek` has shown."""
         self._low += count
+
+    def pass_over(self, count: int) -> tuple[_Descriptor, int] | None:
+        """Consumes `count` bytes of a regular file unread: the file and where they begin. None for other inputs."""
+        if self._left is None:
+            return None
+        if self._file is None:
+            self._file = _Descriptor(os.dup(self._raw.fileno()))
+        buffered = self._high - self._low
+        start = self._raw.tell() - buffered
+        if count <= buffered:
+            self._low += count
+        else:
+            self._raw.seek(start + count)
+            self._left -= count - buffered
+            self._low = self._high = 0
+            self._buffer = self._buffer[:2 * _LONGEST_KEY]  # what follows may be passed over, too
+        return self._file, start
 
     def read(self, count: int):
         """Exactly `count` bytes: bytes when few, a fresh uint8 array when many. Raises Truncated."""
@@ -353,10 +418,19 @@ class Maps:
 
     def __init__(self) -> None:
         self._maps: dict[str, np.ndarray] = {}
+        self._files: dict[str, _Descriptor] = {}
         self._used = 0
 
     def __getstate__(self) -> dict:
-        return {"_maps": {}, "_used": 0}
+        return {"_maps": {}, "_files": {}, "_used": 0}
+
+    def file(self, path: str) -> _Descriptor:
+        """A mapped file, open. Raises OSError."""
+        if path not in self._files:
+            if len(self._files) >= 256:
+                self._files.clear()
+            self._files[path] = _Descriptor(os.open(path, os.O_RDONLY))
+        return self._files[path]
 
     def open(self, path: str) -> np.ndarray:
         """The bytes of a file, read-only. Raises UserError."""
@@ -406,6 +480,13 @@ class Mapped:
     def skip(self, count: int) -> None:
         """Consumes `count` bytes that `peek` has shown."""
         self._low += count
+
+    def pass_over(self, count: int) -> tuple[_Descriptor, int]:
+        """Consumes `count` bytes unread: the file and where they begin."""
+        start = self._low
+        self._low += count
+        self._start += count
+        return self._maps.file(self.name), start
 
     def holds(self, count: int) -> bool:
         """False when fewer than `count` bytes are left."""
@@ -516,7 +597,7 @@ def _parse_span(span: str, size: int, unit: str) -> slice:
     if first > last or first >= size or last >= size + _RANGE_TOLERANCE:
         raise ValueError(f"the range {first}:{last} does not fit {size} {unit}")
     if last >= size:
-        logger.warning("the range %d:%d is cut to the %d %s there are", first, last, size, unit)
+        _warn("the range %d:%d is cut to the %d %s there are", first, last, size, unit)
     return slice(first, min(last + 1, size))
 
 
@@ -571,7 +652,7 @@ def read_table(rspecifier: str, read_object: Callable[[Source], Any], cut: Calla
         except UserError as error:
             if "p" not in spec.flags:
                 raise
-            logger.warning("left out: %s", error)
+            _warn("left out: %s", error)
             continue
         yield key, value
 
@@ -644,8 +725,8 @@ def _is_binary(source: Source) -> bool:
     return source.peek(2).tobytes() == b"\0B"
 
 
-def _read_matrix(source: Source) -> np.ndarray:
-    """One float matrix: binary FM, DM, CM, CM2, CM3, or text."""
+def _read_matrix(source: Source, stored: bool = False) -> np.ndarray | StoredMatrix:
+    """One float matrix: binary FM, DM, CM, CM2, CM3, or text. With `stored`, a large FM of a file is left there."""
     if not _is_binary(source):
         rows = [_text_numbers(line, np.float32) for line in _text_object(source).split("\n") if line.strip()]
         if len({len(row) for row in rows}) > 1:
@@ -666,6 +747,9 @@ def _read_matrix(source: Source) -> np.ndarray:
         raise ValueError("its header is damaged")
     if not source.holds(15 + size):
         raise Truncated(f"{source.name}: ends in the middle")
+    place = source.pass_over(15 + size) if stored and width == 4 and size >= _STORED else None
+    if place is not None:
+        return StoredMatrix(place[0], place[1] + 15, (rows, cols), source.name)
     if size >= _KALDI_IO_LIMIT:
         source.skip(15)
         return source.read(size).view(np.float32 if width == 4 else np.float64).reshape(rows, cols)
