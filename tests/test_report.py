@@ -246,9 +246,10 @@ def test_test_sets_with_an_stm_are_scored_by_time_too(tmp_path, monkeypatch, scl
     assert found["scorer"] == ("sclite" if sclite else "native")
     assert f"mapping rules default; counted by {'sclite' if sclite else 'our own aligner'}\n" in text
     assert text.startswith(before[:before.index("\n\n")])  # Kaldi's lines stay as they were
-    shown = re.findall(r'<td class="num">([\d.]+)<small>([\d,]+) of ([\d,]+)</small>', section)
-    assert shown == [(f"{c['wer']:.1f}", str(c["ins"] + c["del"] + c["sub"]), f"{c['words']:,}") for system in
+    shown = re.findall(r'<td class="num">([\d.]+)<small>([\d,]+) errors</small>', section)
+    assert shown == [(f"{c['wer']:.1f}", str(c["ins"] + c["del"] + c["sub"])) for system in
                      ("baseline", "student_essence") for c in found["systems"][system].values()]
+    assert f"total {found['systems']['baseline']['total']['words']:,} words. By the rules of Hub5" in section
     for system in ("baseline", "student_essence"):
         total = 0
         for name in ("eval_swbd", "eval_che"):

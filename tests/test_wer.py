@@ -10,7 +10,7 @@ import pytest
 from essence_kd.cli.main import main
 from essence_kd.io.errors import UserError
 from essence_kd.score import hub5, wer
-from essence_kd.score.glm import DEFAULT_GLM, Filter, is_noise, load_filters, parse_glm
+from essence_kd.score.glm import DEFAULT_GLM, Filter, is_noise, load_filters, parse_glm, spell
 from essence_kd.score.network import align_networks, count_steps, parse_network
 
 SCLITE = hub5.find_sclite()
@@ -209,6 +209,28 @@ def test_noises_leave_the_hypothesis():
 
 
 # ---- STM and CTM
+
+@pytest.mark.parametrize("word, letters", [("i._b._m.", "i b m"), ("b._b._c.'s", "b b c's"), ("t._v.s", "t v's"),
+                                           ("U._S.", "U S"), ("k.", "k"), ("etc.", "etc."), ("a.b.", "a.b."),
+                                           ("it's", "it's"), ("s", "s")])
+def test_acronyms_are_spelled(word, letters):
+    assert spell(word) == letters.split()
+
+
+@pytest.mark.parametrize("scorer", ["native", pytest.param("sclite", marks=needs_sclite)])
+def test_letters_of_an_acronym_share_its_time(tmp_path, scorer):
+    """Half of it lies in the next segment, and so do its last two letters."""
+    (tmp_path / "stm").write_text("sw_1 A s 0.00 2.00 <O> THE U S\nsw_1 A s 2.00 4.00 <O> S R'S WAY\n")
+    (tmp_path / "ctm").write_text("sw_1 A 0.50 0.20 the\nsw_1 A 1.20 0.05 [noise]\nsw_1 A 1.60 0.80 u._s._s._r.'s\n"
+                                  "sw_1 A 2.60 0.30 way\n")
+    scores, _ = hub5.score_hub5(tmp_path / "stm", tmp_path / "ctm", scorer=scorer, drop_noise=True)
+    assert [(s.counts.words, s.counts.errors) for s in scores] == [(3, 0), (3, 0)]
+    tokens = hub5.as_swbd(hub5.read_ctm(tmp_path / "ctm"))
+    assert [t.word for t in tokens] == ["the", "u", "s", "s", "r's", "way"]
+    assert [t.start for t in tokens[1:5]] == pytest.approx([1.6, 1.8, 2.0, 2.2])
+    found = hub5.score_text({"u": "the u s s r's way"}, {"u": "the <unk> u._s._s._r.'s way"}, drop_noise=True)
+    assert (found.total.words, found.total.errors) == (6, 0)
+
 
 def test_hub5_files_scored_natively(hub5_files):
     scores, scorer = hub5.score_hub5(hub5_files / "a.stm", hub5_files / "a.ctm", glm=hub5_files / "a.glm",

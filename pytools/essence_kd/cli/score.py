@@ -20,8 +20,8 @@ def add_arguments(parser) -> None:
                         help="mapping rules in NIST's format; 'default' takes ours: hesitations (uh, um, ...) are one "
                              "token, optional in the reference")
     parser.add_argument("--drop-noise", action="store_true",
-                        help="take noises, <unk>, hesitations and fragments out of the hypothesis, as the swbd recipe "
-                             "does")
+                        help="take noises, <unk>, hesitations and fragments out of the hypothesis and spell acronyms "
+                             "(i._b._m.), as the swbd recipe does")
     parser.add_argument("--scorer", choices=("auto", "sclite", "native"), default="auto",
                         help="for STM and CTM: sclite, our own aligner, or sclite where it is installed (%(default)s)")
     parser.add_argument("--per-speaker", action="store_true", help="a %%WER line per speaker of the STM too")

@@ -186,3 +186,11 @@ def is_noise(word: str) -> bool:
     lower = word.lower()
     return (lower in HESITATIONS or lower == "<unk>" or word.endswith("-") or word.startswith("-")
             or re.search(r"\[?(noise|laughter|vocalized-noise)\]?$", lower) is not None)
+
+
+def spell(word: str) -> list[str]:
+    """The letters of an acronym as Kaldi's swbd lexicon writes it: i._b._m. is i b m, t._v.s and t._v.'s are t v's."""
+    if not re.fullmatch(r"[a-z]\.(_[a-z]\.)*('?s)?", word, re.IGNORECASE):
+        return [word]
+    letters = word.split("_")
+    return [letter[0] for letter in letters[:-1]] + [letters[-1][0] + ("'s" if len(letters[-1]) > 2 else "")]

@@ -6,13 +6,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Union
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.text import read_lines
-from essence_kd.score.glm import DEFAULT_GLM, Filter, is_noise, load_filters, split_optional
+from essence_kd.score.glm import DEFAULT_GLM, Filter, is_noise, load_filters, spell, split_optional
 from essence_kd.score.network import Step, align_networks, count_steps, parse_network
 from essence_kd.score.wer import Counts, Score, check_utterances
 
@@ -112,6 +112,17 @@ def check_recordings(segments: list[Segment], tokens: list[Token], stm: PathLike
     if strange:
         raise UserError(f"{ctm}: recording '{strange[0].recording}' channel '{strange[0].channel}' is not in {stm} "
                         f"({len(strange)} of {len(tokens)} words); check reco2file_and_channel")
+
+
+def as_swbd(tokens: list[Token]) -> list[Token]:
+    """What the swbd recipe has scored: no noises, and the letters of an acronym, which share its time."""
+    kept = []
+    for token in tokens:
+        letters = [] if is_noise(token.word) else spell(token.word)
+        length = token.duration / max(1, len(letters))
+        kept += [replace(token, start=token.start + i * length, duration=length, word=letter)
+                 for i, letter in enumerate(letters)]
+    return kept
 
 
 def _key(item) -> tuple[str, str]:
@@ -226,7 +237,8 @@ def score_hub5(stm: PathLike, ctm: PathLike, *, glm: PathLike | None = None, sco
     Args:
       glm: mapping rules; None takes the default ones (hesitations).
       scorer: ``sclite``, ``native``, or ``auto`` (sclite where it is installed).
-      drop_noise: take noises, hesitations and fragments out of the hypothesis first, as the swbd recipe does.
+      drop_noise: take noises, hesitations and fragments out of the hypothesis and spell its acronyms first, as the
+        swbd recipe does.
 
     Returns:
       Scores of all segments in order of recording, channel and time, and the scorer that was used.
@@ -234,7 +246,7 @@ def score_hub5(stm: PathLike, ctm: PathLike, *, glm: PathLike | None = None, sco
     segments, tokens = read_stm(stm), read_ctm(ctm)
     check_recordings(segments, tokens, stm, ctm)
     if drop_noise:
-        tokens = [t for t in tokens if not is_noise(t.word)]
+        tokens = as_swbd(tokens)
     folder = find_sclite() if scorer in ("auto", "sclite") else None
     if scorer == "sclite" and folder is None:
         raise UserError("sclite: not found on the PATH, in /usr/lib/sctk/bin or in KALDI_ROOT/tools/sctk/bin; install "
@@ -262,7 +274,9 @@ def score_text(refs: dict[str, str], hyps: dict[str, str], *, glm: PathLike | No
         if utt not in hyps:
             result.missing.append(utt)
         words = hyps.get(utt, "").split()
-        hyp = hyp_filter(" ".join(w for w in words if not (drop_noise and is_noise(w))))
+        if drop_noise:
+            words = [part for word in words if not is_noise(word) for part in spell(word)]
+        hyp = hyp_filter(" ".join(words))
         steps = align_networks(parse_network(ref_filter(split_optional(ref)), f"{ref_name}: utterance '{utt}'"),
                                parse_network(hyp, f"{hyp_name}: utterance '{utt}'"))
         result.utts[utt] = count_steps(steps)

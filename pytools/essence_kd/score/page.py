@@ -197,18 +197,22 @@ def _hub5(analysis: Analysis) -> str:
                and any(s.hub5_counts(analysis.members(c)) for s in exp.systems.values())]
     if not columns:
         return ""
-    rows = []
+    rows, words = [], {}
     for system in exp.systems.values():
         cells = []
-        for counts in (system.hub5_counts(analysis.members(c)) for c in columns):
-            cells.append(f'<td class="num">{DASH}</td>' if counts is None else
-                         f'<td class="num">{wer_text(counts.wer)}<small>{counts.errors:,} of {counts.words:,}</small></td>')
+        for column in columns:
+            counts = system.hub5_counts(analysis.members(column))
+            if counts is None:
+                cells.append(f'<td class="num">{DASH}</td>')
+                continue
+            words[column] = counts.words
+            cells.append(f'<td class="num">{wer_text(counts.wer)}<small>{counts.errors:,} errors</small></td>')
         rows.append(f'<tr><th scope="row"><i class="swatch {css_class(system.name)}"></i>{esc(system_name(system.name))}'
                     f'</th>{"".join(cells)}</tr>')
     head = "".join(f'<th class="num">{esc(set_name(c))}</th>' for c in columns)
+    reference = ", ".join(f"{set_name(c)} {count:,} words" for c, count in words.items())
     return (f'<table class="cost"><thead><tr><th>System</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-            f'<p class="muted fine">Word error rate in percent; below it errors of reference words. '
-            f'{esc(hub5_header(exp))}.</p>')
+            f'<p class="muted fine">Word error rate in percent. {esc(reference)}. {esc(hub5_header(exp))}.</p>')
 
 
 def _differences(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> str:

@@ -134,7 +134,7 @@ class Analysis:
 def hub5_header(exp: Experiment) -> str:
     """How the test sets were scored by time."""
     rules = sorted(set(exp.hub5_rules.values()))
-    return (f"By the rules of Hub5: STM and CTM by time, hesitations and fragments out, mapping rules "
+    return (f"By the rules of Hub5: STM and CTM by time, hesitations and fragments out, acronyms spelled, mapping rules "
             f"{' and '.join(rules)}; counted by {'sclite' if exp.hub5_scorer == 'sclite' else 'our own aligner'}")
 
 
