@@ -59,7 +59,8 @@ def test_the_figure_is_what_the_commands_find(corpus, tmp_path, capsys):
     assert not (tmp_path / "m" / "dev_wer").exists()
     scores = f"ark,scp:{tmp_path}/s.ark,{tmp_path}/s.scp"
     assert main(["forward", str(tmp_path / "m"), str(corpus.data), scores]) == 0
-    assert main(["decode", "--decoder", "kaldi", str(corpus.graph), f"scp:{tmp_path}/s.scp", str(tmp_path / "d")]) == 0
+    words = ["decode", "--decoder", "kaldi", corpus.graph, f"scp:{tmp_path}/s.scp", tmp_path / "d"]
+    assert main([str(word) for word in words]) == 0
     found = score(read_words(corpus.data / "text"), read_words(tmp_path / "d" / "hyp.txt")).total.wer
     assert found == pytest.approx(info["dev_wer"])
 

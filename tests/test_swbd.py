@@ -91,8 +91,8 @@ def test_the_forecast_takes_the_speed_that_was_measured(shell, tmp_path):
     assumed = forecast().stdout
     assert "GPU hours: at 10 TFLOP/s in training, assumed" in assumed
     # bench-train's own file; its speed in the place of this machine's
-    words = ["bench-train", "--device", "cpu", "--repeats", "1", "--chunks", "1", "--pdfs", "40", "--top-k", "4", "--feat-dim",
-             "8", "--set", "model.hidden=8", "--set", "model.cells=8", "--json", tmp_path / "rates.json"]
+    words = ["bench-train", "--device", "cpu", "--repeats", "1", "--chunks", "1", "--pdfs", "40", "--top-k", "4",
+             "--feat-dim", "8", "--set", "model.hidden=8", "--set", "model.cells=8", "--json", tmp_path / "rates.json"]
     assert shell("local/bin/essence", *words).returncode == 0
     told = json.loads((tmp_path / "rates.json").read_text())
     step = next(r for r in told["results"] if r["name"].startswith("essence"))

@@ -420,6 +420,41 @@ def test_dev_data_of_its_own(corpus, tmp_path):
     assert info["dev_loss"] is None and info["utterances"] == 30
 
 
+def test_the_final_model_is_the_moving_average(corpus, tmp_path, monkeypatch):
+    mean, decays, real = {}, [], trainer.take_average
+
+    def average(theirs, model, decay):
+        for name, p in theirs.named_parameters():
+            if not decays:  # what training starts from
+                mean[name] = p.detach().clone()
+            mean[name] = decay * mean[name] + (1 - decay) * dict(model.named_parameters())[name].detach()
+        decays.append(decay)
+        real(theirs, model, decay)
+
+    monkeypatch.setattr(trainer, "take_average", average)
+    train(settings("optim.epochs=1", "optim.ema_decay=0.5"), corpus.data, corpus.ali, tmp_path / "m")
+    assert len(decays) > 5 and decays[0] == pytest.approx(2 / 11) and decays[-1] == 0.5  # it forgets its start sooner
+    for name, wanted in mean.items():
+        torch.testing.assert_close(state(tmp_path / "m")[name], wanted)
+    del decays[:]
+    train(settings("optim.epochs=1", "optim.ema_decay=0"), corpus.data, corpus.ali, tmp_path / "n")
+    assert not decays
+
+
+def test_gradients_are_clipped(corpus, tmp_path):
+    """With hardly any gradient left, plain descent stays where it began."""
+    train(settings("optim.epochs=1"), corpus.data, corpus.ali, tmp_path / "first")
+    still = ["optim.epochs=1", "optim.optimiser=sgd", "optim.weight_decay=0", "optim.ema_decay=0"]
+    moved = {}
+    for clip in (1e-5, 5.0):
+        train(settings(*still, f"optim.grad_clip={clip}"), corpus.data, corpus.ali, tmp_path / str(clip),
+              init=tmp_path / "first")
+        begun = state(tmp_path / "first")
+        moved[clip] = max(float((x - begun[name]).abs().max()) for name, x in state(tmp_path / str(clip)).items()
+                          if not name.startswith("feat_"))
+    assert moved[1e-5] < 1e-4 < moved[5.0]
+
+
 def test_sgd_learns_too(corpus, tmp_path):
     train(settings("optim.optimiser=sgd", "optim.lr=0.2", "optim.epochs=12"), corpus.data, corpus.ali, tmp_path / "m")
     losses = [line["dev_loss"] for line in progress(tmp_path / "m")]
