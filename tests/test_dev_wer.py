@@ -70,10 +70,12 @@ def test_what_is_missing_or_does_not_fit(corpus, tmp_path, capsys):
         assert train(corpus, tmp_path / "m", **more) == 1
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert f"early_stopping.graph is '{tmp_path}': there is no graph.npz in it" in said(**{"early_stopping.graph": tmp_path})
+    nothing = said(**{"early_stopping.graph": tmp_path})
+    assert f"early_stopping.graph is '{tmp_path}': there is no graph.npz in it" in nothing
     assert "there is no feats.scp in it" in said(**{"early_stopping.data": tmp_path})
     other = corpus.root / "other"
     other.mkdir()
     (other / "words.txt").write_text("<eps> 0\n")
     (other / "graph.npz").write_text("no graph")
-    assert "decoding for early stopping failed: essence decode: " in said(**{"early_stopping.graph": other, "early_stopping.every": 1})
+    broken = said(**{"early_stopping.graph": other, "early_stopping.every": 1})
+    assert "decoding for early stopping failed: essence decode: " in broken
