@@ -275,5 +275,8 @@ def test_points_of_other_data_and_an_empty_ablation_are_refused(experiment, caps
     assert main(["report-ablation", "--data-dir", str(data), str(exp), str(exp / "ablation")]) == 1
     assert main(["report-ablation", "--against", "k6", str(exp), str(exp / "ablation")]) == 1
     told = capsys.readouterr().err
+    (exp / "ablation" / "plan.json").write_text("{}")
+    assert main(["report-ablation", str(exp), str(exp / "ablation")]) == 1
+    assert "plan.json: has no base that can be read" in capsys.readouterr().err
     assert "--draws 9" in told and "decode all points on the same data" in told
     assert "no decoded point 'k6' (there are: k5, ensemble)" in told

@@ -78,7 +78,7 @@ def test_the_verb_adds_sets_and_counts_what_has_no_alignment(tables, capsys):
 @pytest.mark.parametrize("spoil, words", [
     (lambda t: ["x"], "expected NAME=RSPECIFIER"),
     (lambda t: [f"x=scp:{t}/dev.scp"], "x has 1 tables, but there are 2 --ali"),
-    (lambda t: [f"x=scp:{t}/eval.scp", f"x=scp:{t}/eval.scp"], "there is no frame"),
+    (lambda t: [f"x=scp:{t}/eval.scp", f"x=scp:{t}/eval.scp"], "align no utterance of x"),
 ])
 def test_what_does_not_fit_is_refused(tables, capsys, spoil, words):
     (tables / "eval.ali.scp").write_text("z nowhere.ark:2\n")

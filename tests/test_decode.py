@@ -652,6 +652,9 @@ def test_sweeps_are_pooled(tmp_path, capsys):
     capsys.readouterr()
     apart = sweep("c.json", {(3.0, 0.0): 1})
     assert main(["pool-sweeps", str(out), a, apart]) == 1 and "no setting in common" in capsys.readouterr().err
+    (tmp_path / "half.json").write_text(json.dumps({"best": best}))
+    assert main(["pool-sweeps", str(out), a, str(tmp_path / "half.json")]) == 1
+    assert "half.json: not a whole sweep.json" in capsys.readouterr().err
     (tmp_path / "d.json").write_text("{}")
     assert main(["pool-sweeps", str(out), a, str(tmp_path / "d.json")]) == 1 and "d.json" in capsys.readouterr().err
 

@@ -10,9 +10,10 @@ pytest.importorskip("lhotse")
 from amdata import make_data  # noqa: E402
 
 from essence_kd.am import forward  # noqa: E402
-from essence_kd.am.forward import iter_logits, load_model, log_priors, scores  # noqa: E402
+from essence_kd.am.forward import iter_logits, load_model, scores  # noqa: E402
 from essence_kd.am.trainer import TrainSettings, train  # noqa: E402
 from essence_kd.cli.main import main  # noqa: E402
+from essence_kd.hmm.alignment import read_log_priors  # noqa: E402
 from essence_kd.io.errors import UserError  # noqa: E402
 from essence_kd.io.provenance import sha256_file  # noqa: E402
 from essence_kd.io.settings import load_settings  # noqa: E402
@@ -94,21 +95,20 @@ def test_the_verb_writes_likelihoods(corpus, models, tmp_path, capsys):
 
 def test_priors_have_a_floor_and_unseen_pdfs_are_not_lifted(tmp_path):
     (tmp_path / "priors.txt").write_text("0.5\n0.4999999\n0.0000001\n0\n")
-    got = log_priors(tmp_path, 4, floor=1e-4)
+    got = read_log_priors(tmp_path / "priors.txt", 4, floor=1e-4)
     np.testing.assert_allclose(got, np.log([0.5, 0.5, 1e-4, 1.0]), rtol=1e-5, atol=1e-6)
     logits = np.zeros((1, 4), np.float32)
     row = scores(logits, "loglike", got)[0]
     assert row.argmin() == 3 and row.argmax() == 2
     with pytest.raises(UserError, match="4 priors.*5 pdfs"):
-        log_priors(tmp_path, 5)
+        read_log_priors(tmp_path / "priors.txt", 5)
     for text, word in (("a b", "not a number a line"), ("0 0", "not all 0"), ("-1 2", "not negative"),
                        ("nan 1", "finite")):
         (tmp_path / "priors.txt").write_text(text)
         with pytest.raises(UserError, match=word):
-            log_priors(tmp_path, 2)
+            read_log_priors(tmp_path / "priors.txt", 2)
     with pytest.raises(UserError, match="no such file"):
-        log_priors(tmp_path / "none", 2)
-
+        read_log_priors(tmp_path / "none", 2)
 
 def test_scores_of_extreme_logits_stay_finite():
     logits = np.array([[1e4, -1e4, 0.0]], np.float32)
@@ -139,6 +139,10 @@ def test_models_and_data_that_do_not_fit(corpus, models, tmp_path, capsys):
     half, other = "arch: tdnn\nmodel: {}\nfeat_dim: 8\n", yaml.replace("arch: tdnn", "arch: x")
     assert "missing key 'num_pdfs'" in broken("half", lambda d: (d / "model.yaml").write_text(half))
     assert "unknown architecture" in broken("arch", lambda d: (d / "model.yaml").write_text(other))
+    for key, value in (("num_pdfs", "many"), ("model", "3"), ("cmn", "[1]")):
+        lines = [f"{key}: {value}" if line.startswith(f"{key}:") else line for line in yaml.splitlines()
+                 if key != "model" or not line.startswith("  ")]
+        assert f"model.yaml: {key} is " in broken(f"{key}_", lambda d: (d / "model.yaml").write_text("\n".join(lines)))
 
     wide = make_data(tmp_path / "wide", utterances=1, num_pdfs=C, bins=5)
     with pytest.raises(UserError, match="5 bins.*takes 8"):

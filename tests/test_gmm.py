@@ -1,5 +1,6 @@
 """GMM training and alignment: formulas against kaldi-hmm-gmm, and a corpus whose true alignment is known."""
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -430,13 +431,30 @@ def test_missing_files(corpus, tmp_path, capsys, name, told):
 
 
 @pytest.mark.parametrize("name, told", [
-    ("text", "text: lacks utterance spk0-0000"), ("utt2spk", "utt2spk: lacks utterance spk0-0000"),
+    ("text", "text: lacks utterance spk0-0000"), ("utt2spk", "utt2spk: tells no speaker of utterance spk0-0000"),
     ("cmvn.scp", "cmvn.scp: lacks speaker spk0 of utterance spk0-0000")])
 def test_missing_lines(corpus, tmp_path, capsys, name, told):
     data = broken(corpus, tmp_path / "data", lambda f, t, s: None)
     lines = (data / name).read_text().splitlines()
     (data / name).write_text("".join(f"{line}\n" for line in lines[1:]))
     assert main(["gmm-train", str(data), str(corpus["root"] / "lang"), str(tmp_path / "gmm")]) == 1
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, content, told", [
+    ("data/text", b"u \xe9\n", "text: line 1 (u) is not UTF-8 at byte 2"),
+    ("data/utt2spk", b"spk0-0000\n", "utt2spk: tells no speaker of utterance spk0-0000"),
+    ("data/feats.scp", b"", "feats.scp: holds no utterance"),
+    ("lang/L.fst", b"\xd6", "L.fst: not a whole OpenFst file"),
+    ("lang/phones/silence.int", b"\n", "silence.int: is empty"),
+    ("lang/phones/word_boundary.int", b"5 nowhere\n", "word_boundary.int: line 1: expected 'PHONE-ID POSITION'"),
+    ("lang/oov.int", b"", "oov.int: is empty"),
+])
+def test_spoilt_files(corpus, tmp_path, capsys, name, content, told):
+    broken(corpus, tmp_path / "data", lambda f, t, s: None)
+    shutil.copytree(corpus["root"] / "lang", tmp_path / "lang")
+    (tmp_path / name).write_bytes(content)
+    assert main(["gmm-train", str(tmp_path / "data"), str(tmp_path / "lang"), str(tmp_path / "gmm")]) == 1
     assert told in capsys.readouterr().err
 
 

@@ -33,7 +33,8 @@ def test_a_sidecar_that_cannot_be_stored(tmp_path):
 
 
 @pytest.mark.parametrize("content, said", [(None, "missing"), ("{", "not a JSON file"), ("[1]", "no JSON object"),
-                                           ("", "not a JSON file"), ("\udcff", "not a JSON file")])
+                                           ("", "not a JSON file"), ("\udcff", "not a JSON file"),
+                                           ('{"num_pdfs": "many"}', "num_pdfs is 'many', not a number")])
 def test_sidecars_that_are_none(tmp_path, content, said):
     path = tmp_path / "essence.json"
     if content is not None:

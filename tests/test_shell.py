@@ -156,6 +156,7 @@ def test_every_script_has_help_and_refuses_nonsense(shell, path):
 
 
 @pytest.mark.parametrize("args, message", [
+    (["--nope", "1"], "invalid option --nope"),
     (["--stage", "11"], "no stage 11"),
     (["--stage", "x"], "whole number"),
     (["--stage", "5", "--stop-stage", "3"], "comes after"),

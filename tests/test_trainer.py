@@ -565,6 +565,9 @@ def test_soft_targets_of_another_tree_or_rate(corpus, tmp_path):
 def test_inputs_that_are_missing_or_too_small(corpus, tmp_path):
     refused(lambda: train(settings(), tmp_path / "no", corpus.ali, tmp_path / "m"), "no/feats.scp")
     refused(lambda: train(settings(), corpus.data, tmp_path / "no", tmp_path / "m"), "no/num_pdfs")
+    shutil.copytree(corpus.ali, tmp_path / "ali")
+    (tmp_path / "ali" / "priors.txt").write_text("1\n")
+    refused(lambda: train(settings(), corpus.data, tmp_path / "ali", tmp_path / "m"), "ali/priors.txt: 1 priors")
     one = make_data(tmp_path / "one", utterances=1, num_pdfs=C)
     refused(lambda: train(settings(), one.data, one.ali, tmp_path / "m"), "u00 is the only one", "data.heldout=0")
     train(settings("data.heldout=0", "optim.epochs=1"), one.data, one.ali, tmp_path / "ok")

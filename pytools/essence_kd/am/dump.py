@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from essence_kd.am.models import read_model_yaml
 from essence_kd.am.nnet3 import is_nnet3
 from essence_kd.distill.archives import (Progress, Tally, ahead, describe, frame_error, num_utterances, sidecar_of,
                                          target_sidecar, write_essence)
@@ -23,7 +24,6 @@ from essence_kd.hmm.alignment import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import PosteriorWriter
 from essence_kd.io.provenance import check_match, check_utterances, sha256_file, sidecar_path, write_sidecar
-from essence_kd.io.settings import read_yaml
 from essence_kd.io.tables import MatrixTable, MatrixWriter, parse_rspecifier, read_matrices, read_scp
 
 DESCRIBED = ("num_pdfs", "tree_hash", "frame_shift_ms")
@@ -75,7 +75,7 @@ def dump(settings: DumpSettings) -> Tally:
 
     tally = Tally()
     first = settings.teachers[0]
-    progress = Progress("dump-post", num_utterances(first if is_table(first) else settings.feats))
+    progress = Progress("dump-post", num_utterances(first if is_table(first) else f"scp:{feats_path(settings.feats)}"))
     on_device = _device(settings)
     with contextlib.ExitStack() as stack:
         for output in outputs:
@@ -143,7 +143,7 @@ def describe_teachers(settings: DumpSettings) -> Dict[str, Any]:
                 raise UserError(f"{teacher}: a model directory needs --feats scp:DATA/feats.scp (an archive is written "
                                 f"ark:FILE or scp:FILE)")
             name = os.path.join(teacher, "model.yaml")
-            model = read_yaml(name)
+            model = read_model_yaml(teacher)
             fields = {k: model.get(k) for k in ("num_pdfs", "tree_hash") if model.get(k) is not None}
             fields["frame_shift_ms"] = 10 * model.get("frame_subsampling_factor", 1)
             file = "final.mdl" if is_nnet3(teacher) else "final.pt"
@@ -164,9 +164,7 @@ def _ensemble(settings: DumpSettings, described: Dict[str, Any]) -> Ensemble:
     temperatures = temperatures * count if len(temperatures) == 1 else temperatures
     prior = None
     if settings.priors is not None:
-        prior = settings.prior_scale * read_log_priors(settings.priors)
-        if described.get("num_pdfs", len(prior)) != len(prior):
-            raise UserError(f"{settings.priors}: {len(prior)} priors, but there are {described['num_pdfs']} pdfs")
+        prior = settings.prior_scale * read_log_priors(settings.priors, described.get("num_pdfs"))
     try:
         scales = [Scale(settings.input if is_table(teacher) else "logit", t, prior, teacher)
                   for teacher, t in zip(settings.teachers, temperatures)]
@@ -184,7 +182,7 @@ def _aligned(settings: DumpSettings) -> Iterator[Tuple[str, List[np.ndarray]]]:
             spec = parse_rspecifier(name)
             if spec.scp is not None and os.path.isfile(spec.scp) and not spec.flags:
                 tables[i] = MatrixTable(name)
-    listed = _listed(names[0] if is_table(names[0]) else settings.feats)
+    listed = _listed(names[0] if is_table(names[0]) else f"scp:{feats_path(settings.feats)}")
     for i, table in tables.items():
         if listed is not None:
             check_utterances(names[0], listed, names[i], table)
@@ -211,14 +209,11 @@ def _aligned(settings: DumpSettings) -> Iterator[Tuple[str, List[np.ndarray]]]:
                 raise UserError(f"{names[i]}: has utterance {extra[0]} after {names[0]} has ended")
 
 
-def _listed(rspecifier: Optional[str]) -> Optional[List[str]]:
+def _listed(rspecifier: str) -> Optional[List[str]]:
     """The utterances of an scp file; None for anything else."""
-    if rspecifier is None:
+    if num_utterances(rspecifier) is None:
         return None
-    name = rspecifier if ":" in rspecifier else f"scp:{rspecifier}"
-    if num_utterances(name) is None:
-        return None
-    return [utt for _, utt, _, _ in read_scp(parse_rspecifier(name).scp)]
+    return [utt for _, utt, _, _ in read_scp(parse_rspecifier(rspecifier).scp)]
 
 
 def _stream(teacher: str, settings: DumpSettings) -> Iterator[Tuple[str, np.ndarray]]:

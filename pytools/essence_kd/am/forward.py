@@ -9,11 +9,10 @@ import torch
 
 from essence_kd.am import nnet3
 from essence_kd.am.dataset import FeatureSource, batches_by_length, load_cuts
+from essence_kd.am.models import read_model_yaml
 from essence_kd.am.models.registry import build_model
 from essence_kd.am.trainer import load_checkpoint
-from essence_kd.hmm.alignment import read_log_priors
 from essence_kd.io.errors import UserError
-from essence_kd.io.settings import read_yaml
 
 WINDOW_BYTES = 400_000_000  # logits held while they wait for their turn
 
@@ -25,7 +24,7 @@ def load_model(model_dir, device: Optional[str] = None) -> Tuple[torch.nn.Module
         UserError: model.yaml or final.pt is missing, truncated, or one does not belong to the other.
     """
     model_dir = Path(model_dir)
-    settings = read_yaml(model_dir / "model.yaml")
+    settings = read_model_yaml(model_dir)
     for key in ("arch", "model", "feat_dim", "num_pdfs", "frame_subsampling_factor", "cmn"):
         if key not in settings:
             raise UserError(f"{model_dir / 'model.yaml'}: missing key '{key}'")
@@ -73,15 +72,6 @@ def iter_logits(model_dir, feats_scp, *, batch_frames: int = 30000, device: Opti
         if last:
             for i in sorted(ready):
                 yield source.ids[i], ready.pop(i)
-
-
-def log_priors(model_dir, num_pdfs: int, floor: float = 1e-5) -> np.ndarray:
-    """(num_pdfs,) float32 log priors of a model directory's priors.txt; see ``hmm.alignment.read_log_priors``."""
-    path = Path(model_dir) / "priors.txt"
-    priors = read_log_priors(path, floor)
-    if len(priors) != num_pdfs:
-        raise UserError(f"{path}: {len(priors)} priors, but the model has {num_pdfs} pdfs")
-    return priors.astype(np.float32)
 
 
 def scores(logits: np.ndarray, output: str, priors: Optional[np.ndarray] = None,

@@ -32,7 +32,7 @@ from essence_kd.am.models.registry import build_model, model_settings
 from essence_kd.am.processes import Processes
 from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index
 from essence_kd.distill.losses import multitask_loss, retemper
-from essence_kd.hmm.alignment import tree_hash
+from essence_kd.hmm.alignment import read_log_priors, tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write, check_match, sha256_file, write_text
 from essence_kd.io.settings import dump_settings, to_dict
@@ -188,6 +188,7 @@ class _Training:
         self.precision = precision_of(settings.precision, self.device)
         self.num_pdfs = read_count(self.ali_dir / "num_pdfs")
         self.tree_hash = tree_hash(self.ali_dir)
+        read_log_priors(self.ali_dir / "priors.txt", self.num_pdfs)  # they go with the model: refused now, not at its end
         if (dev_data is None) != (dev_ali is None):
             raise UserError("--dev-data and --dev-ali belong together")
         began = time.time()

@@ -33,15 +33,16 @@ def run(args) -> None:
 
     import numpy as np
 
-    from essence_kd.am.forward import iter_logits, log_priors, scores
+    from essence_kd.am.forward import iter_logits, scores
+    from essence_kd.am.models import read_model_yaml
     from essence_kd.distill.ensemble import Ensemble, combine
     from essence_kd.distill.essence import Scale
+    from essence_kd.hmm.alignment import read_log_priors
     from essence_kd.io.errors import UserError
     from essence_kd.io.provenance import sidecar_path, write_sidecar
-    from essence_kd.io.settings import read_yaml
     from essence_kd.io.tables import MatrixWriter
 
-    settings = [read_yaml(Path(model_dir) / "model.yaml") for model_dir in args.model_dirs]
+    settings = [read_model_yaml(model_dir) for model_dir in args.model_dirs]
     for key in ("num_pdfs", "frame_subsampling_factor", "tree_hash"):
         for model_dir, other in zip(args.model_dirs, settings):
             if other.get(key) != settings[0].get(key):
@@ -56,7 +57,8 @@ def run(args) -> None:
         raise UserError(f"--weights {args.weights}: {error}") from None
     priors = None
     if args.output == "loglike":
-        priors = log_priors(args.model_dirs[0], settings[0]["num_pdfs"], args.prior_floor)
+        priors = read_log_priors(Path(args.model_dirs[0]) / "priors.txt", settings[0]["num_pdfs"], args.prior_floor)
+        priors = priors.astype(np.float32)
 
     for data_dir, wspecifier in [(args.data_dir, args.scores), *args.also]:
         began, utterances, rows = time.time(), 0, 0

@@ -626,8 +626,11 @@ def pool_sweeps(paths, out) -> dict:
     for path in paths:
         read_best(path)
         table = json.loads(Path(path).read_text(encoding="utf-8"))
-        points = {(p["acoustic_scale"], p["word_insertion_penalty"]): p["errors"] for p in table["points"]}
-        grids.append((points, table["reference_words"]))
+        try:
+            points = {(p["acoustic_scale"], p["word_insertion_penalty"]): p["errors"] for p in table["points"]}
+            grids.append((points, table["reference_words"]))
+        except (KeyError, TypeError):
+            raise UserError(f"{path}: not a whole sweep.json of 'essence decode --sweep'") from None
     common = set.intersection(*(set(points) for points, _ in grids))
     if not common:
         raise UserError(f"{', '.join(map(str, paths))}: these sweeps have no setting in common; sweep them anew")

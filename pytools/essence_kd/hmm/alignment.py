@@ -63,11 +63,12 @@ def tree_hash(ali_dir: str | Path) -> str | None:
     return sha256_file(path) if path.is_file() else None
 
 
-def read_log_priors(path: str | Path, floor: float = 1e-5) -> np.ndarray:
+def read_log_priors(path: str | Path, num_pdfs: int | None = None, floor: float = 1e-5) -> np.ndarray:
     """(C,) float64 log priors of a file with a prior a line, such as priors.txt; they are scaled to sum to 1.
 
     Priors are raised to ``floor``. A pdf that training never saw gets prior 1 (0 here): its likelihood is then its
-    posterior, so that what a network never learnt is not lifted by a division by nearly nothing. Raises UserError.
+    posterior, so that what a network never learnt is not lifted by a division by nearly nothing. Raises UserError, also
+    for another number than ``num_pdfs`` where that is given.
     """
     try:
         priors = np.array([field for _, line in read_lines(path) for field in line.split()], dtype=np.float64)
@@ -75,6 +76,8 @@ def read_log_priors(path: str | Path, floor: float = 1e-5) -> np.ndarray:
         raise UserError(f"{path}: not a number a line: {error}") from None
     if not len(priors) or not np.isfinite(priors).all() or priors.min() < 0 or priors.sum() <= 0:
         raise UserError(f"{path}: priors must be finite, not negative, and not all 0")
+    if len(priors) != (num_pdfs or len(priors)):
+        raise UserError(f"{path}: {len(priors)} priors, but there are {num_pdfs} pdfs")
     priors = priors / priors.sum()
     return np.log(np.where(priors > 0, np.maximum(priors, floor), 1.0))
 

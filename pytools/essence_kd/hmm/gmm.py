@@ -23,6 +23,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from essence_kd.hmm.alignment import write_ali_dir
+from essence_kd.hmm.fst import read_fst, to_kaldifst
 from essence_kd.hmm.lang import Lang, Topology, format_topology, load_lang, parse_topology
 from essence_kd.hmm.npz import read_npz, write_npz
 from essence_kd.io.errors import UserError
@@ -80,14 +81,16 @@ class FeatureReader:
         self.cmvn = MatrixTable(str(self.path / "cmvn.scp"))
         self.utt2spk = read_map(self.path / "utt2spk")
         self.utts = list(self.feats)
+        if not self.utts:
+            raise UserError(f"{self.path / 'feats.scp'}: holds no utterance; it is made by make-feats")
         self.dim = dim
         self._means: Dict[str, np.ndarray] = {}
 
     def mean(self, utt: str) -> np.ndarray:
         """The mean of the utterance's speaker, from Kaldi's CMVN statistics (2, D + 1)."""
         spk = self.utt2spk.get(utt)
-        if spk is None:
-            raise UserError(f"{self.path / 'utt2spk'}: lacks utterance {utt}, which feats.scp has")
+        if not spk:
+            raise UserError(f"{self.path / 'utt2spk'}: tells no speaker of utterance {utt}, which feats.scp has")
         if spk not in self._means:
             if spk not in self.cmvn:
                 raise UserError(f"{self.path / 'cmvn.scp'}: lacks speaker {spk} of utterance {utt}; "
@@ -454,11 +457,9 @@ class Aligner:
 
     def __init__(self, data_dir: str, lang_dir: str, utts: List[str], words: Dict[str, List[int]], dim: int | None,
                  keep: bool):
-        import kaldifst
-
         self.reader = FeatureReader(data_dir, dim)
         self.lang = load_lang(lang_dir)
-        self.lexicon = kaldifst.StdVectorFst.read(str(Path(lang_dir) / "L.fst"))
+        self.lexicon = to_kaldifst(read_fst(Path(lang_dir) / "L.fst"))
         self.utts, self.words, self.keep = utts, words, keep
         parts = [self.reader[utt] for utt in utts] if keep else []
         self.matrix = np.concatenate(parts) if parts else np.zeros((0, dim or 0), np.float32)  # all frames

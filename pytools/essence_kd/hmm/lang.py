@@ -421,11 +421,14 @@ def read_symbols(path: str | Path) -> List[str]:
 
 
 def _read_ints(path: Path) -> List[List[int]]:
-    rows = _lines(path)
+    """A line or more of whole numbers."""
     try:
-        return [[int(f) for f in fields] for _, fields in rows]
+        rows = [[int(f) for f in fields] for _, fields in _lines(path)]
     except ValueError as error:
         raise UserError(f"{path}: {error}; make the lang directory again") from None
+    if not rows:
+        raise UserError(f"{path}: is empty; make the lang directory again")
+    return rows
 
 
 def read_positions(lang: Path, num_phones: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from essence_kd import __version__
 from essence_kd.io.errors import UserError
 
 _ABSENT = object()
+_NUMBERS = ("num_pdfs", "frame_shift_ms", "temperature", "k", "mean_mass", "num_utts", "num_frames", "num_entries")
 
 
 def staging_path(path: str | os.PathLike) -> str:
@@ -128,7 +129,7 @@ def write_sidecar(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:
 
 
 def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
-    """The fields of a sidecar. Raises UserError when it is missing, unreadable, or not one JSON object."""
+    """The fields of a sidecar. Raises UserError when it is missing, not one JSON object, or has text for a number."""
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -139,6 +140,9 @@ def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
         raise UserError(f"{path}: not a JSON file ({error}); make the archive again") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: holds no JSON object; make the archive again")
+    for name in _NUMBERS:
+        if not isinstance(fields.get(name, 0), (int, float, type(None))):
+            raise UserError(f"{path}: {name} is {fields[name]!r}, not a number; make the archive again")
     return fields
 
 

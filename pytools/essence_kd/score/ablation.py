@@ -79,7 +79,7 @@ class Ablation:
 
     def __init__(self, exp_dir: Path, out_dir: Path, utt2spk: dict[str, dict[str, str]], *, draws: int, seed: int,
                  against: Sequence[str] = ()):
-        self.plan = read_json(out_dir / "plan.json")
+        self.plan = read_json(out_dir / "plan.json", base=dict, points=list)
         self.draws, self.seed = draws, seed
         self.entries: dict[str, Entry] = {}
         self.waiting: list[str] = []

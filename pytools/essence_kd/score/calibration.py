@@ -44,8 +44,6 @@ class Calibration:
     def as_dict(self) -> dict[str, Any]:
         """frames, accuracy, mean confidence, ece, nll a frame, and the bins as [frames, mean confidence, accuracy]."""
         total = int(self.frames.sum())
-        if not total:
-            raise UserError("calibration: there is no frame to look at")
         some = np.maximum(self.frames, 1)
         bins = [[int(n), round(float(c), 5), round(float(a), 5)]
                 for n, c, a in zip(self.frames, self.confidence / some, self.correct / some)]
@@ -85,5 +83,7 @@ def calibrate(rspecifiers: dict[str, list[str]], alignments: list[str], factor: 
                     raise UserError(f"{scp}: utterance {utt} has pdf-id {labels.max()}, {name} has "
                                     f"{log_probs.shape[1]} pdfs")
                 found.add(log_probs, labels)
+        if not found.frames.sum():
+            raise UserError(f"{' '.join(alignments)}: align no utterance of {name} ({' '.join(tables)})")
         systems[name] = {**found.as_dict(), "without_alignment": without}
     return {"labels": [os.fspath(scp) for scp in alignments], "systems": systems}

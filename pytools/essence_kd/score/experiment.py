@@ -66,14 +66,17 @@ class Experiment:
         return [s for s in TEST_SETS if s in self.sets]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; UserError when it is not one."""
+def read_json(path: Path, **kinds: type) -> dict[str, Any]:
+    """A JSON object from a file; UserError when it is not one or lacks a value of ``kinds`` (key -> type)."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}); remove it and run its stage again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}; run its stage again")
+    for key, kind in kinds.items():
+        if not isinstance(value.get(key), kind):
+            raise UserError(f"{path}: has no {key} that can be read; remove it and run its stage again")
     return value
 
 
@@ -120,11 +123,12 @@ def load_system(path: Path) -> System:
             system.decodes[set_name] = read_json(decode_dir / "decode.json")
     if (path / "info.json").exists():
         system.info = read_json(path / "info.json")
-        system.params = system.info.get("params")
+        params = system.info.get("params")
+        system.params = params if isinstance(params, int) else None
     elif (path / "gmm.json").exists():
         system.info = read_json(path / "gmm.json")
-        if "num_gauss" in system.info and "dim" in system.info:  # mean, variance and weight of diagonal Gaussians
-            system.params = system.info["num_gauss"] * (2 * system.info["dim"] + 1)
+        if all(isinstance(system.info.get(key), int) for key in ("num_gauss", "dim")):
+            system.params = system.info["num_gauss"] * (2 * system.info["dim"] + 1)  # mean, variance, weight
     if (path / "model.yaml").exists():
         system.model = read_yaml(path / "model.yaml")
     if (path / "progress.jsonl").exists():
@@ -157,7 +161,7 @@ def _load_stages(path: Path) -> dict[str, dict[str, Any]]:
     """stages.jsonl: the last time of a stage stands; bytes are what each run added or freed, so they add up."""
     stages: dict[str, dict[str, Any]] = {}
     for row in read_json_lines(path):
-        if "stage" not in row or "seconds" not in row:
+        if "stage" not in row or not isinstance(row.get("seconds"), (int, float)):
             raise UserError(f"{path}: a line lacks 'stage' or 'seconds'; run the stage again")
         before = stages.get(str(row["stage"]), {}).get("bytes") or 0
         stages[str(row["stage"])] = {**row, "bytes": before + (row.get("bytes") or 0)}
@@ -167,7 +171,7 @@ def _load_stages(path: Path) -> dict[str, dict[str, Any]]:
 def _load_ablation(exp: Experiment) -> dict[str, Any]:
     """The results of the ablation, unless the systems that it took from the main run are no longer the same."""
     path = exp.path / "ablation" / "results.json"
-    found = read_json(path)
+    found = read_json(path, base=dict, points=dict, comparisons=list)
     for point in found["points"].values():
         for seed, name in (point["settings"].get("from") or {}).items():
             for set_name in exp.sets:
@@ -253,7 +257,7 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
     if (exp_dir / "stages.jsonl").exists():
         exp.stages = _load_stages(exp_dir / "stages.jsonl")
     if (exp_dir / "calibration" / "calibration.json").exists():
-        exp.calibration = read_json(exp_dir / "calibration" / "calibration.json")
+        exp.calibration = read_json(exp_dir / "calibration" / "calibration.json", systems=dict)
     if (exp_dir / "ablation" / "results.json").exists():
         exp.ablation = _load_ablation(exp)
     return exp

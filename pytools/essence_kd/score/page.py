@@ -621,8 +621,8 @@ def _provenance(exp: Experiment, facts: dict[str, Any], origin: dict[str, Any]) 
                        for d in system.decodes.values() if d.get("decoder") and d.get("decoder_version")})
     student = next((exp.systems[n].model for n in ("student_essence", "student_full", "baseline")
                     if n in exp.systems and exp.systems[n].model), None)
-    if student:
-        train = student["train"]
+    train = (student or {}).get("train")
+    if train:
         rows.append(("Student", f'{student["arch"]}, {train["optim"]["epochs"]} epochs, learning rate '
                                 f'{train["optim"]["lr"]:g}, soft weight {train["distill"]["soft_weight"]:g}, '
                                 f'temperature {train["distill"]["temperature"]:g}'))

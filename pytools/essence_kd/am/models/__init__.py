@@ -1,1 +1,19 @@
-"""One file an architecture."""
+"""One file an architecture; what model.yaml says of a trained model."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from essence_kd.io.errors import UserError
+from essence_kd.io.settings import read_yaml
+
+_KINDS = {"arch": str, "num_pdfs": int, "feat_dim": int, "frame_subsampling_factor": int, "cmn": str, "model": dict}
+
+
+def read_model_yaml(model_dir) -> dict:
+    """The contents of a model directory's model.yaml; UserError where it is missing, or a value has the wrong type."""
+    path = Path(model_dir) / "model.yaml"
+    settings = read_yaml(path)
+    for key, kind in _KINDS.items():
+        if key in settings and not isinstance(settings[key], kind):
+            raise UserError(f"{path}: {key} is {settings[key]!r}: this is not what training wrote; train again")
+    return settings
