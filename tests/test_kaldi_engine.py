@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from amdata import make_data
 from conftest import ROOT
 from swbd_data import WORDS, make_corpora
 
@@ -90,6 +91,25 @@ def test_an_imported_alignment_is_kaldis(kaldi):
     assert ours == told and len(ours) == 24
     pdfs = int(bash(kaldi, "am-info exp/mono/final.mdl 2>/dev/null").split("pdfs")[1].split()[0])
     assert (kaldi / "exp" / "our_ali" / "num_pdfs").read_text().strip() == str(pdfs)
+
+
+def test_kaldis_run_pl_runs_the_jobs_of_a_stage(tmp_path, shell):
+    """--cmd has the contract of Kaldi's run.pl, queue.pl and slurm.pl."""
+    pytest.importorskip("lhotse")
+    corpus = make_data(tmp_path, utterances=4)
+    for folder in (corpus.data, corpus.ali):
+        (folder / ".done").touch()
+    (tmp_path / "exp").mkdir()
+    command = ["local/train_models.sh", "--cmd", f"{KALDI}/egs/wsj/s5/utils/parallel/run.pl", "--nj", "1", corpus.data,
+               corpus.ali, tmp_path / "exp", "a:student_tdnn"]
+    done = shell(*command)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "exp" / "a" / "final.pt").exists()
+    assert "# Ended (code 0)" in (tmp_path / "exp" / "log" / "train.1.log").read_text()
+    (corpus.ali / "num_pdfs").write_text("1\n")
+    (corpus.ali / ".done").write_text("another\n")
+    done = shell(*command)
+    assert done.returncode == 1 and "a training failed; logs:" in done.stderr and "run.pl: job failed" in done.stderr
 
 
 @pytest.mark.parametrize("shift", [10, 30])

@@ -508,6 +508,20 @@ def test_early_stopping_by_word_error_rate_keeps_the_best_model_and_resumes(corp
     refused(lambda: begin("fourth", other), "set and graph of early stopping", "another set")
 
 
+def test_early_stopping_of_two_processes(corpus, tmp_path):
+    """The first one decodes; both stop, and take the same model for the best."""
+    run = settings("optim.epochs=9", "early_stopping.metric=dev_wer", "early_stopping.patience=1", "model.dropout=0")
+
+    def begin():
+        wer = Scripted([50.0, 40.0, 45.0])
+        train(run, corpus.data, corpus.ali, tmp_path / "m", dev_wer=wer)
+        return len(wer.models)
+
+    assert together(2, begin, tmp_path / "err") == [3, 0], (tmp_path / "err").read_text()
+    info = json.loads((tmp_path / "m" / "info.json").read_text())
+    assert (info["epochs"], info["best_epoch"], info["dev_wer"]) == (3, 2, 40.0)
+
+
 def test_early_stopping_by_dev_loss(corpus, tmp_path):
     run = settings("optim.epochs=60", "optim.lr=0.05", "early_stopping.metric=dev_loss", "early_stopping.patience=1")
     info = train(run, corpus.data, corpus.ali, tmp_path / "m")
