@@ -63,7 +63,8 @@ def test_it_learns_and_leaves_what_architecture_md_promises(corpus, tmp_path, ca
     lines = [json.loads(line) for line in (tmp_path / "m" / "progress.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 26))
     assert set(lines[0]) == {"epoch", "train_loss", "hard_loss", "soft_loss", "dev_loss", "dev_frame_acc", "seconds",
-                             "lr"}
+                             "data_seconds", "lr"}
+    assert all(0 < line["data_seconds"] < line["seconds"] for line in lines)
     assert lines[0]["dev_loss"] > lines[-1]["dev_loss"] and lines[0]["soft_loss"] is None
     assert lines[-1]["train_loss"] == lines[-1]["hard_loss"]
     assert lines[-1]["lr"] < lines[2]["lr"] <= 0.01
@@ -161,9 +162,9 @@ def test_checkpoints_by_the_clock(corpus, tmp_path, monkeypatch):
 
 
 def progress(model_dir):
-    """Everything in progress.jsonl but the seconds."""
+    """Everything in progress.jsonl but what took how long."""
     lines = [json.loads(line) for line in (model_dir / "progress.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "data_seconds")} for line in lines]
 
 
 def together(processes, call, errors):

@@ -390,7 +390,7 @@ class _Training:
     def _begin_epoch(self) -> None:
         """The state of an epoch of which nothing is done yet."""
         self.batch, self.seconds = 0, 0.0  # batches of it that are done, what they took
-        self.sums = {"train": 0.0, "hard": 0.0, "soft": 0.0, "frames": 0}
+        self.sums = {"train": 0.0, "hard": 0.0, "soft": 0.0, "frames": 0, "waited": 0.0}  # seconds, for data
         torch.manual_seed(self.settings.seed * 1_000_003 + self.epoch + 1_000_000_007 * self.processes.rank)
 
     def _train_epoch(self) -> None:
@@ -403,7 +403,9 @@ class _Training:
                                 pin=self.device.type == "cuda")
         self.model.train()
         sums = self.sums
+        asked = time.time()
         for number, batch in enumerate(batches, self.batch):
+            sums["waited"] += time.time() - asked
             lr = _learning_rate(s.optim, (self.epoch + number / len(plan)) / s.optim.epochs)
             for group in self.optimiser.param_groups:
                 group["lr"] = lr
@@ -447,18 +449,19 @@ class _Training:
                 self.say(f"epoch {self.epoch + 1}/{s.optim.epochs}, batch {number + 1}/{len(plan)}, "
                          f"loss {sums['train'] / max(1, sums['frames']):.3f}, "
                          f"{spent * (s.optim.epochs / done - 1):.0f} s to go")
+            asked = time.time()
         self.epoch += 1
-        train, hard, soft, frames = self.processes.sums([sums[k] for k in ("train", "hard", "soft", "frames")])
+        train, hard, soft, frames, waited = self.processes.sums(list(sums.values()))
         dev_loss, dev_acc = self._evaluate()
         line = {"epoch": self.epoch, "train_loss": train / frames, "hard_loss": hard / frames,
                 "soft_loss": soft / frames if self.soft is not None else None, "dev_loss": dev_loss,
-                "dev_frame_acc": dev_acc, "seconds": 0.0, "lr": lr}
+                "dev_frame_acc": dev_acc, "seconds": 0.0, "data_seconds": round(waited / world, 3), "lr": lr}
         self.history.append(line)
         self._look_for_the_best(line)
         line["seconds"] = round(before + time.time() - began, 3)
         if self.board is not None:
             for name, scalar in line.items():
-                if name not in ("epoch", "seconds") and scalar is not None:
+                if name not in ("epoch", "seconds", "data_seconds") and scalar is not None:
                     self.board.add_scalar(f"epoch/{name}", scalar, self.step)
         self._begin_epoch()
         self._save_checkpoint()
@@ -469,7 +472,7 @@ class _Training:
             dev += f", dev WER {line['dev_wer']:.2f} %"
         to_go = f", {'' if self.best is None else 'at most '}{left:.0f} s to go" if left and not self._stopped() else ""
         self.log(f"epoch {self.epoch}/{s.optim.epochs}: loss {line['train_loss']:.3f}{soft}{dev}, "
-                 f"{line['seconds']:.1f} s{to_go}")
+                 f"{line['seconds']:.1f} s, {line['data_seconds']:.1f} of them waiting for data{to_go}")
         if self._stopped():
             self.log(f"stopped early: {self.stale} figures in a row no better than epoch {self.best['epoch']}'s "
                      f"{s.early_stopping.metric} of {self.best['value']:.3f}")
@@ -584,7 +587,7 @@ class _Training:
         self._begin_epoch()
         self.batch, self.seconds = state["batch"], state["seconds"]
         if self.processes.first:
-            self.sums = state["sums"]
+            self.sums.update(state["sums"])
         rank, random = self.processes.rank, state["random"]
         if len(random["cpu"]) == self.processes.world:  # another number of processes cannot draw the same anyway
             torch.set_rng_state(random["cpu"][rank])
