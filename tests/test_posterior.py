@@ -99,9 +99,10 @@ def test_our_bytes_are_kaldis_and_each_reads_the_other(here, text):
 
 def kaldi(program: str) -> str:
     """The path of a program of Kaldi's; skips the test where there is none."""
-    path = shutil.which(program) or shutil.which(program, path=os.environ.get("KALDI_ROOT", "") + "/src/bin")
+    root = os.environ.get("KALDI_ROOT", "") + "/src/"
+    path = shutil.which(program) or shutil.which(program, path=f"{root}bin:{root}nnet3bin")
     if path is None:
-        pytest.skip(f"{program} of Kaldi is neither on PATH nor in KALDI_ROOT/src/bin")
+        pytest.skip(f"{program} of Kaldi is neither on PATH nor in KALDI_ROOT/src")
     return path
 
 
@@ -123,6 +124,38 @@ def test_post_to_weights_of_kaldi_finds_our_masses(here):
     write("ark:a.ark", MANY)
     for utt, weights in tables.read_vectors(f"ark:{program} ark:a.ark ark:- |"):
         np.testing.assert_allclose(weights, MANY[utt].mass(), rtol=1e-5)
+
+
+def entries(text: str) -> list:
+    """The frames of Kaldi's text form: {pdf-id: weight} each."""
+    frames = [frame.split("]")[0].split() for frame in text.split("[")[1:]]
+    return [{int(i): float(p) for i, p in zip(frame[::2], frame[1::2])} for frame in frames]
+
+
+def test_sum_post_of_kaldi_adds_ours(here):
+    program = kaldi("sum-post")
+    one, two = Posterior([0, 2, 3, 3], [7, 3, 1], [0.5, 0.25, 1.0]), Posterior([0, 2, 3, 4], [3, 9, 1, 4],
+                                                                              [0.5, 0.5, 1.0, 1.0])
+    write("ark:one.ark", {"u": one})
+    write("ark,scp:two.ark,two.scp", {"u": two})
+    done = subprocess.run([program, "--scale1=0.5", "--scale2=0.5", "ark:one.ark", "scp:two.scp", "ark,t:-"], check=True,
+                          capture_output=True, text=True)
+    assert entries(done.stdout) == [{7: 0.25, 3: 0.375, 9: 0.25}, {1: 1.0}, {4: 0.5}]
+
+
+def test_nnet3_examples_of_kaldi_hold_our_targets(here):
+    get, copy = kaldi("nnet3-get-egs"), kaldi("nnet3-copy-egs")
+    post = ragged([2, 1, 3, 0, 2], seed=4)
+    write("ark,scp:post.ark,post.scp", {"u": post})
+    with tables.MatrixWriter("ark:feats.ark") as writer:
+        writer.write("u", np.ones((5, 3)))
+    subprocess.run([get, "--num-pdfs=8816", "--num-frames=5", "--compress=false", "ark:feats.ark", "scp:post.scp",
+                    "ark:egs.ark"], check=True, capture_output=True)
+    done = subprocess.run([copy, "ark:egs.ark", "ark,t:-"], check=True, capture_output=True, text=True)
+    found = entries(done.stdout.partition("output")[2])
+    assert "rows=5 dim=8816" in done.stdout and len(found) == 5
+    for frame, wanted in zip(found, as_lists(post)):
+        assert frame == pytest.approx(dict(wanted), rel=1e-5)
 
 
 @settings(max_examples=150, deadline=None)

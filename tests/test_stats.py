@@ -147,6 +147,30 @@ def test_the_verb_writes_json_and_plot(data, tmp_path, capsys):
     assert "1 utterances, 5 frames" in capsys.readouterr().out
 
 
+def test_tables_of_another_tree_are_refused(data, tmp_path):
+    _, _, full, ali = data
+    mine = {"num_pdfs": PDFS, "tree_hash": "aa", "frame_shift_ms": 30}
+    (tmp_path / "full.json").write_text(json.dumps(mine))
+    write(MatrixWriter, tmp_path / "other", data[0])
+    for options, name, others in ((dict(alignments=ali), "ali", {"num_pdfs": 41, "tree_hash": "bb"}),
+                                  (dict(teachers=[f"scp:{tmp_path}/other.scp"]), "other",
+                                   {"num_pdfs": 41, "tree_hash": "bb", "frame_shift_ms": 10})):
+        for key, value in others.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps({**mine, key: value}))
+            with pytest.raises(UserError, match=f"{key} differs: {mine[key]} in .*full.json, {value} in .*{name}.json"):
+                collect(full, **options)
+        (tmp_path / f"{name}.json").write_text(json.dumps({**mine, "frame_shift_ms": 10} if name == "ali" else mine))
+        collect(full, **options)
+
+
+def test_empty_utterances_count_as_nothing(data, tmp_path):
+    posts, _, full, ali = data
+    empty = write(MatrixWriter, tmp_path / "gaps", {"x": np.zeros((0, 0), np.float32), **posts,
+                                                    "y": np.zeros((0, 0), np.float32)})
+    plain, gaps = collect(full, alignments=ali, factor=3), collect(empty, alignments=ali, factor=3)
+    assert (gaps["num_utts"], gaps["num_frames"], gaps["f_k"]) == (5, plain["num_frames"], plain["f_k"])
+
+
 def test_mistakes(data, tmp_path, capsys):
     _, _, full, ali = data
     empty = write(MatrixWriter, tmp_path / "empty", {})

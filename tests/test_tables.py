@@ -194,6 +194,29 @@ def test_archives_cut_short_behind_matrices_that_stay_in_them(here, monkeypatch)
             same([(utt, value[:]) for utt, value in found], dict(list(wanted.items())[:len(found)]))
 
 
+def test_damaged_headers_of_matrices_that_stay_in_their_files(here, monkeypatch):
+    """An error, or a matrix that lies inside the file."""
+    monkeypatch.setattr(tables, "_STORED", 30)
+    write_matrices("ark:m.ark", some_matrices(2, rows=20))
+    whole = Path("m.ark").read_bytes()
+    second = whole.index(b"utt1 ")
+    refused = 0
+    tracemalloc.start()
+    for place in (*range(20), *range(second, second + 20)):
+        for flip in (1, 2, 4, 16, 64, 128, 255):
+            Path("bad.ark").write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1:])
+            try:
+                found = stored_or_read("ark:bad.ark")
+            except UserError:
+                refused += 1
+            else:
+                for _, value in found:
+                    assert value[:].nbytes <= len(whole)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused > 150 and peak < 3 * tables.BLOCK
+
+
 def test_a_stored_matrix_outlives_its_table(here):
     wanted = some_matrices(2, rows=60000)
     write_matrices("ark,scp:m.ark,m.scp", wanted)

@@ -222,6 +222,12 @@ def test_the_sources_sidecar_is_carried_on_and_obeyed(probs, tmp_path, capsys):
     assert not (tmp_path / "x.ark").exists() and not (tmp_path / "x.json").exists()
 
 
+def test_matrices_that_contradict_their_sidecar_are_refused(full, tmp_path, capsys):
+    (tmp_path / "full.json").write_text('{"num_pdfs": 20}')
+    status, told = run(capsys, "prune-post", "--top-k", "4", full, f"ark:{tmp_path}/x.ark")
+    assert status == 1 and f"utterance utt0: 50 columns, but there are 20 pdfs ({tmp_path}/full.json)" in told
+
+
 def bad_matrices(probs):
     p = probs["utt3"]
     return {"nan": (np.where(np.eye(11, PDFS) > 0, np.nan, p), "frame 0: holds a NaN"),
@@ -312,6 +318,34 @@ def test_a_full_disk_leaves_nothing(full, tmp_path, shell):
     done = shell("bash", "-c", command)
     assert done.returncode == 1 and "cannot be written" in done.stderr, done.stderr
     assert not (tmp_path / "x.ark").exists()
+
+
+@pytest.mark.parametrize("verb", [["prune-post", "--threads", "2"], ["dump-post", "--keep", "5"]], ids=lambda v: v[0])
+@pytest.mark.parametrize("source", ["ark:{}", "ark:cat {} |", "scp:{}.scp"])
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_archive(verb, source, tmp_path):
+    """120 MB more of input, in utterances of 6 MB, take less than three of them more memory.
+
+    What is read through an index is mapped, and let go of every 64 MB.
+    """
+    peaks = []
+    p = np.random.default_rng(0).dirichlet(np.full(500, 0.1), 3000).astype(np.float32)
+    with MatrixWriter(f"ark:{tmp_path}/one.ark") as writer:
+        writer.write("utt00", p)
+    utterance = (tmp_path / "one.ark").read_bytes()
+    for count in (5, 25):
+        path = tmp_path / f"full{count}.ark"
+        path.write_bytes(b"".join(b"utt%02d" % i + utterance[5:] for i in range(count)))
+        (tmp_path / f"full{count}.ark.scp").write_text(
+            "".join(f"utt{i:02} {path}:{i * len(utterance) + 6}\n" for i in range(count)))
+        code = ("import sys\nfrom essence_kd.cli.main import main\nstatus = main(sys.argv[1:])\n"
+                "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])\n"
+                "sys.exit(status)")
+        done = subprocess.run([sys.executable, "-c", code, *verb, source.format(path), f"ark:{tmp_path}/post.ark"],
+                              env={**os.environ, "PYTHONPATH": str(ROOT / "pytools")}, capture_output=True, text=True)
+        assert done.returncode == 0 and f"{count} utterances" in done.stderr, done.stderr
+        peaks.append(int(done.stdout))
+    assert peaks[1] - peaks[0] < (82_000 if source.startswith("scp") else 18_000), peaks  # kilobytes
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])

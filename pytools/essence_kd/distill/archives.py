@@ -7,7 +7,7 @@ import queue
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple, TypeVar, Union
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from essence_kd.distill.essence import Essence, EssenceSettings
 from essence_kd.io import compact
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior, PosteriorWriter, _cut as _cut_posterior, read_posterior
-from essence_kd.io.provenance import read_sidecar, sidecar_path
+from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path
 from essence_kd.io.tables import (Source, StoredMatrix, _cut_matrix, _read_matrix, parse_rspecifier, read_scp,
                                   read_table)
 
@@ -64,6 +64,13 @@ def target_sidecar(wspecifier: str, *sources: str) -> Optional[str]:
         if path is not None and sidecar_path(source) == path:
             raise UserError(f"{wspecifier}: would share the sidecar {path} with {source}; give it another name")
     return path
+
+
+def check_sidecars(one: str, other: str, keys: Sequence[str]) -> None:
+    """Refuse two tables whose sidecars, where both have one, disagree on any of ``keys``. Raises UserError."""
+    ours, theirs = sidecar_of(one), sidecar_of(other)
+    if ours and theirs:
+        check_match(sidecar_path(one), ours, sidecar_path(other), theirs, keys)
 
 
 def num_utterances(rspecifier: str) -> Optional[int]:

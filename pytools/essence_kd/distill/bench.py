@@ -21,6 +21,7 @@ from essence_kd.io.tables import MatrixWriter, _kaldi_io
 
 PARTS = ("select", "fuse", "process", "codec", "loss")
 OURS = "essence"
+_PAUSE = 0.05  # seconds
 
 
 def synthetic_logits(frames: int, pdfs: int, count: int, seed: int = 0) -> List[np.ndarray]:
@@ -31,10 +32,14 @@ def synthetic_logits(frames: int, pdfs: int, count: int, seed: int = 0) -> List[
 
 
 def interleaved(works: Dict[str, Callable[[], Any]], repeats: int) -> Dict[str, List[float]]:
-    """Seconds of each work, taken in turns, so that a busy machine meets all alike; the first turn is not kept."""
+    """Seconds of each work, taken in turns, so that a busy machine meets all alike; the first turn is not kept.
+
+    A pause before each: threads of OpenMP (PyTorch's) spin for some milliseconds when their work is done.
+    """
     seconds: Dict[str, List[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
         for name, work in works.items():
+            time.sleep(_PAUSE)
             began = time.perf_counter()
             work()
             if turn:
@@ -126,6 +131,7 @@ class Bench:
             essence = [sys.executable, "-m", "essence_kd", "prune-post", "--threads", str(self.threads)]
             env = {**os.environ, "OMP_NUM_THREADS": str(self.threads),
                    "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+            env.pop("PYTHONDONTWRITEBYTECODE", None)  # the first turn compiles the modules, as a user's first call does
 
             def call(*command):
                 done = subprocess.run(command, env=env, capture_output=True, text=True)

@@ -762,6 +762,8 @@ def _apply_mass(offsets: np.ndarray, probs: np.ndarray, rule: str) -> np.ndarray
     empty = (mass <= 0) & (counts > 0)
     if empty.any():
         raise FrameError(int(np.argmax(empty)), "its entries have no mass, so they cannot be scaled to 1")
+    if len(counts) and (counts == counts[0]).all():
+        return (probs.reshape(len(counts), -1) / mass[:, None]).astype(np.float32).reshape(-1)
     return (probs / np.repeat(mass, counts)).astype(np.float32)
 
 
@@ -773,7 +775,7 @@ def _compiled_over_threshold(probs: Matrix, threshold: float, starts: Optional[n
         return None
     frames, columns = probs.shape
     most = min(columns, int((1 + SUM_TOLERANCE) / threshold + 1) * (1 if starts is None else 2) + 2)
-    ids, values = np.zeros((frames, most), np.int32), np.zeros((frames, most), np.float32)
+    ids, values = np.empty((frames, most), np.int32), np.empty((frames, most), np.float32)
     counts = np.zeros(frames, np.int64)
     unfinished: List[int] = []
 
@@ -786,7 +788,13 @@ def _compiled_over_threshold(probs: Matrix, threshold: float, starts: Optional[n
             unfinished.append(rows.start)
 
     _over_many_rows(work, probs, threads)
-    return None if unfinished else _Sorted(ids, values, counts)
+    if unfinished:
+        return None
+    width = int(counts.max())
+    ids, values = ids[:, :width], values[:, :width]
+    beyond = np.arange(width) >= counts[:, None]
+    ids[beyond] = values[beyond] = 0
+    return _Sorted(ids, values, counts)
 
 
 def _random_prune(probs: np.ndarray, threshold: float, starts: np.ndarray, threads: Optional[int]) -> _Sorted:

@@ -11,11 +11,12 @@ from typing import Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
-from essence_kd.distill.archives import CARRIED, Progress, Tally, num_utterances, sidecar_of, target_sidecar
+from essence_kd.distill.archives import (CARRIED, Progress, Tally, check_sidecars, num_utterances, sidecar_of,
+                                         target_sidecar)
 from essence_kd.distill.essence import sort_entries
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
-from essence_kd.io.provenance import check_match, sidecar_path, write_sidecar
+from essence_kd.io.provenance import write_sidecar
 from essence_kd.io.tables import IntVectorTable, parse_rspecifier, read_int_vectors
 
 logger = logging.getLogger(__name__)
@@ -93,9 +94,7 @@ def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, fact
         raise UserError(f"--soft-weight must be from 0 to 1, not {soft_weight}")
     factor = factor_of(soft, factor)
     fields, target = sidecar_of(soft), target_sidecar(wspecifier, soft, alignments)
-    beside = sidecar_of(alignments)
-    if fields and beside:
-        check_match(sidecar_path(soft), fields, sidecar_path(alignments), beside, ("num_pdfs", "tree_hash"))
+    check_sidecars(soft, alignments, ("num_pdfs", "tree_hash"))
     num_pdfs = fields.get("num_pdfs")
     source, tally, missing = Alignments(alignments), Tally(), []
     progress = Progress("mix-post", num_utterances(soft))

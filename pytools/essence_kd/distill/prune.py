@@ -49,8 +49,9 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
             check_kind(rspecifier, utt, isinstance(value, Posterior), kind)
             if not isinstance(value, Posterior) and all(value.shape):
                 if num_pdfs not in (None, value.shape[1]):
-                    raise frame_error(rspecifier, utt,
-                                      ValueError(f"{value.shape[1]} columns, but there are {num_pdfs} pdfs"))
+                    told = f" ({beside})" if "num_pdfs" in source else ""
+                    raise frame_error(rspecifier, utt, ValueError(f"{value.shape[1]} columns, but there are {num_pdfs} "
+                                                                  f"pdfs{told}"))
                 num_pdfs = value.shape[1]
             yield utt, value
 

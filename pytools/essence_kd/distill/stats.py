@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 
-from essence_kd.distill.archives import (Progress, Tally, ahead, check_kind, frame_error, num_utterances,
+from essence_kd.distill.archives import (Progress, Tally, ahead, check_kind, check_sidecars, frame_error, num_utterances,
                                          read_dense_or_sparse, sidecar_of)
 from essence_kd.distill.essence import EssenceSettings, Scale, select, to_probabilities
 from essence_kd.distill.mix import Alignments, factor_of, subsample
@@ -146,6 +146,10 @@ def collect(rspecifier: str, *, kind: Optional[str] = None, alignments: Optional
     the same order; ``max_frames``: stop after so many (0: all). Raises UserError.
     """
     fields = sidecar_of(rspecifier)
+    if alignments:
+        check_sidecars(rspecifier, alignments, ("num_pdfs", "tree_hash"))
+    for teacher in teachers:
+        check_sidecars(rspecifier, teacher, ("num_pdfs", "tree_hash", "frame_shift_ms"))
     statistics, tally = Statistics(), Tally()
     source = Alignments(alignments) if alignments else None
     streams = [read_matrices(teacher) for teacher in teachers]

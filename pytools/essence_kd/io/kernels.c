@@ -531,6 +531,7 @@ int64_t posterior_offsets(const uint8_t *data, int64_t n, int64_t T, int64_t *of
    bits wide, a pdf-id is not below the smallest normal float, or a weight is not finite. */
 int64_t posterior_entries(const uint8_t *restrict data, int64_t T, int64_t k, const int64_t *offsets,
                           int32_t *restrict ids, float *restrict probs) {
+  const uint64_t good = 0x0000040000000004u;
   int64_t n = 0;
   uint64_t odd = 0;
   uint32_t endless = 0;
@@ -538,14 +539,23 @@ int64_t posterior_entries(const uint8_t *restrict data, int64_t T, int64_t k, co
     int64_t count = offsets ? offsets[t + 1] - offsets[t] : k;
     if (data[0] != 4 || cell(data) != count) return 0;
     data += 5;
-    for (int64_t i = 0; i < count; i++, data += 10) {
-      uint64_t head; /* the byte 4, the pdf-id, the byte 4, and two bytes of the weight */
-      memcpy(&head, data, 8);
-      memcpy(probs + n + i, data + 6, 4);
-      ids[n + i] = (int32_t)(head >> 8);
-      odd |= head ^ 0x0000040000000004u;
+    int64_t end = n + count;
+    for (; n + 4 <= end; n += 4, data += 40) {
+      uint64_t heads[4]; /* the byte 4, the pdf-id, the byte 4, and two bytes of the weight */
+      for (int i = 0; i < 4; i++) {
+        memcpy(heads + i, data + 10 * i, 8);
+        memcpy(probs + n + i, data + 10 * i + 6, 4);
+        ids[n + i] = (int32_t)(heads[i] >> 8);
+      }
+      odd |= ((heads[0] ^ good) | (heads[1] ^ good)) | ((heads[2] ^ good) | (heads[3] ^ good));
     }
-    n += count;
+    for (; n < end; n++, data += 10) {
+      uint64_t head;
+      memcpy(&head, data, 8);
+      memcpy(probs + n, data + 6, 4);
+      ids[n] = (int32_t)(head >> 8);
+      odd |= head ^ good;
+    }
   }
   for (int64_t i = 0; i < n; i++) {
     uint32_t bits;

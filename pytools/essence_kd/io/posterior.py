@@ -52,7 +52,8 @@ class Posterior:
     def from_fixed(cls, ids: np.ndarray, probs: np.ndarray) -> "Posterior":
         """From ids and probs of shape (T, k)."""
         frames, k = ids.shape
-        made = cls(np.arange(frames + 1, dtype=np.int64) * k, ids.reshape(-1), probs.reshape(-1))
+        offsets = np.arange(0, (frames + 1) * k, k, np.int64) if k else np.zeros(frames + 1, np.int64)
+        made = cls(offsets, ids.reshape(-1), probs.reshape(-1))
         made._k = k
         return made
 
@@ -232,9 +233,9 @@ def _fixed_frames(data: np.ndarray, k: int) -> Posterior | None:
     library = kernels()
     if library is not None:
         count = len(data) // (5 + 10 * k)
-        ids, probs = np.empty(count * k, np.int32), np.empty(count * k, np.float32)
+        ids, probs = np.empty((count, k), np.int32), np.empty((count, k), np.float32)
         if library.posterior_entries(pointer(data), count, k, None, pointer(ids), pointer(probs)):
-            return Posterior.from_fixed(ids.reshape(count, k), probs.reshape(count, k))
+            return Posterior.from_fixed(ids, probs)
     frames = data.view(_frame_dtype(k))
     if not (frames["count"] == k).all() or 5 * _leading_fours(data) < len(data):
         return None

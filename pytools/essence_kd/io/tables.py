@@ -34,6 +34,7 @@ from essence_kd.io.provenance import is_special, staging_path, writing_failed
 
 BLOCK = 1 << 20  # bytes read from a file at a time
 _LONGEST_KEY = 4096  # bytes; a longer "key" is not a key
+_USUAL_KEY = re.compile(rb"([!-~]+) ")
 _SCP_BLOCK = 1 << 18  # bytes of an scp file taken at a time
 _STORED = BLOCK  # bytes of a matrix that is worth leaving in its file
 _BLIND = 16 * BLOCK  # bytes; the largest size that is believed before it is known how much will come
@@ -424,8 +425,10 @@ class Maps:
     def __getstate__(self) -> dict:
         return {"_maps": {}, "_files": {}, "_used": 0}
 
-    def file(self, path: str) -> _Descriptor:
-        """A mapped file, open. Raises OSError."""
+    def pass_over(self, path: str, count: int) -> _Descriptor:
+        """A mapped file, open, of which `count` bytes are not read. Raises OSError."""
+        self._used -= count
+        self._maps.pop(path, None)  # the system may have mapped megabytes around what was read
         if path not in self._files:
             if len(self._files) >= 256:
                 self._files.clear()
@@ -485,8 +488,7 @@ class Mapped:
         """Consumes `count` bytes unread: the file and where they begin."""
         start = self._low
         self._low += count
-        self._start += count
-        return self._maps.file(self.name), start
+        return self._maps.pass_over(self.name, count), start
 
     def holds(self, count: int) -> bool:
         """False when fewer than `count` bytes are left."""
@@ -526,6 +528,10 @@ def open_object(file: str, maps: Maps):
 
 def read_key(source: Source) -> str | None:
     """The next utterance id and the blank after it; None at the end. Raises UserError for what is no key."""
+    usual = _USUAL_KEY.match(source.peek(128, 1))
+    if usual is not None:
+        source.skip(usual.end())
+        return usual.group(1).decode("ascii")
     least = 1
     while True:
         head = source.peek(_LONGEST_KEY, least).tobytes()
