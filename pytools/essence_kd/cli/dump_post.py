@@ -51,7 +51,8 @@ def add_arguments(parser) -> None:
     add_selection_arguments(parser)
     parser.add_argument("--agree", type=int, metavar="N", help="agree: teachers that must hold a class (default: 2)")
     parser.add_argument("--frame-shift-ms", type=float, metavar="MS", help="for the sidecar, where no model says it")
-    parser.add_argument("--batch-frames", type=int, default=30000, metavar="N", help="feature frames of a batch")
+    parser.add_argument("--batch-frames", type=int, default=30000, metavar="N",
+                        help="feature frames of a batch (default: 30000)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: OMP_NUM_THREADS or the cores there are")
     parser.add_argument("teachers", nargs="+", metavar="TEACHER", help="model directory or rspecifier of matrices")

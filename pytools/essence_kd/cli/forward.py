@@ -14,10 +14,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--combine", choices=("mean", "logmean"), default="mean",
                         help="how the posteriors of several models become one (default: mean)")
     parser.add_argument("--weights", metavar="W,W,..", help="a weight a model (default: all the same)")
-    parser.add_argument("--prior-scale", type=float, default=1.0, metavar="S")
+    parser.add_argument("--prior-scale", type=float, default=1.0, metavar="S", help="of the log prior (default: 1)")
     parser.add_argument("--prior-floor", type=float, default=1e-5, metavar="P", help="least prior of a pdf (default: 1e-5)")
-    parser.add_argument("--batch-frames", type=int, default=30000, metavar="N", help="feature frames of a batch")
-    parser.add_argument("--threads", type=int, default=1, metavar="N")
+    parser.add_argument("--batch-frames", type=int, default=30000, metavar="N",
+                        help="feature frames of a batch (default: 30000)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="on a CPU (default: 1)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--also", nargs=2, action="append", default=[], metavar=("DATA_DIR", "SCORES-WSPECIFIER"),
                         help="another set, by the same models; may be repeated")

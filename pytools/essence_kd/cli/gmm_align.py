@@ -14,8 +14,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("gmm_dir", metavar="GMM_DIR")
     parser.add_argument("ali_dir", metavar="ALI_DIR", help="ali.ark, ali.scp, priors.txt, failed.txt ... go there")
     parser.add_argument("--nj", type=int, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument("--beam", type=float, default=10.0, metavar="B")
-    parser.add_argument("--retry-beam", type=float, default=40.0, metavar="B", help="for utterances that fail")
+    parser.add_argument("--beam", type=float, default=10.0, metavar="B", help="of the search (default: 10)")
+    parser.add_argument("--retry-beam", type=float, default=40.0, metavar="B",
+                        help="for utterances that fail (default: 40)")
     parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N",
                         help="also count how phones look when every N-th frame is kept (for make-graph; default: 3)")
     parser.add_argument("--map-oov", choices=("true", "false"), default="false",

@@ -12,7 +12,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("data_dir", metavar="DATA", help="data directory with feats.scp, cmvn.scp, utt2spk")
     parser.add_argument("gmm_dir", metavar="GMM_DIR")
     parser.add_argument("wspecifier", metavar="SCORES-WSPECIFIER")
-    parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N")
+    parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N",
+                        help="feature frames a row (default: 3)")
 
 
 def run(args) -> int:

@@ -17,7 +17,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--num-gauss", type=int, default=3000, metavar="N", help="Gaussians in all (default: 3000)")
     parser.add_argument("--min-tokens", type=int, default=20, metavar="N",
                         help="a position of a phone seen less often shares pdfs (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of mixing up (default: 0)")
     parser.add_argument("--map-oov", choices=("true", "false"), default="false",
                         help="take words that the lang lacks as its oov word (default: refuse them)")
 

@@ -15,8 +15,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N",
                         help="feature frames a row of scores (1: the plain topology; default: 3)")
     parser.add_argument("--ali-dir", metavar="ALI", help="alignment whose counts give the transition probabilities")
-    parser.add_argument("--transition-scale", type=float, default=1.0, metavar="S")
-    parser.add_argument("--self-loop-scale", type=float, default=0.1, metavar="S")
+    parser.add_argument("--transition-scale", type=float, default=1.0, metavar="S",
+                        help="of the log probability of all transitions but self-loops (default: 1)")
+    parser.add_argument("--self-loop-scale", type=float, default=0.1, metavar="S", help="of self-loops' (default: 0.1)")
 
 
 def run(args) -> int:

@@ -12,9 +12,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("dict_dir", metavar="DICT", help="lexicon.txt (or lexiconp.txt), *silence_phones.txt")
     parser.add_argument("lang_dir", metavar="LANG", help="directory to make")
     parser.add_argument("--oov", metavar="WORD", help="stands for unknown words (default: <unk>)")
-    parser.add_argument("--num-sil-states", type=int, default=5, metavar="N")
-    parser.add_argument("--num-nonsil-states", type=int, default=3, metavar="N")
-    parser.add_argument("--sil-prob", type=float, default=0.5, metavar="P", help="probability of silence beside a word")
+    parser.add_argument("--num-sil-states", type=int, default=5, metavar="N", help="of silence phones (default: 5)")
+    parser.add_argument("--num-nonsil-states", type=int, default=3, metavar="N", help="of all others (default: 3)")
+    parser.add_argument("--sil-prob", type=float, default=0.5, metavar="P",
+                        help="probability of silence beside a word (default: 0.5)")
 
 
 def run(args) -> int:

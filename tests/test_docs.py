@@ -1,0 +1,67 @@
+"""README and docs name only verbs, options, scripts, files and headings that there are."""
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+
+import pytest
+from conftest import ROOT
+
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLI = ROOT / "pytools" / "essence_kd" / "cli"
+OTHERS = ("local/nnet3/",)  # of Kaldi's recipes
+
+
+def code(text):
+    """Commands of code blocks (continued lines joined) and code spans, what is quoted in them left out."""
+    text = text.replace("\\\n", " ")
+    fenced = r"```.*?\n(.*?)```"
+    lines = [line for block in re.findall(fenced, text, re.S) for line in block.splitlines()]
+    text = re.sub(fenced, "", text, flags=re.S)
+    lines += re.findall(r"^    (.+)$", text, re.M) + [" ".join(s.split()) for s in re.findall(r"`([^`]+)`", text)]
+    lines = [re.sub(r"'[^']*'|\"[^\"]*\"", "''", line).split(" -- ")[0] for line in lines]
+    return [part.strip() for line in lines for part in re.split(r"[|;#]|&&", line)]
+
+
+def options(words):
+    return set(re.findall(r"(?<!\S)\[?(--[a-z][a-z-]*)", words))
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda p: p.name)
+def test_verbs_and_their_options(doc):
+    for line in code(doc.read_text(encoding="utf-8")):
+        match = re.match(r"(?:\S*/)?essence ([a-z][a-z-]+)(.*)", line)
+        if match:
+            verb, parser = match.group(1), argparse.ArgumentParser()
+            assert (CLI / f"{verb.replace('-', '_')}.py").exists(), line
+            importlib.import_module(f"essence_kd.cli.{verb.replace('-', '_')}").add_arguments(parser)
+            assert options(match.group(2)) <= {o for action in parser._actions for o in action.option_strings}, line
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda p: p.name)
+def test_scripts_and_their_options(doc):
+    seen = 0
+    for line in code(doc.read_text(encoding="utf-8")):
+        match = re.match(r"(?:KALDI_ROOT=\S+ )?(?:\./|\$?\w+/)?((?:run|(?:local|recipes)/[\w/]+)\.sh)\b(.*)", line)
+        if match and not re.search("[A-Z]{3}", match.group(1)) and not match.group(1).startswith(OTHERS):
+            script = (ROOT / match.group(1)).read_text(encoding="utf-8")
+            known = set(re.findall(r"^([a-z_]+)=", script, re.M)) | {"help", "config"}
+            if match.group(1) != "local/slurm.sh":
+                assert {o[2:].replace("-", "_") for o in options(match.group(2))} <= known, line
+            seen += 1
+    assert seen or doc.name not in ("README.md", "plugin.md")
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda p: p.name)
+def test_files_and_links(doc):
+    text = doc.read_text(encoding="utf-8")
+    folders = "local|conf|recipes|tests|benchmarks|pytools|docs"
+    for name in re.findall(rf"(?<![\w./$-])((?:{folders})/[\w./*-]*\w)", " ".join(code(text))):
+        assert re.search("[A-Z]{3}", name) or name.startswith(OTHERS) or any(ROOT.glob(name)), name
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        name, _, heading = target.partition("#")
+        other = doc.parent / name if name else doc
+        assert other.exists(), target
+        headings = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), re.M) if heading else []
+        assert not heading or heading in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings], target
