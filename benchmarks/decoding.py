@@ -18,41 +18,21 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "pytools"))
-os.environ.setdefault("KALDI_ROOT", "")
+import numpy as np
+from kaldi_files import transition_model_text
+from measure import ESSENCE, ROOT, measured, script
 
-import numpy as np  # noqa: E402
-from kaldi_files import transition_model_text  # noqa: E402
+from essence_kd.hmm.fst import make_fst, write_fst
+from essence_kd.hmm.graph import load_graph
+from essence_kd.io.errors import UserError
+from essence_kd.io.tables import MatrixWriter, read_matrices
+from essence_kd.io.text import read_words
+from essence_kd.score.wer import score
 
-from essence_kd.hmm.fst import make_fst, write_fst  # noqa: E402
-from essence_kd.hmm.graph import load_graph  # noqa: E402
-from essence_kd.io.errors import UserError  # noqa: E402
-from essence_kd.io.tables import MatrixWriter, read_matrices  # noqa: E402
-from essence_kd.io.text import read_words  # noqa: E402
-from essence_kd.score.wer import score  # noqa: E402
-
-ESSENCE = [sys.executable, "-m", "essence_kd"]
 LATTICE_BEAM, MAX_ACTIVE, MIN_ACTIVE = 5, 7000, 30
-
-
-def measured(command: list) -> tuple[float, float]:
-    """CPU seconds of a command and of what it starts, and MB of the largest process; its last words when it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "pytools")}
-    with tempfile.TemporaryFile("w+") as said:
-        child = subprocess.Popen([str(c) for c in command], stdout=said, stderr=said, env=environment)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            said.seek(0)
-            raise UserError(f"{command[0]} failed: {' '.join(said.read().splitlines()[-3:])}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3
 
 
 class Bench:
@@ -142,7 +122,7 @@ def compare(bench: Bench, beams: list, repeats: int) -> None:
         for _ in range(repeats):
             for archive in ("one", "all"):
                 for name, command in bench.commands(beam, archive, out).items():
-                    took, _ = measured(command)
+                    took = measured(command).cpu
                     least[name, archive] = min(took, least.get((name, archive), took))
         names = list(bench.commands(beam, "all", out))
         length = bench.audio["all"] - bench.audio["one"]
@@ -168,7 +148,7 @@ def long_audio(bench: Bench, beam: float, seconds: float) -> None:
           "| decoder | words | CPU s | MB |\n|---|---|---|---|")
     for name, command in bench.commands(beam, "long", bench.here / "long").items():
         if name in dict(bench.backends):
-            cpu, megabytes = measured(command)
+            cpu, _, megabytes = measured(command)
             words = len(read_words(bench.here / "long" / name / "hyp.txt")["long"])
             print(f"| {name} | {words} | {cpu:.1f} | {megabytes:,.0f} |", flush=True)
 
@@ -180,7 +160,7 @@ def sweeps(bench: Bench, beam: float) -> None:
     print("| decoder | settings | CPU s | best scale | best penalty | WER |\n|---|---|---|---|---|---|")
     commands, tables = bench.commands(beam, "all", out), {}
     for name, _ in bench.backends:
-        cpu, _ = measured([*commands[name], "--config", ROOT / "conf" / "decode.yaml", "--sweep", text])
+        cpu = measured([*commands[name], "--config", ROOT / "conf" / "decode.yaml", "--sweep", text]).cpu
         tables[name] = json.loads((out / name / "sweep.json").read_text())
         best = tables[name]["best"]
         print(f"| {name} | {len(tables[name]['points'])} | {cpu:.1f} | {best['acoustic_scale']} | "
@@ -213,7 +193,7 @@ def rescoring(bench: Bench, beam: float, exp: Path, data: Path) -> None:
     for name, graph, options in (("graph of the larger model", bench.graph_dir, []),
                                  ("bigram graph", here / "bigram", []),
                                  ("bigram graph, best of 100 by the larger model", here / "bigram", larger)):
-        cpu, _ = measured([*decode, *options, graph, f"ark:{here}/all.ark", here / "out" / name])
+        cpu = measured([*decode, *options, graph, f"ark:{here}/all.ark", here / "out" / name]).cpu
         found = bench.words(here / "out", name)
         first = first or found
         print(f"| {name} | {load_graph(graph / 'graph.npz').num_arcs} | "
@@ -221,7 +201,7 @@ def rescoring(bench: Bench, beam: float, exp: Path, data: Path) -> None:
               f"{sum(found[utt] == first[utt] for utt in found)} of {len(found)} | {cpu:.1f} |", flush=True)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exp", type=Path, help="exp/CORPUS with graph, systems and scales.json")
     parser.add_argument("data", type=Path, help="data/CORPUS")
@@ -236,7 +216,6 @@ def main() -> int:
     parser.add_argument("--without-k2", action="store_true")
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
     args = parser.parse_args()
-    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="essence-bench-") as scratch:
         bench = Bench(args.exp, args.data, args, Path(scratch))
         graph = bench.graph
@@ -252,13 +231,7 @@ def main() -> int:
             sweeps(bench, beams[0])
         else:
             rescoring(bench, beams[0], args.exp, args.data)
-    print(f"\n{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load average {load:.1f} before and "
-          f"{os.getloadavg()[0]:.1f} after")
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"{sys.argv[0]}: {error}")
+    script(main)

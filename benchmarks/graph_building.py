@@ -12,23 +12,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "pytools"))
+import numpy as np
+from kaldi_files import transition_model_text, tree_text
+from measure import ESSENCE, measured, script
 
-import numpy as np  # noqa: E402
-from kaldi_files import transition_model_text, tree_text  # noqa: E402
-
-from essence_kd.hmm.fst import read_fst  # noqa: E402
-from essence_kd.hmm.gmm import Gmm, load_gmm, save_gmm  # noqa: E402
-from essence_kd.hmm.graph import load_graph  # noqa: E402
-from essence_kd.hmm.lang import load_lang  # noqa: E402
-from essence_kd.io.errors import UserError  # noqa: E402
+from essence_kd.hmm.fst import read_fst
+from essence_kd.hmm.gmm import Gmm, load_gmm, save_gmm
+from essence_kd.hmm.graph import load_graph
+from essence_kd.hmm.lang import load_lang
 
 PHONES = ("AA AE AH AO AW AX AY EH ER EY IH IY OW OY UH UW B CH D DH DX F G HH JH K L M N NG P R S SH T TH V W Y Z "
           "ZH").split()
@@ -110,27 +104,14 @@ def kaldi_environment() -> dict:
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries))}
 
 
-def measured(command: list, **options) -> tuple:
-    """(CPU seconds, seconds, MB of the largest process) of a command; UserError with its last words when it fails."""
-    began = time.monotonic()
-    with tempfile.TemporaryFile("w+") as said:
-        child = subprocess.Popen([str(c) for c in command], stdout=said, stderr=said, **options)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            said.seek(0)
-            raise UserError(f"{command[0]} failed: {' '.join(said.read().splitlines()[-3:])}")
-    return usage.ru_utime + usage.ru_stime, time.monotonic() - began, usage.ru_maxrss / 1024
-
-
 def mkgraph(lang: Path, model: Path, graph: Path) -> tuple:
-    """Run Kaldi's mkgraph.sh; the measures of :func:`measured`."""
+    """What Kaldi's mkgraph.sh costs."""
     script = Path(os.environ["KALDI_ROOT"]) / "egs" / "wsj" / "s5" / "utils" / "mkgraph.sh"
     return measured(["bash", script.resolve(), "--self-loop-scale", "0.1", "--transition-scale", "1.0", lang.resolve(),
                      model.resolve(), graph.resolve()], env=kaldi_environment(), cwd=script.parent.parent)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--words", type=int, default=20000, help="in the lexicon (%(default)s)")
     parser.add_argument("--sentences", type=int, default=40000, help="of the trigram's text (%(default)s)")
@@ -138,14 +119,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work-dir", type=Path, help="keep what is made here")
     args = parser.parse_args()
-    load = os.getloadavg()[0]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "pytools"), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="essence-bench-") as scratch:
         here = args.work_dir or Path(scratch)
         write_language(here, args.words, args.sentences, args.seed)
 
         def essence(*words):
-            return measured([sys.executable, "-m", "essence_kd", *words], env=environment)
+            return measured([*ESSENCE, *words])
 
         steps = [("essence make-lang", essence("make-lang", here / "dict", here / "lang")),
                  (f"essence train-lm, order {args.order}", essence(
@@ -172,13 +151,7 @@ def main() -> int:
         print(f"| {name} | {cpu:.0f} | {wall:.0f} | {memory:.0f} |")
     if lacking:
         print(f"\nmkgraph.sh was not run: {lacking}")
-    print(f"\n{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load average {load:.1f} before and "
-          f"{os.getloadavg()[0]:.1f} after")
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"{sys.argv[0]}: {error}")
+    script(main)

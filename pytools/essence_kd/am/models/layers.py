@@ -7,7 +7,7 @@ zeros beyond its edges. That makes a model's answer independent of what it is ba
 """
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -116,26 +116,24 @@ class SharedDropout(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.share == 0:
             return x
-        keep = torch.rand(x.size(0), 1, x.size(2), device=x.device) >= self.share
+        keep = torch.rand(*self.mask_shape(x), device=x.device) >= self.share
         return x * (keep / (1.0 - self.share)).to(x.dtype)
 
+    @staticmethod
+    def mask_shape(x: torch.Tensor) -> Tuple[int, int, int]:
+        return x.size(0), 1, x.size(2)
 
-class FrameDropout(nn.Module):
+
+class FrameDropout(SharedDropout):
     """Dropout of whole rows of (B, R, C): a row is zero for all channels with probability ``share``, others grow.
 
     One draw a frame for a whole layer, as Cheng et al. found best for LSTMs ("An exploration of dropout with LSTMs",
     Interspeech 2017); they drop rows of the gates, which cuDNN's LSTM does not open, this drops rows of what it answers.
     """
 
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = share
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.share == 0:
-            return x
-        keep = torch.rand(x.size(0), x.size(1), 1, device=x.device) >= self.share
-        return x * (keep / (1.0 - self.share)).to(x.dtype)
+    @staticmethod
+    def mask_shape(x: torch.Tensor) -> Tuple[int, int, int]:
+        return x.size(0), x.size(1), 1
 
 
 def make_norm(kind: str, dim: int) -> nn.Module:
