@@ -25,5 +25,5 @@ setup(
     python_requires=">=3.9",
     install_requires=requirements("core"),
     extras_require={"recipe": requirements("recipe"), "test": requirements("test")},
-    entry_points={"console_scripts": ["essence=essence_kd.cli.main:main"]},
+    entry_points={"console_scripts": ["essence=essence_kd.cli.main:command"]},
 )

@@ -1,6 +1,4 @@
 """``python -m essence_kd VERB ...``."""
-import sys
+from essence_kd.cli.main import command
 
-from essence_kd.cli.main import main
-
-sys.exit(main())
+command()

@@ -10,11 +10,13 @@ import json
 import math
 import os
 import stat
-from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, Sequence
 
 from essence_kd import __version__
 from essence_kd.io.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _ABSENT = object()
 _NUMBERS = ("num_pdfs", "frame_shift_ms", "temperature", "k", "mean_mass", "num_utts", "num_frames", "num_entries")
@@ -51,10 +53,19 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
     An older file at `path` stays until then. Raises UserError when the system refuses (full disk, read-only target).
     """
+    from pathlib import Path
+
+    with _staged(path) as staged:
+        yield Path(staged)
+
+
+@contextlib.contextmanager
+def _staged(path: str | os.PathLike) -> Iterator[str]:
+    """As atomic_write, with the name alone."""
     target = os.path.realpath(path)
     staged = staging_path(path)
     try:
-        yield Path(staged)
+        yield staged
         os.replace(staged, target)
     except OSError as error:
         raise writing_failed(path, error) from error
@@ -65,8 +76,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a UTF-8 text file, whole or not at all. Raises UserError when the system refuses."""
-    with atomic_write(path) as staged:
-        staged.write_text(text, encoding="utf-8")
+    with _staged(path) as staged, open(staged, "w", encoding="utf-8") as stream:
+        stream.write(text)
 
 
 def sha256_file(path: str | os.PathLike) -> str:
@@ -131,7 +142,8 @@ def write_sidecar(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:
 def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
     """The fields of a sidecar. Raises UserError when it is missing, not one JSON object, or has text for a number."""
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as stream:
+            fields = json.load(stream)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; it is written beside the archive by the verb that makes it") from error
     except OSError as error:

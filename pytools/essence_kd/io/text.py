@@ -1,12 +1,12 @@
 """Text files in UTF-8, and messages that name the line of what is wrong with them."""
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from essence_kd.io.errors import UserError
 
 
-def decode_text(data: bytes, path: str | Path) -> str:
+def decode_text(data: bytes, path: str | os.PathLike) -> str:
     """The text of a file's bytes; a UserError names the line, its first field, and the byte that is not UTF-8."""
     try:
         return data.decode("utf-8")
@@ -17,13 +17,14 @@ def decode_text(data: bytes, path: str | Path) -> str:
                         f"{error.start - begin}: convert the file, for example with 'iconv -f latin1 -t utf-8'") from None
 
 
-def read_lines(path: str | Path, remedy: str = "") -> list[tuple[int, str]]:
+def read_lines(path: str | os.PathLike, remedy: str = "") -> list[tuple[int, str]]:
     """(line number, line without blanks at its ends) of every line that is not blank.
 
     Raises UserError: there is no such file (``remedy`` says what to do then), it is a directory, it is not UTF-8.
     """
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as stream:
+            data = stream.read()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file" + (f"; {remedy}" if remedy else "")) from None
     except IsADirectoryError:
@@ -32,7 +33,7 @@ def read_lines(path: str | Path, remedy: str = "") -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if line]
 
 
-def read_map(path: str | Path) -> dict[str, str]:
+def read_map(path: str | os.PathLike) -> dict[str, str]:
     """Lines ``ID REST`` of a Kaldi table such as text or utt2spk, in their order; REST may be empty.
 
     Raises UserError as ``read_lines`` does, and for an id that comes twice.
@@ -46,6 +47,6 @@ def read_map(path: str | Path) -> dict[str, str]:
     return table
 
 
-def read_words(path: str | Path) -> dict[str, list[str]]:
+def read_words(path: str | os.PathLike) -> dict[str, list[str]]:
     """A Kaldi ``text`` file as utterance -> words, in its order. Raises UserError as ``read_map`` does."""
     return {utt: words.split() for utt, words in read_map(path).items()}
