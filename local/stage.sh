@@ -13,6 +13,7 @@ set -euo pipefail
 fail() { echo "$0: $*" >&2; exit 1; }
 refuse() { echo "$0: $*" >&2; exit 2; } # of arguments that make no sense
 usage() { echo "$help_message" >&2; exit 2; }
+[[ ${nj:-1} =~ ^[1-9][0-9]*$ ]] || refuse "--nj takes a whole number of at least 1, not '$nj'"
 
 same_count() { # IN OUT: files with a line an utterance
   local in out

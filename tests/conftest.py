@@ -11,6 +11,25 @@ sys.path[:0] = [str(ROOT / "pytools"), str(ROOT / "benchmarks")]
 os.environ.setdefault("KALDI_ROOT", "")  # keeps kaldi-io's banner out
 
 
+def table(writer_of, stem, values):
+    """Writes STEM.ark and STEM.scp with a writer of io.tables or io.posterior; the rspecifier of the latter."""
+    with writer_of(f"ark,scp:{stem}.ark,{stem}.scp") as writer:
+        for utt, value in values.items():
+            writer.write(utt, value)
+    return f"scp:{stem}.scp"
+
+
+def refused(call, *words):
+    """The call ends in a UserError, one line that has all of these words."""
+    from essence_kd.io.errors import UserError
+
+    with pytest.raises(UserError) as error:
+        call()
+    for word in words:
+        assert str(word) in str(error.value), f"{word} is not in: {error.value}"
+    assert "\n" not in str(error.value)
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: minutes; left out by tests/run.sh unless it is given -m slow")
 

@@ -9,6 +9,7 @@ pytest.importorskip("lhotse")
 kaldi_native_io = pytest.importorskip("kaldi_native_io")
 
 from amdata import make_data  # noqa: E402
+from conftest import refused  # noqa: E402
 
 from essence_kd.am.dataset import (IGNORE, DenseTargets, FeatureSource, SparseTargets, TrainingData,  # noqa: E402
                                    attach_alignments, epoch_batches, load_cuts, read_count, spec_augment,
@@ -282,13 +283,6 @@ def rewrite(corpus, utt, change):
             new = change(ali) if u == utt else ali
             if new is not None:
                 writer.write(u, new)
-
-
-def refused(call, *words):
-    with pytest.raises(UserError) as error:
-        call()
-    for word in words:
-        assert str(word) in str(error.value), f"{word} is not in: {error.value}"
 
 
 def test_alignments_that_do_not_fit(corpus):

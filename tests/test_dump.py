@@ -6,23 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import table
 
-from essence_kd.am.dump import DumpSettings, device_entries, describe_teachers, dump, read_log_priors
+from essence_kd.am.dump import DumpSettings, device_entries, describe_teachers, dump
 from essence_kd.cli.main import main
 from essence_kd.distill.ensemble import Ensemble, combine
 from essence_kd.distill.essence import EssenceSettings, Scale, select, select_agree
+from essence_kd.hmm.alignment import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import read_posteriors
 from essence_kd.io.tables import MatrixWriter, read_matrices
 
 PDFS = 60
-
-
-def table(stem, values, write=MatrixWriter):
-    with write(f"ark,scp:{stem}.ark,{stem}.scp") as writer:
-        for utt, value in values.items():
-            writer.write(utt, value)
-    return f"scp:{stem}.scp"
 
 
 def random_logits(seed, lengths=(4, 1, 9, 0, 6)):
@@ -39,7 +34,7 @@ def softmax(z):
 def two(tmp_path):
     """Two teachers' logits and their tables."""
     values = [random_logits(1), random_logits(2)]
-    return values, [table(tmp_path / f"t{i}", v) for i, v in enumerate(values)]
+    return values, [table(MatrixWriter, tmp_path / f"t{i}", v) for i, v in enumerate(values)]
 
 
 def entries(path):
@@ -147,7 +142,7 @@ def test_pipes_stdout_and_shuffled_scps(two, tmp_path, shell):
 def test_teachers_that_do_not_fit(change, message, tmp_path):
     one, other = random_logits(1), random_logits(2)
     change(other)
-    tables = [table(tmp_path / "t0", one), table(tmp_path / "t1", other)]
+    tables = [table(MatrixWriter, tmp_path / "t0", one), table(MatrixWriter, tmp_path / "t1", other)]
     with pytest.raises(UserError, match=message):
         dump(DumpSettings(teachers=tables, output=f"ark,scp:{tmp_path}/o.ark,{tmp_path}/o.scp", keep=5, input="logit",
                           full=f"ark:{tmp_path}/f.ark"))
@@ -157,14 +152,14 @@ def test_teachers_that_do_not_fit(change, message, tmp_path):
 def test_archives_must_be_in_the_same_order(two, tmp_path):
     values, tables = two
     swapped = dict(reversed(list(values[1].items())))
-    table(tmp_path / "t1", swapped)
+    table(MatrixWriter, tmp_path / "t1", swapped)
     settings = DumpSettings(output=f"ark:{tmp_path}/o.ark", keep=5, input="logit")
     for second, message in ((f"ark:{tmp_path}/t1.ark", "has utt4 where scp:.*t0.scp has utterance utt0.*same order"),
                             (f"ark:head -c 0 {tmp_path}/t1.ark |", "ends where"),):
         settings.teachers = [tables[0], second]
         with pytest.raises(UserError, match=message):
             dump(settings)
-    table(tmp_path / "t2", {**values[1], "utt9": values[1]["utt0"]})
+    table(MatrixWriter, tmp_path / "t2", {**values[1], "utt9": values[1]["utt0"]})
     settings.teachers = [tables[0], f"ark:{tmp_path}/t2.ark"]
     with pytest.raises(UserError, match="has utterance utt9 after .* has ended"):
         dump(settings)
@@ -175,7 +170,7 @@ def test_other_mistakes(two, tmp_path, capsys):
     out = f"ark:{tmp_path}/o.ark"
     (tmp_path / "priors.txt").write_text("0.5\n0.5\n")
     (tmp_path / "words.txt").write_text("a b\n")
-    empty = table(tmp_path / "empty", {})
+    empty = table(MatrixWriter, tmp_path / "empty", {})
     for arguments, message in (
             (["--weights", "1,2,3", *tables], "--weights: 3 values for 2 teachers"),
             (["--weights", "0,0", *tables], "weights must be 0 or more and not all 0"),
@@ -224,7 +219,7 @@ def models(tmp_path):
     rng = np.random.default_rng(0)
     data = tmp_path / "data"
     data.mkdir()
-    table(data / "feats", {f"utt{i}": rng.standard_normal((n, 8)).astype(np.float32)
+    table(MatrixWriter, data / "feats", {f"utt{i}": rng.standard_normal((n, 8)).astype(np.float32)
                            for i, n in enumerate((31, 7, 90, 1, 44, 12))})
     directories = []
     for name, arch, cmn, options in (("a", "tdnn", "none", {"hidden": 24, "bottleneck": 12}),
@@ -265,7 +260,7 @@ def test_a_model_and_a_table(models, tmp_path):
 
     directories, feats = models
     logits = dict(iter_logits(directories[0], feats[4:], device="cpu"))
-    stored = table(tmp_path / "stored", {u: np.log(softmax(z.astype(np.float64))) for u, z in logits.items()})
+    stored = table(MatrixWriter, tmp_path / "stored", {u: np.log(softmax(z.astype(np.float64))) for u, z in logits.items()})
     dump(DumpSettings(teachers=[stored, directories[0]], feats=feats, input="log", keep=5, device="cpu",
                       output=f"ark:{tmp_path}/wide.ark"))
     for utt, post in read_posteriors(f"ark:{tmp_path}/wide.ark"):
@@ -304,7 +299,7 @@ def test_models_that_do_not_fit(models, tmp_path):
     with pytest.raises(UserError, match="tree_hash differs: cafe in .*a/model.yaml, beef in .*b/model.yaml"):
         dump(settings)
     yaml.write_text(good)
-    table(tmp_path / "narrow", {"utt0": np.zeros((5, 7), np.float32)})
+    table(MatrixWriter, tmp_path / "narrow", {"utt0": np.zeros((5, 7), np.float32)})
     settings.feats = f"scp:{tmp_path}/narrow.scp"
     with pytest.raises(UserError, match="7 bins, but the model .*a takes 8"):
         dump(settings)

@@ -148,6 +148,9 @@ def test_every_script_has_help_and_refuses_nonsense(shell, path):
     assert done.returncode == 0 and "Usage: " in done.stdout and str(relative) in done.stdout
     done = shell("bash", relative, "--no-such-option", "1")
     assert done.returncode == 2 and "invalid option --no-such-option" in done.stderr
+    if "--nj N" in shell("bash", relative, "--help").stdout:
+        done = shell("bash", relative, "--nj", "0", "x")
+        assert done.returncode == 2 and "--nj takes a whole number" in done.stderr
     if path.name not in TAKES_MANY:
         done = shell("bash", relative, *["surplus"] * 40)
         assert done.returncode == 2

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import table
 
 from essence_kd.cli.main import main
 from essence_kd.distill.essence import EssenceSettings, select
@@ -17,13 +18,6 @@ from essence_kd.io.tables import IntVectorWriter, MatrixWriter
 PDFS = 40
 
 
-def write(writer_of, stem, values):
-    with writer_of(f"ark,scp:{stem}.ark,{stem}.scp") as writer:
-        for utt, value in values.items():
-            writer.write(utt, value)
-    return f"scp:{stem}.scp"
-
-
 @pytest.fixture
 def data(tmp_path):
     """Posteriors (with ties), alignments three times as long, and their tables."""
@@ -34,7 +28,7 @@ def data(tmp_path):
         p[0] = 1.0
         posts[f"u{i}"] = (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
         alis[f"u{i}"] = rng.integers(0, PDFS, 3 * frames - i % 3).astype(np.int32)
-    return posts, alis, write(MatrixWriter, tmp_path / "full", posts), write(IntVectorWriter, tmp_path / "ali", alis)
+    return posts, alis, table(MatrixWriter, tmp_path / "full", posts), table(IntVectorWriter, tmp_path / "ali", alis)
 
 
 def test_dense_statistics_are_the_plain_ones(data):
@@ -99,17 +93,17 @@ def test_disagreement_of_teachers(data, tmp_path):
     posts, _, full, _ = data
     rng = np.random.default_rng(2)
     others = {u: rng.dirichlet(np.ones(PDFS), len(p)).astype(np.float32) for u, p in posts.items()}
-    other = write(MatrixWriter, tmp_path / "other", others)
+    other = table(MatrixWriter, tmp_path / "other", others)
     ours = collect(full, teachers=[full, other])["disagreement"]
     p, q = (np.concatenate(list(x.values())).astype(np.float64) for x in (posts, others))
     assert ours["kl_from_ensemble_nats"][0] == pytest.approx(0, abs=1e-6)
     assert ours["kl_from_ensemble_nats"][1] == pytest.approx((q * np.log(q / p)).sum(axis=1).mean(), rel=1e-4)
     differs = (p.argmax(axis=1) != q.argmax(axis=1)).mean()
     np.testing.assert_allclose(ours["top1_differs"], [[0, differs, 0], [differs, 0, differs], [0, differs, 0]])
-    logs = write(MatrixWriter, tmp_path / "logs", {u: np.log(x) for u, x in others.items()})
+    logs = table(MatrixWriter, tmp_path / "logs", {u: np.log(x) for u, x in others.items()})
     again = collect(full, teachers=[logs], teacher_kind="log")["disagreement"]
     assert again["kl_from_ensemble_nats"][0] == pytest.approx(ours["kl_from_ensemble_nats"][1], rel=1e-4)
-    short = write(MatrixWriter, tmp_path / "short", {u: x for u, x in others.items() if u != "u2"})
+    short = table(MatrixWriter, tmp_path / "short", {u: x for u, x in others.items() if u != "u2"})
     with pytest.raises(UserError, match="utterance u2: .*short.scp has nothing"):
         collect(full, teachers=[short])
 
@@ -151,7 +145,7 @@ def test_tables_of_another_tree_are_refused(data, tmp_path):
     _, _, full, ali = data
     mine = {"num_pdfs": PDFS, "tree_hash": "aa", "frame_shift_ms": 30}
     (tmp_path / "full.json").write_text(json.dumps(mine))
-    write(MatrixWriter, tmp_path / "other", data[0])
+    table(MatrixWriter, tmp_path / "other", data[0])
     for options, name, others in ((dict(alignments=ali), "ali", {"num_pdfs": 41, "tree_hash": "bb"}),
                                   (dict(teachers=[f"scp:{tmp_path}/other.scp"]), "other",
                                    {"num_pdfs": 41, "tree_hash": "bb", "frame_shift_ms": 10})):
@@ -165,7 +159,7 @@ def test_tables_of_another_tree_are_refused(data, tmp_path):
 
 def test_empty_utterances_count_as_nothing(data, tmp_path):
     posts, _, full, ali = data
-    empty = write(MatrixWriter, tmp_path / "gaps", {"x": np.zeros((0, 0), np.float32), **posts,
+    empty = table(MatrixWriter, tmp_path / "gaps", {"x": np.zeros((0, 0), np.float32), **posts,
                                                     "y": np.zeros((0, 0), np.float32)})
     plain, gaps = collect(full, alignments=ali, factor=3), collect(empty, alignments=ali, factor=3)
     assert (gaps["num_utts"], gaps["num_frames"], gaps["f_k"]) == (5, plain["num_frames"], plain["f_k"])
@@ -173,9 +167,9 @@ def test_empty_utterances_count_as_nothing(data, tmp_path):
 
 def test_mistakes(data, tmp_path, capsys):
     _, _, full, ali = data
-    empty = write(MatrixWriter, tmp_path / "empty", {})
-    none = write(IntVectorWriter, tmp_path / "none", {"x": np.zeros(3, np.int32)})
-    high = write(IntVectorWriter, tmp_path / "high", {"u0": np.full(15, PDFS, np.int32)})
+    empty = table(MatrixWriter, tmp_path / "empty", {})
+    none = table(IntVectorWriter, tmp_path / "none", {"x": np.zeros(3, np.int32)})
+    high = table(IntVectorWriter, tmp_path / "high", {"u0": np.full(15, PDFS, np.int32)})
     with PosteriorWriter(f"ark:{tmp_path}/post.ark") as writer:
         writer.write("u0", np.zeros((2, 1), np.int32), np.ones((2, 1), np.float32))
     for arguments, message in (

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lhotse")
 
 from amdata import make_data  # noqa: E402
-from conftest import ROOT  # noqa: E402
+from conftest import ROOT, refused  # noqa: E402
 
 from essence_kd.am import trainer  # noqa: E402
 from essence_kd.am.trainer import TrainSettings, train  # noqa: E402
@@ -45,14 +45,6 @@ def state(model_dir):
 
 def same(a, b):
     return all(torch.equal(x, b[name]) for name, x in a.items()) and len(a) == len(b)
-
-
-def refused(call, *words):
-    with pytest.raises(UserError) as error:
-        call()
-    for word in words:
-        assert str(word) in str(error.value), f"{word} is not in: {error.value}"
-    assert "\n" not in str(error.value)
 
 
 def test_it_learns_and_leaves_what_architecture_md_promises(corpus, tmp_path, capsys):

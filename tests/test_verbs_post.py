@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, table
 
 from essence_kd.cli.main import main
 from essence_kd.distill.archives import in_turn
@@ -23,13 +23,6 @@ from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter, read_matrices
 
 PDFS = 50
-
-
-def table(writer_of, stem, values):
-    with writer_of(f"ark,scp:{stem}.ark,{stem}.scp") as writer:
-        for utt, value in values.items():
-            writer.write(utt, value)
-    return f"scp:{stem}.scp"
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ output_name=output
 [ $# -ge 4 ] || usage
 data=$1 ali=$2 out=${*: -1}
 teachers=("${@:3:$#-3}")
-numbers nj top_k frame_subsampling_factor frames_per_chunk
+numbers top_k frame_subsampling_factor frames_per_chunk
 files "$data"/{feats.scp,utt2spk}
 if [ -n "$online_ivector_dir" ]; then files "$online_ivector_dir"/{ivector_online.scp,ivector_period}; fi
 cmd=$(default_cmd "$cmd")

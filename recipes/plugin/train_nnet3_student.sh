@@ -37,7 +37,7 @@ data=$1 ali=$2 targets=$3 dir=$4
 shift 4
 [ $# -eq 0 ] || shift
 case $trainer in dnn | rnn) ;; *) refuse "--trainer is dnn or rnn, not '$trainer'" ;; esac
-numbers nj samples_per_iter num_utts_subset
+numbers samples_per_iter num_utts_subset
 [[ $frames_per_eg =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] ||
   refuse "--frames-per-eg takes whole numbers with commas between, not '$frames_per_eg'"
 program nnet3-get-egs nnet3-copy-egs nnet3-shuffle-egs nnet3-subset-egs nnet3-train feat-to-dim apply-cmvn copy-post

@@ -1,24 +1,19 @@
 """BLSTM: bidirectional LSTM layers at the output rate."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import List
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from essence_kd.am.models.layers import (FrontEnd, RowLayerNorm, SharedDropout, length_mask, masked, num_rows,
-                                         reverse_rows)
+from essence_kd.am.models.layers import (FrontEnd, FrontEndSettings, RowLayerNorm, SharedDropout, length_mask,
+                                         masked, num_rows, reverse_rows)
 
 
 @dataclass
-class Settings:
+class Settings(FrontEndSettings):
     """Sizes of a BLSTM; ``cells`` counts one direction."""
 
-    channels: List[int] = field(default_factory=list)  # of convolutions in front, with freq_strides; none: splicing
-    freq_strides: List[int] = field(default_factory=list)
-    input_offsets: List[int] = field(default_factory=lambda: [-2, -1, 0, 1, 2])  # spliced feature frames
-    hidden: int = 192  # what the first recurrent layer reads
     cells: int = 128
     layers: int = 2
     dropout: float = 0.2

@@ -6,27 +6,23 @@ answer does not depend on what it is batched with.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import List, Optional
+from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from essence_kd.am.models.layers import FrontEnd, SharedDropout, length_mask, masked, num_rows
+from essence_kd.am.models.layers import FrontEnd, FrontEndSettings, SharedDropout, length_mask, masked, num_rows
 from essence_kd.io.errors import UserError
-
 
 BLOCK = 256  # rows that attend at a time
 
 
 @dataclass
-class Settings:
+class Settings(FrontEndSettings):
     """Sizes of a Conformer. A row attends to ``left`` rows before it and ``right`` rows after it in each block."""
 
-    channels: List[int] = field(default_factory=list)  # of convolutions in front, with freq_strides; none: splicing
-    freq_strides: List[int] = field(default_factory=list)
-    input_offsets: List[int] = field(default_factory=lambda: [-2, -1, 0, 1, 2])  # spliced feature frames
     hidden: int = 144
     heads: int = 4
     feed_forward: int = 288

@@ -7,7 +7,8 @@ zeros beyond its edges. That makes a model's answer independent of what it is ba
 """
 from __future__ import annotations
 
-from typing import Optional, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -233,14 +234,24 @@ class Convolutions(nn.Module):
         return x.flatten(2)
 
 
+@dataclass
+class FrontEndSettings:
+    """What a :class:`FrontEnd` reads of the settings of an architecture."""
+
+    channels: List[int] = field(default_factory=list)  # of convolutions in front, with freq_strides; none: splicing
+    freq_strides: List[int] = field(default_factory=list)
+    input_offsets: List[int] = field(default_factory=lambda: [-2, -1, 0, 1, 2])  # spliced feature frames
+    hidden: int = 192  # what the layers behind it read
+
+
 class FrontEnd(nn.Module):
     """What recurrent layers stand on: convolutions and a projection, or (no ``channels``) spliced features and one.
 
     (B, T, feat_dim) -> (B, R, hidden).
     """
 
-    def __init__(self, settings, feat_dim: int, factor: int, **common) -> None:
-        """``settings`` has channels, freq_strides, input_offsets and hidden; ``common`` goes to the projection."""
+    def __init__(self, settings: FrontEndSettings, feat_dim: int, factor: int, **common) -> None:
+        """``common`` goes to the projection."""
         super().__init__()
         self.convolutions = None
         if settings.channels:

@@ -7,18 +7,14 @@ from typing import List
 import torch
 from torch import nn
 
-from essence_kd.am.models.layers import (FrameDropout, FrontEnd, RowLayerNorm, SharedDropout, Tdnn, length_mask,
-                                         masked, num_rows)
+from essence_kd.am.models.layers import (FrameDropout, FrontEnd, FrontEndSettings, RowLayerNorm, SharedDropout, Tdnn,
+                                         length_mask, masked, num_rows)
 
 
 @dataclass
-class Settings:
+class Settings(FrontEndSettings):
     """Sizes of a TDNN-LSTM; a block is one TDNN layer (dilation in output rows) and one LSTM layer."""
 
-    channels: List[int] = field(default_factory=list)  # of convolutions in front, with freq_strides; none: splicing
-    freq_strides: List[int] = field(default_factory=list)
-    input_offsets: List[int] = field(default_factory=lambda: [-2, -1, 0, 1, 2])  # spliced feature frames
-    hidden: int = 192
     cells: int = 192
     dilations: List[int] = field(default_factory=lambda: [1, 2])
     norm: str = "layer"
