@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: the package on the path, the cost of a command, how a script begins and ends."""
+"""What these scripts share: the package on the path, the cost of a command, how a script begins and ends."""
 from __future__ import annotations
 
 import os

@@ -224,8 +224,8 @@ class DenseTargets:
 def open_soft(soft, kind: str, ali_dir, factor: int):
     """(SparseTargets or DenseTargets, the temperature they were made at, whether a sidecar tells) of an scp.
 
-    Raises UserError: no such scp, another kind than post and dense, a sidecar of another tree or frame rate than that of
-    the alignments and ``factor``.
+    Raises UserError: no such scp, another kind than post and dense, a sidecar of another tree or frame rate than that
+    of the alignments and ``factor``.
     """
     if kind not in ("post", "dense"):
         raise UserError(f"--soft-kind {kind}: neither post nor dense")
@@ -279,6 +279,7 @@ class TrainingData:
 
     @property
     def in_memory(self) -> bool:
+        """Whether features and soft targets were read once and are kept."""
         return self._feats is not None
 
     def _cut_chunks(self, rows: int) -> np.ndarray:

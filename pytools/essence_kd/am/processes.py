@@ -65,5 +65,6 @@ class Processes:
         return [part.cpu() for part in parts]
 
     def leave(self) -> None:
+        """Parts from the others, at the end."""
         if self.world > 1:
             torch.distributed.destroy_process_group()

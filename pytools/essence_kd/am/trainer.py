@@ -188,7 +188,7 @@ class _Training:
         self.precision = precision_of(settings.precision, self.device)
         self.num_pdfs = read_count(self.ali_dir / "num_pdfs")
         self.tree_hash = tree_hash(self.ali_dir)
-        read_log_priors(self.ali_dir / "priors.txt", self.num_pdfs)  # they go with the model: refused now, not at its end
+        read_log_priors(self.ali_dir / "priors.txt", self.num_pdfs)  # go with the model: refused now, not at its end
         if (dev_data is None) != (dev_ali is None):
             raise UserError("--dev-data and --dev-ali belong together")
         began = time.time()

@@ -34,7 +34,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--tmp", metavar="DIR", help="where archives are written (default: the system's)")
 
 
-def run(args) -> int:
+def run(args) -> None:
     import os
     import platform
     import time
@@ -60,7 +60,6 @@ def run(args) -> int:
     if args.json:
         write_sidecar(args.json, {"machine": machine, "pdfs": args.pdfs, "frames": args.frames, "k": args.top_k,
                                   "repeats": args.repeats, "results": rows})
-    return 0
 
 
 def _cpu() -> str:

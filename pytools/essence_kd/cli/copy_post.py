@@ -31,7 +31,7 @@ def add_arguments(parser) -> None:
                              "JSON on stderr (default: 0, no)")
 
 
-def run(args) -> int:
+def run(args) -> None:
     from essence_kd.io.compact import Information
     from essence_kd.io.errors import UserError
     from essence_kd.io.posterior import PosteriorWriter, read_posteriors
@@ -64,4 +64,3 @@ def run(args) -> int:
     print(f"copy-post: {writer.count} utterances, {frames} frames, {entries} entries", file=sys.stderr)
     if information is not None:
         print(json.dumps(information.report()), file=sys.stderr)
-    return 0

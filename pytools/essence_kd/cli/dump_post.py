@@ -59,7 +59,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("wspecifier", metavar="POST-WSPECIFIER")
 
 
-def run(args) -> int:
+def run(args) -> None:
     from dataclasses import replace
 
     from essence_kd.am.dump import DumpSettings, dump
@@ -83,4 +83,3 @@ def run(args) -> int:
         priors=args.priors, prior_scale=args.prior_scale, frame_shift_ms=args.frame_shift_ms,
         batch_frames=args.batch_frames, device=args.device, threads=args.threads))
     print(f"dump-post: {tally}", file=sys.stderr)
-    return 0

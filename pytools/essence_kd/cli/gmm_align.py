@@ -8,7 +8,6 @@ HELP = "align utterances with a GMM-HMM (pdf-ids out)"
 
 
 def add_arguments(parser) -> None:
-    """Arguments of the verb."""
     parser.add_argument("data_dir", metavar="DATA", help="data directory with feats.scp, cmvn.scp, text, utt2spk")
     parser.add_argument("lang_dir", metavar="LANG")
     parser.add_argument("gmm_dir", metavar="GMM_DIR")
@@ -23,7 +22,7 @@ def add_arguments(parser) -> None:
                         help="take words that the lang lacks as its oov word (default: refuse them)")
 
 
-def run(args) -> int:
+def run(args) -> None:
     """Align and count."""
     from essence_kd.hmm.gmm import align, load_gmm
     from essence_kd.io.errors import UserError
@@ -35,4 +34,3 @@ def run(args) -> int:
                           map_oov=args.map_oov == "true")
     listed = f" (listed in {args.ali_dir}/failed.txt)" if failed else ""
     print(f"{args.ali_dir}: {total - failed} of {total} utterances aligned, {failed} failed{listed}")
-    return 0

@@ -8,7 +8,6 @@ HELP = "write a GMM's log-likelihoods for decoding"
 
 
 def add_arguments(parser) -> None:
-    """Arguments of the verb."""
     parser.add_argument("data_dir", metavar="DATA", help="data directory with feats.scp, cmvn.scp, utt2spk")
     parser.add_argument("gmm_dir", metavar="GMM_DIR")
     parser.add_argument("wspecifier", metavar="SCORES-WSPECIFIER")
@@ -16,7 +15,7 @@ def add_arguments(parser) -> None:
                         help="feature frames a row (default: 3)")
 
 
-def run(args) -> int:
+def run(args) -> None:
     """Write the scores and count them."""
     from essence_kd.hmm.gmm import load_gmm, write_scores
     from essence_kd.io.errors import UserError
@@ -27,4 +26,3 @@ def run(args) -> int:
 
     utts, rows = write_scores(args.data_dir, load_gmm(args.gmm_dir), args.wspecifier, args.frame_subsampling_factor)
     print(f"{args.wspecifier}: {utts} utterances, {rows} rows", file=sys.stderr)
-    return 0

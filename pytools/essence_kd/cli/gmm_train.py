@@ -8,7 +8,6 @@ HELP = "train a GMM-HMM (flat start, position-dependent monophones)"
 
 
 def add_arguments(parser) -> None:
-    """Arguments of the verb."""
     parser.add_argument("data_dir", metavar="DATA", help="data directory with feats.scp, cmvn.scp, text, utt2spk")
     parser.add_argument("lang_dir", metavar="LANG")
     parser.add_argument("gmm_dir", metavar="GMM_DIR", help="gmm.npz, tree.txt, num_pdfs, phones.txt go there")
@@ -22,7 +21,7 @@ def add_arguments(parser) -> None:
                         help="take words that the lang lacks as its oov word (default: refuse them)")
 
 
-def run(args) -> int:
+def run(args) -> None:
     """Train, save, and say what was trained."""
     from essence_kd.hmm.gmm import TrainOptions, save_gmm, train
     from essence_kd.io.errors import UserError
@@ -38,4 +37,3 @@ def run(args) -> int:
     print(f"{args.gmm_dir}: {model.num_pdfs} pdfs, {len(model.weights)} Gaussians, {about['utterances']} utterances of "
           f"which {about['failed']} failed, log-likelihood per frame {about['log_likelihood_per_frame']:.3f}, "
           f"{about['seconds']} s")
-    return 0

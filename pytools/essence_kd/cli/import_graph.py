@@ -12,7 +12,6 @@ HELP = "make a decoding graph (graph.npz) from Kaldi's HCLG.fst and final.mdl"
 
 
 def add_arguments(parser) -> None:
-    """Arguments of the verb."""
     parser.add_argument("hclg", metavar="HCLG.fst")
     parser.add_argument("model", metavar="final.mdl")
     parser.add_argument("words", metavar="words.txt")
@@ -25,7 +24,7 @@ def add_arguments(parser) -> None:
                         "tree_hash, and its num_pdfs must be that of final.mdl")
 
 
-def run(args) -> int:
+def run(args) -> None:
     """Import and write the graph."""
     import sys
     from pathlib import Path
@@ -49,4 +48,3 @@ def run(args) -> int:
               "begin where their labels lie, which may be early or late (--lang names a directory that has it)",
               file=sys.stderr)
     print(write_graph_dir(args.graph_dir, graph))
-    return 0

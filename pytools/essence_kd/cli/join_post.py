@@ -8,7 +8,6 @@ HELP = "join the essence archives of several jobs"
 
 
 def add_arguments(parser) -> None:
-    """Arguments of the verb."""
     parser.add_argument("--ali-dir", metavar="ALI", help="alignment directory whose tree the targets belong to")
     parser.add_argument("--utts", metavar="FILE", help="utterances (first in each line) that should be there")
     parser.add_argument("--model", action="append", default=[], metavar="NAME", help="a teacher, for the record; repeat it")
@@ -17,7 +16,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("scps", nargs="+", metavar="POST.SCP")
 
 
-def run(args) -> int:
+def run(args) -> None:
     """Join and say how much there is."""
     from essence_kd.distill.join import join
 
@@ -25,4 +24,3 @@ def run(args) -> int:
                   frame_shift_ms=args.frame_shift_ms)
     print(f"{args.out_dir}: essence targets of {fields['num_utts']} utterances, {fields['num_frames']} frames, mass "
           f"{fields['mean_mass']:.4f} a frame")
-    return 0

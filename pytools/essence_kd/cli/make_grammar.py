@@ -8,12 +8,11 @@ HELP = "turn an ARPA language model into LANG/G.fst"
 
 
 def add_arguments(parser) -> None:
-    """Arguments of the verb."""
     parser.add_argument("arpa", metavar="ARPA", help="any ARPA file, gzip or not")
     parser.add_argument("lang_dir", metavar="LANG", help="lang directory; G.fst is written there")
 
 
-def run(args) -> int:
+def run(args) -> None:
     """Write G.fst; say which words had to be left out."""
     import sys
     from pathlib import Path
@@ -34,4 +33,3 @@ def run(args) -> int:
               f"{', '.join(missing[:5])})", file=sys.stderr)
     write_fst(lang / "G.fst", grammar)
     print(f"{lang / 'G.fst'}: {grammar.num_states} states, {grammar.num_arcs} arcs")
-    return 0

@@ -8,7 +8,6 @@ HELP = "make a decoding graph (graph.npz)"
 
 
 def add_arguments(parser) -> None:
-    """Arguments of the verb."""
     parser.add_argument("lang_dir", metavar="LANG", help="lang directory with L_disambig.fst and G.fst")
     parser.add_argument("gmm_dir", metavar="GMM_DIR")
     parser.add_argument("graph_dir", metavar="GRAPH_DIR", help="graph.npz, words.txt and graph.json are written there")
@@ -20,7 +19,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--self-loop-scale", type=float, default=0.1, metavar="S", help="of self-loops' (default: 0.1)")
 
 
-def run(args) -> int:
+def run(args) -> None:
     """Make and write the graph."""
     from essence_kd.hmm.graph import make_graph, write_graph_dir
     from essence_kd.io.errors import UserError
@@ -30,4 +29,3 @@ def run(args) -> int:
     graph = make_graph(args.lang_dir, args.gmm_dir, factor=args.frame_subsampling_factor, ali_dir=args.ali_dir,
                        transition_scale=args.transition_scale, self_loop_scale=args.self_loop_scale)
     print(write_graph_dir(args.graph_dir, graph))
-    return 0

@@ -8,7 +8,6 @@ HELP = "make a lang directory from a dict directory"
 
 
 def add_arguments(parser) -> None:
-    """Arguments of the verb."""
     parser.add_argument("dict_dir", metavar="DICT", help="lexicon.txt (or lexiconp.txt), *silence_phones.txt")
     parser.add_argument("lang_dir", metavar="LANG", help="directory to make")
     parser.add_argument("--oov", metavar="WORD", help="stands for unknown words (default: <unk>)")
@@ -18,7 +17,7 @@ def add_arguments(parser) -> None:
                         help="probability of silence beside a word (default: 0.5)")
 
 
-def run(args) -> int:
+def run(args) -> None:
     """Make the directory and say what is in it."""
     from essence_kd.hmm.lang import prepare_lang
 
@@ -26,4 +25,3 @@ def run(args) -> int:
                         num_nonsil_states=args.num_nonsil_states, sil_prob=args.sil_prob)
     print(f"{args.lang_dir}: {len(lang.words) - 4} words, {len(lang.silence)} silence and {len(lang.nonsilence)} other "
           f"phones with positions, {len(lang.disambig)} disambiguation symbols")
-    return 0

@@ -23,11 +23,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("wspecifier", metavar="POST-WSPECIFIER")
 
 
-def run(args) -> int:
+def run(args) -> None:
     from essence_kd.distill.mix import mix
     from essence_kd.distill.options import selection_settings
 
     tally = mix(args.soft, args.alignments, args.wspecifier, selection_settings(args).soft_weight,
                 factor=args.frame_subsampling_factor)
     print(f"mix-post: {tally}", file=sys.stderr)
-    return 0

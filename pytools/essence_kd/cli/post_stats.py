@@ -37,7 +37,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("rspecifier", metavar="RSPECIFIER", help="matrices or sparse posteriors")
 
 
-def run(args) -> int:
+def run(args) -> None:
     from essence_kd.distill.stats import bytes_per_frame, collect, forecast, plot
     from essence_kd.io.provenance import atomic_write, write_sidecar
 
@@ -58,7 +58,6 @@ def run(args) -> int:
             image.rename(staged)
     print(report(result))
     sys.stdout.flush()
-    return 0
 
 
 def report(result) -> str:

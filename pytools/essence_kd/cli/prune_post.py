@@ -30,11 +30,10 @@ def add_arguments(parser) -> None:
                         help="ark:, ark,scp:A,S, or one of them after compact:")
 
 
-def run(args) -> int:
+def run(args) -> None:
     from essence_kd.distill.options import selection_settings
     from essence_kd.distill.prune import prune
 
     tally = prune(args.rspecifier, args.wspecifier, selection_settings(args), kind=args.input, threads=args.threads,
                   keep_temperature=args.temperature is None and args.config is None)
     print(f"prune-post: {tally}", file=sys.stderr)
-    return 0

@@ -10,7 +10,6 @@ HELP = "estimate an n-gram model from text (ARPA out)"
 
 
 def add_arguments(parser) -> None:
-    """Arguments of the verb."""
     parser.add_argument("text", metavar="TEXT", help="sentences; utterance-ids are recognised")
     parser.add_argument("arpa", metavar="ARPA", help="model to write (.gz: compressed)")
     parser.add_argument("--order", type=int, default=3, metavar="N", help="longest n-gram (default: 3)")
@@ -20,7 +19,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--test", metavar="TEXT", action="append", default=[], help="print the perplexity of this text")
 
 
-def run(args) -> int:
+def run(args) -> None:
     """Estimate, write, and print perplexities."""
     from essence_kd.hmm import lm
     from essence_kd.io.errors import UserError
@@ -49,4 +48,3 @@ def run(args) -> int:
         sentences = text if name == args.text else lm.read_text(name, args.ids, vocabulary)
         value, tokens, unknown = lm.perplexity(model, [row for _, row in sentences])
         print(f"{name}: perplexity {value:.2f} over {tokens} words and sentence ends, {unknown} unknown words left out")
-    return 0

@@ -43,10 +43,12 @@ class FeatureOptions:
 
     @property
     def window(self) -> int:
+        """Samples of a frame."""
         return int(self.sample_frequency * self.frame_length_ms / 1000)
 
     @property
     def shift(self) -> int:
+        """Samples from one frame to the next."""
         return int(self.sample_frequency * self.frame_shift_ms / 1000)
 
 

@@ -103,6 +103,8 @@ CALLS_A_SHARD = 2  # calls spoken by one process, in order
 
 @dataclass(frozen=True)
 class Speaker:
+    """One voice: a variant of eSpeak's and what of Population's ranges was drawn for it (see there for the units)."""
+
     name: str
     gender: str
     accent: str
@@ -128,6 +130,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Utterance:
+    """A segment of a recording, from ``start`` to ``end`` in seconds, with the words said in it."""
+
     name: str
     speaker: str
     recording: str

@@ -234,7 +234,8 @@ class Information:
         ranks = sum(_total_bits(row) for row in self._ranks) + _total_bits(self._new)
         codes = sum(_total_bits(row) for row in self._steps)
         return {"entries": entries, "id_flat": float(np.log2(self.num_pdfs)),
-                "id_alone": _total_bits(self._ids) * share, "id_given_frame_before": ranks * share, "probability": codes * share, "total": (ranks + codes) * share}
+                "id_alone": _total_bits(self._ids) * share, "id_given_frame_before": ranks * share,
+                "probability": codes * share, "total": (ranks + codes) * share}
 
 
 def _total_bits(counts: np.ndarray) -> float:

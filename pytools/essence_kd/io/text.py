@@ -14,7 +14,8 @@ def decode_text(data: bytes, path: str | os.PathLike) -> str:
         begin = data.rfind(b"\n", 0, error.start) + 1
         number, first = data.count(b"\n", 0, begin) + 1, data[begin:].split(None, 1)[0]
         raise UserError(f"{path}: line {number} ({first.decode('ascii', errors='replace')}) is not UTF-8 at byte "
-                        f"{error.start - begin}: convert the file, for example with 'iconv -f latin1 -t utf-8'") from None
+                        f"{error.start - begin}: convert the file, for example with 'iconv -f latin1 -t utf-8'"
+                        ) from None
 
 
 def read_lines(path: str | os.PathLike, remedy: str = "") -> list[tuple[int, str]]:

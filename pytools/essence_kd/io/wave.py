@@ -24,6 +24,8 @@ _SPEED = re.compile(r"^(?P<source>.*?)\s*\bsox -t wav (?P<file>[^|]+?) -t wav - 
 
 
 class WavInfo(NamedTuple):
+    """What the header of a WAV file says."""
+
     sample_rate: int
     num_channels: int
     num_samples: int  # of each channel

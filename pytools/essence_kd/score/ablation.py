@@ -150,6 +150,7 @@ class Ablation:
                 self.errors[entry, seed, name] = drawn[:, i]
 
     def members(self, column: str) -> list[str]:
+        """The sets that a column adds up."""
         return [s for s in TEST_SETS if s in self.sets] if column == TOTAL else [column]
 
     def rate(self, name: str, seed: int, column: str) -> float:

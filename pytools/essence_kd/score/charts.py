@@ -129,6 +129,7 @@ class Axis:
         self.ticks = ticks(self.low, self.high, count)
 
     def at(self, value: float) -> str:
+        """Where a value lies, as CSS has it: "12.34%"."""
         return f"{_percent(value, self.low, self.high):.2f}%"
 
     def mark(self, value: float, low: float, high: float, css: str) -> str:

@@ -63,6 +63,7 @@ class Experiment:
 
     @property
     def test_sets(self) -> list[str]:
+        """The test halves that were decoded."""
         return [s for s in TEST_SETS if s in self.sets]
 
 

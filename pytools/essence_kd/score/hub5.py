@@ -45,6 +45,7 @@ class Token:
 
     @property
     def middle(self) -> float:
+        """The time, in seconds, that says to which segment the word belongs."""
         return self.start + self.duration / 2.0
 
 

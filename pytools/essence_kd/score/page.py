@@ -34,6 +34,7 @@ def css_class(name: str) -> str:
 
 
 def wer_text(value: float) -> str:
+    """A rate in percent with one decimal."""
     return f"{value:.1f}" if math.isfinite(value) else "\u221e"
 
 

@@ -48,8 +48,8 @@ def draw_errors(name: str, scores: Sequence[wer.Score], speakers: dict[str, str]
                 seed: int) -> tuple[np.ndarray, np.ndarray, str]:
     """Bootstrap draws of the errors of S systems on one set: (draws, S) errors, (draws,) words, and what is drawn.
 
-    Draws take whole speakers (``speakers``: utterance -> speaker) where there are at least ``MIN_SPEAKERS`` of them, and
-    single utterances otherwise: a handful of speakers cannot be resampled. Raises UserError for an utterance without one.
+    Draws take whole speakers (``speakers``: utterance -> speaker) where there are at least ``MIN_SPEAKERS``, and single
+    utterances otherwise: a handful of speakers cannot be resampled. Raises UserError for an utterance without one.
     """
     utts, groups = list(scores[0].utts), None
     if speakers is not None:
@@ -99,6 +99,7 @@ class Analysis:
         return self.exp.test_sets if column == TOTAL else [column]
 
     def counts(self, system: str, column: str) -> wer.Counts | None:
+        """Errors of a system in a column; None where one of its sets was not decoded."""
         return self.exp.systems[system].counts(self.members(column))
 
     def interval(self, system: str, column: str) -> tuple[float, float]:

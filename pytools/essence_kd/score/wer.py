@@ -28,6 +28,7 @@ class Counts:
 
     @property
     def errors(self) -> int:
+        """Insertions, deletions and substitutions."""
         return self.ins + self.dels + self.sub
 
     @property
@@ -58,6 +59,7 @@ class Score:
 
     @property
     def total(self) -> Counts:
+        """Counts of all utterances."""
         return sum(self.utts.values(), Counts())
 
     def by_speaker(self, utt2spk: dict[str, str]) -> dict[str, Counts]:

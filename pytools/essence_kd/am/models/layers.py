@@ -122,6 +122,7 @@ class SharedDropout(nn.Module):
 
     @staticmethod
     def mask_shape(x: torch.Tensor) -> Tuple[int, int, int]:
+        """Of the mask that is drawn for ``x`` (B, R, C)."""
         return x.size(0), 1, x.size(2)
 
 
@@ -134,6 +135,7 @@ class FrameDropout(SharedDropout):
 
     @staticmethod
     def mask_shape(x: torch.Tensor) -> Tuple[int, int, int]:
+        """One number a row."""
         return x.size(0), x.size(1), 1
 
 
