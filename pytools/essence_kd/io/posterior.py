@@ -36,14 +36,15 @@ def _frame_dtype(k: int) -> np.dtype:
 class Posterior:
     """The posterior of one utterance in compressed-row form.
 
-    offsets: int64 (T+1,), the entries of frame t are offsets[t]:offsets[t+1]; ids: int32 (N,) pdf-ids;
+    num_frames: T; offsets: int64 (T+1,), the entries of frame t are offsets[t]:offsets[t+1]; ids: int32 (N,) pdf-ids;
     probs: float32 (N,) probabilities (or weights).
     """
 
-    __slots__ = ("offsets", "ids", "probs", "_k")
+    __slots__ = ("num_frames", "ids", "probs", "_offsets", "_k")
 
     def __init__(self, offsets: np.ndarray, ids: np.ndarray, probs: np.ndarray):
-        self.offsets = np.ascontiguousarray(offsets, np.int64)
+        self._offsets: np.ndarray | None = np.ascontiguousarray(offsets, np.int64)
+        self.num_frames = len(self._offsets) - 1  # T
         self.ids = np.ascontiguousarray(ids, np.int32)
         self.probs = np.ascontiguousarray(probs, np.float32)
         self._k: int | None = None
@@ -51,16 +52,19 @@ class Posterior:
     @classmethod
     def from_fixed(cls, ids: np.ndarray, probs: np.ndarray) -> "Posterior":
         """From ids and probs of shape (T, k)."""
-        frames, k = ids.shape
-        offsets = np.arange(0, (frames + 1) * k, k, np.int64) if k else np.zeros(frames + 1, np.int64)
-        made = cls(offsets, ids.reshape(-1), probs.reshape(-1))
-        made._k = k
+        made = cls.__new__(cls)
+        made.num_frames, made._k = ids.shape
+        made._offsets = None  # until somebody asks
+        made.ids = np.ascontiguousarray(ids, np.int32).reshape(-1)
+        made.probs = np.ascontiguousarray(probs, np.float32).reshape(-1)
         return made
 
     @property
-    def num_frames(self) -> int:
-        """T."""
-        return len(self.offsets) - 1
+    def offsets(self) -> np.ndarray:
+        """The entries of frame t are offsets[t]:offsets[t+1]: int64 (T+1,)."""
+        if self._offsets is None:
+            self._offsets = np.arange(self.num_frames + 1) * self._k
+        return self._offsets
 
     @property
     def num_entries(self) -> int:
@@ -350,10 +354,10 @@ def read_posterior(source: Any) -> Posterior:
 
     Raises UserError, Truncated or ValueError; tables.read_table adds the file and the utterance.
     """
-    start = source.peek(6).tobytes()
+    start = source.peek(3).tobytes()
     if start[:2] != b"\0B":
         return _read_text(source)
-    if start == compact.MAGIC:
+    if start[2:] != b"\4" and source.peek(6).tobytes() == compact.MAGIC:
         return Posterior(*compact.read(source))
     num_frames, k = _read_counts(source)
     if num_frames == 0:
