@@ -384,6 +384,8 @@ def test_the_first_error_in_turn_is_raised(threads):
             for value in in_turn(work, items(last), threads):
                 got.append(value)
         assert got == list(range(min(last, 20))) and caught.value.args == (len(got),)
+    with pytest.raises(RuntimeError):  # not taken for the end
+        list(in_turn(lambda i: next(iter([])), items(5), threads))
 
 
 # ------------------------------------------------------------------------------------------------------------ mixing

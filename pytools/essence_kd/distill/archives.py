@@ -127,6 +127,7 @@ def in_turn(work: Callable[[_T], _R], items: Iterator[_T], threads: int) -> Iter
     """
     order: queue.SimpleQueue = queue.SimpleQueue()  # for each item that was begun, a queue that will hold its result
     taking, room, stop = threading.Lock(), threading.Semaphore(2 * threads), threading.Event()
+    end: Any = object()
 
     def run() -> None:
         while room.acquire() and not stop.is_set():
@@ -136,12 +137,13 @@ def in_turn(work: Callable[[_T], _R], items: Iterator[_T], threads: int) -> Iter
                     if stop.is_set():
                         return
                     order.put(result)
+                    item = end
                     try:
-                        item = next(items)
-                    except BaseException:
-                        stop.set()  # nothing comes after it
-                        raise
-                result.put((work(item), None))
+                        item = next(items, end)
+                    finally:
+                        if item is end:
+                            stop.set()  # nothing comes after it
+                result.put((end if item is end else work(item), None))
                 del item
             except BaseException as error:  # noqa: B036 - handed to the thread that waits for it
                 result.put((None, error))
@@ -153,10 +155,10 @@ def in_turn(work: Callable[[_T], _R], items: Iterator[_T], threads: int) -> Iter
         while True:
             value, error = order.get().get()
             room.release()
-            if isinstance(error, StopIteration):
-                return
             if error is not None:
                 raise error
+            if value is end:
+                return
             yield value
     finally:
         stop.set()

@@ -36,7 +36,7 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
         raise UserError(f"{beside}: the archive was scaled to mass 1 (it had {source['mean_mass']:.4f}); "
                         f"--mass {settings.mass} needs one made with --mass keep")
 
-    threads = threads or default_threads()
+    threads = max(1, threads or default_threads())
     tally, num_pdfs, most, least = Tally(), source.get("num_pdfs"), 0, None
     progress = Progress("prune-post", num_utterances(rspecifier))
     relative = replace(settings, temperature=settings.temperature / temperature)
