@@ -19,7 +19,7 @@ Targets
   --input prob|log|logit          what matrices in scps hold (default: prob)
   --frame-subsampling-factor N    feature frames a row of matrices (default: 1; directories say it themselves)
 nnet3 teachers
-  --online-ivector-dir DIR        (default: none)
+  --online-ivector-dir DIR        for the networks that take i-vectors (default: none)
   --frames-per-chunk N            (default: 50; for recurrent teachers as in their training)
   --extra-left-context N, --extra-right-context N                   (default: 0)
   --extra-left-context-initial N, --extra-right-context-final N     (default: -1)
