@@ -1,5 +1,6 @@
 """What the tests share: the checkout's root and a way to run a command as a user does."""
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "pytools"), str(ROOT / "benchmarks")]
 os.environ.setdefault("KALDI_ROOT", "")  # keeps kaldi-io's banner out
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a script starts in the background ignores Ctrl-C
 
 
 def table(writer_of, stem, values):
