@@ -339,6 +339,7 @@ def test_gaps_are_told(tmp_path, capsys):
     (lambda e: (e / "stages.jsonl").write_text("{\"stage\": 1}\n"), "lacks 'stage' or 'seconds'"),
     (lambda e: (e / "stages.jsonl").write_text("{\"stage\": 1, \"seconds\": \"long\"}\n"), "lacks 'stage' or 'seconds'"),
     (lambda e: (e / "baseline/info.json").write_text("[1]"), "expected a JSON object"),
+    (lambda e: (e / "baseline/progress.jsonl").write_text("{\"epoch\": \"one\"}\n"), "line 1: epoch is no number"),
     (lambda e: (e / "ablation").mkdir(exist_ok=True) or (e / "ablation/results.json").write_text("{}"), "has no base"),
     (lambda e: (e / "baseline/decode_dev/hyp.txt").write_bytes(b"x \xe9\n"), "hyp.txt: line 1 (x) is not UTF-8"),
     (lambda e: (e / "essence_k20/essence.json").write_text("{"), "not JSON"),

@@ -134,6 +134,9 @@ def load_system(path: Path) -> System:
         system.model = read_yaml(path / "model.yaml")
     if (path / "progress.jsonl").exists():
         system.progress = read_json_lines(path / "progress.jsonl")
+        for number, row in enumerate(system.progress, 1):
+            if not isinstance(row.get("epoch", number), (int, float)):
+                raise UserError(f"{path / 'progress.jsonl'}: line {number}: epoch is no number; remove the line")
     return system
 
 
