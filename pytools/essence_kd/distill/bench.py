@@ -60,9 +60,10 @@ def _rows(section: str, seconds: Dict[str, List[float]], amount: float, unit: st
 class Bench:
     """The data and the settings that the parts share."""
 
-    def __init__(self, *, frames: int, pdfs: int, k: int, threads: int, repeats: int, folder: Optional[str] = None):
+    def __init__(self, *, frames: int, pdfs: int, k: int, threads: int, repeats: int, archive_frames: int = 49152,
+                 folder: Optional[str] = None):
         self.frames, self.pdfs, self.k, self.threads, self.repeats = frames, pdfs, k, threads, repeats
-        self.folder = folder
+        self.archive_frames, self.folder = archive_frames, folder
         if not 1 <= k <= pdfs:
             raise UserError(f"--top-k {k}: must be from 1 to the {pdfs} pdfs")
         logits = synthetic_logits(frames, pdfs, 3)
@@ -119,12 +120,12 @@ class Bench:
         return _rows("three log-posterior matrices, mean, top-k", seconds, self.frames, "frames/s")
 
     def process(self) -> List[Dict[str, Any]]:
-        """A whole process: dense archive to essence archive, both files."""
+        """A whole process: dense archive of about `archive_frames` to essence archive, both files."""
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             full, out = os.path.join(folder, "full.ark"), os.path.join(folder, "post.ark")
             frames = 0
             with MatrixWriter(f"ark:{full}") as writer:
-                for utt in range(max(1, 24 * 2048 // self.frames)):
+                for utt in range(max(1, self.archive_frames // self.frames)):
                     for start in range(0, self.frames, 512):
                         writer.write(f"utt{utt}-{start}", self.probs[start:start + 512])
                         frames += len(self.probs[start:start + 512])
