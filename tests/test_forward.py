@@ -1,5 +1,6 @@
 """Scores of a trained model: order, independence of batching, priors, and models that do not fit."""
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -114,6 +115,17 @@ def test_scores_of_extreme_logits_stay_finite():
     logits = np.array([[1e4, -1e4, 0.0]], np.float32)
     assert np.isfinite(scores(logits, "loglike", np.zeros(3, np.float32))).all()
     np.testing.assert_allclose(scores(logits, "prob"), [[1, 0, 0]])
+
+
+def test_an_ensemble_that_answers_no_number_is_an_error(corpus, models, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(models / "tdnn", broken)
+    state = torch.load(broken / "final.pt", weights_only=True)
+    torch.save({name: value * float("nan") if name == "output.bias" else value for name, value in state.items()},
+               broken / "final.pt")
+    assert main(["forward", str(models / "tdnn"), str(broken), str(corpus.data), f"ark:{tmp_path}/scores.ark"]) == 1
+    assert f"utterance {next(iter(corpus.frames))}: frame 0: holds a NaN" in capsys.readouterr().err
+    assert not (tmp_path / "scores.ark").exists()
 
 
 def test_models_and_data_that_do_not_fit(corpus, models, tmp_path, capsys):

@@ -7,13 +7,13 @@ from __future__ import annotations
 import shlex
 import shutil
 from pathlib import Path
-from typing import Iterator, Tuple
+from typing import Iterator, Optional, Tuple
 
 import numpy as np
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.settings import read_yaml
-from essence_kd.io.tables import read_matrices
+from essence_kd.io.tables import read_matrices, read_scp
 
 
 def is_nnet3(model_dir) -> bool:
@@ -37,13 +37,27 @@ def logits_rspecifier(model_dir, feats_scp) -> str:
     options = shlex.split((settings.get("model") or {}).get("compute") or "")
     cmvn = (model_dir / "cmvn_opts").read_text(encoding="utf-8").split()
     raw = f"nnet3-am-copy --raw=true {shlex.quote(str(model_dir / 'final.mdl'))} - |"
-    feats = " ".join(["ark,s,cs:apply-cmvn", *cmvn, f"--utt2spk=ark:{feats_scp.parent / 'utt2spk'}",
-                      f"scp:{feats_scp.parent / 'cmvn.scp'}", f"scp:{feats_scp}", "ark:- |"])
+    words = ["apply-cmvn", *cmvn, f"--utt2spk=ark:{feats_scp.parent / 'utt2spk'}", f"scp:{feats_scp.parent / 'cmvn.scp'}",
+             f"scp:{feats_scp}", "ark:-"]
+    feats = f"ark,s,cs:{shlex.join(words)} |"
     command = ["nnet3-compute", "--use-gpu=no", f"--frame-subsampling-factor={settings['frame_subsampling_factor']}", *options,
                raw, feats, "ark:-"]
-    return f"ark:{' '.join(shlex.quote(word) for word in command)} |"
+    return f"ark:{shlex.join(command)} |"
 
 
 def iter_logits(model_dir, feats_scp) -> Iterator[Tuple[str, np.ndarray]]:
-    """(utterance, float32 (ceil(T / factor), num_pdfs) log-probabilities) of every utterance, in the order of the scp."""
-    return read_matrices(logits_rspecifier(model_dir, feats_scp))
+    """(utterance, float32 (ceil(T / factor), num_pdfs) log-probabilities) of every utterance, in the order of the scp.
+
+    Kaldi's programs pass over what they cannot use; here that is a UserError, which names the utterance.
+    """
+    wanted = (utt for _, utt, _, _ in read_scp(str(feats_scp)))
+    for utt, logits in read_matrices(logits_rspecifier(model_dir, feats_scp)):
+        _check_turn(model_dir, feats_scp, utt, next(wanted, None))
+        yield utt, logits
+    _check_turn(model_dir, feats_scp, None, next(wanted, None))
+
+
+def _check_turn(model_dir, feats_scp, utt: Optional[str], wanted: Optional[str]) -> None:
+    if utt != wanted:
+        raise UserError(f"{model_dir}: nnet3-compute answers nothing for utterance {wanted} of {feats_scp}; look at what it "
+                        "says above, and whether cmvn.scp beside the features has the utterance's speaker")

@@ -36,6 +36,7 @@ def run(args) -> None:
 
     from essence_kd.am.forward import iter_logits, scores
     from essence_kd.am.models import read_model_yaml
+    from essence_kd.distill.archives import frame_error
     from essence_kd.distill.ensemble import Ensemble, combine
     from essence_kd.distill.essence import Scale
     from essence_kd.hmm.alignment import read_log_priors
@@ -69,7 +70,10 @@ def run(args) -> None:
                                   for model_dir in args.model_dirs)):
                 utt, logits = together[0]
                 if len(together) > 1:  # the log of the combined posterior has the same softmax as logits would
-                    mean = combine(ensemble, [matrix for _, matrix in together], threads=args.threads)
+                    try:
+                        mean = combine(ensemble, [matrix for _, matrix in together], threads=args.threads)
+                    except ValueError as error:
+                        raise frame_error(" + ".join(args.model_dirs), utt, error) from None
                     logits = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
                 writer.write(utt, scores(logits, args.output, priors, args.prior_scale))
                 utterances, rows = utterances + 1, rows + len(logits)
