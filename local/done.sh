@@ -34,12 +34,12 @@ is_done() { # DIR FINGERPRINT
 mark_done() { # DIR FINGERPRINT FILE...
   local dir=$1 fp=$2 f
   shift 2
+  for f in "$@"; do
+    [ -f "$dir/$f" ] || { echo "$0: '$dir/$f' should have been made and is not there" >&2; return 1; }
+  done
   {
     echo "$fp"
-    for f in "$@"; do
-      [ -f "$dir/$f" ] || { echo "$0: '$dir/$f' should have been made and is not there" >&2; return 1; }
-      echo "$(stat -c %s "$dir/$f") $f"
-    done
+    for f in "$@"; do echo "$(stat -c %s "$dir/$f") $f"; done
   } >"$dir/.done.tmp" || { rm -f "$dir/.done.tmp"; return 1; }
   mv "$dir/.done.tmp" "$dir/.done"
   [ -z "${ESSENCE_WORKED:-}" ] || : >"$ESSENCE_WORKED"  # tells run.sh that the stage was not up to date

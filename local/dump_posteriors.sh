@@ -6,7 +6,7 @@ help_message="Usage: local/dump_posteriors.sh [options] DATA ALI OUT TEACHER...
  with --fuse true only essence targets: OUT/essence.{ark,scp}
   --combine mean|logmean   (default: mean)
   --keep N                 classes a frame in the wide archive (default: 100)
-  --fuse true|false        write essence targets alone (default: false)
+  --fuse true|false        write essence targets alone, by conf/essence.yaml (default: false)
   --top-k N                their k (default: 20)"
 combine=mean
 keep=100
@@ -19,9 +19,9 @@ shift 3
 need 3 "$data/feats.scp" "$data/.done"
 need 4 "$ali/num_pdfs" "$ali/.done"
 for t in "$@"; do need 5 "$t/model.yaml" "$t/.done"; done
-settings="combine=$combine keep=$keep fuse=$fuse"
-[ "$fuse" = false ] || settings+=" k=$top_k"
-fp=$(fingerprint "$settings" "$data" "$ali" "$@")
+settings="combine=$combine keep=$keep fuse=$fuse" inputs=("$data" "$ali" "$@")
+if [ "$fuse" = true ]; then settings+=" k=$top_k" inputs+=(conf/essence.yaml); fi
+fp=$(fingerprint "$settings" "${inputs[@]}")
 if is_done "$out" "$fp"; then echo "$0: $out is up to date"; exit 0; fi
 rm -rf "$out"
 mkdir -p "$out"
@@ -29,7 +29,8 @@ num_pdfs=$(cat "$ali/num_pdfs")
 [ "$keep" -le "$num_pdfs" ] || keep=$num_pdfs
 args=(--combine "$combine" --feats "scp:$data/feats.scp")
 if [ "$fuse" = true ]; then
-  essence dump-post "${args[@]}" --fuse --top-k "$top_k" "$@" "ark,scp:$out/essence.ark,$out/essence.scp"
+  essence dump-post "${args[@]}" --fuse --config conf/essence.yaml --top-k "$top_k" "$@" \
+    "ark,scp:$out/essence.ark,$out/essence.scp"
   outputs=(essence.ark essence.scp)
 else
   essence dump-post "${args[@]}" --keep "$keep" --full-wspecifier "ark,scp:$out/full.ark,$out/full.scp" "$@" \

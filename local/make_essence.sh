@@ -17,7 +17,8 @@ mkdir -p "$out"
 if [ "$fuse" = true ]; then
   need 6 "$posteriors/essence.scp"
   ln -f "$posteriors/essence.ark" "$out/post.ark"
-  sed "s|$posteriors/essence.ark|$out/post.ark|" "$posteriors/essence.scp" >"$out/post.scp"
+  place=$(cd "$out" && pwd)/post.ark
+  while read -r utt at; do echo "$utt $place:${at##*:}"; done <"$posteriors/essence.scp" >"$out/post.scp"
   cp "$posteriors/essence.json" "$out/essence.json"
 else
   need 6 "$posteriors/wide.scp"

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import table
+from conftest import ROOT, table
 
 from essence_kd.am.dump import DumpSettings, device_entries, describe_teachers, dump
 from essence_kd.cli.main import main
@@ -15,7 +17,7 @@ from essence_kd.distill.essence import EssenceSettings, Scale, select, select_ag
 from essence_kd.hmm.alignment import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import read_posteriors
-from essence_kd.io.tables import MatrixWriter, read_matrices
+from essence_kd.io.tables import IntVectorWriter, MatrixWriter, read_matrices
 
 PDFS = 60
 
@@ -204,6 +206,13 @@ def test_sidecars_of_teachers_must_agree(two, tmp_path):
     settings.frame_shift_ms = 10.0
     with pytest.raises(UserError, match="frame_shift_ms differs: 30 in .*, 10.0 in --frame-shift-ms"):
         dump(settings)
+    # what the first does not tell is still compared
+    (tmp_path / "t0.json").unlink()
+    table(MatrixWriter, tmp_path / "t2", two[0][0])
+    (tmp_path / "t2.json").write_text('{"num_pdfs": 60, "tree_hash": "cc"}')
+    settings = DumpSettings(teachers=[*tables, f"scp:{tmp_path}/t2.scp"], output=f"ark:{tmp_path}/o.ark", input="logit")
+    with pytest.raises(UserError, match="tree_hash differs: aa in .*t1.json, cc in .*t2.json"):
+        dump(settings)
 
 
 # --------------------------------------------------------------------------------------------- models of this project
@@ -253,6 +262,27 @@ def test_models_are_run_on_features(models, tmp_path):
     fields = json.loads((tmp_path / "wide.json").read_text())
     assert fields["tree_hash"] == "cafe" and fields["frame_shift_ms"] == 30 and fields["num_pdfs"] == PDFS
     assert [len(model["sha256"]) for model in fields["models"]] == [64, 64]
+
+
+def test_the_recipe_fuses_by_the_settings(models, tmp_path, shell):
+    teachers, feats = models
+    room = tmp_path / "R&D"
+    (room / "conf").mkdir(parents=True)
+    (room / "local").symlink_to(ROOT / "local")
+    (room / "conf" / "essence.yaml").write_text("select: min-post\nmin_post: 0.05\nmass: keep\n")
+    (tmp_path / "num_pdfs").write_text(f"{PDFS}\n")
+    table(IntVectorWriter, tmp_path / "ali", {"utt0": np.zeros(31, np.int32)})
+    for folder in (tmp_path, tmp_path / "data", *teachers):
+        Path(folder, ".done").write_text("0\n")
+    out = room / "posteriors"
+    done = shell("local/dump_posteriors.sh", "--fuse", "true", tmp_path / "data", tmp_path, out, *teachers, cwd=room)
+    assert done.returncode == 0, done.stderr
+    fields = json.loads((out / "essence.json").read_text())
+    assert (fields["selection"], fields["min_post"], fields["mass"]) == ("min-post", 0.05, "keep")
+    done = shell("local/make_essence.sh", "--fuse", "true", out, tmp_path, room / "targets", cwd=room)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(out)
+    assert list(entries(f"scp:{room}/targets/post.scp")) == [f"utt{i}" for i in range(6)]
 
 
 def test_a_model_and_a_table(models, tmp_path):

@@ -5,8 +5,11 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT
+
+from essence_kd.io.wave import write_wav
 
 RUNNERS = ("jobs.sh", "slurm.sh")
 STAGES = sorted(p for p in (ROOT / "local").glob("*.sh") if os.access(p, os.X_OK) and p.name not in RUNNERS)
@@ -93,6 +96,7 @@ def test_a_marker_knows_settings_inputs_and_outputs(shell, tmp_path):
     assert not up_to_date("k=1")
     done = shell("bash", "-c", make)  # and a missing one is not marked
     assert done.returncode != 0 and "should have been made" in done.stderr
+    assert sorted(path.name for path in out.iterdir()) == [".done"]
 
 
 def test_a_missing_input_names_the_stage(shell, tmp_path):
@@ -256,3 +260,16 @@ def test_a_disk_too_small_is_named_before_any_work(shell, tmp_path):
     finally:
         subprocess.run(["umount", str(small)], check=True)
     assert done.returncode == 1 and "needs about 4000" in done.stderr and "--work-dir" in done.stderr
+
+
+def test_an_utterance_too_short_at_one_speed_is_no_failure(shell, tmp_path):
+    train = tmp_path / "train"
+    train.mkdir()
+    write_wav(tmp_path / "r.wav", np.arange(8000, dtype=np.int16), 8000)
+    ends = {**{f"u{i:02d}": 0.5 for i in range(29)}, "u29": 0.027}  # 25 ms make a frame
+    for name, line in (("wav.scp", f"r {tmp_path}/r.wav\n"), ("feats.scp", "".join(f"{u} -\n" for u in ends)),
+                       ("segments", "".join(f"{u} r 0.00 {end:.3f}\n" for u, end in ends.items())),
+                       *((name, "".join(f"{u} {u}\n" for u in ends)) for name in ("utt2spk", "text")), (".done", "0\n")):
+        (train / name).write_text(line)
+    done = shell("local/perturb_speed.sh", "--nj", "1", tmp_path, "train")
+    assert done.returncode == 0 and "30 utterances became 89" in done.stdout, done.stderr

@@ -43,7 +43,7 @@ essence decode-kaldi --config conf/decode.yaml --sweep "$data/$dev_set/text" --s
 essence decode-kaldi --config conf/decode.yaml --jobs-file "$jobs" "$exp/graph"
 for set in $dev_set $eval_sets; do
   cp "$data/$set/text" "$out/decode_$set/ref.txt"
-  same_count "$data/$set/text" "$out/decode_$set/hyp.txt"
+  same_count "$data/$set/feats.scp" "$out/decode_$set/hyp.txt"
 done
 mark_done "$out/decode_$dev_set" "$fp" hyp.txt ref.txt decode.json
 echo "$0: decoded the GMM"

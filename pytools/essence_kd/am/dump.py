@@ -132,7 +132,8 @@ def _fits_device(settings: DumpSettings) -> bool:
 def describe_teachers(settings: DumpSettings) -> Dict[str, Any]:
     """num_pdfs, tree_hash, frame_shift_ms (as far as known) and models of the teachers, which must agree."""
     known: Dict[str, Any] = {}
-    models, first = [], None
+    told: Dict[str, str] = {}  # what is known -> where it stands
+    models: List[Dict[str, str]] = []
     for teacher in settings.teachers:
         if is_table(teacher):
             fields = {k: v for k, v in sidecar_of(teacher).items() if k in DESCRIBED and v is not None}
@@ -148,13 +149,12 @@ def describe_teachers(settings: DumpSettings) -> Dict[str, Any]:
             fields["frame_shift_ms"] = 10 * model.get("frame_subsampling_factor", 1)
             file = "final.mdl" if is_nnet3(teacher) else "final.pt"
             models.append({"name": str(teacher), "sha256": sha256_file(os.path.join(teacher, file))})
-        if first is not None:
-            check_match(first[0], first[1], name, fields, DESCRIBED)
-        known = {**fields, **known}
-        first = first or (name, fields)
+        for key, value in fields.items():
+            check_match(told.setdefault(key, name), {key: known.setdefault(key, value)}, name, fields, [key])
     if settings.frame_shift_ms is not None:
-        check_match(first[0], known, "--frame-shift-ms", {"frame_shift_ms": settings.frame_shift_ms}, DESCRIBED)
-        known["frame_shift_ms"] = settings.frame_shift_ms
+        shift = {"frame_shift_ms": settings.frame_shift_ms}
+        check_match(told.get("frame_shift_ms", ""), known, "--frame-shift-ms", shift, shift)
+        known.update(shift)
     return {**known, "models": models}
 
 
