@@ -9,6 +9,7 @@ import pytest
 from amdata import make_data
 from conftest import ROOT
 
+from essence_kd.cli.main import main
 from essence_kd.distill.join import join
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
@@ -164,6 +165,12 @@ def test_parts_are_joined_with_their_counts(tmp_path):
     assert fields["mean_mass"] == pytest.approx((2 * 0.1 + 4 * 0.2) / 6)
     assert json.loads((tmp_path / "out" / "essence.json").read_text())["frame_shift_ms"] == 10
     assert [u for u, _ in read_posteriors(f"scp:{tmp_path}/out/post.scp")] == ["u1", "u2"]
+
+
+def test_a_mass_that_a_part_does_not_know_is_not_known(tmp_path, capsys):
+    assert main(["join-post", str(tmp_path / "out"), *parts(tmp_path, mean_mass=None)]) == 0
+    assert json.loads((tmp_path / "out" / "essence.json").read_text())["mean_mass"] is None
+    assert "2 utterances, 6 frames\n" in capsys.readouterr().out
 
 
 def test_parts_that_do_not_fit(tmp_path):

@@ -177,6 +177,8 @@ def test_mistakes(data, tmp_path, capsys):
             (["--alignment", ali, full], "5 frames of posteriors, but the alignment has 15 frames; --frame-sub"),
             (["--frame-subsampling-factor", "3", "--alignment", high, full],
              "utterance u0: its alignment has pdf-ids from 40"),
+            (["--plot", "f_k", full], "--plot f_k: the name must end in .png, .pdf or .svg"),
+            (["--json", f"{tmp_path}/full.json", full], "full.json: is the sidecar of scp:"),
             (["--input", "log", full], "--input prob"), (["--input", "post", full], "a matrix, but --input says post"),
             (["--input", "log", f"ark:{tmp_path}/post.ark"], "a Posterior, but --input says log"),
             (["--teacher", full, f"ark:{tmp_path}/post.ark"], "teachers are compared with whole posteriors")):

@@ -22,5 +22,5 @@ def run(args) -> None:
 
     fields = join(args.scps, args.out_dir, ali_dir=args.ali_dir, utts=args.utts, models=args.model,
                   frame_shift_ms=args.frame_shift_ms)
-    print(f"{args.out_dir}: essence targets of {fields['num_utts']} utterances, {fields['num_frames']} frames, mass "
-          f"{fields['mean_mass']:.4f} a frame")
+    mass = "" if fields["mean_mass"] is None else f", mass {fields['mean_mass']:.4f} a frame"
+    print(f"{args.out_dir}: essence targets of {fields['num_utts']} utterances, {fields['num_frames']} frames{mass}")

@@ -9,6 +9,7 @@ teachers, bytes a frame in every form, and what a corpus of --hours would take. 
 """
 from __future__ import annotations
 
+import os
 import sys
 
 HELP = "statistics of a posterior archive: retained mass, entropy, agreement, sizes, a forecast"
@@ -39,8 +40,15 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     from essence_kd.distill.stats import bytes_per_frame, collect, forecast, plot
-    from essence_kd.io.provenance import atomic_write, write_sidecar
+    from essence_kd.io.errors import UserError
+    from essence_kd.io.provenance import atomic_write, sidecar_path, write_sidecar
 
+    kind = os.path.splitext(args.plot or "")[1][1:].lower()
+    if args.plot and kind not in ("png", "pdf", "svg"):
+        raise UserError(f"--plot {args.plot}: the name must end in .png, .pdf or .svg")
+    own = sidecar_path(args.rspecifier)
+    if args.json and own and os.path.realpath(args.json) == os.path.realpath(own):
+        raise UserError(f"--json {args.json}: is the sidecar of {args.rspecifier}; name another file")
     result = collect(args.rspecifier, kind=args.input, alignments=args.alignment,
                      factor=args.frame_subsampling_factor, teachers=args.teacher, teacher_kind=args.teacher_input,
                      max_frames=args.max_frames, threads=args.threads)
@@ -53,9 +61,7 @@ def run(args) -> None:
         write_sidecar(args.json, result)
     if args.plot:
         with atomic_write(args.plot) as staged:
-            image = staged.with_name(staged.name + args.plot[args.plot.rfind("."):])
-            plot(result, str(image))
-            image.rename(staged)
+            plot(result, str(staged), kind)
     print(report(result))
     sys.stdout.flush()
 

@@ -27,7 +27,7 @@ def join(scps: Sequence[str], out_dir: str | Path, *, ali_dir: Optional[str] = N
     lines: List[str] = []
     seen: Dict[str, str] = {}
     fields: Dict[str, Any] = {}
-    mass = 0.0
+    masses: List[Optional[float]] = []  # of the frames of a part together; None where it does not know
     for scp in scps:
         mine = sidecar_of(f"scp:{scp}")
         if not mine:
@@ -40,11 +40,12 @@ def join(scps: Sequence[str], out_dir: str | Path, *, ali_dir: Optional[str] = N
                 raise UserError(f"{scp}: line {number}: utterance {utt} is in {seen[utt]}, too")
             seen[utt] = scp
             lines.append(f"{utt} {place}{f'[{span}]' if span else ''}\n")
-        mass += (mine.get("mean_mass") or 0.0) * mine["num_frames"]
+        mean = mine.get("mean_mass") if mine["num_frames"] else 0.0
+        masses.append(None if mean is None else mean * mine["num_frames"])
         fields = {**mine, **{key: mine[key] + fields.get(key, 0) for key in SUMMED}}
     if not fields.get("num_frames"):
         raise UserError(f"{', '.join(scps)}: no frame in all of them")
-    fields["mean_mass"] = mass / fields["num_frames"]
+    fields["mean_mass"] = None if None in masses else sum(masses) / fields["num_frames"]
     if frame_shift_ms is not None:
         fields.setdefault("frame_shift_ms", frame_shift_ms)
     if models:

@@ -234,8 +234,8 @@ def forecast(sizes: Dict[str, float], hours: float, frame_shift_ms: float,
     return result
 
 
-def plot(result: Dict[str, Any], path: str) -> None:
-    """f_k against k (logarithmic), as an image; the k for 90, 95 and 99 % of the mass are marked."""
+def plot(result: Dict[str, Any], path: str, kind: str) -> None:
+    """f_k against k (logarithmic), as an image (png, pdf, svg); the k for 90, 95 and 99 % of the mass are marked."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -255,5 +255,5 @@ def plot(result: Dict[str, Any], path: str) -> None:
     axes.set_ylim(max(0.0, float(f[0]) - 0.1), 1.01)
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format=kind)
     pyplot.close(figure)
