@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_sidecars_that_are_none(tmp_path, content, said):
     ("ark,scp:exp/e/post.ark,exp/e/post.scp", "exp/e/essence.json"), ("scp:exp/e/post.scp", "exp/e/essence.json"),
     ("exp/e/post.scp", "exp/e/essence.json"), ("ark,t:wide.ark", "wide.json"), ("scp,p:d/wide.scp", "d/wide.json"),
     ("ark:d/full.1.ark", "d/full.1.json"), ("ark:d/wide.ark.gz", "d/wide.json"),
-    ("compact:ark,scp:d/a.ark,d/b.scp", "d/b.json"), ("ark:/dev/null", None), ("ark:-", None), ("ark:", None),
+    ("compact:ark,scp:d/a.ark,d/b.scp", "d/b.json"), ("ark,scp:a.ark,d,e/b.scp", "d,e/b.json"), ("ark:/dev/null", None), ("ark:-", None), ("ark:", None),
     ("ark:gunzip -c a.gz |", None), ("ark:| gzip -c > b.ark", None)])
 def test_where_a_sidecar_lies(specifier, path):
     assert sidecar_path(specifier) == path
@@ -108,6 +109,10 @@ def test_atomic_write_follows_links_and_says_what_failed(tmp_path):
     with pytest.raises(UserError, match="folder: cannot be written"):
         with atomic_write(tmp_path / "folder") as staged:
             staged.write_text("x")
+    with pytest.raises(FileNotFoundError) as caught:  # what is copied is at fault, not the copy
+        with atomic_write(tmp_path / "f.txt") as staged:
+            shutil.copyfile(tmp_path / "gone", staged)
+    assert str(caught.value.filename) == str(tmp_path / "gone")
     assert sorted(os.listdir(tmp_path)) == ["folder", "link.txt", "real.txt"]
 
 

@@ -622,6 +622,10 @@ def test_a_link_is_followed(here):
     os.symlink("store/m.ark", "m.ark")
     write_matrices("ark:m.ark", some_matrices())
     assert Path("m.ark").is_symlink() and left(here / "store") == {"m.ark"}
+    os.symlink("store/m.scp", "m.scp")
+    for _ in range(2):  # into nothing, and over an older index
+        write_matrices("ark,scp:m.ark,m.scp", some_matrices())
+        assert Path("m.scp").is_symlink() and left(here / "store") == {"m.ark", "m.scp"}
 
 
 def test_writing_to_devices(here):

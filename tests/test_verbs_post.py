@@ -505,7 +505,8 @@ def test_mixing_frames_of_any_length():
         mix_frames(soft, np.array([7, 1, 1]), 0.5)
 
 
-def test_an_interrupt_leaves_nothing_and_does_not_wait_for_the_pipe(full, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_and_does_not_wait_for_the_pipe(number, full, tmp_path):
     source = f"ark:cat {tmp_path}/full.ark; sleep 60 |"
     process = subprocess.Popen([sys.executable, "-m", "essence_kd", "prune-post", source, f"ark:{tmp_path}/x.ark"],
                                env={**os.environ, "PYTHONPATH": str(ROOT / "pytools")}, stderr=subprocess.PIPE, text=True)
@@ -513,7 +514,7 @@ def test_an_interrupt_leaves_nothing_and_does_not_wait_for_the_pipe(full, tmp_pa
     while not list(tmp_path.glob(".x.ark*")) and time.time() < wait_until:
         time.sleep(0.05)
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, told = process.communicate(timeout=30)
     assert process.returncode == 130 and "interrupted" in told
     assert not list(tmp_path.glob("*x.ark*")) and not list(tmp_path.glob(".x.ark*"))

@@ -68,6 +68,8 @@ def _staged(path: str | os.PathLike) -> Iterator[str]:
         yield staged
         os.replace(staged, target)
     except OSError as error:
+        if error.filename is not None and str(error.filename) != staged:  # of another file, one that is copied here
+            raise
         raise writing_failed(path, error) from error
     finally:
         with contextlib.suppress(OSError):
@@ -105,7 +107,7 @@ def sidecar_path(specifier: str) -> str | None:
     if colon and {"ark", "scp"} & set(head.split(",")):
         name = rest
         if "scp" in head.split(",") and "ark" in head.split(","):
-            name = rest.rpartition(",")[2]
+            name = rest.partition(",")[2]
     name = name.strip()
     if name in ("", "-") or name.startswith("|") or name.endswith("|") or is_special(name):
         return None

@@ -1050,7 +1050,7 @@ class TableWriter:
                 stream.close()
             if self._scp is not None and self._staged[1][0]:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._scp)  # an older index must not be seen beside the new archive
+                    os.unlink(os.path.realpath(self._scp))  # an older index must not be seen beside the new archive
             for staged, path, _ in self._staged:
                 if staged:
                     os.replace(staged, os.path.realpath(path))
