@@ -22,7 +22,9 @@ from essence_kd.cli.main import main
 from essence_kd.distill.essence import EssenceSettings
 from essence_kd.io.errors import UserError
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
+from essence_kd.io.wave import write_wav
 from essence_kd.score import alignment, charts, hub5, page, wer
+from essence_kd.score.clips import load_clips
 from essence_kd.score.experiment import load_experiment, load_system
 from essence_kd.score.results import Analysis, best_teacher
 
@@ -360,6 +362,9 @@ def test_an_ablation_of_another_baseline_is_left_out(tmp_path, capsys):
     assert report(exp, data) == 0
     assert "Which labels, which weight?" in (exp / "report" / "report.html").read_text()
     found = json.loads((exp / "ablation" / "results.json").read_text())
+    found["points"]["hard"]["settings"]["from"]["9"] = "baseline"  # a seed that was not decoded then
+    (exp / "ablation" / "results.json").write_text(json.dumps(found))
+    assert report(exp, data) == 0
     found["points"]["hard"]["wer"]["dev"]["each_seed"][0] += 1
     (exp / "ablation" / "results.json").write_text(json.dumps(found))
     assert report(exp, data) == 0
@@ -372,6 +377,14 @@ def test_an_utterance_without_a_recording_is_named(tmp_path, capsys):
     (data / "eval_che" / "wav.scp").write_text("other /nowhere.wav\n")
     assert report(exp, data) == 1
     assert "eval_che/wav.scp: utterance" in capsys.readouterr().err
+
+
+def test_a_segment_to_the_end_of_its_recording_has_its_sound(tmp_path):
+    (tmp_path / "dev").mkdir()
+    write_wav(tmp_path / "r.wav", np.arange(8000, dtype=np.int16), 8000)
+    (tmp_path / "dev" / "wav.scp").write_text(f"r {tmp_path}/r.wav\n")
+    (tmp_path / "dev" / "segments").write_text("u r 0.50 -1.00\n")
+    assert set(load_clips(tmp_path, [("dev", "u")])) == {("dev", "u")}
 
 
 def test_wrong_arguments_are_refused(tmp_path, capsys):

@@ -537,7 +537,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(corpus, tmp_path):
 @pytest.mark.parametrize("setting, words", [
     ("seed=-1", ["seed", "at least 0"]), ("augment.time_width=-3", ["augment.time_width"]),
     ("data.left_context=-1", ["data.left_context"]), ("data.workers=-1", ["data.workers"]),
-    ("optim.lr=0", ["optim.lr", "above 0"]), ("optim.epochs=0", ["optim.epochs"]), ("threads=0", ["threads"]),
+    ("optim.lr=0", ["optim.lr", "above 0"]), ("optim.grad_clip=0", ["optim.grad_clip", "above 0"]),
+    ("optim.final_lr=-0.1", ["optim.final_lr"]), ("optim.weight_decay=-1", ["optim.weight_decay"]),
+    ("optim.constrain_every=-1", ["optim.constrain_every"]), ("optim.epochs=0", ["optim.epochs"]), ("threads=0", ["threads"]),
     ("optim.optimiser=adam", ["optim.optimiser", "adamw or sgd"]),
     ("optim.schedule=step", ["schedule", "cosine"]), ("data.heldout=1", ["heldout"]),
     ("precision=float16", ["precision"]),

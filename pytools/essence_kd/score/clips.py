@@ -43,7 +43,7 @@ def load_clips(data_dir: Path, wanted: Sequence[tuple[str, str]]) -> dict[tuple[
             if reco not in recordings:
                 raise UserError(f"{data_dir / name}/wav.scp: utterance {utt} has no recording ({reco})")
             rate, samples = read_wav(recordings[reco])
-            first, last = round(float(start) * rate), len(samples) if end == "-1" else round(float(end) * rate)
+            first, last = round(float(start) * rate), len(samples) if float(end) == -1 else round(float(end) * rate)
             if 0 < last - first <= MOST_SECONDS * rate:
                 clips[name, utt] = data_uri(samples[first:last], rate)
     return clips

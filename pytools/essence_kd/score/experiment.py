@@ -180,7 +180,8 @@ def _load_ablation(exp: Experiment) -> dict[str, Any]:
         for seed, name in (point["settings"].get("from") or {}).items():
             for set_name in exp.sets:
                 system = exp.systems.get(name)
-                if system is None or set_name not in system.scores or set_name not in point["wer"]:
+                if system is None or set_name not in system.scores or set_name not in point["wer"] \
+                        or int(seed) not in point["seeds"]:  # it was not decoded then
                     continue
                 then = point["wer"][set_name]["each_seed"][point["seeds"].index(int(seed))]
                 if abs(then - system.scores[set_name].total.wer) > 0.001:
