@@ -1,7 +1,9 @@
 """The house rules that a machine can check: imports flow one way, importing does nothing, help is there."""
 import ast
+import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 from conftest import ROOT
@@ -86,3 +88,15 @@ def test_a_users_mistake_is_one_line(shell, tmp_path):
     done = shell("local/bin/essence", "prune-post", f"scp:{tmp_path}/none.scp", "ark:/dev/null")
     assert done.returncode == 1
     assert "none.scp" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_source_archive_can_be_installed_from(tmp_path):
+    pytest.importorskip("setuptools")
+    shutil.copytree(ROOT / "pytools", tmp_path / "pytools", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    for name in ("setup.py", "MANIFEST.in", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", "."], cwd=tmp_path, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"conf/requirements/core.txt", "conf/requirements/recipe.txt", "pytools/essence_kd/io/kernels.c"} <= names

@@ -172,8 +172,10 @@ def test_mistakes(data, tmp_path, capsys):
     high = table(IntVectorWriter, tmp_path / "high", {"u0": np.full(15, PDFS, np.int32)})
     with PosteriorWriter(f"ark:{tmp_path}/post.ark") as writer:
         writer.write("u0", np.zeros((2, 1), np.int32), np.ones((2, 1), np.float32))
+    with PosteriorWriter(f"ark:{tmp_path}/bare.ark") as writer:
+        writer.write("u0", np.zeros((2, 0), np.int32), np.zeros((2, 0), np.float32))
     for arguments, message in (
-            ([empty], "holds no frame"), (["--alignment", none, full], "aligns no utterance"),
+            ([empty], "holds no frame"), ([f"ark:{tmp_path}/bare.ark"], "none of its frames holds an entry"), (["--alignment", none, full], "aligns no utterance"),
             (["--alignment", ali, full], "5 frames of posteriors, but the alignment has 15 frames; --frame-sub"),
             (["--frame-subsampling-factor", "3", "--alignment", high, full],
              "utterance u0: its alignment has pdf-ids from 40"),

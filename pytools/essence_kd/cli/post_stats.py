@@ -9,6 +9,7 @@ teachers, bytes a frame in every form, and what a corpus of --hours would take. 
 """
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
@@ -46,6 +47,8 @@ def run(args) -> None:
     kind = os.path.splitext(args.plot or "")[1][1:].lower()
     if args.plot and kind not in ("png", "pdf", "svg"):
         raise UserError(f"--plot {args.plot}: the name must end in .png, .pdf or .svg")
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--plot: the package matplotlib is not here (pip install matplotlib)")
     own = sidecar_path(args.rspecifier)
     if args.json and own and os.path.realpath(args.json) == os.path.realpath(own):
         raise UserError(f"--json {args.json}: is the sidecar of {args.rspecifier}; name another file")

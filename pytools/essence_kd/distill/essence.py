@@ -70,7 +70,7 @@ class EssenceSettings:
                 ("max_k", self.max_k >= 1, "1 or more"),
                 ("agree", self.agree >= 1, "1 or more"),
                 ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-                ("min_post", 0 < self.min_post <= 1, "above 0 and at most 1"),
+                ("min_post", 1e-30 <= self.min_post <= 1, "at least 1e-30 and at most 1"),
                 ("temperature", 0 < self.temperature < float("inf"), "above 0"),
                 ("seed", self.seed >= 0, "0 or more"),
                 ("soft_weight", 0 <= self.soft_weight <= 1, "from 0 to 1")):

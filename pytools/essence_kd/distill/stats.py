@@ -205,6 +205,8 @@ def collect(rspecifier: str, *, kind: Optional[str] = None, alignments: Optional
             break
     if not statistics.num_frames:
         raise UserError(f"{rspecifier}: holds no frame")
+    if not len(statistics.ranked):
+        raise UserError(f"{rspecifier}: none of its frames holds an entry")
     if source is not None and not statistics.aligned_utts:
         raise UserError(f"{alignments}: aligns no utterance of {rspecifier}")
     result = {"source": rspecifier, "num_pdfs": num_pdfs, "frame_shift_ms": fields.get("frame_shift_ms"),

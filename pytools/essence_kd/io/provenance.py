@@ -112,7 +112,7 @@ def sidecar_path(specifier: str) -> str | None:
     if name in ("", "-") or name.startswith("|") or name.endswith("|") or is_special(name):
         return None
     folder, base = os.path.split(name)
-    stem = base.split(".")[0] if base.endswith(".gz") else os.path.splitext(base)[0]
+    stem = os.path.splitext(base[:-len(".gz")] if base.endswith(".gz") else base)[0]
     return os.path.join(folder, "essence.json" if stem == "post" else f"{stem}.json")
 
 
