@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused(plugin, recipe, teachers, options, message
 
 
 def test_a_student_of_our_trainer(plugin, recipe, shell):
-    assert targets(plugin).returncode == 0
+    assert targets(plugin, "--nj", "1").returncode == 0
     args = ["--cmd", ROOT / "local/jobs.sh", "--set", "optim.epochs=1 model.hidden=16 data.heldout=0.2", "data", "essence", "student"]
     done = plugin("train_student.sh", *args)
     assert done.returncode == 0, done.stderr
@@ -125,6 +125,11 @@ def test_a_student_of_our_trainer(plugin, recipe, shell):
     assert {u: m.shape for u, m in read_matrices(f"ark:{recipe.root}/scores.ark")} == {
         u: p.shape for u, p in recipe.probs.items()}
     assert "up to date" in plugin("train_student.sh", *args).stdout
+    index = (recipe.root / "essence" / "post.scp").read_bytes()
+    assert targets(plugin, "--nj", "1", "--weights", "3,1").returncode == 0
+    assert (recipe.root / "essence" / "post.scp").read_bytes() == index  # where other targets lie, in the same file
+    done = plugin("train_student.sh", *args)
+    assert done.returncode == 0 and "up to date" not in done.stdout
     with open(recipe.data / "feats.scp") as stream:
         lines = [line.replace(" ", "-x ", 1) for line in stream]
     shutil.copytree(recipe.data, recipe.root / "other")

@@ -67,7 +67,7 @@ left=$(($(context left_context) + chunk_left_context)) right=$(($(context right_
 
 egs=$dir/egs
 fp=$(fingerprint "egs $trainer A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
-subset=$num_utts_subset srand=$srand" "$data/feats.scp" "$data/cmvn.scp" "$targets/post.scp" "$targets/ali/ali.scp" \
+subset=$num_utts_subset srand=$srand" "$data/feats.scp" "$data/cmvn.scp" "$targets"/{post.scp,essence.json} "$targets/ali/ali.scp" \
   ${online_ivector_dir:+"$online_ivector_dir/ivector_online.scp"})
 if is_done "$egs" "$fp"; then
   echo "$0: $egs is up to date"

@@ -27,7 +27,8 @@ cmd=$(default_cmd "$cmd")
 [ "$gpu" = false ] || cmd="$cmd --gpu 1"
 shift_ms=$(sed -n 's/.*"frame_shift_ms": *\([0-9]*\).*/\1/p' "$targets/essence.json")
 
-fp=$(fingerprint "train $set weight=$soft_weight seed=$seed" "$model" "$data/feats.scp" "$targets/post.scp" "$targets/ali/ali.scp")
+fp=$(fingerprint "train $set weight=$soft_weight seed=$seed" "$model" "$data/feats.scp" "$targets"/{post.scp,essence.json} \
+  "$targets"/ali/{ali.scp,priors.txt})  # an index alone may be that of other targets
 if is_done "$dir" "$fp"; then echo "$0: $dir is up to date"; exit 0; fi
 if [ "$(cat "$dir/.begun" 2>/dev/null)" != "$fp" ]; then rm -rf "${dir:?}"; fi
 mkdir -p "$dir/log" "$dir/data"
