@@ -22,6 +22,8 @@ How it runs
   --work-dir DIR              where data/, exp/ and .venv go (default: this folder)
   --decoder NAME              k2, kaldi (kaldi-decoder), auto (default: k2 where it could be set up, else kaldi), or, with
                               --engine kaldi, kaldi-lattice (latgen-faster-mapped)
+  --rescore-lm-order N        rescore the words of every system with an N-gram larger than the graph's; 0: do not (default: the
+                              recipe's)
 What is trained
   --seed N                    of the models (default: 1)
   --teachers 'A B ..'         files of conf/models without .yaml (default: the recipe's); with --engine kaldi also nnet3/NAME
@@ -45,6 +47,7 @@ cmd=
 check=false
 work_dir=$PWD
 decoder=auto
+rescore_lm_order=
 seed=1
 teachers=
 student=
@@ -63,6 +66,7 @@ usage() { echo "$0: $*; see ./run.sh --help" >&2; exit 2; }
 [ $# -eq 0 ] || usage "unexpected argument '$1'"
 for v in stage stop_stage nj seed; do [[ ${!v} =~ ^[0-9]+$ ]] || usage "--${v//_/-} takes a whole number, not '${!v}'"; done
 [ "$nj" -ge 1 ] || usage "--nj must be at least 1"
+[[ $rescore_lm_order =~ ^([0-9]+)?$ ]] || usage "--rescore-lm-order takes a whole number, not '$rescore_lm_order'"
 [[ $top_k =~ ^([1-9][0-9]*)?$ ]] || usage "--top-k takes a whole number of at least 1, not '$top_k'"
 [ "$stage" -le 10 ] || usage "there is no stage $stage: stages are 0 to 10"
 [ "$stop_stage" -le 10 ] || usage "there is no stage $stop_stage: stages are 0 to 10"
@@ -80,11 +84,14 @@ esac
   usage "--ablation prunes the wide archive, which --fuse true does not leave"
 [ -f "$grid" ] || usage "no grid '$grid'"
 
-asked_teachers=$teachers asked_student=$student
+asked_teachers=$teachers asked_student=$student asked_rescore_lm_order=$rescore_lm_order
 clips=0
 # shellcheck source=recipes/mini/recipe.conf
 . "recipes/$corpus/recipe.conf"
 teachers=${asked_teachers:-$teachers} student=${asked_student:-$student}
+rescore_lm_order=${asked_rescore_lm_order:-$rescore_lm_order}
+rescore=true
+if [ "${rescore_lm_order:-0}" -eq 0 ]; then rescore=false; fi
 case " $engines " in *" $engine "*) ;; *) usage "corpus $corpus needs --engine $engines" ;; esac
 case " $sizes " in *" $size "*) ;; *) usage "corpus $corpus has no size '$size'; it has: $sizes" ;; esac
 if [ "$teachers" = nnet3 ]; then teachers="nnet3/tdnn nnet3/tdnn_lstm nnet3/blstm"; fi
@@ -104,7 +111,7 @@ if [ -x "recipes/$corpus/check.sh" ]; then
   "recipes/$corpus/check.sh" --size "$size" --fuse "$fuse" --forecast "$check" --work-dir "$(existing "$work_dir")" || exit 1
 fi
 case $teachers in *nnet3/*) nnet3=true ;; *) nnet3=false ;; esac
-if [ "$engine" = kaldi ]; then local/kaldi/check.sh --lattices $lattices --nnet3 $nnet3 "$work_dir" || exit 1; fi
+if [ "$engine" = kaldi ]; then local/kaldi/check.sh --lattices $lattices --nnet3 $nnet3 --rescore $rescore "$work_dir" || exit 1; fi
 if [ "$check" = true ]; then
   echo "$0: nothing that corpus $corpus and engine $engine need is missing"
   exit 0
@@ -146,6 +153,8 @@ top_k=${top_k:-$(setting top_k)}
 temperature=${temperature:-$(setting temperature)}
 soft_weight=${soft_weight:-$(setting soft_weight)}
 essence=$exp/essence_k$top_k
+rescore_lm=
+if [ $rescore = true ]; then rescore_lm=$data/lm_rescore; fi
 sets="$train_set $dev_set $eval_sets"
 teacher_dirs=()
 for t in $teachers; do teacher_dirs+=("$exp/teacher_$((${#teacher_dirs[@]} + 1))"); done
@@ -208,7 +217,7 @@ stage_5() {
 # shellcheck disable=SC2086  # sets are words
 if [ "$engine" = kaldi ]; then
   jobs=(--nj "$nj" --cmd "$cmd")
-  stage_1() { local/kaldi/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" "$data" "$exp"; }
+  make_lang() { local/kaldi/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" "$data" "$exp"; }
   stage_2() { local/kaldi/make_feats.sh "${jobs[@]}" "$data" "$exp" $sets; }
   stage_3() { local/kaldi/perturb_speed.sh "${jobs[@]}" "$data" "$exp" "$train_set"; }
   stage_4() {
@@ -220,15 +229,21 @@ if [ "$engine" = kaldi ]; then
   }
   make_graph() {
     local/kaldi/make_graph.sh "$data" "$exp" &&
-      local/kaldi/decode_gmm.sh "${jobs[@]}" --dev-set "$dev_set" --eval-sets "$eval_sets" "$data" "$exp"
+      local/kaldi/decode_gmm.sh "${jobs[@]}" --rescore-lm "$rescore_lm" --dev-set "$dev_set" --eval-sets "$eval_sets" "$data" "$exp"
   }
 else
-  stage_1() { local/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" "$data"; }
+  make_lang() { local/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" "$data"; }
   stage_2() { local/make_feats.sh --nj "$nj" "$data" $sets; }
   stage_3() { local/perturb_speed.sh --nj "$nj" "$data" "$train_set"; }
   stage_4() { local/train_gmm.sh --nj "$nj" "$data" "$train_set" "$exp"; }
   make_graph() { local/make_graph.sh "$data/lang" "$exp/gmm" "$exp/ali" "$exp/graph"; }
 fi
+stage_1() {
+  make_lang || return 1
+  [ $rescore = true ] || return 0
+  local/rescore_lm.sh --order "$rescore_lm_order" --train-set "$train_set" --dev-set "$dev_set" "$data" || return 1
+  [ "$engine" = native ] || local/kaldi/const_arpa.sh "$data" "$exp"
+}
 stage_9() {
   local systems=() t
   make_graph || return 1
@@ -237,7 +252,7 @@ stage_9() {
   systems+=(ensemble baseline)
   if [ "$fuse" = false ]; then systems+=(student_full); fi
   local/decode.sh --cmd "$cmd" --nj "$nj" --decoder "$decoder" --combine "$combine" --dev-set "$dev_set" \
-    --eval-sets "$eval_sets" --teachers "${teacher_dirs[*]##*/}" "$data" "$exp" "${systems[@]}" student_essence
+    --eval-sets "$eval_sets" --rescore-lm "$rescore_lm" --teachers "${teacher_dirs[*]##*/}" "$data" "$exp" "${systems[@]}" student_essence
 }
 
 stage_10() {
@@ -253,7 +268,7 @@ stage_ablation() {
   echo "$0: ablation over $grid"
   rm -f "$ESSENCE_WORKED"
   local/run_ablation.sh --cmd "$cmd" --nj "$nj" --grid "$grid" --student "$student" --decoder "$decoder" \
-    --top-k "$top_k" --soft-weight "$soft_weight" --temperature "$temperature" --train-set "$train_set" --dev-set "$dev_set" \
+    --rescore-lm "$rescore_lm" --top-k "$top_k" --soft-weight "$soft_weight" --temperature "$temperature" --train-set "$train_set" --dev-set "$dev_set" \
     --eval-sets "$eval_sets" "$data" "$exp" ||
     fail "the ablation failed; the lines above name the reason. The same command goes on from here"
   if [ -e "$ESSENCE_WORKED" ]; then did=$((did + 1)); fi

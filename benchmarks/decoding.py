@@ -8,7 +8,7 @@ audio beyond starting, CPU seconds of starting. Each decoder is a process of its
 the first utterance alone is subtracted, with that utterance's duration, and the rest of that is its start. Runs
 alternate between the decoders; the smallest of --repeats counts, since other work on the machine only adds.
 
---part asks other questions: "long" makes one utterance of --seconds of the scores, "sweep" tries all settings of
+--part asks other questions: "long" decodes one utterance of --seconds of the scores, whole and in pieces, "sweep" tries all settings of
 conf/decode.yaml and decodes at each scale, "rescoring" takes the best of 100 from a bigram graph by the language model
 of DATA/lm.
 """
@@ -148,9 +148,13 @@ def long_audio(bench: Bench, beam: float, seconds: float) -> None:
           "| decoder | words | CPU s | MB |\n|---|---|---|---|")
     for name, command in bench.commands(beam, "long", bench.here / "long").items():
         if name in dict(bench.backends):
-            cpu, _, megabytes = measured(command)
-            words = len(read_words(bench.here / "long" / name / "hyp.txt")["long"])
-            print(f"| {name} | {words} | {cpu:.1f} | {megabytes:,.0f} |", flush=True)
+            words = {}
+            for how, option in (("whole", "--piece-seconds=0"), ("in pieces", "--piece-seconds=600")):
+                cpu, _, megabytes = measured([*command, option])
+                words[how] = read_words(bench.here / "long" / name / "hyp.txt")["long"]
+                print(f"| {name}, {how} | {len(words[how])} | {cpu:.1f} | {megabytes:,.0f} |", flush=True)
+            differ = score({"": words["whole"]}, {"": words["in pieces"]}).total.errors
+            print(f"| words that differ | {differ} | | |", flush=True)
 
 
 def sweeps(bench: Bench, beam: float) -> None:

@@ -14,6 +14,8 @@ help_message="Usage: local/decode.sh [options] DATA EXP SYSTEM...
   --teachers 'A B ..'      model directories in EXP that make up the ensemble
   --combine mean|logmean   how (default: mean)
   --graph DIR              (default: EXP/graph)
+  --rescore-lm DIR         rescore the words with the n-gram of DIR (DATA/lm_rescore: local/rescore_lm.sh), after the choice of
+                           the setting, which is without it (default: do not rescore)
   --scales JSON            decode everything at this setting and choose none (default: choose EXP/scales.json)
   --keep-scores true|false keep the score archives (default: false)"
 nj=2
@@ -24,6 +26,7 @@ eval_sets="eval_swbd eval_che"
 teachers=
 combine=mean
 graph=
+rescore_lm=
 scales=
 keep_scores=false
 . local/stage.sh
@@ -32,6 +35,16 @@ data=$1 exp=$2
 shift 2
 graph=${graph:-$exp/graph}
 need 9 "$graph/graph.npz" "$graph/.done"
+rescore=()
+if [ -n "$rescore_lm" ]; then
+  if [ "$decoder" = kaldi-lattice ]; then
+    need 1 "$data/lang/G.fst" "$data/lang_rescore/G.carpa"
+    rescore=(--old-lm "$data/lang/G.fst" --new-lm "$data/lang_rescore/G.carpa")
+  else
+    rescore=(--old-lm "$data/lm/lm.arpa.gz" --new-lm "$rescore_lm/lm.arpa.gz")
+  fi
+  need 1 "$data/lm/lm.arpa.gz" "$rescore_lm/lm.arpa.gz" "$rescore_lm/.done"
+fi
 
 sweeps=$(mktemp "$exp/sweep_list.XXXXXX") decodes=$(mktemp "$exp/decode_list.XXXXXX") scoring=$(mktemp "$exp/score_list.XXXXXX")
 trap 'rm -f "$scoring"* "$sweeps"* "$decodes"*' EXIT
@@ -144,7 +157,7 @@ for sys in "$@"; do
   describe "$sys"
   scored=$fp setting=${scales:-$exp/scales.json}
   [ "$sys" != gmm ] || [ -n "$scales" ] || setting=$exp/gmm/sweep/sweep.json
-  fp=$(fingerprint "$fp" "$setting")
+  fp=$(fingerprint "$fp" "$setting" ${rescore_lm:+"$rescore_lm"})
   # The marker of a system's decoding is kept in its development set's folder.
   if is_done "$exp/$sys/decode_$dev_set" "$fp"; then echo "$0: $sys is up to date"; continue; fi
   todo+=("$sys") fps+=("$fp")
@@ -157,7 +170,7 @@ done
 [ ${#todo[@]} -gt 0 ] || exit 0
 make_scores "${todo[@]}"
 failed=0
-decode "$decodes" "decoding" || failed=1
+decode "$decodes" "decoding" "${rescore[@]}" || failed=1
 for i in "${!todo[@]}"; do
   sys=${todo[i]} whole=1
   for set in $dev_set $eval_sets; do

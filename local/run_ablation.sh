@@ -10,6 +10,7 @@ help_message="Usage: local/run_ablation.sh [options] DATA EXP
   --student NAME           file of conf/models without .yaml (default: student_tdnn)
   --top-k N, --soft-weight A, --temperature T   what points start from (default: conf/essence.yaml)
   --decoder k2|kaldi|auto|kaldi-lattice  (default: auto)
+  --rescore-lm DIR         rescore the words with this n-gram, as the main run did (default: do not)
   --train-set NAME         (default: train)
   --dev-set NAME           (default: dev)
   --eval-sets 'A B'        (default: eval_swbd eval_che)
@@ -24,6 +25,7 @@ top_k=
 soft_weight=
 temperature=
 decoder=auto
+rescore_lm=
 train_set=train
 dev_set=dev
 eval_sets="eval_swbd eval_che"
@@ -58,7 +60,7 @@ run_point() {
   local/train_models.sh --nj 1 --seed "$seed" --soft-weight "$weight" --temperature "$temp" --mass "$mass" \
     "$train" "$exp/ali" "$dir" "$system" || exit 1
   local/decode.sh --nj 1 --decoder "$decoder" --dev-set "$dev_set" --eval-sets "$eval_sets" --graph "$exp/graph" \
-    --scales "$exp/scales.json" "$data" "$dir" student || exit 1
+    --rescore-lm "$rescore_lm" --scales "$exp/scales.json" "$data" "$dir" student || exit 1
   mark_done "$dir" "$(point_fingerprint)" student/final.pt "student/decode_$dev_set/.done"
 }
 # What a point depends on; of its targets the command that makes them counts, since they are removed afterwards.
@@ -74,11 +76,16 @@ need 9 "$exp/graph/.done" "$exp/scales.json"
 inputs=("conf/models/$student.yaml" "$train" "$exp/ali" "$exp/posteriors" conf/decode.yaml "$exp/graph")
 inputs+=("$exp/scales.json")
 for set in $dev_set $eval_sets; do inputs+=("$data/${set}_hires"); done
+if [ -n "$rescore_lm" ]; then
+  need 1 "$rescore_lm/.done"
+  inputs+=("$rescore_lm")
+fi
 if [ -n "$point" ]; then run_point "$point"; exit 0; fi
 
 echo "$0: grid $grid"
 args=(${top_k:+--set "top_k=$top_k"} ${soft_weight:+--set "soft_weight=$soft_weight"}
   ${temperature:+--set "temperature=$temperature"})
+[ -z "$rescore_lm" ] || args+=(--rescored)
 essence plan-ablation --model "conf/models/$student.yaml" --feats "$train/feats.scp" "${args[@]}" "$grid" "$exp" "$out"
 
 # What is left to do, and what it takes.
@@ -141,7 +148,7 @@ if [ ${#todo[@]} -gt 0 ]; then
   for name in "${todo[@]}"; do
     rm -f "$out/$name/.done"
     printf '%q ' local/run_ablation.sh --point "$name" --student "$student" --decoder "$decoder" \
-      --train-set "$train_set" --dev-set "$dev_set" --eval-sets "$eval_sets" "$data" "$exp" >>"$list"
+      --rescore-lm "$rescore_lm" --train-set "$train_set" --dev-set "$dev_set" --eval-sets "$eval_sets" "$data" "$exp" >>"$list"
     echo >>"$list"
   done
   echo "$0: training and decoding; logs: $out/log/point.*.log"

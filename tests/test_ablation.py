@@ -152,6 +152,15 @@ def test_what_the_main_run_has_is_taken_and_only_that(experiment):
     assert not any(p["from"] for p in plan(exp, grid)["points"])  # decoded at another setting
 
 
+def test_systems_are_taken_only_if_they_were_rescored_as_points_will_be(experiment):
+    exp, _, _ = experiment
+    assert plan(exp, [{"select": "hard"}], rescored=True)["points"][0]["from"] == {}
+    for path in (exp / "baseline").glob("decode_*/decode.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "rescoring": {"order": 4}}))
+    assert plan(exp, [{"select": "hard"}], rescored=True)["points"][0]["from"] == {"1": "baseline"}
+    assert plan(exp, [{"select": "hard"}])["points"][0]["from"] == {}
+
+
 def test_another_student_is_not_taken(experiment, tmp_path):
     exp, _, _ = experiment
     other = tmp_path / "other.yaml"

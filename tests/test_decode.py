@@ -14,9 +14,10 @@ from test_lattice import loop_graph, random_path, scores_of
 
 from essence_kd.cli.main import main
 from essence_kd.decode.kaldi_decoder import KaldiDecoder
-from essence_kd.decode.lattice import edit_distance, label_frames, n_best, path_cost, path_word_spans, path_words
+from essence_kd.decode.lattice import Hypothesis, edit_distance, label_frames, n_best, path_cost, path_word_spans, path_words
 from essence_kd.decode.options import DecodeOptions
-from essence_kd.decode.rescoring import Rescorer
+from essence_kd.decode.pieces import first_rows, joined_lists, silence_pdfs
+from essence_kd.decode.rescoring import Entry, Rescorer
 from essence_kd.decode.runner import Job, Runner, cut_batches, sweep_table
 from essence_kd.hmm.graph import load_graph, save_graph
 from essence_kd.hmm.lm import estimate, read_arpa, score, write_arpa
@@ -314,7 +315,10 @@ def test_rescoring_takes_the_best_of_the_list(corpus, tmp_path):
     confidences = [float(line.split()[5]) for line in (tmp_path / "new" / "hyp.ctm").read_text().splitlines()]
     assert min(confidences) < 0.99 and max(confidences) <= 1
     report = json.loads((tmp_path / "new" / "decode.json").read_text())
-    assert report["rescored_n_best"] == 15 and report["rescore_unknown_words"] > 0
+    told = report["rescoring"]
+    assert told.pop("unknown_words") > 0
+    assert told == {"method": "n-best", "old_lm": str(old), "new_lm": str(new), "order": 3, "lm_scale": 1, "n_best": 15}
+    assert json.loads((tmp_path / "plain" / "decode.json").read_text())["rescoring"] is None
 
 
 def test_language_model_scale(corpus, tmp_path):
@@ -332,7 +336,63 @@ def test_language_model_scale(corpus, tmp_path):
         assert {words: pytest.approx(cost, abs=1e-2) for cost, words in scaled[utt]} == costs
         changed += scaled[utt][0][1] != entries[0][1]
     assert changed
-    assert json.loads((tmp_path / "scaled" / "decode.json").read_text())["lm_scale"] == 4
+    assert json.loads((tmp_path / "scaled" / "decode.json").read_text())["rescoring"]["lm_scale"] == 4
+
+
+def test_stage_9_rescores_decodes_anew_and_resumes(tmp_path, shell):
+    """local/decode.sh with a real network: the larger model is a setting like any other."""
+    pytest.importorskip("lhotse")
+    from amdata import make_data
+
+    from essence_kd.am.trainer import TrainSettings, train
+    from essence_kd.hmm.alignment import tree_hash
+    from essence_kd.io.settings import load_settings
+
+    data, exp = tmp_path / "data", tmp_path / "exp"
+    graph = loop_graph(num_words=9, num_phones=3, seed=1)
+    corpus = make_data(data / "dev_hires", utterances=4, num_pdfs=graph.num_pdfs)
+    train(load_settings(TrainSettings, None, ["arch=tdnn", "model.hidden=12", "optim.epochs=1"]), corpus.data, corpus.ali,
+          exp / "baseline")
+    graph.meta["tree_hash"] = tree_hash(corpus.ali)
+    (exp / "graph").mkdir()
+    save_graph(exp / "graph" / "graph.npz", graph)
+    for name in ("dev", "test"):
+        (data / name).mkdir(parents=True)
+        (data / f"{name}_hires").mkdir(exist_ok=True)
+        (data / f"{name}_hires" / "feats.scp").write_text("".join(sorted(open(corpus.data / "feats.scp"))))
+        for file, value in (("wav.scp", "/none.wav"), ("utt2spk", "s"), ("text", "w1 w2 w3")):
+            (data / name / file).write_text("".join(f"{utt} {value}\n" for utt in sorted(corpus.frames)))
+        (data / f"{name}_hires" / ".done").write_text(f"{name}\n")
+    sentences = [list(graph.words[[1 + i % 9, 1 + i * i % 9, 1 + 2 * i % 9]]) for i in range(40)]
+    for name, order in (("lm", 1), ("lm_rescore", 3)):
+        (data / name).mkdir()
+        write_arpa(data / name / "lm.arpa.gz", estimate(sentences, order, graph.words[1:].tolist()))
+        (data / name / ".done").write_text(f"{order}\n")
+    for folder in (exp / "graph", exp / "baseline"):
+        (folder / ".done").write_text("x\n")
+    (exp / "scales.json").write_text(json.dumps({"best": {"acoustic_scale": 0.2, "word_insertion_penalty": 0.0}}))
+
+    def stage(*options):
+        done = shell("local/decode.sh", "--nj", "1", "--decoder", "kaldi", "--eval-sets", "test", "--scales", exp / "scales.json",
+                     "--keep-scores", "true", *options, data, exp, "baseline")
+        assert done.returncode == 0, done.stderr
+        reports = [json.loads((exp / "baseline" / f"decode_{s}" / "decode.json").read_text()) for s in ("dev", "test")]
+        assert len({json.dumps(r["rescoring"]) for r in reports}) == 1
+        return "up to date" in done.stdout, reports[0]["rescoring"], (exp / "baseline" / "decode_test" / "hyp.txt").read_text()
+
+    rescore = ("--rescore-lm", data / "lm_rescore")
+    _, told, plain = stage()
+    assert told is None and stage()[0]
+    current, told, words = stage(*rescore)
+    assert not current and words != plain and len(words.splitlines()) == 12
+    assert (told["new_lm"], told["order"], told["n_best"]) == (str(data / "lm_rescore" / "lm.arpa.gz"), 3, 100)
+    assert stage(*rescore)[0]
+    (data / "lm_rescore" / ".done").write_text("another\n")
+    assert not stage(*rescore)[0]
+    assert stage() == (False, None, plain)
+    (data / "lm_rescore" / "lm.arpa.gz").unlink()
+    done = shell("local/decode.sh", *rescore, data, exp, "baseline")
+    assert done.returncode == 1 and "lm_rescore/lm.arpa.gz' is missing: stage 1 makes it" in done.stderr
 
 
 def read_n_best(folder):
@@ -477,6 +537,146 @@ def test_k2_sweep_rescores_lattices_as_decoding_would(corpus, k2, tmp_path):
     assert report["acoustic_scale"] == table["best"]["acoustic_scale"]
 
 
+# --------------------------------------------------------------------------------------------------------- long audio
+
+@pytest.mark.parametrize("length", [1, 99, 100, 101, 150, 199, 201, 1234])
+def test_pieces_are_neither_long_nor_tiny(length):
+    scores = np.random.default_rng(length).normal(size=(length, 6)).astype(np.float32)
+    for silence in ([], [0, 3], range(6)):
+        starts = first_rows(scores, np.array(silence, np.int64), 100, 9)
+        lengths = np.diff([*starts, length])
+        assert starts[0] == 0 and max(lengths) <= 100 and (len(starts) > 1) == (length > 100)
+        assert min(lengths) >= min(25, length)
+
+
+def test_cuts_lie_in_the_surest_silence():
+    scores = np.random.default_rng(5).normal(size=(1000, 6)).astype(np.float32)
+    scores[:, 4] -= 6
+    for begin, end, sure in ((180, 195, 9), (230, 250, 12), (430, 460, 12), (640, 642, 30)):  # the last is a blip
+        scores[begin:end, 4] += sure
+    cuts = first_rows(scores, np.array([4]), 300, 17)
+    assert 230 < cuts[1] < 250 and 430 < cuts[2] < 460
+
+
+def test_the_best_combinations_of_lists():
+    def entry(cost, words):
+        ids = np.array(words, np.int32)
+        return Entry(cost, Hypothesis(ids, ids * 0, ids * 0 + 1, np.ones(len(ids), np.float32)), np.arange(len(ids)))
+
+    lists = [[entry(1.0, [1]), entry(2.5, [1, 2]), entry(9.0, [])], [], [entry(0.5, [2, 3]), entry(1.0, [3]), entry(4.0, [2])]]
+    found = joined_lists(lists, [0, 70, 90], 5)
+    cheapest = {}
+    for one in lists[0]:
+        for other in lists[2]:
+            words = (*one.hyp.words.tolist(), *other.hyp.words.tolist())
+            cheapest[words] = min(cheapest.get(words, np.inf), one.cost + other.cost)
+    expected = sorted((cost, words) for words, cost in cheapest.items())[:5]
+    assert [(e.cost, tuple(e.hyp.words.tolist())) for e in found] == expected  # (1, 2, 3) once, of the two ways to it
+    assert found[0].labels.tolist() == [0, 90, 91] and found[0].hyp.start.tolist() == [0, 90, 90]
+
+
+@pytest.fixture(scope="module")
+def conversation(tmp_path_factory):
+    """A graph, and an archive of an utterance of thirty turns with silence between and of a short one; the words of each."""
+    folder = tmp_path_factory.mktemp("long")
+    graph = loop_graph(num_words=40, num_phones=12, seed=3, silence_first=True)
+    (folder / "graph").mkdir()
+    save_graph(folder / "graph" / "graph.npz", graph)
+    silence = silence_pdfs(graph)
+    assert len(silence) == 3 and set(graph.phones[graph.unit_phone[np.isin(graph.unit_pdf, silence)]]) == {"SIL"}
+    rng, parts, words = np.random.default_rng(6), [], []
+    for _ in range(30):
+        path = random_path(graph, int(rng.integers(2, 8)), rng)
+        pause = rng.normal(size=(30, graph.num_pdfs)).astype(np.float32)
+        pause[:, silence] += 12
+        parts += [scores_of(graph, path, rng, strength=12.0), pause]
+        words.append(graph.words[path_words(graph, path)].tolist())
+    write(folder / "long", {"call": np.concatenate(parts), "short": parts[0]})
+    return folder, graph, {"call": sum(words, []), "short": words[0]}
+
+
+def test_a_long_utterance_in_pieces_has_the_words_and_times_of_the_whole(conversation, k2, tmp_path):
+    folder, graph, words = conversation
+    common = ["--acoustic-scale", 1, "--n-best", 3, folder / "graph", f"ark:{folder}/long.ark"]
+    runs = {"whole": ("--piece-seconds", 0), "pieces": ("--piece-seconds", 6), "default": ()}
+    for name, arguments in runs.items():
+        done = run_k2(k2, *arguments, *common, tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    assert decode("--piece-seconds", 6, *common, tmp_path / "kaldi") == 0
+    reports = {name: json.loads((tmp_path / name / "decode.json").read_text()) for name in [*runs, "kaldi"]}
+    assert reports["whole"]["num_pieces"] == reports["default"]["num_pieces"] == 2
+    pieces = reports["pieces"]["num_pieces"]
+    assert pieces == reports["kaldi"]["num_pieces"] > reports["whole"]["audio_seconds"] / 6
+    assert "long ones in pieces" not in done.stderr
+    for name in reports:
+        assert read_hyp(tmp_path / name) == words and reports[name]["num_utts"] == 2
+    ctm = {name: [line.split() for line in (tmp_path / name / "hyp.ctm").read_text().splitlines()] for name in reports}
+    for name in ("pieces", "kaldi"):
+        assert [line[:5] for line in ctm[name]] == [line[:5] for line in ctm["whole"]]
+    assert np.allclose([float(line[5]) for line in ctm["pieces"]], [float(line[5]) for line in ctm["whole"]], atol=0.02)
+    lists = {name: read_n_best(tmp_path / name)["call"] for name in reports}
+    assert [w for _, w in lists["pieces"]] == [w for _, w in lists["kaldi"]] and lists["whole"][0][1] == tuple(words["call"])
+    # at a cut silence is left and entered once more, and a sentence ends: at most 0.6 + 0.5 + 0.7 + 1.0 of the graph's costs
+    assert 0 < lists["pieces"][0][0] - lists["whole"][0][0] < 2.8 * (pieces - 2)
+
+
+def test_sweeps_rescoring_and_processes_with_pieces(conversation, tmp_path):
+    folder, graph, words = conversation
+    (tmp_path / "text").write_text("".join(f"{utt} {' '.join(said)}\n" for utt, said in words.items()))
+    scores = [folder / "graph", f"ark:{folder}/long.ark"]
+    assert decode("--piece-seconds", 6, "--sweep", tmp_path / "text", "--sweep-scales", "0.9,1", "--sweep-penalties", 0,
+                  *scores, tmp_path / "sweep") == 0
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["best"]["errors"] == 0
+    old = tmp_path / "all.arpa"
+    write_arpa(old, estimate(list(words.values()), 2, graph.words[1:].tolist()))
+    for name, arguments in (("one", ()), ("two", ("--nj", 2))):
+        assert decode("--piece-seconds", 6, "--acoustic-scale", 1, "--old-lm", old, "--lm-scale", 2, "--rescore-n-best", 5,
+                      *arguments, *scores, tmp_path / name) == 0
+    assert read_hyp(tmp_path / "one") == words
+    for name in ("hyp.txt", "hyp.ctm"):
+        assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
+    assert decode("--piece-seconds", 6, "--acoustic-scale", 1, "--lattices", "--beam", 6, *scores, tmp_path / "lattices") == 0
+    assert json.loads((tmp_path / "lattices" / "decode.json").read_text())["num_pieces"] == 2  # lattices are whole
+
+
+def test_a_piece_without_a_path_is_named_and_the_others_stay(tmp_path, capsys):
+    graph = loop_graph(num_words=10, num_phones=12, seed=2, lengths=(5, 5))
+    (tmp_path / "graph").mkdir()
+    save_graph(tmp_path / "graph" / "graph.npz", graph)
+    rng = np.random.default_rng(0)
+    path = random_path(graph, 1, rng)
+    head = scores_of(graph, path, rng, strength=9.0)
+    pause = rng.normal(size=(4, graph.num_pdfs)).astype(np.float32)
+    pause[:, silence_pdfs(graph)] += 15
+    assert len(head) <= 17  # so that at most four rows come after the cut, where no word fits
+    write(tmp_path / "s", {"u": np.concatenate([head, pause])})
+    assert decode("--piece-seconds", 0.03 * (len(head) + 2), "--acoustic-scale", 1, tmp_path / "graph", f"ark:{tmp_path}/s.ark",
+                  tmp_path / "out") == 0
+    report = json.loads((tmp_path / "out" / "decode.json").read_text())
+    assert report["no_path_in_a_piece_utts"] == ["u"] and report["no_path"] == 0 and report["num_pieces"] == 2
+    assert read_hyp(tmp_path / "out")["u"] == graph.words[path_words(graph, path)].tolist()
+    assert "1 of 1 utterances have no words in a piece (no path survived the search there): u" in capsys.readouterr().err
+
+
+def test_a_piece_without_a_path_is_named_and_the_others_stay(tmp_path, capsys):
+    graph = loop_graph(num_words=10, num_phones=12, seed=2, lengths=(5, 5))
+    (tmp_path / "graph").mkdir()
+    save_graph(tmp_path / "graph" / "graph.npz", graph)
+    rng = np.random.default_rng(0)
+    path = random_path(graph, 1, rng)
+    head = scores_of(graph, path, rng, strength=9.0)
+    pause = rng.normal(size=(4, graph.num_pdfs)).astype(np.float32)
+    pause[:, silence_pdfs(graph)] += 15
+    assert len(head) <= 17  # so that at most four rows come after the cut, where no word fits
+    write(tmp_path / "s", {"u": np.concatenate([head, pause])})
+    assert decode("--piece-seconds", 0.03 * (len(head) + 2), "--acoustic-scale", 1, tmp_path / "graph", f"ark:{tmp_path}/s.ark",
+                  tmp_path / "out") == 0
+    report = json.loads((tmp_path / "out" / "decode.json").read_text())
+    assert report["no_path_in_a_piece_utts"] == ["u"] and report["no_path"] == 0 and report["num_pieces"] == 2
+    assert read_hyp(tmp_path / "out")["u"] == graph.words[path_words(graph, path)].tolist()
+    assert "1 of 1 utterances have no words in a piece (no path survived the search there): u" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 def refused(capsys, *arguments):
@@ -568,6 +768,7 @@ def test_words_missing_from_words_txt(corpus, tmp_path, capsys):
     (["--lm-scale", "0", "--old-lm", "x.arpa"], "--lm-scale is 0.0"),
     (["--rescore-n-best", "0"], "--rescore-n-best"),
     (["--batch-rows", "-1"], "--batch-rows is -1"),
+    (["--piece-seconds", "-1"], "--piece-seconds is -1"),
     (["--acoustic-scale", "0"], "--acoustic-scale is 0.0"),
     (["--sweep", "/nowhere/text"], "/nowhere/text"),
     (["--scale-from", "/nowhere/sweep.json"], "/nowhere/sweep.json: there is no such sweep"),

@@ -152,6 +152,49 @@ def test_kaldis_decoder_and_ours_find_the_same_words(kaldi, tmp_path, shift):
     assert set(tables[0]) <= set(tables[1]) and all(abs(n - tables[1][point]) <= 1 for point, n in tables[0].items())
 
 
+def test_lattices_rescored_by_kaldi_and_lists_by_us_have_the_same_costs(kaldi, tmp_path, shell):
+    """The graph's bigram replaced by a trigram: the best path's cost by Kaldi's lattice tools is that of our n-best list."""
+    done = shell("local/kaldi/check.sh", "--gmm", "false", "--lattices", "true", "--rescore", "true")
+    if done.returncode:
+        pytest.skip(f"RESCORING BY KALDI is not tested: {done.stderr}")
+    pdfs = int((kaldi / "exp" / "our_ali" / "num_pdfs").read_text())
+    rng = np.random.default_rng(4)
+    with MatrixWriter(f"ark:{tmp_path}/scores.ark") as writer:
+        for utt, ali in list(read_int_vectors(f"scp:{kaldi}/exp/our_ali/ali.scp"))[:8]:
+            scores = rng.normal(size=(len(ali), pdfs))
+            scores[np.arange(len(ali)), ali] += 2
+            writer.write(utt, scores.astype(np.float32))
+    (tmp_path / "conf.yaml").write_text("acoustic_scale: 0.3\nbeam: 16.0\noutput_beam: 8.0\nframe_shift_ms: 10.0\n"
+                                        "word_insertion_penalty: 0.5\nmax_active: 100000\n")
+    # sentences that the bigram finds unlikely
+    words = sorted(WORDS)
+    lines = [" ".join(words[(i + j * j) % len(words)] for j in range(5)) for i in range(40)]
+    (tmp_path / "text3").write_text("\n".join(lines) + "\n")
+    (tmp_path / "data").symlink_to(kaldi / "data")
+    lists = ["--decoder", "kaldi", "--config", tmp_path / "conf.yaml", "--n-best", 1]
+    bash(kaldi, f"""
+        essence train-lm --order 3 --words data/lang/words.txt {tmp_path}/text3 {tmp_path}/3.arpa.gz
+        utils/build_const_arpa_lm.sh {tmp_path}/3.arpa.gz data/lang {tmp_path}/lang3
+        essence decode-kaldi --config {tmp_path}/conf.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/plain
+        essence decode-kaldi --config {tmp_path}/conf.yaml --old-lm data/lang/G.fst --new-lm {tmp_path}/lang3/G.carpa \
+          graph ark:{tmp_path}/scores.ark {tmp_path}/kaldis
+        essence decode {' '.join(map(str, lists))} --old-lm lm.arpa.gz --new-lm {tmp_path}/3.arpa.gz --rescore-n-best 1000 \
+          graph ark:{tmp_path}/scores.ark {tmp_path}/ours""", ESSENCE_PYTHON=os.sys.executable)
+    hyps = {name: (tmp_path / name / "hyp.txt").read_text() for name in ("plain", "kaldis", "ours")}
+    assert hyps["kaldis"] == hyps["ours"] != hyps["plain"]
+    paths = bash(kaldi, f"lattice-add-penalty --word-ins-penalty=0.5 'ark:gunzip -c {tmp_path}/kaldis/lat_rescored.gz |' ark:- |"
+                 "lattice-scale --acoustic-scale=0.3 ark:- ark:- | lattice-1best ark:- ark,t:- 2>/dev/null")
+    costs = {}
+    for block in paths.strip().split("\n\n"):
+        utt, *arcs = block.splitlines()
+        weights = [arc.split()[-1].split(",") for arc in arcs if "," in arc]
+        costs[utt.strip()] = sum(float(graph) + float(acoustic) for graph, acoustic, *_ in weights)
+    ours = dict(line.rsplit("-1 ", 1) for line in (tmp_path / "ours" / "nbest.cost").read_text().splitlines())
+    assert len(ours) == 8 and {u: float(c) for u, c in ours.items()} == {u: pytest.approx(c, abs=0.02) for u, c in costs.items()}
+    told = [json.loads((tmp_path / name / "decode.json").read_text())["rescoring"] for name in ("plain", "kaldis", "ours")]
+    assert told[0] is None and [(t["method"], t["order"]) for t in told[1:]] == [("lattice", 3), ("n-best", 3)]
+
+
 def test_a_failing_program_names_its_log(kaldi, tmp_path, shell):
     with MatrixWriter(f"ark:{tmp_path}/scores.ark") as writer:
         writer.write("u", np.zeros((5, 3), np.float32))

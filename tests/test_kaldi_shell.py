@@ -5,7 +5,10 @@ import os
 
 import pytest
 from amdata import make_data
-from conftest import ROOT
+from conftest import ROOT, refused
+
+from essence_kd.cli.main import main
+from essence_kd.decode.kaldi_lattice import const_arpa_order
 
 SCRIPTS = sorted(p for p in (ROOT / "local" / "kaldi").glob("*.sh") if os.access(p, os.X_OK))
 TAKES_ALL = ("check.sh", "make_feats.sh", "train_nnet3.sh")  # paths, sets, systems
@@ -27,7 +30,7 @@ def test_every_script_has_help_and_refuses_nonsense(shell, path):
 @pytest.mark.parametrize("path", [p for p in SCRIPTS if p.name not in ("check.sh",)], ids=lambda p: p.name)
 def test_a_missing_input_names_the_stage(shell, tmp_path, path):
     args = [tmp_path / "data", tmp_path / "exp", "train"]
-    if path.name in ("prepare_lang.sh", "make_graph.sh", "decode_gmm.sh"):
+    if path.name in ("prepare_lang.sh", "const_arpa.sh", "make_graph.sh", "decode_gmm.sh"):
         args.pop()
     if path.name in ("align.sh", "train_nnet3.sh"):
         args.append(tmp_path / "out:tdnn")
@@ -85,6 +88,8 @@ def test_half_compiled_names_the_first_missing_program(shell, tmp_path, kaldi_ro
     assert done.returncode == 1 and "'lattice-best-path'" in done.stderr
     done = shell("/bin/bash", "local/kaldi/check.sh", "--gmm", "false", "--nnet3", "true", env=env)
     assert done.returncode == 1 and "'copy-feats'" in done.stderr
+    done = shell("/bin/bash", "local/kaldi/check.sh", "--gmm", "false", "--rescore", "true", env=env)
+    assert done.returncode == 1 and "'arpa-to-const-arpa' is not in" in done.stderr and "src/lmbin" in done.stderr
 
 
 def test_white_space_is_refused_by_name(shell, tmp_path, kaldi_root):
@@ -125,3 +130,32 @@ def test_decode_kaldi_names_what_a_graph_lacks(shell, tmp_path):
     assert done.returncode == 1 and "HCLG.fst: missing" in done.stderr and "Traceback" not in done.stderr
     done = shell("local/bin/essence", "decode-kaldi", tmp_path)
     assert done.returncode == 1 and "--jobs-file" in done.stderr
+
+
+def test_grammars_that_cannot_be(tmp_path):
+    assert const_arpa_order(write(tmp_path / "G.carpa", carpa(4))) == 4
+    for content, message in ((None, "No such file"), (b"", "not a G.carpa"), (carpa(4)[:30], "not a G.carpa"),
+                             (b"\\data\\\n", "not a G.carpa")):
+        path = tmp_path / "other"
+        if content is not None:
+            write(path, content)
+        refused(lambda: const_arpa_order(path), path, message)
+
+
+def carpa(order):
+    """How Kaldi's ConstArpaLm begins: bos, eos, unk, order."""
+    return b"\0B<ConstArpaLm> <LmInfo> " + b"".join(b"\4" + n.to_bytes(4, "little") for n in (5, 6, 2, order)) + b"</LmInfo> "
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--old-lm", "G.fst"], "--old-lm and --new-lm belong together"),
+    (["--old-lm", "G.fst", "--new-lm", "G.carpa", "--sweep", "text"], "--old-lm does not go with --sweep"),
+])
+def test_decode_kaldi_refuses_what_does_not_go_together(tmp_path, capsys, args, message):
+    assert main(["decode-kaldi", *args, str(tmp_path), "ark:scores.ark", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err

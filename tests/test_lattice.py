@@ -12,12 +12,12 @@ from essence_kd.hmm.graph import Graph
 KINDS = {"": 0, "_B": 1, "_E": 2, "_I": 3, "_S": 4}
 
 
-def loop_graph(num_words=20, num_phones=8, seed=0, positions=True, lengths=(1, 3), moved=False):
+def loop_graph(num_words=20, num_phones=8, seed=0, positions=True, lengths=(1, 3), moved=False, silence_first=False):
     """A loop of random words over phones of three skippable states, with optional silence and epsilons.
 
     Shaped like the graphs of networks at 30 ms: a phone takes one frame or more. A word's label sits
     on the first arc of its first phone; with ``moved``, that of word 1, 4, ... on an epsilon after its last phone and
-    that of word 2, 5, ... on an epsilon before its first.
+    that of word 2, 5, ... on an epsilon before its first. Silence comes after words; with ``silence_first`` before them, too.
     """
     rng = np.random.default_rng(seed)
     phones, kinds, units, unit_of, arcs = ["<eps>", "SIL"], [0, 0], [(0, -1, -1)], {}, []
@@ -63,6 +63,8 @@ def loop_graph(num_words=20, num_phones=8, seed=0, positions=True, lengths=(1, 3
                       lm if i == 0 else 0.0, word if last and place == 1 else 0)
             here = there
     add_phone(1, 1, 0, 0, 0.7)
+    if silence_first:
+        add_phone(0, 1, 0, 0, 0.7)
     arcs.append((1, 0, 0, 0, 0.7, 0))
     table = np.array([(src, dst, units[u][2] + 1 if u else 0, word, cost, u, begin)
                       for src, dst, u, word, cost, begin in arcs])

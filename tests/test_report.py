@@ -332,6 +332,28 @@ def test_gaps_are_told(tmp_path, capsys):
     assert json.loads((exp / "report" / "results.json").read_text())["decoder"] == "k2+kaldi"
 
 
+def test_rescoring_is_told(tmp_path, capsys):
+    exp, data = make_experiment(tmp_path, {"baseline": 0.3, "student_essence": 0.2})
+
+    def rescored(system, order):
+        for path in (exp / system).glob("decode_*/decode.json"):
+            path.write_text(json.dumps({**json.loads(path.read_text()), "rescoring": order and {"order": order}}))
+
+    assert report(exp, data) == 0
+    plain = json.loads((exp / "report" / "results.json").read_text())
+    assert plain["rescoring"] is None and "rescored" not in (exp / "RESULTS").read_text() + capsys.readouterr().err
+    rescored("baseline", 4)
+    assert report(exp, data) == 0
+    assert "not all words were rescored with the same language model: baseline with a 4-gram; student_essence not" \
+        in (exp / "RESULTS").read_text() and "student_essence not" in capsys.readouterr().err
+    rescored("student_essence", 4)
+    assert report(exp, data) == 0
+    assert (exp / "RESULTS").read_text().splitlines()[0].endswith("decoder kaldi, rescored with a 4-gram")
+    assert json.loads((exp / "report" / "results.json").read_text())["rescoring"] == "a 4-gram"
+    assert "words rescored with a 4-gram" in (exp / "report" / "report.html").read_text()
+    assert "not all words" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("spoil, words", [
     (lambda e: (e / "baseline/decode_dev/ref.txt").write_text("x one\n"), "is not in"),
     (lambda e: (e / "baseline/decode_dev/ref.txt").unlink(), "no such file beside hyp.txt"),

@@ -5,10 +5,12 @@ help_message="Usage: local/kaldi/check.sh [options] [PATH...]
  PATHs must be free of white space, which Kaldi's own scripts do not bear.
   --gmm true|false        what training a GMM, its graph and its decoding take (default: true)
   --nnet3 true|false      what steps/nnet3 take (default: false)
-  --lattices true|false   what --decoder kaldi-lattice takes (default: false)"
+  --lattices true|false   what --decoder kaldi-lattice takes (default: false)
+  --rescore true|false    what rescoring with a larger n-gram takes (default: false)"
 gmm=true
 nnet3=false
 lattices=false
+rescore=false
 . local/stage.sh
 
 how="compile Kaldi (tools/INSTALL, src/INSTALL) and set KALDI_ROOT to it, or leave out --engine kaldi"
@@ -52,6 +54,10 @@ if [ "$gmm" = true ] || [ "$lattices" = true ]; then
 fi
 if [ "$gmm" = true ]; then need_program latbin lattice-determinize-pruned lattice-to-post; fi
 if [ "$lattices" = true ]; then need_program bin latgen-faster-mapped; fi
+if [ "$rescore" = true ]; then
+  need_program lmbin arpa-to-const-arpa
+  need_program latbin lattice-lmrescore lattice-lmrescore-const-arpa
+fi
 if [ "$nnet3" = true ]; then
   need_program featbin copy-feats feat-to-dim apply-cmvn
   need_program bin tree-info sum-lda-accs matrix-sum-rows vector-sum post-to-tacc copy-matrix copy-vector

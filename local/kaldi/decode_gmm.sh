@@ -6,16 +6,24 @@ help_message="Usage: local/kaldi/decode_gmm.sh [options] DATA EXP
   --nj N              jobs (default: 2)
   --cmd COMMAND       how they run (default: run.pl)
   --dev-set NAME      (default: dev)
-  --eval-sets 'A B'   (default: eval_swbd eval_che)"
+  --eval-sets 'A B'   (default: eval_swbd eval_che)
+  --rescore-lm DIR    rescore lattices with DATA/lang_rescore/G.carpa, made of this n-gram (default: do not)"
 nj=2
 cmd=run.pl
 dev_set=dev
 eval_sets="eval_swbd eval_che"
+rescore_lm=
 . local/kaldi/room.sh
 [ $# -eq 2 ] || usage
 data=$1 exp=$2
 need 9 "$exp/graph/HCLG.fst" "$exp/graph/.done"
 inputs=("$exp/graph" "$exp/gmm" "$ESSENCE_ROOT/conf/decode.yaml")
+rescore=()
+if [ -n "$rescore_lm" ]; then
+  need 1 "$data/lang/G.fst" "$data/lang_rescore/G.carpa" "$rescore_lm/.done"
+  rescore=(--old-lm "$data/lang/G.fst" --new-lm "$data/lang_rescore/G.carpa")
+  inputs+=("$rescore_lm")
+fi
 for set in $dev_set $eval_sets; do
   need 2 "$data/$set/feats.scp" "$data/$set/.done"
   inputs+=("$data/$set")
@@ -40,7 +48,7 @@ printf '%q %q - %q\n' "lat:gunzip -c $PWD/exp/final_gmm/decode_$dev_set/lat.*.gz
 trap 'rm -f "$jobs" "$jobs.sweep"' EXIT
 essence decode-kaldi --config conf/decode.yaml --sweep "$data/$dev_set/text" --sweep-scales "$scales" --jobs-file "$jobs.sweep" \
   "$exp/graph"
-essence decode-kaldi --config conf/decode.yaml --jobs-file "$jobs" "$exp/graph"
+essence decode-kaldi --config conf/decode.yaml "${rescore[@]}" --jobs-file "$jobs" "$exp/graph"
 for set in $dev_set $eval_sets; do
   cp "$data/$set/text" "$out/decode_$set/ref.txt"
   same_count "$data/$set/feats.scp" "$out/decode_$set/hyp.txt"

@@ -29,7 +29,7 @@ text=data/lm_text
 if [ -f data/lm_arpa.gz ]; then  # data preparation made one
   cp data/lm_arpa.gz data/lm/lm.arpa.gz
 else
-  essence train-lm --order "$lm_order" --words data/lang/words.txt --test data/dev/text "$text" data/lm/lm.arpa.gz
+  essence train-lm --order "$lm_order" --words data/lang/words.txt --map-oov "$oov" --test data/dev/text "$text" data/lm/lm.arpa.gz
 fi
 gunzip -c data/lm/lm.arpa.gz | arpa2fst --disambig-symbol=#0 --read-symbol-table=data/lang/words.txt - data/lang/G.fst
 utils/validate_lang.pl --skip-determinization-check data/lang

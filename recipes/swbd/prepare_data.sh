@@ -3,7 +3,7 @@
 help_message="Usage: recipes/swbd/prepare_data.sh [options] DATA
  e.g.: recipes/swbd/prepare_data.sh data/swbd_kaldi
  reads the corpora that recipes/swbd/recipe.conf names; leaves DATA/{train,dev,eval_swbd,eval_che}, DATA/dict, DATA/lm_text,
- DATA/lm_arpa.gz (with SRILM), and DATA/prep, the recipe directory in which Kaldi's scripts ran
+ DATA/lm_arpa.gz and DATA/rescore_arpa.gz (with SRILM; the latter with Fisher), and DATA/prep, the recipe directory in which Kaldi's scripts ran
   --size default|made_up   (default: default)
   --nj N                   for run.sh; Kaldi's preparation is one process"
 size=default
@@ -98,6 +98,7 @@ for f in $fisher; do cat "$f"/data/trans/*/*.txt; done | awk '!/^#/ && NF > 3' |
 for arpa in data/local/lm/sw1_fsh.o3g.kn.gz data/local/lm/sw1.o3g.kn.gz; do
   if [ -f "$arpa" ]; then cp "$arpa" "$data/lm_arpa.gz"; break; fi
 done
+if [ -f data/local/lm/sw1_fsh.o4g.kn.gz ]; then cp data/local/lm/sw1_fsh.o4g.kn.gz "$data/rescore_arpa.gz"; fi
 for set in train dev eval_swbd eval_che; do
   echo "$0: $data/$set: $(count "$data/$set/utt2spk") utterances, $(count "$data/$set/spk2utt") speakers"
 done

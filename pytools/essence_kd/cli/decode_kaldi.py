@@ -22,6 +22,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--word-insertion-penalty", type=float, help="cost a word; positive: fewer words (default 0)")
     parser.add_argument("--scale-from", metavar="SWEEP_JSON", help="take scale and penalty from a sweep's best")
     parser.add_argument("--data", metavar="DATA_DIR", help="write hyp.ctm in times and channels of its recordings")
+    parser.add_argument("--old-lm", metavar="G.fst", help="the grammar that is in the graph, and")
+    parser.add_argument("--new-lm", metavar="G.carpa", help="the larger n-gram that takes its place in the lattices, as "
+                        "utils/build_const_arpa_lm.sh writes it")
     parser.add_argument("--sweep", metavar="TEXT", help="reference words: try all scales and penalties, write sweep.json, "
                         "decode at the best")
     parser.add_argument("--sweep-scales", metavar="S,S,...", help="acoustic scales of a sweep")
@@ -32,6 +35,7 @@ def run(args) -> None:
     from essence_kd.decode.kaldi_lattice import KaldiLatticeDecoder
     from essence_kd.decode.options import DecodeOptions
     from essence_kd.decode.runner import Job
+    from essence_kd.io.errors import UserError
     from essence_kd.io.settings import load_settings
     from essence_kd.io.text import read_words
 
@@ -42,7 +46,11 @@ def run(args) -> None:
     if args.sweep_scales is not None:
         options.sweep_scales = numbers_of(args.sweep_scales, "--sweep-scales")
     jobs = read_jobs(args, Job)
-    decoder = KaldiLatticeDecoder(args.graph, options)
+    if (args.old_lm is None) != (args.new_lm is None):
+        raise UserError("--old-lm and --new-lm belong together")
+    if args.sweep and args.old_lm:
+        raise UserError("--old-lm does not go with --sweep; decode again with --scale-from")
+    decoder = KaldiLatticeDecoder(args.graph, options, (args.old_lm, args.new_lm) if args.old_lm else None)
     if args.sweep:
         decoder.sweep(jobs, read_words(args.sweep))
     else:

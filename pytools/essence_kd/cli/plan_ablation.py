@@ -17,6 +17,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--essence", metavar="YAML", default="conf/essence.yaml", help="what points start from")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
                         help="a setting of --essence that differs; may be repeated")
+    parser.add_argument("--rescored", action="store_true", help="points are rescored with a larger language model")
     parser.add_argument("grid", metavar="YAML")
     parser.add_argument("exp_dir", metavar="EXP_DIR", type=Path)
     parser.add_argument("out_dir", metavar="OUT_DIR", type=Path)
@@ -26,7 +27,7 @@ def run(args) -> None:
     from essence_kd.score.grid import write_plan
 
     plan = write_plan(args.grid, args.exp_dir, args.out_dir, model_yaml=args.model, essence_yaml=args.essence,
-                      feats=args.feats, overrides=args.set)
+                      feats=args.feats, overrides=args.set, rescored=args.rescored)
     trainings = sum(len(p["seeds"]) for p in plan["points"])
     print(f"{args.out_dir}/plan.json: {len(plan['points'])} points, {trainings} trainings, of which the main run has "
           f"{sum(len(p['from']) for p in plan['points'])}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import json
 import shlex
+import struct
 import subprocess
 import tempfile
 import time
@@ -33,6 +34,19 @@ NAME = "kaldi-lattice"
 LATTICES = "lat:"  # a job's scores that begin so are the rxfilename of lattices that are there already
 
 
+def const_arpa_order(path: str | Path) -> int:
+    """The order of the n-gram in a G.carpa (Kaldi's lm/const-arpa-lm.cc); UserError for anything else."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(64)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; utils/build_const_arpa_lm.sh makes it") from None
+    start = b"\0B<ConstArpaLm> <LmInfo> "  # then bos, eos, unk and the order: a byte 4 and an int32 each
+    if not head.startswith(start) or len(head) < len(start) + 20:
+        raise UserError(f"{path}: not a G.carpa, which utils/build_const_arpa_lm.sh makes of an ARPA file")
+    return struct.unpack_from("<i", head, len(start) + 16)[0]
+
+
 @dataclass
 class _Set:
     """One job on its way: its utterances in order, rows of scores, where its lattices are, seconds spent."""
@@ -48,16 +62,24 @@ class _Set:
 class KaldiLatticeDecoder:
     """Decodes jobs (runner.Job) by Kaldi's programs, one after the other."""
 
-    def __init__(self, graph_dir: str | Path, options: DecodeOptions):
-        """Raises UserError where a file of the graph directory is missing."""
+    def __init__(self, graph_dir: str | Path, options: DecodeOptions, rescore: Tuple[str, str] | None = None):
+        """``rescore``: the graph's G.fst, and the G.carpa that takes its place in what :meth:`decode` decodes.
+
+        Raises UserError where a file of the graph directory is missing, or one of the two grammars is not what it should be.
+        """
         options.check()
         self.dir, self.options = Path(graph_dir), options
+        self.rescore = rescore
         for name in ("graph.npz", "HCLG.fst", "final.mdl", "phones/word_boundary.int"):
             if not (self.dir / name).exists():
                 raise UserError(f"{self.dir / name}: missing; stage 9 with --engine kaldi makes a graph that Kaldi's "
                                 "programs read")
         self.graph = load_graph(self.dir / "graph.npz")
         self._scratch = tempfile.TemporaryDirectory(prefix="essence-hclg-")
+        if rescore:
+            self.order = const_arpa_order(rescore[1])
+            old = read_fst(rescore[0])  # projected here: fstproject's option has another name in every other OpenFst
+            write_fst(Path(self._scratch.name) / "G.fst", replace(old, ilabel=old.olabel))
 
     def _search_graph(self, penalty: float) -> Path:
         """HCLG.fst, or a copy of it (one a penalty) in which every word costs the penalty more."""
@@ -138,6 +160,20 @@ class KaldiLatticeDecoder:
         progress.lattices = f"gunzip -c {shlex.quote(str(target))} |"
         return progress
 
+    def _swap_grammar(self, progress: _Set) -> None:
+        """Lattices with the costs of the new grammar in the place of the old one's, as steps/lmrescore_const_arpa.sh does."""
+        out = Path(progress.job.out_dir)
+        out.mkdir(parents=True, exist_ok=True)
+        target = shlex.quote(str(out / "lat_rescored.gz"))
+        begin = time.perf_counter()
+        self._run("rescoring lattices", [
+            ["lattice-lmrescore", "--lm-scale=-1.0", f"ark:{progress.lattices}", f"{self._scratch.name}/G.fst", "ark:-"],
+            ["lattice-lmrescore-const-arpa", "--lm-scale=1.0", "ark:-", str(self.rescore[1]), f"ark:|gzip -c >{target}"]],
+            out / "log" / "rescore.log")
+        if progress.seconds:  # else the lattices were there already and nobody knows what they took
+            progress.seconds += time.perf_counter() - begin
+        progress.lattices = f"gunzip -c {target} |"
+
     # .. words
 
     def _words(self, progress: _Set, scale: float, penalty: float) -> Dict[str, np.ndarray]:
@@ -178,9 +214,12 @@ class KaldiLatticeDecoder:
             scale = best.get("acoustic_scale", self.options.acoustic_scale)
             penalty = best.get("word_insertion_penalty", self.options.word_insertion_penalty)
             options = replace(self.options, acoustic_scale=scale, word_insertion_penalty=penalty)
-            self._write(self._load(job, options), scale, penalty)
+            progress = self._load(job, options)
+            if self.rescore:
+                self._swap_grammar(progress)
+            self._write(progress, scale, penalty, rescored=bool(self.rescore))
 
-    def _write(self, progress: _Set, scale: float, penalty: float) -> None:
+    def _write(self, progress: _Set, scale: float, penalty: float, rescored: bool = False) -> None:
         out, words = Path(progress.job.out_dir), self._words(progress, scale, penalty)
         out.mkdir(parents=True, exist_ok=True)
         lost = [utt for utt in progress.order if utt not in words and utt not in progress.empty]
@@ -193,7 +232,10 @@ class KaldiLatticeDecoder:
             "num_words": int(sum(len(w) for w in words.values())), "audio_seconds": round(audio, 3),
             "decode_seconds": round(progress.seconds, 3),
             "rtf": round(progress.seconds / audio, 5) if audio and progress.seconds else None, "no_path": len(lost),
-            "no_path_utts": lost, "empty_audio": len(progress.empty), "empty_audio_utts": progress.empty}
+            "no_path_utts": lost, "empty_audio": len(progress.empty), "empty_audio_utts": progress.empty, "rescoring": None}
+        if rescored:
+            report["rescoring"] = {"method": "lattice", "old_lm": str(self.rescore[0]), "new_lm": str(self.rescore[1]),
+                                   "order": self.order}
         texts = {
             "hyp.txt": "".join(" ".join([utt, *self.graph.words[words.get(utt, np.zeros(0, np.int32))]]) + "\n"
                                for utt in progress.order),

@@ -29,8 +29,14 @@ class Rescorer:
     def __init__(self, old_arpa, new_arpa=None, scale: float = 1.0):
         self.old = read_arpa(old_arpa)
         self.new = self.old if new_arpa is None else read_arpa(new_arpa)
+        self.names = (str(old_arpa), str(new_arpa or old_arpa))
         self.scale = scale
         self.unknown = 0
+
+    def about(self) -> dict:
+        """What decode.json tells of it."""
+        return {"method": "n-best", "old_lm": self.names[0], "new_lm": self.names[1], "order": len(self.new.orders),
+                "lm_scale": self.scale, "unknown_words": self.unknown}
 
     def costs(self, sentences: list[list[str]]) -> np.ndarray:
         """Scaled cost of the new model less the cost of the old, natural logarithms: float64 (S,)."""

@@ -22,6 +22,7 @@ import numpy as np
 from essence_kd.decode.lattice import (Hypothesis, ctm_lines, edit_distance, empty_hypothesis, hypothesis, label_frames,
                                        lattice_lines, n_best)
 from essence_kd.decode.options import Decoded, DecodeOptions
+from essence_kd.decode.pieces import first_rows, joined, joined_lists, silence_pdfs
 from essence_kd.decode.rescoring import Entry, Rescorer
 from essence_kd.hmm.graph import Graph, load_graph
 from essence_kd.io.data_dir import DataDir
@@ -32,6 +33,7 @@ from essence_kd.io.tables import read_matrices
 _BUFFER_CELLS = 1 << 26  # score cells that are held to sort utterances by duration: 256 MiB of float32
 _BATCH_CELLS = 1 << 25  # score cells of one batch, padding included
 NEAR = 1.75  # lattices made at one acoustic scale serve a sweep whose best scale is at most this factor away
+_SILENCE_MS = 500  # of silence around a cut of a long utterance
 _PROCESS_BATCH_ROWS = 500  # rows of one batch where several processes share the work
 
 
@@ -67,10 +69,10 @@ class Request:
 
 @dataclass
 class _Task:
-    """A batch of one job for one process."""
+    """A batch of one job for one process; ``pieces``: (utterance, number of its piece)."""
 
     job: int
-    utts: list
+    pieces: list
     batch: list
     options: DecodeOptions
     n_best: int
@@ -80,7 +82,7 @@ class _Task:
 
 @dataclass
 class _Outcome:
-    """What a process answers for one utterance."""
+    """What a process answers for one utterance or a piece of one."""
 
     hyp: Hypothesis
     found: bool
@@ -257,8 +259,28 @@ class _SetInProgress:
         self.job, self.options = job, options
         self.order: list[str] = []
         self.rows: dict[str, int] = {}
-        self.outcomes: dict[str, _Outcome] = {}
+        self.starts: dict[str, list[int]] = {}  # first rows of an utterance's pieces; [0]: it is whole
+        self.outcomes: dict[tuple[str, int], _Outcome] = {}  # of pieces
         self.seconds = 0.0
+
+    def pieces(self, utt: str) -> list[_Outcome]:
+        """The outcomes of an utterance's pieces, in order."""
+        return [self.outcomes[utt, number] for number in range(len(self.starts[utt]))]
+
+    def all_pieces(self) -> list[_Outcome]:
+        """The outcomes of all pieces, in the order of the scores."""
+        return [outcome for utt in self.order for outcome in self.pieces(utt)]
+
+    def hyp(self, utt: str) -> Hypothesis:
+        """The words of an utterance; times in rows of the graph."""
+        return joined([o.hyp for o in self.pieces(utt)], self._graph_rows(utt))
+
+    def n_best(self, utt: str, count: int) -> list[Entry]:
+        """Its best word sequences."""
+        return joined_lists([o.n_best for o in self.pieces(utt)], self._graph_rows(utt), count)
+
+    def _graph_rows(self, utt: str) -> list[int]:
+        return [start * self.options.repeat_rows for start in self.starts[utt]]
 
 
 class Runner:
@@ -278,29 +300,33 @@ class Runner:
     # .. tasks
 
     def _tasks(self, jobs: list[Job], sets: list[_SetInProgress], request: Request, sweep: bool) -> Iterator[_Task]:
+        silence = silence_pdfs(self.graph)
         for number, (job, progress) in enumerate(zip(jobs, sets)):
-            held: list[tuple[str, np.ndarray]] = []
-            cells = 0
+            held: list[tuple[tuple[str, int], np.ndarray]] = []
+            cells, options = 0, progress.options
+            limit = round(options.piece_seconds * 1000 / options.frame_shift_ms) if not request.lattices else 0
+            width = max(round(_SILENCE_MS / options.frame_shift_ms), 1)
             for utt, matrix in read_matrices(job.scores):
                 if utt in progress.rows:
                     raise UserError(f"{job.scores}: utterance '{utt}' is there twice")
                 matrix = check_scores(matrix, utt, job.scores, self.graph, self.graph_path)
                 progress.order.append(utt)
                 progress.rows[utt] = len(matrix)
+                progress.starts[utt] = starts = first_rows(matrix, silence, limit or len(matrix), width)
                 if sweep and utt not in request.reference:
                     raise UserError(f"{job.scores}: utterance '{utt}' is not in the reference text of the sweep")
                 if not len(matrix):
                     nothing = [np.zeros(0, np.int32)] * len(self.options.sweep_penalties)
                     grid = [nothing] * len(self.options.sweep_scales)
-                    progress.outcomes[utt] = _Outcome(empty_hypothesis(), False, sweep=grid if sweep else [])
+                    progress.outcomes[utt, 0] = _Outcome(empty_hypothesis(), False, sweep=grid if sweep else [])
                     continue
-                held.append((utt, matrix))
+                held += [((utt, n), piece) for n, piece in enumerate(np.split(matrix, starts[1:]))]
                 cells += matrix.size
                 if cells >= _BUFFER_CELLS:
-                    yield from self._cut(number, held, progress.options, request, sweep)
+                    yield from self._cut(number, held, options, request, sweep)
                     held, cells = [], 0
             if held:
-                yield from self._cut(number, held, progress.options, request, sweep)
+                yield from self._cut(number, held, options, request, sweep)
             if not progress.order:
                 raise UserError(f"{job.scores}: there are no utterances in it")
 
@@ -356,11 +382,11 @@ class Runner:
                 sets[done].outcomes = {}
                 done += 1
             sets[task.job].seconds += seconds
-            sets[task.job].outcomes.update(zip(task.utts, outcomes))
+            sets[task.job].outcomes.update(zip(task.pieces, outcomes))
             utterances += len(outcomes)
             if time.monotonic() - shown > 10:
                 shown = time.monotonic()
-                print(f"essence decode: {utterances} utterances, at {task.job + 1} of {len(jobs)} sets",
+                print(f"essence decode: {utterances} utterances or pieces of them, at {task.job + 1} of {len(jobs)} sets",
                       file=sys.stderr)
         while done < len(jobs):
             yield sets[done]
@@ -401,17 +427,17 @@ class Runner:
         places = ctm_places(progress.job.data_dir) if progress.job.data_dir else {}
         ctm: list[tuple[tuple[str, str, float], list[str]]] = []
         for utt in progress.order:
-            outcome = progress.outcomes[utt]
-            texts["hyp.txt"].append(" ".join([utt, *words[outcome.hyp.words]]))
+            hyp = progress.hyp(utt)
+            texts["hyp.txt"].append(" ".join([utt, *words[hyp.words]]))
             if progress.job.data_dir and utt not in places:
                 raise UserError(f"{progress.job.data_dir}: utterance '{utt}' of {progress.job.scores} is not in it")
             place = places.get(utt, (utt, "1", 0.0))
-            ctm.append((place, ctm_lines(*place, outcome.hyp, words, shift)))
-            for rank, entry in enumerate(outcome.n_best[:request.n_best], 1):
+            ctm.append((place, ctm_lines(*place, hyp, words, shift)))
+            for rank, entry in enumerate(progress.n_best(utt, request.n_best) if request.n_best else (), 1):
                 texts["nbest.txt"].append(" ".join([f"{utt}-{rank}", *words[entry.hyp.words]]))
                 texts["nbest.cost"].append(f"{utt}-{rank} {entry.cost:.4f}")
-            if request.lattices and outcome.lattice:
-                texts["lat.txt"] += [utt, *outcome.lattice, ""]
+            if request.lattices and progress.outcomes[utt, 0].lattice:
+                texts["lat.txt"] += [utt, *progress.outcomes[utt, 0].lattice, ""]
         if places:
             ctm.sort(key=lambda entry: entry[0])
         texts["hyp.ctm"] = [line for _, lines in ctm for line in lines]
@@ -419,15 +445,14 @@ class Runner:
             write_text(out / name, "".join(line + "\n" for line in lines))
         report = self._report(progress, wall)
         if request.rescorer:
-            report.update(rescored_n_best=request.rescore_n_best, lm_scale=request.rescorer.scale,
-                          rescore_unknown_words=request.rescorer.unknown)
+            report["rescoring"] = {**request.rescorer.about(), "n_best": request.rescore_n_best}
         write_text(out / "decode.json", json.dumps(report, indent=1) + "\n")
         self._tell(progress.job, report)
         return report
 
     def _rescore(self, progress: _SetInProgress, rescorer: Rescorer) -> None:
         rescorer.unknown = 0
-        outcomes = [progress.outcomes[utt] for utt in progress.order]
+        outcomes = progress.all_pieces()
         for outcome, entries in zip(outcomes, rescorer.rescore([o.n_best for o in outcomes], self.graph.words)):
             outcome.n_best = entries
             if entries:
@@ -440,8 +465,11 @@ class Runner:
         options, rows = progress.options, sum(progress.rows.values())
         audio = rows * options.frame_shift_ms / 1000
         empty = [utt for utt in progress.order if not progress.rows[utt]]
-        lost = [utt for utt in progress.order if progress.rows[utt] and not progress.outcomes[utt].found]
-        sizes = [(o.states, o.arcs) for o in progress.outcomes.values() if o.states is not None]
+        outcomes = progress.all_pieces()
+        found = {utt: [o.found for o in progress.pieces(utt)] for utt in progress.order if progress.rows[utt]}
+        lost = [utt for utt in found if not any(found[utt])]
+        gaps = [utt for utt in found if any(found[utt]) and not all(found[utt])]
+        sizes = [(o.states, o.arcs) for o in outcomes if o.states is not None]
         per_row = (lambda i: round(sum(size[i] for size in sizes) / max(rows, 1), 2) if sizes else None)
         return {
             "decoder": self.backend, "decoder_version": decoder_version(self.backend),
@@ -452,23 +480,29 @@ class Runner:
             "min_active": options.min_active, "retry_factor": options.retry_factor,
             "frame_shift_ms": options.frame_shift_ms, "repeat_rows": options.repeat_rows,
             "num_utts": len(progress.order), "num_frames": rows,
-            "num_words": int(sum(len(o.hyp.words) for o in progress.outcomes.values())),
+            "num_words": int(sum(len(o.hyp.words) for o in outcomes)), "num_pieces": len(outcomes),
             "audio_seconds": round(audio, 3), "decode_seconds": round(progress.seconds, 3),
             "rtf": round(progress.seconds / audio, 5) if audio else None, "wall_seconds": round(wall, 3), "nj": self.nj,
             "lattice_states_per_frame": per_row(0), "lattice_arcs_per_frame": per_row(1),
-            "retried": sum(o.retried for o in progress.outcomes.values()),
-            "no_path": len(lost), "no_path_utts": lost, "empty_audio": len(empty), "empty_audio_utts": empty,
+            "retried": sum(o.retried for o in outcomes),
+            "no_path": len(lost), "no_path_utts": lost, "no_path_in_a_piece_utts": gaps, "empty_audio": len(empty), "empty_audio_utts": empty,
+            "rescoring": None,
         }
 
     def _tell(self, job: Job, report: dict) -> None:
         print(f"essence decode: {job.out_dir}: {report['num_utts']} utterances, {report['audio_seconds']:.0f} s of "
-              f"audio, {report['num_words']} words, RTF {report['rtf']} with {self.backend}", file=sys.stderr)
-        for key, why in (("no_path_utts", "no path survived the search"), ("empty_audio_utts", "no audio")):
+              f"audio, {report['num_words']} words, RTF {report['rtf']} with {self.backend}"
+              + (f", {report['lattice_states_per_frame']} states a frame" if report["lattice_states_per_frame"] else "")
+              + (f"; long ones in pieces: {report['num_pieces']}" if report["num_pieces"] > report["num_utts"] else ""),
+              file=sys.stderr)
+        for key, why in (("no_path_utts", "an empty hypothesis (no path survived the search)"),
+                         ("no_path_in_a_piece_utts", "no words in a piece (no path survived the search there)"),
+                         ("empty_audio_utts", "an empty hypothesis (no audio)")):
             names = report[key]
             if names:
                 more = " ..." if len(names) > 5 else ""
-                print(f"essence decode: {job.out_dir}: {len(names)} of {report['num_utts']} utterances have an empty "
-                      f"hypothesis ({why}): {' '.join(names[:5])}{more}", file=sys.stderr)
+                print(f"essence decode: {job.out_dir}: {len(names)} of {report['num_utts']} utterances have "
+                      f"{why}: {' '.join(names[:5])}{more}", file=sys.stderr)
 
     # .. sweeps
 
@@ -506,7 +540,7 @@ class Runner:
                 ref, known = request.reference[utt], {}
                 for i, scale in enumerate(opts.sweep_scales):
                     for j, penalty in enumerate(opts.sweep_penalties):
-                        ids = progress.outcomes[utt].sweep[i][j]
+                        ids = np.concatenate([piece.sweep[i][j] for piece in progress.pieces(utt)])
                         key = ids.tobytes()
                         if key not in known:
                             known[key] = edit_distance(ref, list(self.graph.words[ids]))

@@ -52,6 +52,7 @@ class Experiment:
     sets: list[str] = field(default_factory=list)
     num_pdfs: int | None = None
     decoder: str | None = None
+    rescoring: str | None = None  # with what language model, in words
     essence: dict[str, Any] = field(default_factory=dict)
     post_stats: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -256,6 +257,12 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
     exp.decoder = "+".join(decoders) or None
     if len(decoders) > 1:
         exp.notices.append(f"{exp_dir}: systems were decoded with different decoders ({', '.join(decoders)})")
+    orders = {system.name: sorted({(d.get("rescoring") or {}).get("order", 0) for d in system.decodes.values()})
+              for system in exp.systems.values() if system.decodes}
+    exp.rescoring = " or ".join(f"a {n}-gram" for n in sorted({n for found in orders.values() for n in found} - {0})) or None
+    if len({tuple(found) for found in orders.values()}) > 1 or any(len(found) > 1 for found in orders.values()):
+        exp.notices.append(f"{exp_dir}: not all words were rescored with the same language model: " + "; ".join(
+            f"{name} " + " and ".join(f"with a {n}-gram" if n else "not" for n in found) for name, found in orders.items()))
     exp.essence = _load_essence(exp_dir, essence_dir, exp.notices)
     if (exp_dir / "posteriors" / "post_stats.json").exists():
         exp.post_stats = read_json(exp_dir / "posteriors" / "post_stats.json")

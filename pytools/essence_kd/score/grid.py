@@ -157,8 +157,11 @@ def _same_target(point: Point, sidecar: Dict[str, Any], dense: bool) -> bool:
             and all(sidecar.get(k) == v for k, v in wanted.items()))
 
 
-def find_trained(exp_dir: Path, model_yaml, point: Point, seed: int) -> Optional[str]:
-    """The system of the main run that is this point with this seed, decoded at EXP_DIR/scales.json; None: train it."""
+def find_trained(exp_dir: Path, model_yaml, point: Point, seed: int, rescored: bool = False) -> Optional[str]:
+    """The system of the main run that is this point with this seed, decoded as points are; None: train it.
+
+    Points are decoded at EXP_DIR/scales.json, and ``rescored`` with a larger language model or not.
+    """
     name = {"": "baseline", "all": "student_full"}.get(point.target, "student_essence")
     path, scales = exp_dir / name, exp_dir / "scales.json"
     decodes = list(path.glob("decode_*/decode.json"))
@@ -168,7 +171,8 @@ def find_trained(exp_dir: Path, model_yaml, point: Point, seed: int) -> Optional
         return None
     best = read_json(scales).get("best", {}) if scales.is_file() else {}
     for decode in map(read_json, decodes):
-        if any(decode.get(key) != best.get(key) for key in ("acoustic_scale", "word_insertion_penalty")):
+        if bool(decode.get("rescoring")) != rescored or \
+                any(decode.get(key) != best.get(key) for key in ("acoustic_scale", "word_insertion_penalty")):
             return None
     used = read_json(path / "info.json").get("fingerprint", {}).get("soft targets", "none")
     if not point.target:
@@ -228,12 +232,13 @@ def _forecast(exp_dir: Path, soft: bool) -> Optional[float]:
 
 
 def write_plan(grid_yaml, exp_dir: Path, out_dir: Path, *, model_yaml, essence_yaml, feats,
-               overrides: Sequence[str] = ()) -> Dict[str, Any]:
+               overrides: Sequence[str] = (), rescored: bool = False) -> Dict[str, Any]:
     """Write plan.json, targets.tsv and points.tsv to ``out_dir`` and return what plan.json holds.
 
     targets.tsv has a line a set of soft targets: name, bytes (a forecast), the essence command that makes it (or -).
     points.tsv has a line a training, the first seed of every point first: POINT/seed_N, its target (or -), the system
     of the main run that it is (or -), seconds (a forecast, or -), seed, soft weight, temperature, mass rule.
+    ``rescored``: points are rescored with a larger language model.
     """
     grid = load_settings(GridSettings, grid_yaml)
     base = load_settings(EssenceSettings, essence_yaml, overrides)
@@ -249,7 +254,7 @@ def write_plan(grid_yaml, exp_dir: Path, out_dir: Path, *, model_yaml, essence_y
                                    sidecar.get("combine", "mean"))
             size = int(sidecar["num_frames"] * (5 + 10 * _entries(point, sidecar))) if command else 0
             targets[point.target] = (size, shlex.join(["essence", *command]) if command else "-")
-        done = {seed: find_trained(exp_dir, model_yaml, point, seed) for seed in seeds}
+        done = {seed: find_trained(exp_dir, model_yaml, point, seed, rescored) for seed in seeds}
         e, seconds = point.essence, _forecast(exp_dir, bool(point.target))
         for turn, seed in enumerate(seeds):
             fields = (f"{point.name}/seed_{seed}", point.target or "-", done[seed] or "-",

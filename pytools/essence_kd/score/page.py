@@ -608,7 +608,8 @@ def _provenance(exp: Experiment, facts: dict[str, Any], origin: dict[str, Any]) 
         else "unknown (not a git checkout)"
     machine = f'{origin["system"]}, {origin["machine"]}, {origin["cpus"]} CPUs'
     rows = [("Corpus", f'{facts["corpus"]}, size {facts["size"]}'), ("Seed", facts["seed"]),
-            ("Engine", facts["engine"]), ("Decoder", exp.decoder or "unknown"), ("Classes (pdfs)", exp.num_pdfs),
+            ("Engine", facts["engine"]), ("Decoder", (exp.decoder or "unknown")
+             + (f", words rescored with {exp.rescoring}" if exp.rescoring else "")), ("Classes (pdfs)", exp.num_pdfs),
             ("Commit", commit),
             ("Written", origin["written"]), ("Machine", machine)]
     chosen: dict[str, list[str]] = {}

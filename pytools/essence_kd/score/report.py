@@ -85,6 +85,8 @@ def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "d
                                    comparisons=comparisons, provenance=origin))
     report_dir.mkdir(parents=True, exist_ok=True)
     header = f"corpus {corpus}, size {size}, seed {seed}, engine {engine}, decoder {exp.decoder or 'unknown'}"
+    if exp.rescoring:
+        header += f", rescored with {exp.rescoring}"
     text = results_text(analysis, header, comparisons)
     write_text(exp_dir / "RESULTS", text)
     write_text(report_dir / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

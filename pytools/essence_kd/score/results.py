@@ -207,6 +207,7 @@ def results_dict(analysis: Analysis, *, corpus: str, size: str, seed: int, engin
     essence = exp.essence
     return {
         "corpus": corpus, "size": size, "seed": seed, "engine": engine, "decoder": exp.decoder,
+        "rescoring": exp.rescoring,
         "num_pdfs": exp.num_pdfs, "systems": systems,
         "essence": {"select": essence.get("selection"), "k": essence.get("k"), "mean_mass": essence.get("mean_mass"),
                     "bytes_per_frame": essence.get("bytes_per_frame")},
