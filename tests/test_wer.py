@@ -298,6 +298,40 @@ def test_random_networks_agree_with_sclite(hub5_files, seed, rules):
     assert sum(a.counts.errors for a in native) > 1000
 
 
+@needs_sclite
+@pytest.mark.parametrize("kind", ["touching", "gaps", "overlapping", "starting together", "ignored", "out of order"])
+@pytest.mark.parametrize("rules", ["test", "default"])
+def test_words_on_and_across_edges_agree_with_sclite(hub5_files, kind, rules):
+    """Words anywhere, overlapping, some of no length, some with their middle at the end of a segment, some made two."""
+    rng = random.Random(kind + rules)
+    vocabulary = "a b c um ab- -cd well-known he's gonna cannot".split()
+    segments, tokens = [], []
+    for channel in [(f"r{n:02d}", side) for n in range(40) for side in "AB"]:
+        start = rng.uniform(0, 2)
+        for number in range(rng.randint(1, 7)):
+            length = rng.uniform(0, 3)
+            text = " ".join(rng.choice(vocabulary + ["(uh)", "{ a / b c }", "{ b / @ }"]) for _ in range(rng.randint(0, 6)))
+            if kind == "ignored" and rng.random() < 0.2:
+                text = hub5.IGNORED
+            segments.append(hub5.Segment(*channel, f"s{number % 2}", round(start, 2), round(start + length, 2), "", text))
+            start += {"gaps": length + 0.7, "overlapping": 0.5 * length}.get(kind, length)
+            if kind == "starting together" and rng.random() < 0.3:
+                start = segments[-1].start
+        for _ in range(rng.randint(0, 25)):
+            tokens.append(hub5.Token(*channel, round(rng.uniform(0, start + 1), 2), rng.choice([0.0, 0.1, 0.3, 1.0]),
+                                     rng.choice(vocabulary)))
+        ends = [s.end for s in segments if (s.recording, s.channel) == channel]
+        tokens += [hub5.Token(*channel, round(end - 0.15, 2), 0.3, rng.choice(vocabulary)) for end in ends if end > 1]
+    if kind == "out of order":
+        rng.shuffle(segments)
+        rng.shuffle(tokens)
+    glm = hub5_files / "a.glm" if rules == "test" else None
+    native = hub5.score_stm(segments, tokens, *load_filters(glm))
+    sclite = hub5.score_with_sclite(segments, tokens, glm, SCLITE)
+    assert [(s.segment, s.counts) for s in native] == [(s.segment, s.counts) for s in sclite]
+    assert len(native) > 200 and sum(s.counts.errors for s in native) > 500
+
+
 @pytest.mark.parametrize("stm, ctm, words", [
     (STM, "sw9 A 0.1 0.2 hello\n", "recording 'sw9' channel 'A' is not in"),
     (STM, "sw1 A 0.1 hello\n", "line 1: a CTM line has 5 or 6 fields"),

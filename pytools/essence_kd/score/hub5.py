@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Union
 
+import numpy as np
+
 from essence_kd.io.errors import UserError
 from essence_kd.io.text import read_lines
 from essence_kd.score.glm import DEFAULT_GLM, Filter, is_noise, load_filters, spell, split_optional
@@ -42,11 +44,6 @@ class Token:
     start: float
     duration: float
     word: str
-
-    @property
-    def middle(self) -> float:
-        """The time, in seconds, that says to which segment the word belongs."""
-        return self.start + self.duration / 2.0
 
 
 @dataclass(frozen=True)
@@ -130,12 +127,31 @@ def _key(item) -> tuple[str, str]:
     return item.recording.upper(), item.channel.upper()
 
 
+def _single(seconds: float) -> float:
+    return float(np.float32(round(seconds, 3)))
+
+
+def _timed(token: Token, text: str) -> list[tuple[float, str]]:
+    """What the mapping rules made of a token, in words with their middles in seconds, in NIST's single precision.
+
+    Several words share the token's time. Alternatives { a / b c } stay together at the middle of the word that has the
+    latest one.
+    """
+    whole = "{" in text
+    timed = []
+    for branch in re.sub(r"[{}]", " ", text).split("/") if whole else [text]:
+        words = branch.split()
+        length = token.duration / max(len(words), 1)
+        timed += [(round(token.start + i * length, 3) + round(length, 3) / 2.0, word) for i, word in enumerate(words)]
+    return [(max(timed)[0], text)] if whole and timed else timed
+
+
 def score_stm(segments: list[Segment], tokens: list[Token], ref_filter: Filter, hyp_filter: Filter,
               *, stm_name: str = "STM") -> list[SegmentScore]:
     """Align each reference segment with the words that fall into it.
 
-    A word belongs to the first segment of its channel that ends after the word's middle, and to the last one when
-    none does, as in sclite; words in segments marked to be ignored are not scored.
+    A word, after the mapping rules, belongs to the first segment of its channel that ends after the word's middle, and to
+    the last one when none does, as in sclite; words in segments marked to be ignored are not scored.
     """
     channels: dict[tuple[str, str], list[Segment]] = {}
     for segment in segments:
@@ -145,20 +161,21 @@ def score_stm(segments: list[Segment], tokens: list[Token], ref_filter: Filter, 
         words.setdefault(_key(token), []).append(token)
     scores = []
     for key in sorted(channels):
-        own = sorted(words.get(key, []), key=lambda t: t.start)
+        own = [timed for token in sorted(words.get(key, []), key=lambda t: t.start)
+               for timed in _timed(token, hyp_filter(token.word))]
         at = 0
         ordered = sorted(channels[key], key=lambda s: s.start)
         for number, segment in enumerate(ordered):
             begin = at
             if number == len(ordered) - 1:
                 at = len(own)
-            while at < len(own) and own[at].middle < segment.end:
+            while at < len(own) and own[at][0] < _single(segment.end):
                 at += 1
             if IGNORED in segment.text:
                 continue
             where = f"{stm_name}: {segment.recording} {segment.channel} at {segment.start:.2f} s"
             ref = parse_network(ref_filter(segment.text), where)
-            hyp = parse_network(" ".join(hyp_filter(t.word) for t in own[begin:at]), "CTM")
+            hyp = parse_network(" ".join(text for _, text in own[begin:at]), "CTM")
             steps = align_networks(ref, hyp)
             scores.append(SegmentScore(segment, count_steps(steps), tuple(steps)))
     return scores
@@ -212,22 +229,22 @@ def score_with_sclite(segments: list[Segment], tokens: list[Token], glm: PathLik
         _run([str(folder / "sclite"), "-r", str(here / "ref.filt"), "stm", "-h", str(here / "hyp.filt"), "ctm", "hyp",
               "-F", "-D", "-o", "sgml", "-O", str(here), "-n", "out"], folder)
         report = (here / "out.sgml").read_text(encoding="utf-8", errors="replace")
-    found = {}
-    paths = r'<PATH [^\n]*? file="([^"]*)" channel="([^"]*)"[^\n]*? R_T1="([\d.]+)"[^\n]*>\n(.*)\n</PATH>'
+    kept = [segment for segment in segments if IGNORED not in segment.text]
+    found: dict[int, tuple[tuple[str, ...], Counts]] = {}  # by the number of the segment
+    paths = (r'<PATH [^\n]*? file="([^"]*)" channel="([^"]*)"[^\n]*? sequence="(\d+)"[^\n]*? R_T1="([\d.]+)"[^\n]*>'
+             r'\n(.*)\n</PATH>')
     for path in re.finditer(paths, report):
-        ops = re.findall(r'(?:^|:)([CSDI]),(?:"[^"]*")?,(?:"[^"]*")?', path.group(4))
-        found[path.group(1), path.group(2), f"{float(path.group(3)):.3f}"] = Counts(
+        ops = re.findall(r'(?:^|:)([CSDI]),(?:"[^"]*")?,(?:"[^"]*")?', path.group(5))
+        found[int(path.group(3))] = (path.group(1), path.group(2), path.group(4)), Counts(
             sum(op != "I" for op in ops), ops.count("I"), ops.count("D"), ops.count("S"), 1,
             int(any(op != "C" for op in ops)))
     scores = []
-    for segment in segments:
-        if IGNORED in segment.text:
-            continue
-        key = (segment.recording.lower(), segment.channel.lower(), f"{segment.start:.3f}")
-        if key not in found:
+    for number, segment in enumerate(kept):
+        place, counts = found.get(number, (None, Counts()))
+        if place != (segment.recording.lower(), segment.channel.lower(), f"{segment.start:.3f}"):
             raise UserError(f"sclite left out the segment of {segment.recording} {segment.channel} at "
-                            f"{segment.start:.2f} s; look for two segments that start together")
-        scores.append(SegmentScore(segment, found[key]))
+                            f"{segment.start:.2f} s; count with --scorer native")
+        scores.append(SegmentScore(segment, counts))
     return scores
 
 
