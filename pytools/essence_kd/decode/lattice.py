@@ -203,25 +203,30 @@ def n_best(lattice: Lattice, graph: Graph, count: int, acoustic_scale: float,
     the first path of every word sequence. Gives fewer than ``count`` when the lattice has no more or after
     ``max_expansions`` steps.
     """
-    cost = lattice.arc_costs(graph, acoustic_scale, word_insertion_penalty)
-    num_states = len(lattice.final)
-    to_go = lattice.final.astype(np.float64).copy()
-    order = np.argsort(lattice.src, kind="stable")
-    for arc in order[::-1]:
-        to_go[lattice.src[arc]] = min(to_go[lattice.src[arc]], cost[arc] + to_go[lattice.dst[arc]])
-    splits = np.searchsorted(lattice.src[order], np.arange(num_states + 1))
-    if not num_states or not np.isfinite(to_go[0]):
+    cost = lattice.arc_costs(graph, acoustic_scale, word_insertion_penalty).tolist()
+    src, dst, final = lattice.src.tolist(), lattice.dst.tolist(), lattice.final.astype(np.float64).tolist()
+    order = np.argsort(lattice.src, kind="stable").tolist()
+    to_go = list(final)
+    for arc in reversed(order):
+        to_go[src[arc]] = min(to_go[src[arc]], cost[arc] + to_go[dst[arc]])
+    if not to_go or to_go[0] == np.inf:
         return []
-    arc_labels = []
-    for arc in range(len(lattice.src)):
-        labels = graph.olabel[lattice.graph_arcs[lattice.offsets[arc]:lattice.offsets[arc + 1]]]
-        arc_labels.append(tuple(int(w) for w in labels[labels > 0]))
+    leaving: list[list[int]] = [[] for _ in final]
+    for arc in order:
+        if to_go[dst[arc]] < np.inf:
+            leaving[src[arc]].append(arc)
+    labels = graph.olabel[lattice.graph_arcs]
+    owner = np.repeat(np.arange(len(src)), np.diff(lattice.offsets))
+    said: dict[int, list[int]] = {}
+    for arc, word in zip(owner[labels > 0].tolist(), labels[labels > 0].tolist()):
+        said.setdefault(arc, []).append(word)
 
+    sequences: dict[tuple[int, int], int] = {}  # (number of a word sequence, a word more) -> number; 0: no words
     serial = 0
-    heap: list = [(to_go[0], serial, 0, 0.0, (), None)]  # estimate, tie, state, cost so far, words, arcs as linked list
-    visits: set[tuple[int, tuple[int, ...]]] = set()
+    heap: list = [(to_go[0], serial, 0, 0.0, 0, None)]  # estimate, tie, state, cost so far, words, arcs as linked list
+    visits: set[tuple[int, int]] = set()
     found: list[tuple[float, np.ndarray]] = []
-    seen: set[tuple[int, ...]] = set()
+    seen: set[int] = set()
     for _ in range(max_expansions):
         if not heap or len(found) == count:
             break
@@ -233,20 +238,20 @@ def n_best(lattice: Lattice, graph: Graph, count: int, acoustic_scale: float,
                 while arcs is not None:
                     arcs, arc = arcs
                     chain.append(arc)
-                found.append((float(estimate), lattice.path_of(np.asarray(chain[::-1], np.int64))))
+                found.append((estimate, lattice.path_of(np.asarray(chain[::-1], np.int64))))
             continue
         if (state, words) in visits:
             continue  # a cheaper way to the same state with the same words was expanded before
         visits.add((state, words))
-        if np.isfinite(lattice.final[state]):
+        if final[state] < np.inf:
             serial += 1
-            heapq.heappush(heap, (so_far + lattice.final[state], serial, -1, so_far, words, arcs))
-        for arc in order[splits[state]:splits[state + 1]]:
-            target = int(lattice.dst[arc])
-            if np.isfinite(to_go[target]):
-                serial += 1
-                new = so_far + cost[arc]
-                heapq.heappush(heap, (new + to_go[target], serial, target, new, words + arc_labels[arc], (arcs, arc)))
+            heapq.heappush(heap, (so_far + final[state], serial, -1, so_far, words, arcs))
+        for arc in leaving[state]:
+            serial += 1
+            new, longer = so_far + cost[arc], words
+            for word in said.get(arc, ()):
+                longer = sequences.setdefault((longer, word), len(sequences) + 1)
+            heapq.heappush(heap, (new + to_go[dst[arc]], serial, dst[arc], new, longer, (arcs, arc)))
     return found
 
 
