@@ -2,6 +2,8 @@
 # How jobs run. Kaldi's contract: $cmd [--mem 4G] [--gpu 1] [--max-jobs-run 2] [JOB=1:8] LOG COMMAND...
 # local/jobs.sh runs them on this machine, local/slurm.sh on a Slurm cluster (./run.sh --cmd "local/slurm.sh --partition
 # all"); Kaldi's queue.pl and slurm.pl will do, too. Work that a stage does without $cmd runs where ./run.sh runs.
-export cmd=${cmd:-$ESSENCE_ROOT/local/jobs.sh}
+export cmd=${cmd:-local/jobs.sh}
 # Training alone, where it is to have GPUs: cuda_cmd="local/slurm.sh --partition gpu --gpu 1" ./run.sh --cmd ...
 export cuda_cmd=${cuda_cmd:-$cmd}
+# What starts a training: 'essence', one process; local/torchrun.sh, a process a GPU on every node that the job has.
+export train_launcher=${train_launcher:-essence}

@@ -146,6 +146,9 @@ local/setup_env.sh --work-dir "$work_dir" --k2 $k2
 cmd=${cmd:-}
 [ "$engine" = native ] || cmd=${cmd:-run.pl}
 . ./cmd.sh
+if [[ "$cmd $cuda_cmd" == *.pl* && $PWD$work_dir == *[[:space:]]* ]]; then
+  fail "Kaldi's run.pl, queue.pl and slurm.pl do not bear the blank in '$work_dir' or '$PWD': choose another place"
+fi
 . local/done.sh
 
 setting() { sed -n "s/^$1: *\([^ #]*\).*/\1/p" conf/essence.yaml; }
@@ -198,7 +201,7 @@ stage_8() {
   local systems=("baseline:$student")
   if [ "$fuse" = false ]; then systems+=("student_full:$student:$exp/posteriors/full.scp"); fi
   systems+=("student_essence:$student:$essence/post.scp")
-  local/train_models.sh --cmd "$cuda_cmd" --nj "$nj" --seed "$seed" --soft-weight "$soft_weight" \
+  local/train_models.sh --cmd "$cuda_cmd" --launcher "$train_launcher" --nj "$nj" --seed "$seed" --soft-weight "$soft_weight" \
     --temperature "$temperature" "$data/${train_set}_sp_hires" "$exp/ali" "$exp" "${systems[@]}"
 }
 stage_5() {
@@ -211,7 +214,7 @@ stage_5() {
   if [ ${#nnet3[@]} -gt 0 ]; then
     local/kaldi/train_nnet3.sh "${jobs[@]}" --seed "$seed" "$data" "$exp" "${train_set}_sp" "${nnet3[@]}" || return 1
   fi
-  local/train_models.sh --cmd "$cuda_cmd" --nj "$nj" --seed "$seed" \
+  local/train_models.sh --cmd "$cuda_cmd" --launcher "$train_launcher" --nj "$nj" --seed "$seed" \
     "$data/${train_set}_sp_hires" "$exp/ali" "$exp" "${systems[@]}" "baseline:$student"
 }
 # shellcheck disable=SC2086  # sets are words

@@ -106,8 +106,9 @@ make_scores() {
   count=$(wc -l <"$scoring")
   [ "$count" -gt 0 ] || return 0
   echo "$0: scores of $*; logs: $exp/log/scores.*.log"
-  # shellcheck disable=SC2016,SC2086  # the job expands $(...); cmd is words
-  $cmd --max-jobs-run "$nj" JOB=1:"$count" "$exp/log/scores.JOB.log" bash -c 'eval "$(sed -n JOBp "$1")"' scores "$scoring"
+  as_jobs "$scoring"
+  # shellcheck disable=SC2086  # cmd is words
+  $cmd --max-jobs-run "$nj" JOB=1:"$count" "$exp/log/scores.JOB.log" bash "$scoring" JOB
 }
 
 # Each job decodes a share of a list of SCORES OUT_DIR [SWEEP_JSON|- [DATA_DIR]] and loads the graph once.
@@ -118,11 +119,14 @@ decode() { # LIST WHAT OPTION...
   jobs=$(wc -l <"$list")
   [ "$jobs" -le "$nj" ] || jobs=$nj
   split -n "r/$jobs" --numeric-suffixes=1 -a 3 "$list" "$list."
-  for part in "$list".*; do mv "$part" "$list.$((10#${part##*.}))"; done
+  for part in "$list".*; do
+    printf '%q ' essence "${verb[@]}" --config conf/decode.yaml "$@" --jobs-file "$part" "$graph"
+    echo
+  done >"$list"
+  as_jobs "$list"
   echo "$0: $what; logs: $exp/log/${what// /_}.*.log"
   # shellcheck disable=SC2086
-  $cmd --max-jobs-run "$nj" JOB=1:"$jobs" "$exp/log/${what// /_}.JOB.log" \
-    essence "${verb[@]}" --config conf/decode.yaml "$@" --jobs-file "$list.JOB" "$graph"
+  $cmd --max-jobs-run "$nj" JOB=1:"$jobs" "$exp/log/${what// /_}.JOB.log" bash "$list" JOB
 }
 
 # 1. What scale is best for whom, on the development set.

@@ -22,6 +22,10 @@ done
 
 log=$1
 shift
+# shellcheck source=local/shell_words.sh
+. "${BASH_SOURCE[0]%/*}/shell_words.sh"
+shell_words "$@"
+set -- "${command[@]}"
 # Jobs side by side share the cores: threads beyond them only wait for each other.
 beside=$((last - first + 1))
 [ "$beside" -le "$max" ] || beside=$max

@@ -118,9 +118,11 @@ fi
 list=$(mktemp "$out/list.XXXXXX")
 trap 'rm -f "$list"' EXIT
 run_list() { # LOG-NAME: starts the lines of $list as jobs; what stops this script stops them
-  # shellcheck disable=SC2016,SC2086  # the job expands $(...); cmd is words
-  $cmd --max-jobs-run "$nj" JOB=1:"$(wc -l <"$list")" "$out/log/$1.JOB.log" \
-    bash -c 'eval "$(sed -n JOBp "$1")"' "$1" "$list" &
+  local n
+  n=$(wc -l <"$list")
+  as_jobs "$list"
+  # shellcheck disable=SC2086  # cmd is words
+  $cmd --max-jobs-run "$nj" JOB=1:"$n" "$out/log/$1.JOB.log" bash "$list" JOB &
   jobs=$!
   trap 'kill $jobs 2>/dev/null; wait $jobs; rm -f "$list"; exit 130' INT TERM
 }

@@ -30,6 +30,9 @@ done
 
 log=$1
 shift
+# shellcheck source=local/shell_words.sh
+. "${BASH_SOURCE[0]%/*}/shell_words.sh"
+shell_words "$@"
 log_of() { if [ -n "$name" ]; then echo "${log//"$name"/$1}"; else echo "$log"; fi; }
 for ((j = first; j <= last; j++)); do # slurmd makes no folders, and appends (a requeued job goes on with its log)
   l=$(log_of "$j")
@@ -43,7 +46,7 @@ dir=$(cd "$(dirname "$(log_of "$first")")" && mktemp -d "$PWD/.slurm.XXXXXX") ||
 {
   echo '#!/usr/bin/env bash'
   printf 'dir=%q name=%q command=(' "$dir" "$name"
-  printf '%q ' "$@"
+  printf '%q ' "${command[@]}"
   echo ')'
   cat <<'JOB'
 j=$SLURM_ARRAY_TASK_ID

@@ -15,6 +15,22 @@ refuse() { echo "$0: $*" >&2; exit 2; } # of arguments that make no sense
 usage() { echo "$help_message" >&2; exit 2; }
 [[ ${nj:-1} =~ ^[1-9][0-9]*$ ]] || refuse "--nj takes a whole number of at least 1, not '$nj'"
 
+# What a job's script begins with. A queue may hand a job nothing of this environment (Kaldi's queue.pl and slurm.pl: PATH).
+job_header() {
+  local v
+  printf '#!/usr/bin/env bash\ncd %q || exit 1\n' "$PWD"
+  for v in PATH LD_LIBRARY_PATH WORK_DIR KALDI_ROOT ESSENCE_PYTHON ESSENCE_K2_PYTHON ESSENCE_KERNELS ESSENCE_WORKED OMP_NUM_THREADS; do
+    [ -z "${!v:-}" ] || printf 'export %s=%q\n' "$v" "${!v}"
+  done
+  # shellcheck disable=SC2016  # the job expands them: as many threads as it has cores
+  printf '. %q\nexport OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-${NSLOTS:-1}}}\n' "$ESSENCE_ROOT/path.sh"
+}
+
+as_jobs() { # LIST: a line of shell a job; LIST becomes a script that runs line $1
+  { job_header; awk 'BEGIN { print "set -x\ncase $1 in" } { print NR ") " $0 " ;;" } END { print "esac" }' "$1"; } >"$1.sh"
+  mv "$1.sh" "$1"
+}
+
 same_count() { # IN OUT: files with a line an utterance
   local in out
   in=$(wc -l <"$1") out=$(wc -l <"$2")

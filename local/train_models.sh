@@ -7,12 +7,14 @@ help_message="Usage: local/train_models.sh [options] DATA ALI EXP SYSTEM...
          student_essence:student_tdnn:exp/mini/essence_k20/post.scp
   --nj N             models trained at a time, one thread each (default: 2)
   --cmd COMMAND      how jobs run (default: local/jobs.sh)
+  --launcher COMMAND what starts a training: essence, or local/torchrun.sh, several processes (default: essence)
   --seed N           (default: 1)
   --soft-weight A    weight of the soft loss (default: 0.9)
   --temperature T    (default: 1)
   --mass RULE        what a pruned target sums to: renorm, keep or residual (default: the model's, renorm)"
 nj=2
 cmd=local/jobs.sh
+launcher=essence
 seed=1
 soft_weight=0.9
 temperature=1
@@ -44,15 +46,17 @@ for system in "$@"; do
   # What another setting left behind is not resumed; what this one left is.
   if [ "$(cat "$exp/$sys/.begun" 2>/dev/null)" != "$fp" ]; then rm -rf "${exp:?}/$sys"; mkdir -p "$exp/$sys"; echo "$fp" >"$exp/$sys/.begun"; fi
   rm -f "$exp/$sys/.done"
-  printf '%q ' essence train --model "conf/models/$model.yaml" --seed "$seed" "${args[@]}" "$data" "$ali" "$exp/$sys" >>"$list"
+  # shellcheck disable=SC2086  # launcher is words
+  printf '%q ' $launcher train --model "conf/models/$model.yaml" --seed "$seed" "${args[@]}" "$data" "$ali" "$exp/$sys" >>"$list"
   echo >>"$list"
   todo+=("$sys") fps+=("$fp")
 done
 [ ${#todo[@]} -gt 0 ] || exit 0
 
 echo "$0: training ${todo[*]}; logs: $exp/*/train.log"
-# shellcheck disable=SC2016,SC2086  # the job expands $(...); cmd is words
-$cmd --max-jobs-run "$nj" JOB=1:${#todo[@]} "$exp/log/train.JOB.log" bash -c 'eval "$(sed -n JOBp "$1")"' train "$list" &
+as_jobs "$list"
+# shellcheck disable=SC2086  # cmd is words
+$cmd --max-jobs-run "$nj" JOB=1:${#todo[@]} "$exp/log/train.JOB.log" bash "$list" JOB &
 jobs=$!
 trap 'kill $jobs 2>/dev/null; wait $jobs; rm -f "$list"; exit 130' INT TERM
 # Meanwhile, where each model stands, whenever that has changed.
@@ -69,11 +73,11 @@ while kill -0 $jobs 2>/dev/null; do
     said[$sys]=$line
   done
 done
-failed=0
+failed=0 logs=()
 wait $jobs || failed=1
 for i in "${!todo[@]}"; do # those that were trained stay trained, whatever became of the others
-  if [ "$failed" -eq 1 ] && ! [ -f "$exp/${todo[i]}/final.pt" ]; then continue; fi
+  if [ "$failed" -eq 1 ] && ! [ -f "$exp/${todo[i]}/final.pt" ]; then logs+=("$exp/log/train.$((i + 1)).log"); continue; fi
   mark_done "$exp/${todo[i]}" "${fps[i]}" final.pt model.yaml priors.txt progress.jsonl info.json
   echo "$0: ${todo[i]}: $(tail -n 1 "$exp/${todo[i]}/train.log")"
 done
-[ "$failed" -eq 0 ] || fail "a training failed; logs: $exp/log/train.*.log"
+[ "$failed" -eq 0 ] || fail "a training failed; logs: ${logs[*]:-$exp/log/train.*.log}"

@@ -1,7 +1,10 @@
 """A small data directory with features, alignments and soft targets for the tests of the acoustic models."""
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
+from conftest import ROOT
 
 from essence_kd.io.posterior import PosteriorWriter
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
@@ -63,3 +66,31 @@ def make_data(root, *, utterances=6, num_pdfs=12, bins=8, seed=0, mean_segments=
     (corpus.ali / "priors.txt").write_text("".join(f"{c / counts.sum():.8f}\n" for c in counts))
     (corpus.ali / "tree.txt").write_text("".join(f"{c} {c // 3 + 1} {c % 3}\n" for c in range(num_pdfs)))
     return corpus
+
+
+class TrainingStage:
+    """local/train_models.sh on a small corpus: ``folder`` gets data/, ali/ and exp/, and is the WORK_DIR."""
+
+    def __init__(self, folder, environment):
+        pytest.importorskip("lhotse")
+        self.corpus, self.exp = make_data(folder, utterances=4), Path(folder) / "exp"
+        self.environment = {**environment, "WORK_DIR": str(folder)}
+        for place in (self.corpus.data, self.corpus.ali, self.exp):
+            place.mkdir(exist_ok=True)
+            (place / ".done").touch()
+
+    def run(self, command, *options, systems):
+        return subprocess.run(["local/train_models.sh", "--cmd", command, *options, str(self.corpus.data), str(self.corpus.ali),
+                               str(self.exp), *systems], cwd=ROOT, text=True, env=self.environment, capture_output=True,
+                              timeout=200)
+
+    def one_job_ends_well_and_one_fails(self, command):
+        """Through a runner of Kaldi's that hands jobs nothing of the environment but PATH; the text of their logs."""
+        (self.exp / "post.scp").write_text("nobody nowhere.ark:7\n")
+        done = self.run(command, "--nj", "1", systems=["a:student_tdnn", f"b:student_tdnn:{self.exp}/post.scp"])
+        logs = [(self.exp / "log" / f"train.{n}.log").read_text() for n in (1, 2)]
+        assert done.returncode == 1 and ".pl: 1 / 2 failed" in done.stderr, done.stderr + "".join(logs)
+        assert done.stderr.endswith(f"a training failed; logs: {self.exp}/log/train.2.log\n")
+        assert "with status 0" in logs[0] and "with status 1" in logs[1] and "post.scp: " in logs[1]
+        assert (self.exp / "a" / ".done").exists() and f"a: {self.exp}/a/final.pt" in done.stdout
+        return logs

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from essence_kd.io.wave import write_wav
 
-RUNNERS = ("jobs.sh", "slurm.sh")
+RUNNERS = ("jobs.sh", "slurm.sh", "torchrun.sh")
 STAGES = sorted(p for p in (ROOT / "local").glob("*.sh") if os.access(p, os.X_OK) and p.name not in RUNNERS)
 RECIPES = sorted((ROOT / "recipes").glob("*/prepare_data.sh"))
 
@@ -114,6 +114,37 @@ def test_jobs_write_logs_and_a_failure_names_its_own(shell, tmp_path):
     assert shell("local/jobs.sh", tmp_path / "one.log", "true").returncode == 0
     assert shell("local/jobs.sh", "JOB=3:1", log, "true").returncode == 2
     assert shell("local/jobs.sh", "JOB=1:3").returncode == 2
+
+
+def test_commands_may_be_pieces_of_shell_as_kaldis_scripts_write_them(shell, tmp_path):
+    def said(*words):
+        done = shell("local/jobs.sh", "JOB=7:7", tmp_path / "JOB.log", *words)
+        text = (tmp_path / "7.log").read_text().splitlines()
+        return done.returncode, text[2:-1]
+
+    assert said("echo", "two  words", 'a "b" c', "$HOME;x", "") == (0, ['two  words a "b" c $HOME;x '])  # no operator: as it is
+    assert said("echo", "two  words", 'a "b" c', "JOB", "|", "tr", "-d", "w") == (0, ['to  ords a "b" c 7'])
+    assert said("false", "||", "echo", "x", ">", tmp_path / "x.JOB") == (0, [])
+    assert (tmp_path / "x.7").read_text() == "x\n"
+
+
+def test_a_list_of_jobs_runs_in_the_environment_of_its_stage(shell, tmp_path):
+    """queue.pl and slurm.pl hand a job nothing but PATH, and start it anywhere."""
+    made, there = tmp_path / "a list", tmp_path / "work dir"
+    made.write_text("pwd && echo $WORK_DIR $OMP_NUM_THREADS 2>/dev/null && essence --version\nfalse\necho 'three;' && exit 3\n")
+    head = f"help_message=x; cd '{ROOT}'; . local/stage.sh; unset OMP_NUM_THREADS"
+    done = shell("bash", "-c", f"{head}; as_jobs '{made}'", env={"WORK_DIR": str(there)})
+    assert done.returncode == 0, done.stderr
+
+    def job(number, **env):
+        return subprocess.run(["bash", str(made), str(number)], cwd="/", capture_output=True, text=True,
+                              env={"PATH": os.environ["PATH"], **env})
+
+    done = job(1)
+    assert done.returncode == 0 and done.stdout.splitlines()[:2] == [str(ROOT), f"{there} 1"], done.stderr
+    assert "essence --version" in done.stderr  # the log shows what ran
+    assert job(1, SLURM_CPUS_PER_TASK="4").stdout.splitlines()[1] == f"{there} 4"
+    assert job(2).returncode == 1 and job(3).returncode == 3
 
 
 def test_jobs_side_by_side_share_the_cores(shell, tmp_path):

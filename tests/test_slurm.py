@@ -1,5 +1,5 @@
-"""local/slurm.sh on a real Slurm: slurmctld, slurmd and munged of Debian's slurm-wlm, started here with a configuration
-of their own and stopped afterwards."""
+"""local/slurm.sh, Kaldi's slurm.pl and trainings over several nodes on a real Slurm: slurmctld, slurmd and munged of
+Debian's slurm-wlm, started here with a configuration of their own and stopped afterwards."""
 import os
 import re
 import shutil
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from amdata import TrainingStage, make_data
 from conftest import ROOT
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scancel", "scontrol")
@@ -35,7 +36,7 @@ def free_ports(count):
 
 
 class Cluster:
-    """Two nodes on this machine: partition "all" has both, partition "down" a node that does not exist."""
+    """Two nodes on this machine, each with two GPUs in name: partitions "all" and "gpu" have both, "down" one that is not there."""
 
     def __init__(self, folder):
         self.folder, self.daemons = folder, []
@@ -69,14 +70,17 @@ SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 MpiDefault=none
 ReturnToService=2
+GresTypes=gpu
 KillWait=2
 JobRequeue=1
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={one} CPUs=4 RealMemory=2000
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={two} CPUs=4 RealMemory=2000
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={one} CPUs=4 RealMemory=2000 Gres=gpu:2
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={two} CPUs=4 RealMemory=2000 Gres=gpu:2
 NodeName=node3 NodeHostname={host} NodeAddr=127.0.0.1 Port={gone} CPUs=1 RealMemory=2000 State=DOWN
 PartitionName=all Nodes=node1,node2 Default=YES MaxTime=60 State=UP
+PartitionName=gpu Nodes=node1,node2 MaxTime=60 State=UP
 PartitionName=down Nodes=node3 MaxTime=60 State=UP
 """)
+        (folder / "gres.conf").write_text("".join(f"NodeName=node[1-2] Name=gpu File=/dev/{f}\n" for f in ("null", "zero")))
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
@@ -246,20 +250,39 @@ def test_the_controller_may_restart_meanwhile(cluster, tmp_path):
     cluster._wait(lambda: cluster.ask("sinfo", "-h", "-p", "all", "-o", "%t %D") == "idle 2")
 
 
-def test_one_training_on_two_nodes(cluster, tmp_path):
+@pytest.mark.parametrize("script, options", [
+    ("recipes/mini/slurm/train.sbatch", ["--nodes=2"]),
+    ("recipes/swbd/slurm/train.sbatch", ["--gpus-per-node=1", "--cpus-per-task=2", "--mem=500M", "--time=10"])])
+def test_one_training_on_two_nodes(cluster, tmp_path, script, options):
     pytest.importorskip("lhotse")
-    from amdata import make_data
-
     corpus = make_data(tmp_path / "corpus", utterances=4)
     words = ["--set", "optim.epochs=2", "--set", "data.batch_frames=300", "--set", "model.hidden=16", "--set",
              "model.dropout=0", "--set", "data.heldout=0.3", corpus.data, corpus.ali, tmp_path / "model"]
-    done = subprocess.run(["sbatch", "--wait", "--nodes=2", f"--output={tmp_path}/log",
-                           "recipes/mini/slurm/train.sbatch", *map(str, words)], cwd=ROOT, text=True,
-                          env={**cluster.environment, "PROCESSES_PER_NODE": "1"}, capture_output=True, timeout=200)
+    done = subprocess.run(["sbatch", "--wait", f"--output={tmp_path}/log", *options, script, *map(str, words)], cwd=ROOT,
+                          text=True, env=cluster.environment, capture_output=True, timeout=200)
     log = (tmp_path / "log").read_text()
     assert done.returncode == 0, log + done.stderr
     assert "2 processes" in log and log.count("epoch 2/2: loss") == 1
     assert (tmp_path / "model" / "final.pt").exists()
+
+
+def test_a_stage_trains_with_a_process_a_gpu(cluster, tmp_path):
+    stage = TrainingStage(tmp_path, cluster.environment)
+    done = stage.run("local/slurm.sh --partition gpu --gpu 2", "--launcher", "local/torchrun.sh", systems=["a:student_tdnn"])
+    assert done.returncode == 0, done.stderr
+    assert ", 2 processes, " in (tmp_path / "exp" / "a" / "train.log").read_text()
+    assert "a is up to date" in stage.run("local/jobs.sh", systems=["a:student_tdnn"]).stdout
+
+
+@pytest.mark.skipif(not os.environ.get("KALDI_ROOT"), reason="KALDI_ROOT is not set: Kaldi's SLURM.PL is not tested")
+def test_kaldis_slurm_pl_runs_the_jobs_of_a_stage(cluster, tmp_path):
+    config = tmp_path / "slurm.conf"
+    config.write_text("command sbatch --export=PATH --ntasks-per-node=1\noption mem=* --mem $0\ndefault gpu=0\n"
+                      "option gpu=0 -p all\noption gpu=* -p gpu --gres=gpu:$0\n")
+    stage = TrainingStage(tmp_path, cluster.environment)
+    logs = stage.one_job_ends_well_and_one_fails(
+        f"{os.environ['KALDI_ROOT']}/egs/wsj/s5/utils/parallel/slurm.pl --config {config} --mem 500M --gpu 1")
+    assert all("SLURM_JOB_PARTITION=gpu" in log and "SLURM_MEM_PER_NODE=500" in log for log in logs)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ enter_room() { # DATA EXP: makes the recipe directory, goes there
   # some of Kaldi's programs read it by sh, so no more than this
   printf 'export %s\n' "KALDI_ROOT=$KALDI_ROOT WORK_DIR=$WORK_DIR ESSENCE_PYTHON=$ESSENCE_PYTHON PYTHONPATH=$PYTHONPATH" \
     "PATH=$PATH LD_LIBRARY_PATH=$LD_LIBRARY_PATH LC_ALL=C PYTHONUTF8=1" >"$exp/kaldi/path.sh"
+  case ${cmd:-} in local/*) cmd=$ESSENCE_ROOT/$cmd ;; esac # this project's runners
   cd "$exp/kaldi" || exit 1
 }
 

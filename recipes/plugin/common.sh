@@ -39,11 +39,7 @@ only() { # LIST SCP: the lines of SCP whose utterance is in LIST, in the order o
 quoted() { printf '%q ' "$@"; }
 
 job_script() { # FILE PRODUCT LINE: a job's script, which runs a line of shell unless its product (none: '') is there
-  {
-    echo '#!/usr/bin/env bash'
-    printf 'cd %q || exit 1\nexport PATH=%q WORK_DIR=%q KALDI_ROOT=%q\n' "$PWD" "$PATH" "$WORK_DIR" "${KALDI_ROOT:-}"
-    printf '. %q\n[ ! -f %q ] || exit 0\nset -o pipefail\n%s\n' "$ESSENCE_ROOT/path.sh" "$2" "$3"
-  } >"$1"
+  { job_header; printf '[ ! -f %q ] || exit 0\nset -o pipefail\n%s\n' "$2" "$3"; } >"$1"
 }
 
 import_ali() { # DATA ALI OUT: an alignment directory of essence, from Kaldi's or as it is

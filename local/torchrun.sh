@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Starts one training as several processes: a process a GPU (or PROCESSES_PER_NODE), in a job of Slurm on each of its nodes.
+usage="Usage: local/torchrun.sh train ARGUMENT...      # arguments: see 'essence train --help'
+ e.g.: local/torchrun.sh train --model conf/models/student_tdnn.yaml data/mini/train_sp_hires exp/mini/ali exp/mini/student
+ In run.sh, on Slurm: train_launcher=local/torchrun.sh cuda_cmd='local/slurm.sh --partition gpu --nodes 2 --gpu 4' ./run.sh"
+case ${1:-} in
+  --help | -h) echo "$usage"; exit 0 ;;
+  train) ;;
+  *) echo "$usage" >&2; exit 2 ;;
+esac
+# shellcheck source=path.sh
+. "${BASH_SOURCE[0]%/*}/../path.sh"
+set -euo pipefail
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+  count=${PROCESSES_PER_NODE:-$("$ESSENCE_PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+  exec "$ESSENCE_PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$count" -m essence_kd "$@"
+fi
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+# srun does not ask for the cores of its job by itself (Slurm 22.05 and later), and hands on what the job was handed
+exec srun --kill-on-bad-exit=1 --export=ALL --nodes "$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+  "$ESSENCE_PYTHON" -m torch.distributed.run --nnodes "$SLURM_JOB_NUM_NODES" \
+  --nproc-per-node "${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}" --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" \
+  --rdzv-endpoint "$address:$((20000 + SLURM_JOB_ID % 10000))" -m essence_kd "$@"
