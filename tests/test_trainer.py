@@ -198,9 +198,8 @@ def test_several_processes_have_the_loss_curve_of_one(corpus, tmp_path):
     assert (tmp_path / "4.err").read_text().count("epoch 4/4: loss") == 1
     check("4")
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "essence_kd"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "pytools"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *words, str(tmp_path / "2")], env=environment, capture_output=True, text=True)
+    environment = {**os.environ, "ESSENCE_PYTHON": sys.executable, "PROCESSES_PER_NODE": "2"}
+    done = subprocess.run(["local/torchrun.sh", *words, str(tmp_path / "2")], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check("2")
 
