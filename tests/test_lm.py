@@ -145,6 +145,11 @@ def test_score_and_perplexity():
     assert better < lm.perplexity(lm.estimate(SENTENCES, 1), SENTENCES)[0]
 
 
+def test_orders_longer_than_every_sentence_say_nothing_more():
+    short = [["a"], ["b", "a"]]
+    assert lm.score(lm.estimate(short, 9), short) == lm.score(lm.estimate(short, 4), short)
+
+
 @pytest.mark.parametrize("name", ["lm.arpa", "lm.arpa.gz"])
 def test_arpa_round_trip(tmp_path, name):
     model = lm.estimate(SENTENCES, 3, ["unused"])

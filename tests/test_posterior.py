@@ -444,6 +444,7 @@ def test_copy_post_says_what_is_wrong(here):
                        (["scp:post.scp", "ark:none/b.ark"], "none/b.ark: cannot be written"),
                        (["scp:post.scp", "compact:ark,t:b.ark"], "no text form"),
                        (["--information", "5", "ark:post.ark", "ark:b.ark"], "give --num-pdfs"),
+                       (["--information", "-1", "ark:post.ark", "ark:b.ark"], "--information -1: must be at least 0"),
                        (["--num-pdfs", "3", "scp:post.scp", "ark:b.ark"], "where there are 3 pdfs")):
         done = essence("copy-post", *args)
         assert done.returncode == 1 and done.stderr.startswith("essence copy-post: ") and said in done.stderr

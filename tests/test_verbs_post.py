@@ -269,6 +269,7 @@ def test_what_is_wrong_in_a_file_is_named_by_utterance_and_frame(options, thread
     (["--top-k", "0"], "--top-k must be 1 or more"),
     (["--select", "top-p", "--top-p", "1.5"], "--top-p must be above 0"),
     (["--temperature", "0"], "--temperature must be above 0"),
+    (["--select", "min-post", "--min-post", "1e-320"], "--min-post must be at least 1e-30"),
     (["--select", "agree"], "--select agree needs the teachers themselves"),
     (["--input", "post"], "a matrix, but --input says post"), (["--input", "log"], "--input prob")])
 def test_bad_options_are_refused(arguments, message, full, tmp_path, capsys):
@@ -477,6 +478,8 @@ def test_mixing_mistakes(soft, aligned, tmp_path, capsys):
         assert status == 1 and message in told and not (tmp_path / "x.ark").exists()
     status, told = run(capsys, "mix-post", "--soft-weight", "2", source, ali, f"ark:{tmp_path}/x.ark")
     assert status == 1 and "--soft-weight must be from 0 to 1" in told
+    status, told = run(capsys, "mix-post", "--frame-subsampling-factor", "0", source, ali, f"ark:{tmp_path}/x.ark")
+    assert status == 1 and "--frame-subsampling-factor 0: must be at least 1" in told
     (tmp_path / "essence.json").write_text('{"tree_hash": "aa", "num_pdfs": 50}')
     (tmp_path / "ali.json").write_text('{"tree_hash": "bb", "num_pdfs": 50}')
     status, told = run(capsys, "mix-post", source, ali, f"ark:{tmp_path}/x.ark")

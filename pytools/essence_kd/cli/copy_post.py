@@ -42,6 +42,8 @@ def run(args) -> None:
     num_pdfs = args.num_pdfs if args.num_pdfs is not None else (fields or {}).get("num_pdfs")
     if args.repeat < 1:
         raise UserError(f"--repeat {args.repeat}: must be at least 1")
+    if args.information < 0:
+        raise UserError(f"--information {args.information}: must be at least 0")
     if args.information and num_pdfs is None:
         raise UserError("--information needs the number of pdfs: give --num-pdfs")
     information = Information(num_pdfs, args.information) if args.information else None

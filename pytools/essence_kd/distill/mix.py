@@ -79,8 +79,10 @@ def subsample(alignment: np.ndarray, frames: int, factor: int) -> np.ndarray:
 
 
 def factor_of(rspecifier: str, given: Optional[int]) -> int:
-    """Alignment frames (10 ms) a posterior frame: as given, else as the sidecar says, else 1."""
+    """Alignment frames (10 ms) a posterior frame: as given (UserError under 1), else as the sidecar says, else 1."""
     if given is not None:
+        if given < 1:
+            raise UserError(f"--frame-subsampling-factor {given}: must be at least 1")
         return given
     return max(1, int(round((sidecar_of(rspecifier).get("frame_shift_ms") or 10) / 10)))
 

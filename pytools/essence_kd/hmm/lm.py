@@ -293,7 +293,7 @@ def sentence_scores(model: NgramModel, sentences: List[List[str]]) -> Tuple[np.n
         table, below = model.orders[n - 1], model.orders[n - 2]
         context = np.where(place >= n - 1, np.concatenate([[-1], row[:-1]]), -1)
         found = np.where((context >= 0) & (stream >= 0), table.find(context * size + stream), -1)
-        backed = logprob + np.where(context >= 0, below.backoff[context], 0.0)
+        backed = logprob + (np.where(context >= 0, below.backoff[context], 0.0) if len(below.key) else 0.0)
         logprob = np.where(found >= 0, table.logprob[found] if len(table.key) else 0.0, backed)
         row = found
     counted = (place > 0) & (stream >= 0)
