@@ -36,6 +36,8 @@ def test_the_whole_process(tmp_path):
 
 def test_mistakes(capsys):
     assert main(["bench", "--pdfs", "10", "--top-k", "11", "--frames", "8"]) == 1
+    for option in ("--repeats", "--frames"):
+        assert main(["bench", "--pdfs", "10", "--top-k", "3", option, "0"]) == 1
     assert "--top-k 11: must be from 1 to the 10 pdfs" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["bench", "--only", "everything"])

@@ -39,3 +39,5 @@ def test_the_verb_prints_a_table(tmp_path, capsys):
     assert table(rows) in shown
     assert main([*words, "--top-k", "41"]) == 1
     assert "from 1 to the 40 pdfs" in capsys.readouterr().err
+    assert main([*words, "--repeats", "0"]) == 1
+    assert "--repeats 0: must be at least 1" in capsys.readouterr().err

@@ -194,6 +194,15 @@ def test_other_mistakes(two, tmp_path, capsys):
         assert not (tmp_path / "o.ark").exists() and not (tmp_path / "o.json").exists()
 
 
+@pytest.mark.parametrize("option, value, message", [
+    ("--weights", "1,b", "1,b: numbers with commas between"), ("--keep", "some", "some: 1 or more, or all"),
+    ("--keep", "0", "0: 1 or more, or all")])
+def test_values_that_are_none(option, value, message, two, capsys):
+    with pytest.raises(SystemExit):
+        main(["dump-post", option, value, two[1][0], "ark:/dev/null"])
+    assert f"argument {option}: {message}" in capsys.readouterr().err
+
+
 def test_sidecars_of_teachers_must_agree(two, tmp_path):
     _, tables = two
     (tmp_path / "t0.json").write_text('{"num_pdfs": 60, "tree_hash": "aa", "frame_shift_ms": 30}')

@@ -156,6 +156,13 @@ def test_models_and_data_that_do_not_fit(corpus, models, tmp_path, capsys):
                  if key != "model" or not line.startswith("  ")]
         assert f"model.yaml: {key} is " in broken(f"{key}_", lambda d: (d / "model.yaml").write_text("\n".join(lines)))
 
+    for name, message in (("gpu", "--device gpu: no such device"), ("cuda:99", "--device cuda:99: there is no such GPU")):
+        with pytest.raises(UserError, match=message):
+            next(iter_logits(models / "tdnn", corpus.data / "feats.scp", device=name))
+        with pytest.raises(UserError, match=message):
+            train(TrainSettings(), corpus.data, corpus.ali, tmp_path / "nowhere", device=name)
+    assert len(list(iter_logits(models / "tdnn", corpus.data / "feats.scp", threads=-1))) == len(corpus.frames)
+
     wide = make_data(tmp_path / "wide", utterances=1, num_pdfs=C, bins=5)
     with pytest.raises(UserError, match="5 bins.*takes 8"):
         list(iter_logits(models / "tdnn", wide.data / "feats.scp"))

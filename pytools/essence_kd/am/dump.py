@@ -105,18 +105,10 @@ def _device(settings: DumpSettings) -> Optional[str]:
     """The GPU to work on, or None. Raises UserError for a device that is not there."""
     if all(is_table(teacher) or is_nnet3(teacher) for teacher in settings.teachers):
         return None
-    import torch
+    from essence_kd.am.processes import device_of
 
-    there = torch.cuda.is_available()
-    if settings.device is None:
-        return "cuda" if there else None
-    try:
-        device = torch.device(settings.device)
-    except RuntimeError:
-        raise UserError(f"--device {settings.device}: no such device; say cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (not there or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"--device {settings.device}: there is no such GPU here")
-    return settings.device if device.type == "cuda" else None
+    device = device_of(settings.device)
+    return str(device) if device.type == "cuda" else None
 
 
 def _fits_device(settings: DumpSettings) -> bool:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -11,13 +11,14 @@ from essence_kd.am import nnet3
 from essence_kd.am.dataset import FeatureSource, batches_by_length, load_cuts
 from essence_kd.am.models import read_model_yaml
 from essence_kd.am.models.registry import build_model
+from essence_kd.am.processes import device_of
 from essence_kd.am.trainer import load_checkpoint
 from essence_kd.io.errors import UserError
 
 WINDOW_BYTES = 400_000_000  # logits held while they wait for their turn
 
 
-def load_model(model_dir, device: Optional[str] = None) -> Tuple[torch.nn.Module, dict]:
+def load_model(model_dir, device: Union[str, torch.device] = "cpu") -> Tuple[torch.nn.Module, dict]:
     """(the AcousticModel in eval mode, the contents of model.yaml) of a model directory.
 
     Raises:
@@ -38,7 +39,7 @@ def load_model(model_dir, device: Optional[str] = None) -> Tuple[torch.nn.Module
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{model_dir / 'final.pt'}: not the parameters of {model_dir / 'model.yaml'}: "
                         f"{reason}") from None
-    return model.to(device or "cpu").eval(), settings
+    return model.to(device).eval(), settings
 
 
 def iter_logits(model_dir, feats_scp, *, batch_frames: int = 30000, device: Optional[str] = None,
@@ -52,8 +53,8 @@ def iter_logits(model_dir, feats_scp, *, batch_frames: int = 30000, device: Opti
         yield from nnet3.iter_logits(model_dir, feats_scp)
         return
     if threads:
-        torch.set_num_threads(threads)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_num_threads(max(1, threads))
+    device = device_of(device)
     model, settings = load_model(model_dir, device)
     source = FeatureSource(load_cuts(feats_scp), settings["cmn"])
     if source.feat_dim != model.feat_dim:

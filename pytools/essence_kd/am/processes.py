@@ -10,16 +10,28 @@ import torch
 from essence_kd.io.errors import UserError
 
 
+def device_of(name: Optional[str] = None) -> torch.device:
+    """The device called ``name`` (cpu, cuda, cuda:1), by default a GPU where there is one; UserError where it is not."""
+    there = torch.cuda.is_available()
+    try:
+        device = torch.device(name or ("cuda" if there else "cpu"))
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; say cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (not there or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"--device {name}: there is no such GPU here")
+    return device
+
+
 class Processes:
     """Rank, number of processes, and the few things they tell each other; alone, each is a no-op."""
 
     def __init__(self, device: Optional[str] = None) -> None:
         """Joins the others where torchrun's variables say that there are some (NCCL on GPUs, else gloo)."""
         self.world, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        self.device = device_of(device)
         if self.world == 1:
-            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             return
-        kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+        kind = self.device.type
         if kind == "cuda":
             local = int(os.environ.get("LOCAL_RANK", "0"))
             if local >= torch.cuda.device_count():
@@ -27,8 +39,6 @@ class Processes:
                                 f"{torch.cuda.device_count()} (torchrun --nproc-per-node)")
             torch.cuda.set_device(local)
             self.device = torch.device("cuda", local)
-        else:
-            self.device = torch.device(kind)
         # the others wait while the first one decodes for early stopping
         torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
 

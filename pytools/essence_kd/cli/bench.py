@@ -46,8 +46,12 @@ def run(args) -> None:
 
     from essence_kd.distill.bench import PARTS, Bench, table
     from essence_kd.distill.essence import default_threads
+    from essence_kd.io.errors import UserError
     from essence_kd.io.provenance import write_sidecar
 
+    for name in ("frames", "repeats"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
     threads = args.threads or default_threads()
     bench = Bench(frames=args.frames, pdfs=args.pdfs, k=args.top_k, threads=threads, repeats=args.repeats,
                   archive_frames=args.archive_frames, folder=args.tmp)

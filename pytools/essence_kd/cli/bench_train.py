@@ -32,9 +32,12 @@ def run(args) -> None:
 
     from essence_kd.am.bench import StepBench, table
     from essence_kd.am.trainer import TrainSettings
+    from essence_kd.io.errors import UserError
     from essence_kd.io.provenance import write_sidecar
     from essence_kd.io.settings import load_settings
 
+    if args.repeats < 1:
+        raise UserError(f"--repeats {args.repeats}: must be at least 1")
     model = args.model or Path(__file__).resolve().parents[3] / "conf" / "models" / "swbd_tdnn_lstm.yaml"
     settings = load_settings(TrainSettings, model, args.set)
     bench = StepBench(settings, pdfs=args.pdfs, k=args.top_k, feat_dim=args.feat_dim, chunks=args.chunks,

@@ -20,14 +20,16 @@ HELP = "combine teachers and write the ensemble's posteriors, wide, whole, or as
 def _keep(text: str) -> int:
     if text == "all":
         return 0
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: 1 or more, or all")
-    return value
+    return int(text)
 
 
 def _numbers(text: str) -> list:
-    return [float(part) for part in text.split(",")]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: numbers with commas between") from None
 
 
 def add_arguments(parser) -> None:
