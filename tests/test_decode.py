@@ -186,7 +186,7 @@ def test_word_times_are_those_of_the_true_path(corpus, tmp_path):
         pytest.approx((0.03 * s, 0.03 * d), abs=1e-3) for s, d in zip(start.tolist(), length.tolist())]
 
 
-def test_ctm_in_times_of_recordings(corpus, tmp_path):
+def test_ctm_in_times_of_recordings(corpus, tmp_path, capsys):
     data = tmp_path / "data"
     data.mkdir()
     (data / "wav.scp").write_text("call-A /a.wav\ncall-B /b.wav\n")
@@ -199,6 +199,10 @@ def test_ctm_in_times_of_recordings(corpus, tmp_path):
     plain = [line.split() for line in (tmp_path / "plain" / "hyp.ctm").read_text().splitlines()]
     placed = [line.split() for line in (tmp_path / "placed" / "hyp.ctm").read_text().splitlines()]
     where = {"also": ("call", "A", 1.5), "fine": ("call", "B", 100.25)}
+    (data / "segments").write_text("also call-A 1.50 9.00\n")
+    (data / "utt2spk").write_text("also s\n")
+    assert decode("--data", data, graph, scores, tmp_path / "lost") == 1  # told before anything is decoded
+    assert "data: utterance 'fine' of" in capsys.readouterr().err and not (tmp_path / "lost").exists()
     expected = sorted((*where[u][:2], round(float(s) + where[u][2], 3), float(d), w) for u, _, s, d, w, _ in plain)
     assert [(r, c, round(float(s), 3), float(d), w) for r, c, s, d, w, _ in placed] == expected
 
@@ -319,6 +323,16 @@ def test_rescoring_takes_the_best_of_the_list(corpus, tmp_path):
     assert told.pop("unknown_words") > 0
     assert told == {"method": "n-best", "old_lm": str(old), "new_lm": str(new), "order": 3, "lm_scale": 1, "n_best": 15}
     assert json.loads((tmp_path / "plain" / "decode.json").read_text())["rescoring"] is None
+
+
+def test_a_language_model_of_another_corpus(corpus, tmp_path, capsys):
+    ours = language_model(tmp_path / "ours.arpa", corpus, 1)
+    write_arpa(tmp_path / "zoo.arpa", estimate([["zebra", "ape"]], 1))
+    (tmp_path / "never.arpa").write_text("\\data\\\nngram 1=1\n\n\\1-grams:\n-99\t<s>\n\n\\end\\\n")
+    for old, new, bad in ((ours, "zoo", "zoo"), (tmp_path / "zoo.arpa", "ours", "zoo"), (ours, "never", "never")):
+        message = refused(capsys, "--old-lm", old, "--new-lm", tmp_path / f"{new}.arpa", corpus.folder / "graph",
+                          f"scp:{corpus.folder}/scores.scp", tmp_path / "out")
+        assert f"{bad}.arpa: has none of the words of" in message and not (tmp_path / "out").exists()
 
 
 def test_language_model_scale(corpus, tmp_path):
@@ -770,6 +784,10 @@ def test_words_missing_from_words_txt(corpus, tmp_path, capsys):
     (["--batch-rows", "-1"], "--batch-rows is -1"),
     (["--piece-seconds", "-1"], "--piece-seconds is -1"),
     (["--acoustic-scale", "0"], "--acoustic-scale is 0.0"),
+    (["--acoustic-scale", "inf"], "--acoustic-scale is inf"),
+    (["--word-insertion-penalty", "nan"], "--word-insertion-penalty is nan"),
+    (["--sweep-scales", "0.1,nan"], "at least one number each"),
+    (["--data", "/nowhere/data"], "/nowhere/data: no such data directory"),
     (["--sweep", "/nowhere/text"], "/nowhere/text"),
     (["--scale-from", "/nowhere/sweep.json"], "/nowhere/sweep.json: there is no such sweep"),
     (["--config", "/nowhere/c.yaml"], "/nowhere/c.yaml"),

@@ -332,6 +332,26 @@ def test_gaps_are_told(tmp_path, capsys):
     assert json.loads((exp / "report" / "results.json").read_text())["decoder"] == "k2+kaldi"
 
 
+def test_any_two_systems_are_compared(tmp_path, capsys):
+    exp, data = make_experiment(tmp_path, {"teacher_1": 0.2, "teacher_2": 0.25, "baseline": 0.3})
+    assert report(exp, data, "--compare", "teacher_2", "teacher_1", "--compare", "teacher_1", "baseline") == 0
+    rows = {(c["a"], c["b"], c["set"]): c for c in json.loads((exp / "report" / "results.json").read_text())["comparisons"]}
+    assert {key[:2] for key in rows} == {("teacher_2", "teacher_1"), ("teacher_1", "baseline")}
+    assert "teacher_2 - teacher_1" in (exp / "RESULTS").read_text()
+    ref, hyp, other = (exp / name for name in ("baseline/decode_eval_che/ref.txt", "teacher_2/decode_eval_che/hyp.txt",
+                                               "teacher_1/decode_eval_che/hyp.txt"))
+    capsys.readouterr()
+    command = ["score", "--against", str(other), "--utt2spk", str(data / "eval_che" / "utt2spk"), str(ref), str(hyp)]
+    assert main(command) == 0
+    line, row = capsys.readouterr().out.splitlines()[-1], rows["teacher_2", "teacher_1", "eval_che"]
+    assert line.startswith(f"Difference {row['diff']:+.2f} points, 95 % interval ") and "over 12 speakers" in line
+    assert f"p {row['p_matched']:.3f} (matched pairs, {row['segments']} segments)" in line
+    assert [float(x) for x in re.findall(r"interval (\S+) to (\S+),", line)[0]] == pytest.approx([row["low"], row["high"]], abs=0.8)
+    assert main([*command, "--glm", "default"]) == 1 and "leave out --glm" in capsys.readouterr().err
+    assert report(exp, data, "--compare", "teacher_1", "nobody") == 1
+    assert "--compare names 'nobody', which is not among the systems: teacher_1 teacher_2 baseline" in capsys.readouterr().err
+
+
 def test_rescoring_is_told(tmp_path, capsys):
     exp, data = make_experiment(tmp_path, {"baseline": 0.3, "student_essence": 0.2})
 

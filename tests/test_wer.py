@@ -121,6 +121,12 @@ def test_bad_texts_are_refused_in_one_line(tmp_path, capsys, ref, hyp, words):
     assert words in error and str(tmp_path) in error and len(error.splitlines()) == 1
 
 
+def test_speakers_are_one_word(tmp_path, capsys):
+    (tmp_path / "text").write_text("a one two\n")
+    assert main(["score", "--utt2spk", str(tmp_path / "text"), str(tmp_path / "text"), str(tmp_path / "text")]) == 1
+    assert "text: utterance 'a' has 'one two' after it, where one speaker is expected" in capsys.readouterr().err
+
+
 def test_absent_file_and_mixed_formats_are_refused(tmp_path, capsys):
     assert main(["score", str(tmp_path / "nothing"), str(tmp_path / "hyp")]) == 1
     assert "no such file" in capsys.readouterr().err
@@ -339,7 +345,10 @@ def test_words_on_and_across_edges_agree_with_sclite(hub5_files, kind, rules):
     ("sw1 A sw1_A 2.0 1.0 hello\n", CTM, "ends .* before it starts"),
     ("sw1 A sw1_A 2.0\n", CTM, "line 1: an STM line has at least 5 fields"),
     (";; nothing\n", CTM, "holds no segment"),
-    ("sw1 A sw1_A 0.0 99.0 { a / b\nen2 A x 0 9 a\n", CTM, "never closed"),
+    ("sw1 A sw1_A 0.0 99.0 { a / b\nen2 A x 0 9 a\n", CTM, "line 1: brackets do not match in '{ a / b'"),
+    ("sw1 A sw1_A 0.0 99.0 a } b\n", CTM, "line 1: brackets do not match"),
+    ("sw1 A sw1_A 0.0 99.0 (a b\n", CTM, "line 1: brackets do not match"),
+    ("sw1 A sw1_A 0.0 99.0 ((a) b)\n", CTM, "line 1: brackets do not match"),
 ])
 def test_bad_time_marks_are_refused(tmp_path, stm, ctm, words):
     (tmp_path / "a.stm").write_text(stm)

@@ -28,6 +28,7 @@ text=data/lm_text
 [ -f "$text" ] || text=data/$train_set/text
 if [ -f data/lm_arpa.gz ]; then  # data preparation made one
   cp data/lm_arpa.gz data/lm/lm.arpa.gz
+  essence perplexity data/lm/lm.arpa.gz data/dev/text
 else
   essence train-lm --order "$lm_order" --words data/lang/words.txt --map-oov "$oov" --test data/dev/text "$text" data/lm/lm.arpa.gz
 fi

@@ -21,6 +21,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--essence-dir", type=Path, metavar="DIR", help="default: the newest EXP_DIR/essence_*")
     parser.add_argument("--clips", type=int, default=0, metavar="N", help="embed the sound of the N most improved and "
                         "the N most harmed utterances; only of audio that may be passed on (%(default)s)")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), action="append", default=[],
+                        help="also compare these two systems; may be repeated")
     parser.add_argument("--draws", type=int, default=10000, help="draws of the bootstrap (%(default)s)")
 
 
@@ -30,4 +32,4 @@ def run(args) -> None:
     write_report(args.exp_dir, args.report_dir, corpus=args.corpus or args.exp_dir.resolve().name, size=args.size,
                  seed=args.seed, engine=args.engine, data_dir=args.data_dir,
                  systems=args.systems.split() if args.systems else None, essence_dir=args.essence_dir,
-                 draws=args.draws, clips=args.clips)
+                 draws=args.draws, clips=args.clips, compare=[tuple(pair) for pair in args.compare])

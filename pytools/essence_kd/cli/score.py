@@ -26,6 +26,8 @@ def add_arguments(parser) -> None:
                         help="for STM and CTM: sclite, our own aligner, or sclite where it is installed (%(default)s)")
     parser.add_argument("--per-speaker", action="store_true", help="a %%WER line per speaker of the STM too")
     parser.add_argument("--utt2spk", metavar="FILE", help="a %%WER line per speaker too, speakers from FILE (texts)")
+    parser.add_argument("--against", metavar="HYP2", help="texts: is the difference to another system's hypothesis more than "
+                        "chance? Paired bootstrap (speakers of --utt2spk, or utterances) and NIST's matched-pair test")
     parser.add_argument("--per-utt", metavar="FILE", help="write the counts of every utterance: UTT WORDS INS DEL SUB")
     parser.add_argument("--sclite-weights", action="store_true",
                         help="texts without --glm: insertions and deletions cost 3, substitutions 4, not 1, 1, 1")
@@ -73,10 +75,36 @@ def _score_texts(args, glm) -> None:
         print(f"essence score: {len(result.missing)} reference utterances have no hypothesis and count as deleted: "
               f"{shown}", file=sys.stderr)
     if args.utt2spk:
-        for speaker, counts in result.by_speaker(read_map(args.utt2spk)).items():
+        for speaker, counts in result.by_speaker(_speakers(args.utt2spk)).items():
             print(f"{wer.wer_line(counts)} {speaker}")
+    if args.against:
+        _compare(args, result)
     if args.per_utt:
         _write_counts(args.per_utt, result.utts.items())
+
+
+def _speakers(path: str) -> dict[str, str]:
+    from essence_kd.io.errors import UserError
+    from essence_kd.io.text import read_map
+
+    speakers = read_map(path)
+    for utt, speaker in speakers.items():
+        if len(speaker.split()) != 1:
+            raise UserError(f"{path}: utterance '{utt}' has '{speaker}' after it, where one speaker is expected")
+    return speakers
+
+
+def _compare(args, result) -> None:
+    from essence_kd.io.text import read_words
+    from essence_kd.score import wer
+    from essence_kd.score.results import compare_scores, p_text
+
+    other = wer.score(read_words(args.ref), read_words(args.against), sclite=args.sclite_weights, ref_name=args.ref,
+                      hyp_name=args.against)
+    found, matched, unit = compare_scores(result, other, _speakers(args.utt2spk) if args.utt2spk else None)
+    print(f"{wer.wer_line(other.total)} {args.against}")
+    print(f"Difference {found.diff:+.2f} points, 95 % interval {found.low:+.2f} to {found.high:+.2f}, p {p_text(found.p)} "
+          f"(paired bootstrap over {unit}), p {p_text(matched.p)} (matched pairs, {matched.segments} segments)")
 
 
 def run(args) -> None:
@@ -85,6 +113,8 @@ def run(args) -> None:
     glm = None if args.glm in (None, "default") else args.glm
     kinds = tuple(Path(name).suffix == f".{kind}" or Path(name).name == kind
                   for name, kind in ((args.ref, "stm"), (args.hyp, "ctm")))
+    if args.against and (args.glm is not None or args.drop_noise or any(kinds)):
+        raise UserError("--against compares texts as they are: leave out --glm, --drop-noise, STM and CTM")
     if kinds == (True, True):
         _score_times(args, glm)
     elif any(kinds):

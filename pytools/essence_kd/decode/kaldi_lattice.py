@@ -49,9 +49,10 @@ def const_arpa_order(path: str | Path) -> int:
 
 @dataclass
 class _Set:
-    """One job on its way: its utterances in order, rows of scores, where its lattices are, seconds spent."""
+    """One job on its way: where its utterances lie in recordings, its utterances in order, rows of scores, where its lattices are, seconds spent."""
 
     job: Job
+    places: Dict[str, Tuple[str, str, float]]
     order: List[str] = field(default_factory=list)
     rows: int = 0
     empty: List[str] = field(default_factory=list)
@@ -121,7 +122,7 @@ class KaldiLatticeDecoder:
 
     def _load(self, job: Job, options: DecodeOptions) -> _Set:
         """The lattices of a job: made of its scores, or those that it names."""
-        progress = _Set(job)
+        progress = _Set(job, ctm_places(job.data_dir) if job.data_dir else {})
         if job.scores.startswith(LATTICES):
             if job.data_dir is None:
                 raise UserError(f"{job.scores}: lattices that are there already need the data directory of their utterances")
@@ -195,7 +196,7 @@ class KaldiLatticeDecoder:
             *self._rescored(progress, scale, penalty), ["lattice-1best", "ark:-", "ark:-"],
             ["lattice-align-words", str(boundary), str(self.dir / "final.mdl"), "ark:-", "ark:-"],
             ["nbest-to-ctm", f"--frame-shift={shift}", "ark:-", "-"]], Path(progress.job.out_dir) / "log" / "ctm.log")
-        places = ctm_places(progress.job.data_dir) if progress.job.data_dir else {}
+        places = progress.places
         lines: List[Tuple[str, str, float, str]] = []
         for line in text.splitlines():
             utt, _, start, length, word = line.split()[:5]

@@ -1,6 +1,7 @@
 """What a decoder is asked and what it answers, the same for both decoders."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import List
 
@@ -47,8 +48,10 @@ class DecodeOptions:
         positive = {"acoustic-scale": self.acoustic_scale, "beam": self.beam, "output-beam": self.output_beam,
                     "max-active": self.max_active, "sweep-output-beam": self.sweep_output_beam}
         for name, value in positive.items():
-            if not value > 0:
-                raise UserError(f"--{name} is {value}, but must be greater than 0")
+            if not 0 < value < math.inf:
+                raise UserError(f"--{name} is {value}, but must be a number greater than 0")
+        if not math.isfinite(self.word_insertion_penalty):
+            raise UserError(f"--word-insertion-penalty is {self.word_insertion_penalty}, but must be a number")
         if not self.retry_factor >= 1:
             raise UserError(f"retry_factor is {self.retry_factor}, but must be at least 1")
         for name, value in {"batch-rows": self.batch_rows, "frame-shift-ms": self.frame_shift_ms,
@@ -58,8 +61,9 @@ class DecodeOptions:
         if not 0 <= self.min_active <= self.max_active:
             raise UserError(f"--min-active is {self.min_active}, but must lie between 0 and --max-active "
                             f"({self.max_active})")
-        if not self.sweep_scales or not self.sweep_penalties or min(self.sweep_scales) <= 0:
-            raise UserError("--sweep-scales and --sweep-penalties need at least one value each, scales above 0")
+        if not self.sweep_scales or not self.sweep_penalties or not all(0 < s < math.inf for s in self.sweep_scales) \
+                or not all(map(math.isfinite, self.sweep_penalties)):
+            raise UserError("--sweep-scales and --sweep-penalties need at least one number each, scales above 0")
 
 
 @dataclass

@@ -7,8 +7,10 @@ import numpy as np
 
 from essence_kd.decode.lattice import Hypothesis, Occurrences, word_confidences
 from essence_kd.hmm.lm import NgramModel, read_arpa, sentence_scores
+from essence_kd.io.errors import UserError
 
 _NATURAL = float(np.log(10.0))
+_NEVER = -90.0  # -99 stands for "never" (<s>)
 
 
 @dataclass
@@ -38,6 +40,13 @@ class Rescorer:
         return {"method": "n-best", "old_lm": self.names[0], "new_lm": self.names[1], "order": len(self.new.orders),
                 "lm_scale": self.scale, "unknown_words": self.unknown}
 
+    def check(self, words: np.ndarray, graph) -> None:
+        """UserError where a model can score none of a graph's words."""
+        wanted = set(words[1:].tolist())
+        for name, model in zip(self.names, (self.old, self.new)):
+            if not any(model.words[word] in wanted for word in model.orders[0].key[model.orders[0].logprob > _NEVER]):
+                raise UserError(f"{name}: has none of the words of {graph}; give the language model of the same corpus")
+
     def costs(self, sentences: list[list[str]]) -> np.ndarray:
         """Scaled cost of the new model less the cost of the old, natural logarithms: float64 (S,)."""
         new, unknown = _costs(self.new, sentences)
@@ -62,7 +71,7 @@ class Rescorer:
 
 def _costs(model: NgramModel, sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
     total, _, unknown = sentence_scores(model, sentences)
-    floor = float(model.orders[0].logprob[model.orders[0].logprob > -90].min())  # -99 stands for "never" (<s>)
+    floor = float(model.orders[0].logprob[model.orders[0].logprob > _NEVER].min())
     return -_NATURAL * (total + floor * unknown), unknown
 
 

@@ -257,6 +257,7 @@ class _SetInProgress:
 
     def __init__(self, job: Job, options: DecodeOptions):
         self.job, self.options = job, options
+        self.places = ctm_places(job.data_dir) if job.data_dir else {}
         self.order: list[str] = []
         self.rows: dict[str, int] = {}
         self.starts: dict[str, list[int]] = {}  # first rows of an utterance's pieces; [0]: it is whole
@@ -313,6 +314,8 @@ class Runner:
                 progress.order.append(utt)
                 progress.rows[utt] = len(matrix)
                 progress.starts[utt] = starts = first_rows(matrix, silence, limit or len(matrix), width)
+                if progress.places and utt not in progress.places:
+                    raise UserError(f"{job.data_dir}: utterance '{utt}' of {job.scores} is not in it")
                 if sweep and utt not in request.reference:
                     raise UserError(f"{job.scores}: utterance '{utt}' is not in the reference text of the sweep")
                 if not len(matrix):
@@ -398,6 +401,8 @@ class Runner:
     def decode(self, jobs: list[Job], request: Request | None = None) -> list[dict]:
         """Decode every job and write its files; what went into each decode.json, in the order of the jobs."""
         request = request or Request()
+        if request.rescorer:
+            request.rescorer.check(self.graph.words, self.graph_path)
         options = [self._job_options(job) for job in jobs]
         reports = []
         begin = time.perf_counter()
@@ -424,21 +429,18 @@ class Runner:
             texts["nbest.txt"], texts["nbest.cost"] = [], []
         if request.lattices:
             texts["lat.txt"] = []
-        places = ctm_places(progress.job.data_dir) if progress.job.data_dir else {}
         ctm: list[tuple[tuple[str, str, float], list[str]]] = []
         for utt in progress.order:
             hyp = progress.hyp(utt)
             texts["hyp.txt"].append(" ".join([utt, *words[hyp.words]]))
-            if progress.job.data_dir and utt not in places:
-                raise UserError(f"{progress.job.data_dir}: utterance '{utt}' of {progress.job.scores} is not in it")
-            place = places.get(utt, (utt, "1", 0.0))
+            place = progress.places.get(utt, (utt, "1", 0.0))
             ctm.append((place, ctm_lines(*place, hyp, words, shift)))
             for rank, entry in enumerate(progress.n_best(utt, request.n_best) if request.n_best else (), 1):
                 texts["nbest.txt"].append(" ".join([f"{utt}-{rank}", *words[entry.hyp.words]]))
                 texts["nbest.cost"].append(f"{utt}-{rank} {entry.cost:.4f}")
             if request.lattices and progress.outcomes[utt, 0].lattice:
                 texts["lat.txt"] += [utt, *progress.outcomes[utt, 0].lattice, ""]
-        if places:
+        if progress.places:
             ctm.sort(key=lambda entry: entry[0])
         texts["hyp.ctm"] = [line for _, lines in ctm for line in lines]
         for name, lines in texts.items():

@@ -84,6 +84,8 @@ def read_stm(path: PathLike) -> list[Segment]:
         label = re.match(r"<(\S+)>(?:\s+|$)", text)
         if label:
             text = text[label.end():]
+        if re.search(r"[()]", re.sub(r"\([^()]*\)", "", text)) or text.count("{") != text.count("}"):
+            raise UserError(f"{where}: brackets do not match in '{text}'")
         segments.append(Segment(fields[0], fields[1], fields[2], start, end, label.group(1) if label else "",
                                 split_optional(text)))
     if not segments:

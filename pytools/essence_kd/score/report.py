@@ -58,10 +58,12 @@ def _finite(value: Any) -> Any:
 
 def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "default", seed: int = 1,
                  engine: str = "native", data_dir: Path | None = None, systems: Sequence[str] | None = None,
-                 essence_dir: Path | None = None, draws: int = 10000, clips: int = 0) -> dict[str, Any]:
+                 essence_dir: Path | None = None, draws: int = 10000, clips: int = 0,
+                 compare: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """Collect ``exp_dir`` and write EXP_DIR/RESULTS, REPORT_DIR/results.json and REPORT_DIR/report.html.
 
     Args:
+      compare: pairs of systems to compare besides the standard ones.
       clips: of how many of the most improved, and as many of the most harmed utterances the page holds the sound.
 
     Returns:
@@ -79,7 +81,7 @@ def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "d
             else:
                 exp.notices.append(f"{data_dir / name}/utt2spk: no such file; the bootstrap of {name} draws utterances")
     analysis = Analysis(exp, utt2spk, draws=draws, seed=seed)
-    comparisons = analysis.comparisons()
+    comparisons = analysis.comparisons(compare)
     origin = provenance()
     results = _finite(results_dict(analysis, corpus=corpus, size=size, seed=seed, engine=engine,
                                    comparisons=comparisons, provenance=origin))

@@ -67,6 +67,25 @@ def draw_errors(name: str, scores: Sequence[wer.Score], speakers: dict[str, str]
     return drawn[:, :-1], np.maximum(drawn[:, -1], 1.0), unit
 
 
+def matched_segments(a: wer.Score, b: wer.Score) -> list[tuple[int, int]]:
+    """Errors of two systems in each segment of one set, for NIST's matched-pair test; both have the same references."""
+    segments: list[tuple[int, int]] = []
+    for utt, ref in a.refs.items():
+        if a.utts[utt].errors or b.utts[utt].errors:
+            segments += significance.segment_errors(wer.align(ref, a.hyps[utt]), wer.align(ref, b.hyps[utt]))
+    return segments
+
+
+def compare_scores(a: wer.Score, b: wer.Score, speakers: dict[str, str] | None = None, *, draws: int = significance.DRAWS,
+                   seed: int = 1) -> tuple[significance.Difference, significance.MatchedPairs, str]:
+    """WER of a minus WER of b on one set, by both tests, and what the bootstrap draws. Raises UserError without words."""
+    if not a.total.words:
+        raise UserError("the reference has no words, so there is no error rate to compare")
+    errors, words, unit = draw_errors("the reference", [a, b], speakers, draws=draws, seed=seed)
+    found = significance.difference(100.0 * (errors[:, 0] - errors[:, 1]) / words, a.total.wer - b.total.wer)
+    return found, significance.matched_pairs(matched_segments(a, b)), unit
+
+
 class Analysis:
     """Bootstrap samples of every system on every set and on both test halves together; the total draws each half alone.
 
@@ -112,21 +131,19 @@ class Analysis:
         if counts_a is None or counts_b is None or not counts_a.words:
             return None
         found = significance.difference(self.samples[a, column] - self.samples[b, column], counts_a.wer - counts_b.wer)
-        segments: list[tuple[int, int]] = []
-        for name in self.members(column):
-            score_a, score_b = self.exp.systems[a].scores[name], self.exp.systems[b].scores[name]
-            for utt, ref in score_a.refs.items():
-                if score_a.utts[utt].errors or score_b.utts[utt].errors:
-                    segments += significance.segment_errors(wer.align(ref, score_a.hyps[utt]),
-                                                            wer.align(ref, score_b.hyps[utt]))
+        segments = [segment for name in self.members(column) for segment in
+                    matched_segments(self.exp.systems[a].scores[name], self.exp.systems[b].scores[name])]
         matched = significance.matched_pairs(segments)
         return {"a": a, "b": b, "set": column, "diff": round(found.diff, 4), "low": round(found.low, 4),
                 "high": round(found.high, 4), "p_bootstrap": found.p, "p_matched": matched.p,
                 "segments": matched.segments}
 
-    def comparisons(self, pairs: Sequence[tuple[str, str]] | None = None) -> list[dict[str, Any]]:
-        """All pairs on the test columns; on every set where there is no test half."""
-        pairs = standard_pairs(self.exp) if pairs is None else pairs
+    def comparisons(self, more: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
+        """The standard pairs and ``more`` on the test columns; on every set where there is no test half."""
+        unknown = [name for pair in more for name in pair if name not in self.exp.systems]
+        if unknown:
+            raise UserError(f"--compare names '{unknown[0]}', which is not among the systems: {' '.join(self.exp.systems)}")
+        pairs = list(dict.fromkeys([*standard_pairs(self.exp), *more]))
         columns = [c for c in self.columns if c in self.exp.test_sets or c == TOTAL] or self.columns
         rows = [self.compare(a, b, column) for a, b in pairs for column in columns]
         return [row for row in rows if row]
