@@ -25,7 +25,7 @@ def code(text):
 
 
 def options(words):
-    return set(re.findall(r"(?<!\S)\[?(--[a-z][a-z-]*)", words))
+    return set(re.findall(r"(?<!\S)\[?(--[a-z][a-z0-9-]*)", words))
 
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda p: p.name)

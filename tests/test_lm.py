@@ -203,6 +203,7 @@ def test_foreign_arpa(tmp_path):
     ("-0.3\ta b\t-0.5", "-0.3\ta q\t-0.5", "the word 'q' is not among the unigrams"),
     ("-0.3\ta b\t-0.5", "-0.3x\ta b\t-0.5", "no 2-gram"),
     ("-0.3\ta b\t-0.5", "-0.3\ta", "no 2-gram"),
+    ("-0.3\ta b\t-0.5", "nan\ta b\t-0.5", "'nan\ta b\t-0.5' has no probability"),
     ("\\3-grams:\n-0.1\t<s> a b\n\n\\end\\\n", "", "cut short"),
     ("\n\\end\\\n", "", "no .end."),
 ])

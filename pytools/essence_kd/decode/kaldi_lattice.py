@@ -49,7 +49,7 @@ def const_arpa_order(path: str | Path) -> int:
 
 @dataclass
 class _Set:
-    """One job on its way: where its utterances lie in recordings, its utterances in order, rows of scores, where its lattices are, seconds spent."""
+    """One job on its way: places in recordings, utterances in order, rows of scores, where its lattices are, seconds."""
 
     job: Job
     places: Dict[str, Tuple[str, str, float]]
@@ -196,13 +196,12 @@ class KaldiLatticeDecoder:
             *self._rescored(progress, scale, penalty), ["lattice-1best", "ark:-", "ark:-"],
             ["lattice-align-words", str(boundary), str(self.dir / "final.mdl"), "ark:-", "ark:-"],
             ["nbest-to-ctm", f"--frame-shift={shift}", "ark:-", "-"]], Path(progress.job.out_dir) / "log" / "ctm.log")
-        places = progress.places
         lines: List[Tuple[str, str, float, str]] = []
         for line in text.splitlines():
             utt, _, start, length, word = line.split()[:5]
-            reco, channel, offset = places.get(utt, (utt, "1", 0.0))
+            reco, channel, offset = progress.places.get(utt, (utt, "1", 0.0))
             lines.append((reco, channel, offset + float(start), f"{float(length):.2f} {self.graph.words[int(word)]}"))
-        if places:
+        if progress.places:
             lines.sort(key=lambda entry: entry[:3])
         return [f"{reco} {channel} {start:.2f} {rest}" for reco, channel, start, rest in lines]
 

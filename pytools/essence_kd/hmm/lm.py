@@ -9,6 +9,7 @@ import gzip
 import math
 import sys
 import zlib
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Tuple
@@ -217,14 +218,14 @@ def read_arpa(path: str | Path) -> NgramModel:
         if at == len(lines) or lines[at].strip() != f"\\{n}-grams:":
             raise UserError(f"{path}: line {min(at + 1, len(lines))}: expected '\\{n}-grams:' of {count} lines; "
                             "the file is cut short or broken")
-        rows, logprob, backoff = [], [], []
+        rows, logprob, backoff = array("q"), array("d"), array("d")
         start = at + 1
         at = start
         try:
             while at < len(lines) and lines[at].strip() and lines[at][0] != "\\":
                 fields = lines[at].split()
                 logprob.append(float(fields[0]))
-                rows.append([ids.setdefault(w, len(ids)) for w in fields[1:n + 1]] if n == 1
+                rows.extend([ids.setdefault(w, len(ids)) for w in fields[1:n + 1]] if n == 1
                             else [ids[w] for w in fields[1:n + 1]])
                 if not n + 1 <= len(fields) <= n + 2:
                     raise ValueError(f"it should have {n} words")
@@ -234,9 +235,12 @@ def read_arpa(path: str | Path) -> NgramModel:
             raise UserError(f"{path}: line {at + 1}: the word {error} is not among the unigrams") from None
         except ValueError as error:
             raise UserError(f"{path}: line {at + 1}: '{lines[at]}' is no {n}-gram ({error})") from None
-        if len(rows) != count:
-            raise UserError(f"{path}: line {start}: {count} {n}-grams announced, {len(rows)} found; "
+        if len(logprob) != count:
+            raise UserError(f"{path}: line {start}: {count} {n}-grams announced, {len(logprob)} found; "
                             "the file is cut short or broken")
+        broken = np.flatnonzero(np.isnan(logprob) | np.isnan(backoff))
+        if len(broken):
+            raise UserError(f"{path}: line {start + 1 + broken[0]}: '{lines[start + broken[0]]}' has no probability")
         table, lost = _make_order(np.array(rows, dtype=np.int64).reshape(-1, n), np.array(logprob), np.array(backoff),
                                   orders, len(ids))
         dropped += lost
