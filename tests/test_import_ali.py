@@ -61,6 +61,21 @@ def test_everything_that_an_alignment_directory_has(kaldi, capsys):
     assert fields["tree_hash"] == sha256_file(out / "tree.txt") and fields["frame_shift_ms"] == 10
 
 
+def test_an_alignment_of_a_chain_tree_has_a_third_of_the_frames(kaldi):
+    root, ali = kaldi
+    write(root, {utt: pdfs[::3] if utt != "u05" else pdfs for utt, pdfs in ali.items()})
+    with pytest.raises(UserError, match="u00 has 2 aligned frames, but .* says 5"):
+        run(root)
+    import_alignments(root / "data", f"ark:{root}/ali.ark", root / "transitions.txt", root / "out", factor=3)
+    copied = dict(read_int_vectors(f"scp:{root}/out/ali.scp"))
+    assert (copied["u05"] == ali["u05"]).all()
+    assert all((copied[u][::3] == ali[u][::3]).all() and len(copied[u]) == len(ali[u]) for u in ali)
+    assert (copied["u00"] == ali["u00"][[0, 0, 0, 3, 3]]).all()
+    (root / "data" / "utt2num_frames").unlink()
+    with pytest.raises(UserError, match="utt2num_frames: missing.*every 3th.*get_utt2num_frames.sh"):
+        import_alignments(root / "data", f"ark:{root}/ali.ark", root / "transitions.txt", root / "out", factor=3)
+
+
 def test_a_chain_state_has_two_pdfs(tmp_path):
     path = tmp_path / "t"
     path.write_text("Transition-state 1: phone = a hmm-state = 0 forward-pdf = 1 self-loop-pdf = 0\n")

@@ -14,6 +14,7 @@ from amdata import make_data
 from conftest import ROOT
 from swbd_data import WORDS, make_corpora
 
+from essence_kd.io.posterior import read_posteriors
 from essence_kd.io.tables import MatrixWriter, read_int_vectors, read_matrices
 
 KALDI = os.environ.get("KALDI_ROOT", "")
@@ -63,6 +64,7 @@ def kaldi(tmp_path_factory):
         (room / name).symlink_to(f"{KALDI}/egs/wsj/s5/{name}")
     bash(room, """
         sort -o data/train/feats.scp data/train/feats.scp
+        feat-to-len scp:data/train/feats.scp ark,t:data/train/utt2num_frames
         utils/utt2spk_to_spk2utt.pl data/train/utt2spk >data/train/spk2utt
         utils/prepare_lang.sh data/dict '<unk>' data/local data/lang
         essence train-lm --order 2 --words data/lang/words.txt --test lm_text lm_text lm.arpa.gz
@@ -338,6 +340,92 @@ def test_a_recurrent_nnet3_student_with_ivectors_of_targets_at_30_ms(kaldi):
     done = subprocess.run([plugin / "essence_targets.sh", "data/train", "exp/ali", "exp/lstm", "exp/slow3"], cwd=kaldi,
                           capture_output=True, text=True, env={**os.environ, **env})
     assert done.returncode == 1 and "exp/lstm takes i-vectors of 4 numbers: give --online-ivector-dir" in done.stderr
+
+
+def ali_lengths(kaldi, lattices):
+    """Frames of each utterance's best path."""
+    text = bash(kaldi, f"lattice-best-path 'ark:gunzip -c {lattices} |' ark:/dev/null ark,t:- 2>/dev/null")
+    return {line.split()[0]: len(line.split()) - 1 for line in text.splitlines()}
+
+
+def test_a_chain_model_as_a_teacher(kaldi):
+    """Its cross-entropy output, its tree and the alignments of every third frame, down to the words of a student."""
+    env = {"ESSENCE_PYTHON": os.sys.executable}
+    plugin = ROOT / "recipes" / "plugin"
+    net = kaldi / "exp" / "chain" / "net"
+    (net / "configs").mkdir(parents=True)
+    bash(kaldi, f"""
+        cp -r data/lang data/lang_chain
+        python3 steps/nnet3/chain/gen_topo.py $(cat data/lang/phones/nonsilence.csl) $(cat data/lang/phones/silence.csl) \\
+          >data/lang_chain/topo
+        tree=exp/chain/tree_sp; mkdir $tree
+        gmm-init-mono --shared-phones=data/lang/phones/sets.int --train-feats=scp:data/train/feats.scp data/lang_chain/topo 13 \\
+          $tree/final.mdl $tree/tree
+        cp data/lang/phones.txt $tree; echo 1 >$tree/num_jobs
+        convert-ali --frame-subsampling-factor=3 exp/ali/final.mdl $tree/final.mdl $tree/tree \\
+          'ark:gunzip -c exp/ali/ali.1.gz |' "ark:| gzip -c >$tree/ali.1.gz"
+        pdfs=$(tree-info $tree/tree | awk '/num-pdfs/ {{ print $2 }}')
+        printf '%s\n' 'input dim=13 name=input' 'relu-batchnorm-layer name=tdnn1 dim=16 input=Append(-1,0,1)' \\
+          "output-layer name=output input=tdnn1 include-log-softmax=false dim=$pdfs" \\
+          "output-layer name=output-xent input=tdnn1 dim=$pdfs" >exp/chain/net/configs/network.xconfig
+        steps/nnet3/xconfig_to_configs.py --xconfig-file exp/chain/net/configs/network.xconfig --config-dir exp/chain/net/configs
+        nnet3-init exp/chain/net/configs/final.config - |
+          nnet3-copy --edits="set-learning-rate learning-rate=1" - - | nnet3-am-init $tree/final.mdl - exp/chain/net/final.mdl
+        cp $tree/tree exp/chain/net; echo 3 >exp/chain/net/frame_subsampling_factor
+        echo --norm-means=true >exp/chain/net/cmvn_opts""", **env)
+
+    def refused(*args):
+        done = subprocess.run([plugin / "essence_targets.sh", *args], cwd=kaldi, capture_output=True, text=True,
+                              env={**os.environ, **env})
+        assert done.returncode == 1 and not (kaldi / "exp" / "refused").exists()
+        return done.stderr
+
+    said = refused("data/train", "exp/ali", "exp/chain/net", "exp/refused")
+    assert "is a chain model" in said and "--output-name output-xent, and as ALI the directory of its tree" in said
+    said = refused("--output-name", "output-xent", "data/train", "exp/ali", "exp/chain/net", "exp/refused")
+    assert "net/tree is not exp/ali/tree" in said and "steps/nnet3/chain/build_tree.sh made" in said
+    assert "no output 'xent'" in refused("--output-name", "xent", "data/train", "exp/chain/tree_sp", "exp/chain/net", "exp/refused")
+    assert "exp/mono/final.mdl is no nnet3 model" in refused("data/train", "exp/ali", "exp/mono", "exp/refused")
+
+    bash(kaldi, f"""
+        {plugin}/essence_targets.sh --nj 2 --top-k 5 --output-name output-xent data/train exp/chain/tree_sp exp/chain/net exp/chain/essence
+        steps/nnet3/compute_output.sh --nj 1 --output-name output-xent --frame-subsampling-factor 3 --apply-exp true \\
+          data/train exp/chain/net exp/chain/output""", **env)
+    theirs = dict(read_matrices(f"scp:{kaldi}/exp/chain/output/output.scp"))
+    for utt, post in read_posteriors(f"scp:{kaldi}/exp/chain/essence/post.scp"):
+        rows = -np.sort(-theirs[utt], axis=1)[:, :5]
+        assert np.allclose(post.probs.reshape(-1, 5), rows / rows.sum(1, keepdims=True), atol=1e-4)
+    hard = bash(kaldi, "gunzip -c exp/chain/tree_sp/ali.1.gz | ali-to-pdf exp/chain/tree_sp/final.mdl ark:- ark,t:- 2>/dev/null")
+    ours = {utt: ali[::3].tolist() for utt, ali in read_int_vectors(f"scp:{kaldi}/exp/chain/essence/ali/ali.scp")}
+    assert ours == {line.split()[0]: [int(p) for p in line.split()[1:]] for line in hard.splitlines()}
+
+    # a student of ours in the graph of its tree; and, on targets of the tree at 10 ms, in that one's
+    rng = np.random.default_rng(4)
+    pdfs = int((kaldi / "exp" / "our_ali" / "num_pdfs").read_text())
+    with MatrixWriter(f"ark,scp:{kaldi}/third.ark,{kaldi}/third.scp") as writer:
+        for utt, rows in theirs.items():
+            writer.write(utt, rng.dirichlet(np.full(pdfs, 0.1), size=len(rows)).astype(np.float32))
+    if not (kaldi / "local").exists():
+        (kaldi / "local").symlink_to(f"{KALDI}/egs/mini_librispeech/s5/local")
+    small = "--set 'optim.epochs=1 model.hidden=16 data.heldout=0.2'"
+    search = "--nj 2 --beam 6 --lattice-beam 1 --max-active 300"
+    bash(kaldi, f"""
+        utils/subset_data_dir.sh --first data/train 9 data/nine
+        {plugin}/train_student.sh {small} data/train exp/chain/essence exp/chain/student
+        utils/mkgraph.sh --self-loop-scale 0.333 data/lang exp/chain/student exp/chain/student/graph
+        {plugin}/decode_student.sh {search} exp/chain/student/graph data/nine exp/chain/student/decode
+        {plugin}/essence_targets.sh --nj 2 --top-k 5 --frame-subsampling-factor 3 data/train exp/ali third.scp exp/third
+        {plugin}/train_student.sh {small} data/train exp/third exp/third_student
+        {plugin}/decode_student.sh {search} --scoring-opts '--min-lmwt 9 --max-lmwt 10' exp/graph data/nine exp/third_student/decode
+        """, **env)
+    frames = {utt: len(theirs[utt]) for utt in list(theirs)[:9]}
+    assert ali_lengths(kaldi, "exp/chain/student/decode/lat.*.gz") == frames
+    assert ali_lengths(kaldi, "exp/third_student/decode/lat.*.gz") == {utt: 3 * n for utt, n in frames.items()}
+    for decode in ("chain/student", "third_student"):
+        assert "%WER" in (kaldi / "exp" / decode / "decode" / "wer_10_0.0").read_text()
+    done = subprocess.run([plugin / "decode_student.sh", "exp/graph", "data/nine", "exp/chain/student/decode2"], cwd=kaldi,
+                          capture_output=True, text=True, env={**os.environ, **env})
+    assert done.returncode == 1 and "exp/graph is a graph for" in done.stderr
 
 
 def test_the_swbd_recipe_prepares_made_up_corpora(tmp_path, shell):

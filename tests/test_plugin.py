@@ -17,7 +17,7 @@ from essence_kd.io.provenance import read_sidecar, sha256_file, write_sidecar
 from essence_kd.io.tables import MatrixWriter, read_matrices
 
 PLUGIN = ROOT / "recipes" / "plugin"
-SCRIPTS = ("essence_targets.sh", "train_student.sh", "train_nnet3_student.sh")
+SCRIPTS = ("essence_targets.sh", "train_student.sh", "train_nnet3_student.sh", "decode_student.sh")
 
 
 @pytest.fixture
@@ -90,6 +90,49 @@ def test_a_job_that_dies_is_named_and_the_rest_is_kept(plugin, recipe):
     assert kept.stat().st_mtime_ns == before and read_sidecar(recipe.root / "essence" / "essence.json")["num_utts"] == 15
 
 
+def test_other_alignments_for_the_same_targets(plugin, recipe):
+    assert targets(plugin, "--nj", "2").returncode == 0
+    kept = recipe.root / "essence" / "jobs" / "1" / "post.ark"
+    before = kept.stat().st_mtime_ns
+    shutil.copytree(recipe.ali, recipe.root / "ali2")
+    ali = recipe.root / "ali2"
+    (ali / "tree.txt").write_text((ali / "tree.txt").read_text().replace(" 1 0\n", " 1 5\n"))
+    write_sidecar(ali / "ali.json", {"kind": "alignment", "num_pdfs": 12, "tree_hash": sha256_file(ali / "tree.txt")})
+    done = plugin("essence_targets.sh", "--cmd", ROOT / "local/jobs.sh", "--frame-subsampling-factor", "3", "--top-k", "4",
+                  "--nj", "2", "data", "ali2", "a.scp", "b.scp", "essence")
+    assert done.returncode == 0 and "up to date" not in done.stdout, done.stderr
+    assert read_sidecar(recipe.root / "essence" / "essence.json")["tree_hash"] == sha256_file(ali / "tree.txt")
+    assert (recipe.root / "essence" / "ali").resolve() == ali and kept.stat().st_mtime_ns == before
+
+
+def test_lines_are_dealt_out(shell, tmp_path):
+    """As many parts as asked for, however long the lines are, and none without a line; a speaker's lines stay together."""
+    scp, utt2spk = tmp_path / "feats.scp", tmp_path / "utt2spk"
+    names = [f"s{i // 4}-{i:02d}" for i in range(10)]
+    scp.write_text("".join(f"{u} {'x' * (2000 if i == 3 else 1)}\n" for i, u in enumerate(names)))
+    utt2spk.write_text("".join(f"{u} {u[:2]}\n" for u in names))
+
+    def parts(nj, *by):
+        for old in tmp_path.glob("part.*"):
+            old.unlink()
+        script = tmp_path / "script.sh"
+        script.write_text(f'nj=1\n. {PLUGIN}/common.sh\nparts "$@"\n')
+        done = shell("bash", script, nj, scp, tmp_path / "part", *by)
+        assert done.returncode == 0, done.stderr
+        count = int(done.stdout.splitlines()[-1])
+        assert len(list(tmp_path.glob("part.*"))) == count
+        return [[line.split()[0] for line in (tmp_path / f"part.{j}").read_text().splitlines()] for j in range(1, count + 1)]
+
+    for nj in (1, 3, 7, 10, 32):
+        made = parts(nj)
+        assert [u for part in made for u in part] == names and len(made) == min(nj, 10)
+        assert max(map(len, made)) - min(map(len, made)) <= 1
+    for nj in (1, 2, 3, 32):
+        made = parts(nj, utt2spk)
+        assert [u for part in made for u in part] == names and len(made) == min(nj, 3)
+        assert sum(len({u[:2] for u in part}) for part in made) == 3
+
+
 def test_one_scp_may_hold_posteriors(plugin, recipe):
     done = targets(plugin, teachers=[recipe.post(8)])
     assert done.returncode == 0, done.stderr
@@ -125,6 +168,10 @@ def test_a_student_of_our_trainer(plugin, recipe, shell):
     assert {u: m.shape for u, m in read_matrices(f"ark:{recipe.root}/scores.ark")} == {
         u: p.shape for u, p in recipe.probs.items()}
     assert "up to date" in plugin("train_student.sh", *args).stdout
+    for name in ("HCLG.fst", "words.txt"):
+        (recipe.root / name).write_text("")
+    done = plugin("decode_student.sh", "--skip-scoring", "true", ".", "data", "student/decode")
+    assert done.returncode == 1 and "student has no final.mdl" in done.stderr
     index = (recipe.root / "essence" / "post.scp").read_bytes()
     assert targets(plugin, "--nj", "1", "--weights", "3,1").returncode == 0
     assert (recipe.root / "essence" / "post.scp").read_bytes() == index  # where other targets lie, in the same file

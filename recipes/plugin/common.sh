@@ -27,9 +27,13 @@ default_cmd() { # CMD: as given, Kaldi's run.pl, or this machine
   if [ -n "$1" ]; then echo "$1"; elif command -v run.pl >/dev/null; then echo run.pl; else echo "$ESSENCE_ROOT/local/jobs.sh"; fi
 }
 
-same_tree() { # ALI DIR: refuses a model of another tree
-  [ ! -f "$1/tree" ] || cmp -s "$1/tree" "$2/tree" ||
-    fail "$2/tree is not $1/tree: the senones of this model are others; align with the tree of the teachers"
+parts() { # NJ SCP STEM [UTT2SPK]: the lines in STEM.1, STEM.2 ...; with UTT2SPK a speaker's stay together. Prints how many
+  awk -v nj="$1" -v stem="$3" -v lines="$(wc -l <"$2")" -v by_speaker="${4:+1}" '
+    FILENAME != ARGV[ARGC - 1] { speaker[$1] = $2; next }
+    { key = by_speaker ? speaker[$1] : $1 }
+    !(key in part) { if (seen * nj >= made * lines) made++; part[key] = made }
+    { seen++; print >(stem "." part[key]) }
+    END { print made + 0 }' ${4:+"$4"} "$2"
 }
 
 only() { # LIST SCP: the lines of SCP whose utterance is in LIST, in the order of LIST
@@ -42,18 +46,26 @@ job_script() { # FILE PRODUCT LINE: a job's script, which runs a line of shell u
   { job_header; printf '[ ! -f %q ] || exit 0\nset -o pipefail\n%s\n' "$2" "$3"; } >"$1"
 }
 
-import_ali() { # DATA ALI OUT: an alignment directory of essence, from Kaldi's or as it is
-  local data=$1 ali=$2 out=$3
+import_ali() { # DATA ALI OUT FACTOR: an alignment directory of essence, from Kaldi's or a link; sets ali_fp, its fingerprint
+  local data=$1 ali=$2 out=$3 factor=$4
   if [ -f "$ali/ali.scp" ] && [ -f "$ali/ali.json" ]; then
-    if [ ! -e "$out" ]; then ln -s "$(cd -P "$ali" && pwd)" "$out"; fi
+    [ -L "$out" ] || rm -rf "$out"
+    ln -sfn "$(cd -P "$ali" && pwd)" "$out"
+    ali_fp=$(fingerprint "" "$ali"/ali.{scp,json})
     return 0
   fi
   files "$ali"/{final.mdl,tree,ali.1.gz,phones.txt}
-  program show-transitions ali-to-pdf
-  if [ -f "$out/ali.json" ] && [ "$out/ali.json" -nt "$ali/ali.1.gz" ]; then return 0; fi
+  program show-transitions copy-transition-model ali-to-pdf
+  ali_fp=$(fingerprint "factor=$factor" "$data/utt2spk" "$ali"/{final.mdl,tree} "$ali"/ali.*.gz)
+  if [ ! -L "$out" ] && is_done "$out" "$ali_fp"; then return 0; fi
+  rm -rf "$out"
   mkdir -p "$out"
-  show-transitions "$ali/phones.txt" "$ali/final.mdl" >"$out/transitions.txt" 2>"$out/show_transitions.log" ||
-    fail "show-transitions failed; log: $out/show_transitions.log"
-  essence import-ali --transitions "$out/transitions.txt" "$data" \
+  # The transition model without Gaussians, which decoding with a student takes
+  { show-transitions "$ali/phones.txt" "$ali/final.mdl" >"$out/transitions.txt" &&
+    copy-transition-model "$ali/final.mdl" "$out/final.mdl"; } 2>"$out/transitions.log" ||
+    fail "$ali/final.mdl cannot be read; log: $out/transitions.log"
+  cp "$ali"/{tree,phones.txt} "$out"
+  essence import-ali --transitions "$out/transitions.txt" --frame-subsampling-factor "$factor" "$data" \
     "ark:gunzip -c $ali/ali.*.gz | ali-to-pdf $ali/final.mdl ark:- ark:- |" "$out"
+  mark_done "$out" "$ali_fp" ali.ark ali.scp ali.json final.mdl
 }

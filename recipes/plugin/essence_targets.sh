@@ -3,7 +3,8 @@
 help_message="Usage: ESSENCE/recipes/plugin/essence_targets.sh [options] DATA ALI TEACHER... OUT
  e.g. (in egs/X/s5): ESSENCE/recipes/plugin/essence_targets.sh --cmd \"\$train_cmd\" --nj 32 --top-k 20 \\
         data/train_sp_hires exp/tri3_ali_sp exp/nnet3/tdnn_lstm_sp exp/nnet3/blstm_sp exp/essence
- ALI: alignments of DATA by the model whose tree the teachers have (final.mdl, tree, ali.*.gz), or ESSENCE's own
+ ALI: alignments of DATA by the model whose tree the teachers have (final.mdl, tree, ali.*.gz), or ESSENCE's own; of chain
+   models, the directory of their tree
  TEACHER: an nnet3 directory (final.mdl, tree, cmvn_opts), an scp of matrices or of posteriors, a row a frame, or a model
    directory of ESSENCE; the rows of all come at one rate
  OUT gets post.scp (Kaldi Posterior archives), essence.json and ali (an alignment directory of ESSENCE); logs: OUT/log
@@ -47,34 +48,70 @@ data=$1 ali=$2 out=${*: -1}
 teachers=("${@:3:$#-3}")
 numbers top_k frame_subsampling_factor frames_per_chunk
 files "$data"/{feats.scp,utt2spk}
-if [ -n "$online_ivector_dir" ]; then files "$online_ivector_dir"/{ivector_online.scp,ivector_period}; fi
+if [ -n "$online_ivector_dir" ]; then
+  files "$online_ivector_dir"/{ivector_online.scp,ivector_period}
+  ivector_dim=$(feat-to-dim "scp:$online_ivector_dir/ivector_online.scp" - 2>/dev/null) || ivector_dim=unknown
+fi
 cmd=$(default_cmd "$cmd")
 
-# What each teacher is: KIND and, of nnet3 directories, whether the tree is that of ALI and all have the same rate.
+# What each teacher is: its kind, feature frames a row, and of nnet3 directories the size of an i-vector.
 kinds=() factors=() ivectors=()
-for t in "${teachers[@]}"; do
-  ivector=0
-  if [ -f "$t/final.mdl" ]; then
-    files "$t"/{tree,cmvn_opts}
-    program nnet3-compute nnet3-am-copy nnet3-am-info apply-cmvn
-    same_tree "$ali" "$t"
-    [ ! -f "$t/online_cmvn" ] ||
-      fail "$t: online CMVN is not supported: write its posteriors with steps/nnet3/compute_output.sh, and give output.scp"
-    ivector=$(nnet3-am-info "$t/final.mdl" 2>/dev/null | awk '/^ivector-dim/ { print $2 }')
-    ivector=${ivector:-0}
-    if [ "$ivector" -gt 0 ] && [ -z "$online_ivector_dir" ]; then
-      fail "$t takes i-vectors of $ivector numbers: give --online-ivector-dir"
+look_at_nnet3() { # DIR
+  local t=$1 info nodes name other tree dim rate
+  program nnet3-compute nnet3-am-copy nnet3-am-info feat-to-dim apply-cmvn
+  files "$data/cmvn.scp"
+  info=$(nnet3-am-info "$t/final.mdl" 2>/dev/null) || fail "$t/final.mdl is no nnet3 model: nnet3-am-info cannot read it"
+  told() { awk -v name="$1:" '$1 == name { print $2; exit }' <<<"$info"; }
+  nodes=" $(sed -n 's/^output-node name=\([^ ]*\) .*/\1/p' <<<"$info" | tr '\n' ' ')"
+  [[ $nodes == *" $output_name "* ]] || fail "$t has no output '$output_name' (--output-name); it has:$nodes"
+  # A chain model: its output was trained by a sum over sequences, and is no posterior of a frame.
+  other=
+  for name in output-xent output-default-xent; do [[ $nodes != *" $name "* ]] || other=$name; done
+  if [ "$output_name" = output ]; then
+    [ -z "$other" ] || fail "$t is a chain model, whose 'output' is no posterior. Take its cross-entropy output by\
+ --output-name $other, and as ALI the directory of its tree, such as exp/chain/tree_sp (steps/nnet3/chain/build_tree.sh)"
+    if [ -f "$t/den.fst" ] || [ -d "$t/den_fsts" ]; then
+      fail "$t is a chain model without a cross-entropy output (output-xent): it has no posteriors to learn from"
     fi
-    kinds+=(nnet3) factors+=("$(cat "$t/frame_subsampling_factor" 2>/dev/null || echo 1)")
-  elif [ -f "$t/final.pt" ]; then
+  fi
+  tree=$t/tree
+  if [ ! -f "$tree" ] && [ -f "$t/default.tree" ]; then tree=$t/default.tree; fi  # of steps/chain2
+  files "$tree"
+  [ ! -f "$ali/tree" ] || cmp -s "$ali/tree" "$tree" ||
+    fail "$tree is not $ali/tree: the senones of this model are others. ALI must have the tree of the teachers${other:+; that\
+ of a chain model is the directory that steps/nnet3/chain/build_tree.sh made, such as exp/chain/tree_sp}"
+  if [ -f "$t/online_cmvn" ]; then
+    program apply-cmvn-online
+    files "$t"/{cmvn_opts,global_cmvn.stats}
+    by_speaker=$data/utt2spk
+  fi
+  dim=$(feat-to-dim "scp:$data/feats.scp" - 2>/dev/null) || fail "$data/feats.scp: Kaldi's feat-to-dim cannot read it"
+  [ "$dim" = "$(told input-dim)" ] ||
+    fail "$t takes features of $(told input-dim) numbers, those of $data have $dim: give data with its features (${data}_hires?)"
+  dim=$(told ivector-dim)
+  dim=${dim/#-1/0}
+  if [ "${dim:=0}" -gt 0 ]; then
+    [ -n "$online_ivector_dir" ] || fail "$t takes i-vectors of $dim numbers: give --online-ivector-dir"
+    [ "$dim" = "$ivector_dim" ] || fail "$t takes i-vectors of $dim numbers, those in $online_ivector_dir have $ivector_dim"
+  fi
+  ivectors+=("$dim")
+  rate=$(cat "$t/frame_subsampling_factor" 2>/dev/null) ||
+    rate=$(awk '$1 == "frame_subsampling_factor" { print $2 }' "$t/init/info.txt" 2>/dev/null) || true  # of steps/chain2
+  factors+=("${rate:-1}")
+}
+by_speaker=
+for t in "${teachers[@]}"; do
+  if [ -f "$t/final.pt" ]; then
     files "$t/model.yaml"
-    kinds+=(model) factors+=("$(awk '/^frame_subsampling_factor:/ { print $2 }' "$t/model.yaml")")
+    kinds+=(model) ivectors+=(0) factors+=("$(awk '/^frame_subsampling_factor:/ { print $2 }' "$t/model.yaml")")
+  elif [ -f "$t/final.mdl" ]; then
+    kinds+=(nnet3)
+    look_at_nnet3 "$t"
   elif [ -f "${t#scp:}" ] && [[ $t == *.scp ]]; then
-    kinds+=(table) factors+=("$frame_subsampling_factor")
+    kinds+=(table) ivectors+=(0) factors+=("$frame_subsampling_factor")
   else
     fail "teacher '$t' is neither an nnet3 directory with final.mdl, nor a model directory with final.pt, nor an .scp file"
   fi
-  ivectors+=("$ivector")
   [ "${factors[-1]}" = "${factors[0]}" ] ||
     fail "$t has a row every ${factors[-1]} frames, ${teachers[0]} every ${factors[0]}: teachers of one ensemble need one rate"
 done
@@ -86,7 +123,7 @@ factor=${factors[0]}
 
 mkdir -p "$out/log"
 out=$(cd -P "$out" && pwd)
-import_ali "$data" "$ali" "$out/ali"
+import_ali "$data" "$ali" "$out/ali" "$factor"
 settings="top_k=$top_k T=$temperature combine=$combine weights=$weights input=$input factor=$factor nj=$nj node=$output_name
 chunk=$frames_per_chunk $extra_left_context $extra_right_context $extra_left_context_initial $extra_right_context_final"
 inputs=("$data/feats.scp")
@@ -99,22 +136,21 @@ for i in "${!teachers[@]}"; do
 done
 [ -z "$online_ivector_dir" ] || inputs+=("$online_ivector_dir/ivector_online.scp")
 fp=$(fingerprint "$settings" "${inputs[@]}")
-if is_done "$out" "$fp"; then echo "$0: $out is up to date"; exit 0; fi
+all_fp=$(fingerprint "$fp $ali_fp")
+if is_done "$out" "$all_fp"; then echo "$0: $out is up to date"; exit 0; fi
 if [ "$(cat "$out/.begun" 2>/dev/null)" != "$fp" ]; then rm -rf "$out/jobs"; echo "$fp" >"$out/.begun"; fi
 rm -f "$out/.done"
 
 # One script a job; what another run of this command has finished is kept.
-utts=$(wc -l <"$data/feats.scp")
-[ "$nj" -le "$utts" ] || nj=$utts
 mkdir -p "$out/jobs"
 rm -f "$out"/jobs/feats.*
-split -n "l/$nj" --numeric-suffixes=1 -a 5 "$data/feats.scp" "$out/jobs/feats."
+utts=$(wc -l <"$data/feats.scp") nj=$(parts "$nj" "$data/feats.scp" "$out/jobs/feats" ${by_speaker:+"$by_speaker"})
 gpu_option=--use-gpu=no
 if [ "$gpu" = true ]; then gpu_option=--use-gpu=yes cmd="$cmd --gpu 1"; fi
 for ((j = 1; j <= nj; j++)); do
   dir=$out/jobs/$j
   mkdir -p "$dir"
-  mv "$(printf '%s/jobs/feats.%05d' "$out" "$j")" "$dir/feats.scp"
+  mv "$out/jobs/feats.$j" "$dir/feats.scp"
   sources=()
   for i in "${!teachers[@]}"; do
     t=${teachers[i]}
@@ -137,7 +173,16 @@ for ((j = 1; j <= nj; j++)); do
           options+=(--online-ivectors="scp:$online_ivector_dir/ivector_online.scp"
             --online-ivector-period="$(cat "$online_ivector_dir/ivector_period")")
         fi
-        feats="ark,s,cs:apply-cmvn $(cat "$t/cmvn_opts") --utt2spk=ark:$data/utt2spk scp:$data/cmvn.scp scp:$dir/feats.scp ark:- |"
+        cmvn=$(cat "$t/cmvn_opts" 2>/dev/null || echo "--norm-means=false --norm-vars=false")
+        if [ -f "$t/online_cmvn" ]; then
+          only "$dir/feats.scp" "$data/utt2spk" | awk '
+            !($2 in utts) { speaker[++n] = $2 }
+            { utts[$2] = utts[$2] " " $1 }
+            END { for (i = 1; i <= n; i++) print speaker[i] utts[speaker[i]] }' >"$dir/spk2utt"
+          feats="ark,s,cs:apply-cmvn-online $cmvn --spk2utt=ark:$dir/spk2utt $t/global_cmvn.stats scp:$dir/feats.scp ark:- |"
+        else
+          feats="ark,s,cs:apply-cmvn $cmvn --utt2spk=ark:$data/utt2spk scp:$data/cmvn.scp scp:$dir/feats.scp ark:- |"
+        fi
         sources+=("ark:$(quoted nnet3-compute "${options[@]}" "$net" "$feats") ark:- |") ;;
     esac
   done
@@ -156,7 +201,7 @@ for ((j = 1; j <= nj; j++)); do
   fi
   job_script "$dir/job.sh" "$dir/essence.json" "$(quoted "${work[@]}")"
 done
-echo "$0: targets of $utts utterances from ${#teachers[@]} teachers in $nj jobs; logs: $out/log/targets.*.log"
+echo "$0: targets of $utts utterances from ${#teachers[@]} teacher(s) in $nj jobs; logs: $out/log/targets.*.log"
 # shellcheck disable=SC2086  # cmd is words
 $cmd JOB=1:"$nj" "$out/log/targets.JOB.log" bash "$out/jobs/JOB/job.sh" ||
   fail "a job failed; its log is one of $out/log/targets.*.log. The same command goes on with what is missing"
@@ -165,4 +210,4 @@ for t in "${teachers[@]}"; do models+=(--model "$t"); done
 scps=()
 for ((j = 1; j <= nj; j++)); do scps+=("$out/jobs/$j/post.scp"); done
 essence join-post --ali-dir "$out/ali" --utts "$data/feats.scp" --frame-shift-ms "$((10 * factor))" "${models[@]}" "$out" "${scps[@]}"
-mark_done "$out" "$fp" post.scp essence.json
+mark_done "$out" "$all_fp" post.scp essence.json

@@ -36,6 +36,15 @@ srand=0
 data=$1 ali=$2 targets=$3 dir=$4
 shift 4
 [ $# -eq 0 ] || shift
+# How many models Kaldi's trainer trains side by side at the end: each takes an archive, and it refuses to begin with fewer.
+side_by_side=
+for ((i = 1; i <= $#; i++)); do
+  case ${!i} in
+    --trainer.optimization.num-jobs-final=*) side_by_side=${!i#*=} ;;
+    --trainer.optimization.num-jobs-final) next=$((i + 1)) side_by_side=${!next:-} ;;
+  esac
+done
+[[ ${side_by_side:-1} =~ ^[1-9][0-9]*$ ]] || refuse "--trainer.optimization.num-jobs-final takes a whole number, not '$side_by_side'"
 case $trainer in dnn | rnn) ;; *) refuse "--trainer is dnn or rnn, not '$trainer'" ;; esac
 numbers samples_per_iter num_utts_subset
 [[ $frames_per_eg =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] ||
@@ -69,7 +78,7 @@ egs=$dir/egs
 fp=$(fingerprint "egs $trainer A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
 subset=$num_utts_subset srand=$srand" "$data/feats.scp" "$data/cmvn.scp" "$targets"/{post.scp,essence.json} "$targets/ali/ali.scp" \
   ${online_ivector_dir:+"$online_ivector_dir/ivector_online.scp"})
-if is_done "$egs" "$fp"; then
+if is_done "$egs" "$fp" && [ "${side_by_side:-1}" -le "$(cat "$egs/info/num_archives")" ]; then
   echo "$0: $egs is up to date"
 else
   rm -rf "$egs" "$dir"/[0-9]*.mdl "$dir"/[0-9]*.raw "$dir"/final.mdl
@@ -102,6 +111,7 @@ else
   frames=$(sed -n 's/.*"num_frames": *\([0-9]*\).*/\1/p' "$egs/jobs/essence.json")
   per_eg=${frames_per_eg%%,*}
   archives=$((frames * factor / (per_eg * samples_per_iter) + 1))
+  if [ "$archives" -lt "${side_by_side:-1}" ]; then archives=$side_by_side; fi
   [ $((archives + 16)) -le "$(ulimit -n)" ] ||
     fail "$archives archives are more than files can be open (ulimit -n: $(ulimit -n)): raise that or --samples-per-iter"
   echo "$left" >"$egs/info/left_context"
@@ -156,13 +166,11 @@ else
   done
   cat "$egs"/jobs/{valid,train_subset}_combine.egs >"$egs/combine.egs"
 
-  total=$(wc -l <"$egs/jobs/train_uttlist")
-  [ "$nj" -le "$total" ] || nj=$total
-  split -n "l/$nj" --numeric-suffixes=1 -a 5 "$egs/jobs/train_uttlist" "$egs/jobs/list."
+  nj=$(parts "$nj" "$egs/jobs/train_uttlist" "$egs/jobs/list")
   for ((j = 1; j <= nj; j++)); do
     outputs=()
     for ((a = 1; a <= archives; a++)); do outputs+=("ark:$egs/jobs/orig.$j.$a.ark"); done
-    get_egs "$(printf '%s/jobs/list.%05d' "$egs" "$j")" "$j" nnet3-copy-egs --random=true --srand="$((j + srand))" ark:- "${outputs[@]}"
+    get_egs "$egs/jobs/list.$j" "$j" nnet3-copy-egs --random=true --srand="$((j + srand))" ark:- "${outputs[@]}"
   done
   run_jobs JOB=1:"$nj" "$egs/log/get_egs.JOB.log" bash "$egs/jobs/JOB.sh"
   run_jobs --max-jobs-run "$nj" JOB=1:"$archives" "$egs/log/shuffle.JOB.log" nnet3-shuffle-egs --srand="$srand" \
@@ -180,6 +188,8 @@ if [ "$trainer" = rnn ]; then
   width=(--egs.chunk-width "$frames_per_eg" --egs.chunk-left-context "$chunk_left_context"
     --egs.chunk-right-context "$chunk_right_context")
 fi
+archives=$(cat "$egs/info/num_archives")
+[ -n "$side_by_side" ] || width+=(--trainer.optimization.num-jobs-final "$((archives < 8 ? archives : 8))")  # Kaldi's default: 8
 if [ -n "$online_ivector_dir" ]; then width+=(--feat.online-ivector-dir "$online_ivector_dir"); fi
 if [ "$trainer" = rnn ] && [ ! -f "$dir/configs/init.config" ]; then  # no LDA layer, which train_rnn.py takes for granted
   nnet3-init --srand="$srand" "$dir/configs/final.config" "$dir/initial.raw" 2>"$egs/log/init.log"

@@ -4,7 +4,7 @@ help_message="Usage: ESSENCE/recipes/plugin/train_student.sh [options] DATA TARG
  e.g. (in egs/X/s5): ESSENCE/recipes/plugin/train_student.sh --cmd \"\$cuda_cmd\" --gpu true \\
         data/train_sp_hires exp/essence exp/student
  DATA: the student's features, frame by frame those of the targets; TARGETS: what essence_targets.sh left
- DIR gets final.pt, model.yaml, priors.txt ...: 'essence forward DIR DATA WSPECIFIER' writes scores for latgen-faster-mapped
+ DIR gets final.pt, model.yaml, priors.txt ..., which decode_student.sh decodes ('essence forward' writes its scores)
   --model YAML        (default: ESSENCE/conf/models/student_tdnn.yaml)
   --set 'KEY=VALUE ..' settings that differ from it, such as 'optim.epochs=20'
   --soft-weight A     weight of the soft loss, 0 for a baseline (default: 0.9)
@@ -46,5 +46,12 @@ if [ "$soft_weight" != 0 ]; then args+=(--soft "$targets/post.scp" --soft-weight
 job_script "$dir/train.sh" '' "$(quoted essence train "${args[@]}" "$dir/data" "$targets/ali" "$dir")"
 # shellcheck disable=SC2086  # cmd is words
 $cmd "$dir/log/train.log" bash "$dir/train.sh" || fail "training failed; log: $dir/log/train.log. The same command goes on from there"
+if [ -f "$targets/ali/final.mdl" ]; then  # of Kaldi: what decode_student.sh, utils/mkgraph.sh and scoring take
+  cp "$targets"/ali/{final.mdl,tree,phones.txt} "$dir"
+  # A topology of one state a phone is one for rows of 30 ms, as in chain recipes.
+  if [ "${shift_ms:-10}" -gt 10 ] && awk '$3 > 0 { exit 1 }' "$targets/ali/tree.txt"; then
+    echo $((shift_ms / 10)) >"$dir/frame_subsampling_factor"
+  fi
+fi
 mark_done "$dir" "$fp" final.pt model.yaml priors.txt
 echo "$0: the student is in $dir"

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib
 import os
@@ -64,6 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"essence {verb}: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("essence_kd"):
+            raise
+        print(f"essence {verb}: the Python {sys.executable} has no package '{error.name}'; local/setup_env.sh sets one up that "
+              "has, and ESSENCE_PYTHON may name another", file=sys.stderr)
+        return 1
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of our stdout has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,7 +96,8 @@ def command() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.disable()
     if sys.argv[1:]:
-        import numpy  # noqa: F401 - every verb needs it
+        with contextlib.suppress(ModuleNotFoundError):  # the verb says so
+            import numpy  # noqa: F401 - every verb needs it
     gc.freeze()
     gc.enable()
     sys.exit(main())

@@ -82,14 +82,15 @@ def read_log_priors(path: str | Path, num_pdfs: int | None = None, floor: float 
     return np.log(np.where(priors > 0, np.maximum(priors, floor), 1.0))
 
 
-def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | Path,
-                      ali_dir: str | Path) -> Tuple[int, int]:
+def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | Path, ali_dir: str | Path, *,
+                      factor: int = 1) -> Tuple[int, int]:
     """Write ali.ark/.scp, priors.txt, num_pdfs, tree.txt, failed.txt and ali.json; returns (utterances, missing ones).
 
     rspecifier: vectors of pdf-ids, one a feature frame (10 ms), in any order; transitions: the printout of
-    show-transitions of their model. Utterances of the data without an alignment go to failed.txt. Raises UserError for
-    alignments of other data (an unknown utterance, a length that differs from utt2num_frames, under 95 % aligned) or
-    of another tree (a pdf-id that the model lacks).
+    show-transitions of their model; factor: a vector may have an element every so many feature frames, as utt2num_frames
+    tells, and each element is then repeated. Utterances of the data without an alignment go to failed.txt. Raises
+    UserError for alignments of other data (an unknown utterance, a length that differs from utt2num_frames, under 95 %
+    aligned) or of another tree (a pdf-id that the model lacks).
     """
     started = time.time()
     data_dir, ali_dir = Path(data_dir), Path(ali_dir)
@@ -97,6 +98,9 @@ def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | 
     num_pdfs = tree[-1][0] + 1
     utts = read_table(data_dir / "utt2spk")
     lengths = read_table(data_dir / "utt2num_frames") if (data_dir / "utt2num_frames").exists() else {}
+    if factor > 1 and not lengths:
+        raise UserError(f"{data_dir / 'utt2num_frames'}: missing; it tells alignments of every frame from those of every "
+                        f"{factor}th: make it with 'utils/data/get_utt2num_frames.sh {data_dir}'")
     ali_dir.mkdir(parents=True, exist_ok=True)
     frames, aligned = np.zeros(num_pdfs, dtype=np.int64), set()
     with IntVectorWriter(f"ark,scp:{ali_dir / 'ali.ark'},{ali_dir / 'ali.scp'}") as writer:
@@ -108,6 +112,8 @@ def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | 
                 bad = f"pdf-id {pdfs.max() if pdfs.min() >= 0 else pdfs.min()}" if len(pdfs) else "no frame"
                 raise UserError(f"{rspecifier}: utterance {utt} has {bad}, but {transitions} knows {num_pdfs} pdfs: "
                                 "alignment and model belong to different trees")
+            if utt in lengths and factor > 1 and len(pdfs) == -(-int(lengths[utt]) // factor):
+                pdfs = np.repeat(pdfs, factor)[:int(lengths[utt])]
             if utt in lengths and int(lengths[utt]) != len(pdfs):
                 raise UserError(f"{rspecifier}: utterance {utt} has {len(pdfs)} aligned frames, but "
                                 f"{data_dir / 'utt2num_frames'} says {lengths[utt]}: align the same features")
