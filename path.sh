@@ -22,7 +22,7 @@ case ":$PATH:" in *":$ESSENCE_ROOT/local/bin:"*) ;; *) export PATH=$ESSENCE_ROOT
 
 if [ -n "${KALDI_ROOT:-}" ]; then
   export KALDI_ROOT
-  for d in bin fstbin gmmbin featbin latbin nnet2bin nnet3bin chainbin ivectorbin lmbin; do
+  for d in bin fstbin gmmbin featbin latbin nnet2bin nnet3bin chainbin ivectorbin online2bin lmbin; do
     [ -d "$KALDI_ROOT/src/$d" ] && PATH=$PATH:$KALDI_ROOT/src/$d
   done
   PATH=$PATH:$KALDI_ROOT/tools/openfst/bin:$KALDI_ROOT/egs/wsj/s5/utils

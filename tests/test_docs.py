@@ -10,7 +10,7 @@ from conftest import ROOT
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CLI = ROOT / "pytools" / "essence_kd" / "cli"
-OTHERS = ("local/nnet3/",)  # of Kaldi's recipes
+OTHERS = ("local/nnet3/", "local/chain/", "local/chain2/")  # of Kaldi's recipes
 
 
 def code(text):

@@ -391,10 +391,28 @@ def test_a_chain_model_as_a_teacher(kaldi):
         {plugin}/essence_targets.sh --nj 2 --top-k 5 --output-name output-xent data/train exp/chain/tree_sp exp/chain/net exp/chain/essence
         steps/nnet3/compute_output.sh --nj 1 --output-name output-xent --frame-subsampling-factor 3 --apply-exp true \\
           data/train exp/chain/net exp/chain/output""", **env)
-    theirs = dict(read_matrices(f"scp:{kaldi}/exp/chain/output/output.scp"))
-    for utt, post in read_posteriors(f"scp:{kaldi}/exp/chain/essence/post.scp"):
-        rows = -np.sort(-theirs[utt], axis=1)[:, :5]
-        assert np.allclose(post.probs.reshape(-1, 5), rows / rows.sum(1, keepdims=True), atol=1e-4)
+    theirs = dict(read_matrices(f"ark:{kaldi}/exp/chain/output/output.1.ark"))
+
+    def are_the_largest_of(matrices, targets):
+        posts = dict(read_posteriors(f"scp:{kaldi}/{targets}/post.scp"))
+        assert list(posts) == sorted(matrices)
+        for utt, post in posts.items():
+            rows = -np.sort(-matrices[utt], axis=1)[:, :5]
+            assert np.allclose(post.probs.reshape(-1, 5), rows / rows.sum(1, keepdims=True), atol=1e-4)
+
+    are_the_largest_of(theirs, "exp/chain/essence")
+    # the same network on online CMVN, which goes on from one utterance of a speaker to the next
+    said = bash(kaldi, f"""
+        cp -r exp/chain/net exp/chain/online; touch exp/chain/online/online_cmvn; echo >exp/chain/online/cmvn_opts
+        matrix-sum --binary=false scp:data/train/cmvn.scp exp/chain/online/global_cmvn.stats
+        {plugin}/essence_targets.sh --nj 7 --top-k 5 --output-name output-xent data/train exp/chain/tree_sp exp/chain/online \\
+          exp/chain/essence_online
+        nnet3-compute --frame-subsampling-factor=3 'nnet3-am-copy --raw=true exp/chain/net/final.mdl - | nnet3-copy \\
+          --edits="remove-output-nodes name=output;rename-node old-name=output-xent new-name=output" - - |' \\
+          'ark:apply-cmvn-online --spk2utt=ark:data/train/spk2utt exp/chain/online/global_cmvn.stats scp:data/train/feats.scp ark:- |' \\
+          'ark:| copy-matrix --apply-exp ark:- ark:online.ark'""", **env)
+    assert "in 3 jobs" in said
+    are_the_largest_of(dict(read_matrices(f"ark:{kaldi}/online.ark")), "exp/chain/essence_online")
     hard = bash(kaldi, "gunzip -c exp/chain/tree_sp/ali.1.gz | ali-to-pdf exp/chain/tree_sp/final.mdl ark:- ark,t:- 2>/dev/null")
     ours = {utt: ali[::3].tolist() for utt, ali in read_int_vectors(f"scp:{kaldi}/exp/chain/essence/ali/ali.scp")}
     assert ours == {line.split()[0]: [int(p) for p in line.split()[1:]] for line in hard.splitlines()}
@@ -408,16 +426,16 @@ def test_a_chain_model_as_a_teacher(kaldi):
     if not (kaldi / "local").exists():
         (kaldi / "local").symlink_to(f"{KALDI}/egs/mini_librispeech/s5/local")
     small = "--set 'optim.epochs=1 model.hidden=16 data.heldout=0.2'"
-    search = "--nj 2 --beam 6 --lattice-beam 1 --max-active 300"
+    search = "--nj 2 --beam 6 --lattice-beam 1 --max-active 300 --scoring-opts '--min-lmwt 9 --max-lmwt 10'"
     bash(kaldi, f"""
         utils/subset_data_dir.sh --first data/train 9 data/nine
         {plugin}/train_student.sh {small} data/train exp/chain/essence exp/chain/student
         utils/mkgraph.sh --self-loop-scale 0.333 data/lang exp/chain/student exp/chain/student/graph
-        {plugin}/decode_student.sh {search} exp/chain/student/graph data/nine exp/chain/student/decode
+        {plugin}/decode_student.sh {search} exp/chain/student/graph data/nine exp/chain/student/decode""", **env)
+    bash(kaldi, f"""
         {plugin}/essence_targets.sh --nj 2 --top-k 5 --frame-subsampling-factor 3 data/train exp/ali third.scp exp/third
         {plugin}/train_student.sh {small} data/train exp/third exp/third_student
-        {plugin}/decode_student.sh {search} --scoring-opts '--min-lmwt 9 --max-lmwt 10' exp/graph data/nine exp/third_student/decode
-        """, **env)
+        {plugin}/decode_student.sh {search} exp/graph data/nine exp/third_student/decode""", **env)
     frames = {utt: len(theirs[utt]) for utt in list(theirs)[:9]}
     assert ali_lengths(kaldi, "exp/chain/student/decode/lat.*.gz") == frames
     assert ali_lengths(kaldi, "exp/third_student/decode/lat.*.gz") == {utt: 3 * n for utt, n in frames.items()}

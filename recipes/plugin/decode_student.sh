@@ -59,7 +59,7 @@ for ((j = 1; j <= nj; j++)); do
   mkdir "$dir/jobs/$j"
   mv "$dir/jobs/feats.$j" "$dir/jobs/$j/feats.scp"
   only "$dir/jobs/$j/feats.scp" "$data/utt2spk" >"$dir/jobs/$j/utt2spk"
-  lattices="ark:| ${scale:+lattice-scale --acoustic-scale=$scale ark:- ark:- |} gzip -c >$(quoted "$dir/lat.$j.gz")"
+  lattices="ark:| ${scale:+lattice-scale --acoustic-scale=$scale ark:- ark:- |} gzip -c >$(printf %q "$dir/lat.$j.gz")"
   job_script "$dir/jobs/$j.sh" '' "$(quoted essence forward "$student" "$dir/jobs/$j" ark:-) | $repeat $(quoted \
     latgen-faster-mapped --acoustic-scale="${acwt:-0.1}" --beam="$beam" --lattice-beam="$lattice_beam" --max-active="$max_active" \
     --min-active="$min_active" --allow-partial=true --word-symbol-table="$graph/words.txt" "$student/final.mdl" \

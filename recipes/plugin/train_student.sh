@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A student of ESSENCE's own trainer (PyTorch) on targets of essence_targets.sh.
 help_message="Usage: ESSENCE/recipes/plugin/train_student.sh [options] DATA TARGETS DIR
- e.g. (in egs/X/s5): ESSENCE/recipes/plugin/train_student.sh --cmd \"\$cuda_cmd\" --gpu true \\
+ e.g. (in egs/X/s5): ESSENCE/recipes/plugin/train_student.sh --cmd \"\$train_cmd\" --gpu true \\
         data/train_sp_hires exp/essence exp/student
  DATA: the student's features, frame by frame those of the targets; TARGETS: what essence_targets.sh left
  DIR gets final.pt, model.yaml, priors.txt ..., which decode_student.sh decodes ('essence forward' writes its scores)
