@@ -2,9 +2,13 @@
 import dataclasses
 import importlib.util
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -561,6 +565,19 @@ def test_pieces_are_neither_long_nor_tiny(length):
         lengths = np.diff([*starts, length])
         assert starts[0] == 0 and max(lengths) <= 100 and (len(starts) > 1) == (length > 100)
         assert min(lengths) >= min(25, length)
+
+
+def test_an_interrupt_does_not_wait_for_what_processes_are_at(conversation):
+    folder, _, _ = conversation
+    with pytest.raises(KeyboardInterrupt):
+        with Runner(folder / "graph", "kaldi", DecodeOptions(), nj=2) as runner:
+            runner._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            runner._pool.submit(time.sleep, 600)
+            while not runner._pool._processes:
+                time.sleep(0.1)
+            process, = runner._pool._processes.values()
+            raise KeyboardInterrupt
+    assert process.exitcode == -signal.SIGTERM
 
 
 def test_cuts_lie_in_the_surest_silence():

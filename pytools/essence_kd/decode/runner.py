@@ -369,9 +369,13 @@ class Runner:
     def __enter__(self) -> "Runner":
         return self
 
-    def __exit__(self, *exc) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+    def __exit__(self, kind, *exc) -> None:
+        if self._pool is None:
+            return
+        if kind is not None:  # nobody wants what they are at, which may take minutes
+            for process in list(self._pool._processes.values()):
+                process.terminate()
+        self._pool.shutdown()
 
     def _collect(self, jobs: list[Job], all_options: list[DecodeOptions], request: Request,
                  sweep: bool) -> Iterator[_SetInProgress]:
