@@ -1,4 +1,5 @@
 """Decoding: exactness against dynamic programming, both decoders against each other, sweeps, and bad input."""
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -578,6 +579,34 @@ def test_an_interrupt_does_not_wait_for_what_processes_are_at(conversation):
             process, = runner._pool._processes.values()
             raise KeyboardInterrupt
     assert process.exitcode == -signal.SIGTERM
+
+
+def test_a_terminated_decoding_leaves_no_process_behind(conversation, k2, tmp_path):
+    folder, _, _ = conversation
+    (tmp_path / "jobs").write_text(f"ark:{folder}/long.ark {tmp_path}/a\n'ark:sleep 100 |' {tmp_path}/b\n")
+    process = subprocess.Popen([sys.executable, "-m", "essence_kd", "decode", "--decoder", "k2", "--nj", "2", "--jobs-file",
+                                tmp_path / "jobs", folder / "graph"], stderr=subprocess.DEVNULL,
+                               env={**os.environ, **k2, "PYTHONPATH": str(ROOT / "pytools")})
+
+    def offspring(pids):
+        """Processes that descend from these."""
+        parents = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it may end meanwhile
+                parents[int(path.name)] = int((path / "stat").read_text().rpartition(") ")[2].split()[1])
+        below = {pid for pid, parent in parents.items() if parent in pids}
+        return below | offspring(below) if below else below
+
+    started = set()
+    while len(started) < 4 and process.poll() is None:  # k2's Python, two workers, and what tracks their resources
+        started = offspring({process.pid})
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(timeout=60) == 130
+    until = time.time() + 20
+    while time.time() < until and any(Path(f"/proc/{pid}").exists() for pid in started):
+        time.sleep(0.2)
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
 def test_cuts_lie_in_the_surest_silence():

@@ -27,7 +27,8 @@ HELP = "words from scores: k2 or kaldi-decoder, with word times, n-best, lattice
 _NO_K2 = 97  # exit status of a Python that cannot import k2
 # k2's own Python starts here: says why k2 cannot be used there, or runs the same verb.
 _BOOT = f"""
-import importlib.util, sys
+import importlib.util, signal, sys
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     import numpy, yaml, torch, k2
     torch.zeros(1)
@@ -136,9 +137,15 @@ def _run_in_k2_python(args) -> tuple[int | None, str]:
     environment["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [environment.get("PYTHONPATH")])])
     with tempfile.NamedTemporaryFile("r", prefix="essence-k2-") as reason:
         try:
-            status = subprocess.call([python, "-c", _BOOT, reason.name, *_command_line(args)], env=environment)
+            process = subprocess.Popen([python, "-c", _BOOT, reason.name, *_command_line(args)], env=environment)
         except OSError as error:
             return None, f"k2's Python {python} cannot be started ({error.strerror}); {fix}"
+        try:
+            status = process.wait()
+        except BaseException:
+            process.terminate()  # it ends the processes that it has started; killed, it would leave them behind
+            process.wait()
+            raise
         why = reason.read()
     if status == _NO_K2:
         return None, f"k2's Python {python} has no usable k2 ({why}); {fix}"
