@@ -181,7 +181,9 @@ for i in "${!todo[@]}"; do
     out=$exp/$sys/decode_$set
     if [ "$failed" -eq 1 ] && ! [ "$out/decode.json" -nt "$decodes" ]; then whole=0; break; fi
     cp "$data/$set/text" "$out/ref.txt"
-    same_count "$data/$set/feats.scp" "$out/hyp.txt"  # an utterance too short for a frame counts as deleted
+    hires=_hires
+    [ "$sys" != gmm ] || hires=''
+    same_count "$data/$set$hires/feats.scp" "$out/hyp.txt"  # an utterance too short for a frame counts as deleted
   done
   [ "$whole" -eq 1 ] || continue
   if [ "$keep_scores" = false ]; then rm -f "$exp/$sys"/decode_*/scores.{ark,scp,json}; fi
