@@ -562,8 +562,11 @@ def test_soft_targets_of_another_tree_or_rate(corpus, tmp_path):
             write_sidecar(beside, {**good, key: value})
             refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "x", soft=soft),
                     beside, key, value, good[key])
-        write_sidecar(beside, good)
+        write_sidecar(beside, {**good, "mean_mass": 0.875})
         train(settings("optim.epochs=1"), corpus.data, corpus.ali, tmp_path / "ok", soft=soft)
+        write_sidecar(beside, {**good, "mean_mass": 0.75})  # made anew: another content, the same index
+        refused(lambda: train(settings("optim.epochs=1"), corpus.data, corpus.ali, tmp_path / "ok", soft=soft),
+                "mass of the soft targets", 0.875, 0.75)
     finally:
         beside.unlink()
     refused(lambda: train(settings(), corpus.data, corpus.ali, tmp_path / "x", soft=tmp_path / "no.scp"),

@@ -222,7 +222,7 @@ class DenseTargets:
 
 
 def open_soft(soft, kind: str, ali_dir, factor: int):
-    """(SparseTargets or DenseTargets, the temperature they were made at, whether a sidecar tells) of an scp.
+    """(SparseTargets or DenseTargets, the temperature they were made at, the fields of their sidecar or none) of an scp.
 
     Raises UserError: no such scp, another kind than post and dense, a sidecar of another tree or frame rate than that
     of the alignments and ``factor``.
@@ -238,7 +238,7 @@ def open_soft(soft, kind: str, ali_dir, factor: int):
             "frame_shift_ms": 10 * factor}
     check_match(beside, sidecar, ali_dir, mine, [k for k in mine if None not in (sidecar.get(k), mine[k])])
     targets = DenseTargets(path) if kind == "dense" else SparseTargets(path)
-    return targets, float(sidecar.get("temperature") or 1.0), bool(sidecar)
+    return targets, float(sidecar.get("temperature") or 1.0), sidecar
 
 
 class TrainingData:

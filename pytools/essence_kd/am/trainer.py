@@ -19,7 +19,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Union
 
 import numpy as np
 import torch
@@ -192,6 +192,7 @@ class _Training:
         if (dev_data is None) != (dev_ali is None):
             raise UserError("--dev-data and --dev-ali belong together")
         began = time.time()
+        self.soft_mass: Optional[float] = None
         if is_sharded(data_dir):
             without = self._load_shards(Path(data_dir), soft, dev_data, dev_ali)
         else:
@@ -215,8 +216,9 @@ class _Training:
         """The soft targets and the temperature they were made at, their sidecar checked."""
         if soft is None:
             return None, 1.0
-        targets, temperature, told = open_soft(soft, kind, self.ali_dir, self.settings.frame_subsampling_factor)
-        if not told:
+        targets, temperature, sidecar = open_soft(soft, kind, self.ali_dir, self.settings.frame_subsampling_factor)
+        self.soft_mass = sidecar.get("mean_mass")
+        if not sidecar:
             self.log(f"{soft} has no sidecar: that it belongs to this tree is taken on trust")
         return targets, temperature
 
@@ -294,7 +296,7 @@ class _Training:
                             soft=soft, preload_mb=d.preload_mb if preload else 0, sampler=d.sampler,
                             processes=self.processes.world)
 
-    def _fingerprint(self, soft, init) -> Dict[str, str]:
+    def _fingerprint(self, soft, init) -> Dict[str, Union[str, float]]:
         """What a checkpoint must agree with, by name: settings that change the model, and the data."""
         settings = to_dict(self.settings)
         for key in ("threads", "precision", "checkpoint"):
@@ -313,6 +315,8 @@ class _Training:
                  "soft targets": "none" if soft is None else shards or _file_hash(str(soft)),
                  "noise": "none" if not noise else _file_hash(noise),
                  "initial model": "none" if init is None else _file_hash(Path(init) / "final.pt")}
+        if self.soft_mass is not None:  # targets that were made anew may have the same index
+            found["mass of the soft targets"] = self.soft_mass
         if self.dev_wer is not None:
             found["set and graph of early stopping"] = self.dev_wer.fingerprint
         return found
@@ -684,7 +688,7 @@ def load_checkpoint(path) -> dict:
 def _check_fingerprint(path, theirs: dict, mine: dict) -> None:
     """Refuse a checkpoint made with other settings or data, naming what differs and both values."""
     for key, value in mine.items():
-        if theirs.get(key) == value:
+        if theirs.get(key, value if theirs else None) == value:  # what an older version did not note is not compared
             continue
         found, wanted = str(theirs.get(key)), value
         if key == "settings" and theirs.get(key):
