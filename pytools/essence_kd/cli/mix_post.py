@@ -18,7 +18,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--soft-weight", type=float, metavar="A", help="weight of the soft target (default: 0.9)")
     parser.add_argument("--frame-subsampling-factor", type=int, metavar="N",
                         help="alignment frames for one frame of the soft target (default: as its sidecar says, else 1)")
-    parser.add_argument("soft", metavar="SOFT-POST-RSPECIFIER")
+    parser.add_argument("soft", metavar="SOFT-POST-RSPECIFIER", help="essence targets (of prune-post or dump-post --fuse)")
     parser.add_argument("alignments", metavar="ALI-RSPECIFIER", help="vectors of pdf-ids")
     parser.add_argument("wspecifier", metavar="POST-WSPECIFIER")
 

@@ -18,9 +18,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
                         help="a setting of --essence that differs; may be repeated")
     parser.add_argument("--rescored", action="store_true", help="points are rescored with a larger language model")
-    parser.add_argument("grid", metavar="YAML")
-    parser.add_argument("exp_dir", metavar="EXP_DIR", type=Path)
-    parser.add_argument("out_dir", metavar="OUT_DIR", type=Path)
+    parser.add_argument("grid", metavar="YAML", help="seeds and points (conf/ablation.yaml)")
+    parser.add_argument("exp_dir", metavar="EXP_DIR", type=Path, help="exp/CORPUS, in which stages 0 to 9 have run")
+    parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="plan.json, points.tsv, targets.tsv go there")
 
 
 def run(args) -> None:

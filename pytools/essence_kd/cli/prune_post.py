@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
                         help="what the input holds: matrices of probabilities (default), log-probabilities or logits, "
                              "or post (a sparse archive; recognised, too)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: OMP_NUM_THREADS or the cores there are")
-    parser.add_argument("rspecifier", metavar="RSPECIFIER")
+    parser.add_argument("rspecifier", metavar="RSPECIFIER", help="ark:FILE, scp:FILE or 'ark:COMMAND |', a row a frame")
     parser.add_argument("wspecifier", metavar="POST-WSPECIFIER",
                         help="ark:, ark,scp:A,S, or one of them after compact:")
 
