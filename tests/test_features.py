@@ -248,7 +248,7 @@ def test_jobs_run_in_processes_of_their_own_and_keep_their_order():
     assert len({pid for pid, _ in results} | {os.getpid()}) == 8
 
 
-@pytest.mark.parametrize("kind,error,words", [("user", UserError, "file x: wrong"), ("dies", RuntimeError, "status 7"),
+@pytest.mark.parametrize("kind,error,words", [("user", UserError, "file x: wrong"), ("dies", UserError, "status 7"),
                                               ("bug", RuntimeError, "a mistake of ours")])
 def test_jobs_that_fail(kind, error, words):
     with pytest.raises(error, match=words):

@@ -22,7 +22,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--also", nargs=2, action="append", default=[], metavar=("DATA_DIR", "SCORES-WSPECIFIER"),
                         help="another set, by the same models; may be repeated")
-    parser.add_argument("model_dirs", metavar="MODEL_DIR", nargs="+", help="what essence train left, or a network of Kaldi's")
+    parser.add_argument("model_dirs", metavar="MODEL_DIR", nargs="+", help="of essence train, or a network of Kaldi's")
     parser.add_argument("data_dir", metavar="DATA_DIR", help="data directory whose feats.scp is read")
     parser.add_argument("scores", metavar="SCORES-WSPECIFIER", help="matrices: a row an output frame, a column a pdf")
 

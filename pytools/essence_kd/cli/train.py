@@ -29,9 +29,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="on a CPU (default: 1)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--tensorboard", action="store_true", help="also write scalars to MODEL_DIR/tensorboard")
-    parser.add_argument("data_dir", metavar="DATA_DIR", help="Kaldi data directory with feats.scp, or shards (essence shard)")
-    parser.add_argument("ali_dir", metavar="ALI_DIR", help="alignment directory: ali.scp, num_pdfs, priors.txt, tree.txt")
-    parser.add_argument("model_dir", metavar="MODEL_DIR", help="final.pt, model.yaml, info.json, train.log ... go there")
+    parser.add_argument("data_dir", metavar="DATA_DIR", help="data directory with feats.scp, or shards (essence shard)")
+    parser.add_argument("ali_dir", metavar="ALI_DIR", help="has ali.scp, num_pdfs, priors.txt, tree.txt")
+    parser.add_argument("model_dir", metavar="MODEL_DIR", help="final.pt, model.yaml, info.json ... go there")
 
 
 def run(args) -> None:

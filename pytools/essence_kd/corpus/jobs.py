@@ -26,7 +26,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
     The processes come from a fork server that has imported the package but run none of it, so that a job never sees
     what another has left behind, and what it computes does not depend on ``nj``. A single job runs in a process too.
     Raises what a job raised (a UserError or OSError as it was, anything else as a RuntimeError with its traceback),
-    or RuntimeError when a process died; the other processes are ended first.
+    or UserError when a process died; the other processes are ended first.
     """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
@@ -54,9 +54,9 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
                     good, value = pipe.recv()
                 except EOFError:
                     process.join()
-                    raise RuntimeError(
+                    raise UserError(
                         f"a worker process ended with status {process.exitcode} "
-                        "(negative: the signal that killed it; -9 often means too little memory)"
+                        "(negative: the signal that killed it; -9 often means too little memory: try a smaller --nj)"
                     ) from None
                 process.join()
                 if not good:
