@@ -12,14 +12,23 @@ esac
 . "${BASH_SOURCE[0]%/*}/../path.sh"
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# What went wrong, the process has said itself: no traceback of the launcher behind it.
+torchrun='import sys
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+try:
+    main()
+except ChildFailedError as error:
+    rank, failure = error.get_first_failure()
+    sys.exit(f"torchrun: process {rank} ended with status {failure.exitcode}; its own message says why")'
 if [ -z "${SLURM_JOB_ID:-}" ]; then
   count=${PROCESSES_PER_NODE:-$("$ESSENCE_PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
-  exec "$ESSENCE_PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$count" -m essence_kd "$@"
+  exec "$ESSENCE_PYTHON" -c "$torchrun" --standalone --nproc-per-node "$count" -m essence_kd "$@"
 fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 # srun does not ask for the cores of its job by itself (Slurm 22.05 and later), and hands on what the job was handed
 exec srun --kill-on-bad-exit=1 --export=ALL --nodes "$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-  "$ESSENCE_PYTHON" -m torch.distributed.run --nnodes "$SLURM_JOB_NUM_NODES" \
+  "$ESSENCE_PYTHON" -c "$torchrun" --nnodes "$SLURM_JOB_NUM_NODES" \
   --nproc-per-node "${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}" --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" \
   --rdzv-endpoint "$address:$((20000 + SLURM_JOB_ID % 10000))" -m essence_kd "$@"

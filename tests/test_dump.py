@@ -175,6 +175,7 @@ def test_other_mistakes(two, tmp_path, capsys):
     empty = table(MatrixWriter, tmp_path / "empty", {})
     for arguments, message in (
             (["--weights", "1,2,3", *tables], "--weights: 3 values for 2 teachers"),
+            (["--weights", "1", *tables], "--weights: 1 values for 2 teachers"),
             (["--weights", "0,0", *tables], "weights must be 0 or more and not all 0"),
             (["--temperatures", "1,2,3", *tables], "--temperatures: 3 values for 2 teachers"),
             (["--temperatures", "-1", *tables], "temperature must be above 0"),

@@ -327,9 +327,13 @@ def test_other_tables_are_not_posteriors(here):
     with tables.IntVectorWriter("ark:i.ark") as ints, tables.MatrixWriter("ark:m.ark") as matrices:
         ints.write("u", [40, 2, 3])
         matrices.write("u", np.ones((3, 4)))
-    for name in ("i.ark", "m.ark"):
-        with pytest.raises(UserError, match=f"{name}: utterance u: "):
+    for name, said in (("i.ark", ""), ("m.ark", ".*a matrix: prune-post makes posteriors of matrices")):
+        with pytest.raises(UserError, match=f"{name}: utterance u: {said}"):
             list(read_posteriors(f"ark:{name}"))
+    with pytest.raises(UserError, match="i.ark: utterance u: .*posteriors or whole numbers"):
+        list(tables.read_matrices("ark:i.ark"))
+    with pytest.raises(UserError, match="leave out compact:"):
+        list(read_posteriors("compact:ark:i.ark"))
 
 
 def mutants() -> dict:

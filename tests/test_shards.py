@@ -164,4 +164,6 @@ def test_shards_that_do_not_fit_or_are_broken(corpus, shards, tmp_path):
     index = json.loads((copy / "shards.json").read_text())
     (copy / "shards.json").write_text(json.dumps(index)[:40])
     refused(begin(copy), "not an index of shards")
+    (copy / "shards.json").unlink()
+    refused(begin(copy), "shards without shards.json", "did not come to its end")
     assert trainer.is_sharded(shards) and not trainer.is_sharded(corpus.data)

@@ -180,6 +180,7 @@ def test_mistakes(data, tmp_path, capsys):
             (["--frame-subsampling-factor", "3", "--alignment", high, full],
              "utterance u0: its alignment has pdf-ids from 40"),
             (["--plot", "f_k", full], "--plot f_k: the name must end in .png, .pdf or .svg"),
+            (["--hours", "-1", full], "--hours cannot be -1"), (["--top-k", "0", full], "--top-k cannot be 0"),
             (["--json", f"{tmp_path}/full.json", full], "full.json: is the sidecar of scp:"),
             (["--input", "log", full], "--input prob"), (["--input", "post", full], "a matrix, but --input says post"),
             (["--input", "log", f"ark:{tmp_path}/post.ark"], "a Posterior, but --input says log"),

@@ -198,10 +198,16 @@ def test_several_processes_have_the_loss_curve_of_one(corpus, tmp_path):
     assert (tmp_path / "4.err").read_text().count("epoch 4/4: loss") == 1
     check("4")
 
-    environment = {**os.environ, "ESSENCE_PYTHON": sys.executable, "PROCESSES_PER_NODE": "2"}
-    done = subprocess.run(["local/torchrun.sh", *words, str(tmp_path / "2")], cwd=ROOT, env=environment, capture_output=True, text=True)
+    def torchrun(*words):
+        environment = {**os.environ, "ESSENCE_PYTHON": sys.executable, "PROCESSES_PER_NODE": "2"}
+        return subprocess.run(["local/torchrun.sh", *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    done = torchrun(*words, str(tmp_path / "2"))
     assert done.returncode == 0, done.stderr
     check("2")
+    done = torchrun("train", "nowhere", "nowhere", str(tmp_path / "3"))
+    assert done.returncode == 1 and "essence train: nowhere/num_pdfs: no such file" in done.stderr
+    assert "torchrun: process " in done.stderr and "Traceback" not in done.stderr
 
     # killed and started again
     def die():
@@ -595,6 +601,9 @@ def test_a_users_mistake_is_one_line_of_the_verb(corpus, tmp_path, capsys):
     assert capsys.readouterr().err.strip() == (f"essence train: {tmp_path}/m.yaml: optim: unknown key 'epoch'; "
                                                "did you mean 'epochs'? (known: "
                                    + ", ".join(trainer.OptimSettings.__dataclass_fields__) + ")")
+    for device, said in (("gpu", "no such device; say cpu, cuda or cuda:N"), ("cuda:99", "there is no such GPU here")):
+        assert main(["train", "--device", device, str(corpus.data), str(corpus.ali), str(tmp_path / "m")]) == 1
+        assert capsys.readouterr().err == f"essence train: --device {device}: {said}\n"
     assert not (tmp_path / "m").exists()
 
 

@@ -65,7 +65,7 @@ def dump(settings: DumpSettings) -> Tally:
         raise UserError("no teachers")
     for name in ("weights", "temperatures"):
         given = getattr(settings, name)
-        if given and len(given) not in (1, len(settings.teachers)):
+        if given and len(given) != len(settings.teachers) and (name == "weights" or len(given) > 1):
             raise UserError(f"--{name}: {len(given)} values for {len(settings.teachers)} teachers")
     described = describe_teachers(settings)
     ensemble = _ensemble(settings, described)
@@ -160,7 +160,7 @@ def _ensemble(settings: DumpSettings, described: Dict[str, Any]) -> Ensemble:
     try:
         scales = [Scale(settings.input if is_table(teacher) else "logit", t, prior, teacher)
                   for teacher, t in zip(settings.teachers, temperatures)]
-        return Ensemble(scales, settings.weights if len(settings.weights) == count else [], settings.combine)
+        return Ensemble(scales, settings.weights, settings.combine)
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -40,7 +40,11 @@ class Processes:
             torch.cuda.set_device(local)
             self.device = torch.device("cuda", local)
         # the others wait while the first one decodes for early stopping
-        torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
+        try:
+            torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
+        except RuntimeError as error:
+            raise UserError(f"process {self.rank} does not reach the other {self.world - 1} of this training; where one of "
+                            f"them has ended, its own message says why ({str(error).splitlines()[0][:200]})") from None
 
     @property
     def first(self) -> bool:

@@ -28,8 +28,12 @@ SETS = ("train", "heldout")
 
 
 def is_sharded(path) -> bool:
-    """Whether a folder holds shards and not a Kaldi data directory."""
-    return (Path(path) / INDEX).is_file()
+    """Whether a folder holds shards and not a Kaldi data directory. Raises UserError where shards have no index."""
+    whole = (Path(path) / INDEX).is_file()
+    if not whole and (Path(path) / SETS[0] / "cuts.000000.jsonl.gz").is_file():
+        raise UserError(f"{path}: shards without {INDEX}: 'essence shard' did not come to its end; remove them, and make "
+                        "them again")
+    return whole
 
 
 def write_shards(data_dir, ali_dir, out_dir, *, soft=None, soft_kind: str = "post", shard_size: int = 500,

@@ -71,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"essence {verb}: the Python {sys.executable} has no package '{error.name}'; local/setup_env.sh sets one up that "
               "has, and ESSENCE_PYTHON may name another", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"essence {verb}: not enough memory: {error or 'no more could be had'}", file=sys.stderr)
+        return 1
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of our stdout has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -49,6 +49,11 @@ def run(args) -> None:
         raise UserError(f"--plot {args.plot}: the name must end in .png, .pdf or .svg")
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         raise UserError("--plot: the package matplotlib is not here (pip install matplotlib)")
+    for name, good in (("hours", args.hours is None or 0 < args.hours < float("inf")),
+                       ("frame_shift_ms", args.frame_shift_ms is None or 0 < args.frame_shift_ms < float("inf")),
+                       ("keep", args.keep > 0), ("top_k", args.top_k > 0), ("max_frames", args.max_frames >= 0)):
+        if not good:
+            raise UserError(f"--{name.replace('_', '-')} cannot be {getattr(args, name):g}")
     own = sidecar_path(args.rspecifier)
     if args.json and own and os.path.realpath(args.json) == os.path.realpath(own):
         raise UserError(f"--json {args.json}: is the sidecar of {args.rspecifier}; name another file")

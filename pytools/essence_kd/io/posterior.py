@@ -335,6 +335,8 @@ def _read_counts(source: Any) -> tuple[int, int]:
     if len(head) < 7:
         raise Truncated(f"{source.name}: ends in the middle")
     tag, num_frames = struct.unpack("<bi", head[2:7])
+    if head[2:5] in (b"FM ", b"DM ") or head[2:4] == b"CM":
+        raise ValueError("what lies there is a matrix: prune-post makes posteriors of matrices")
     if tag != 4 or num_frames < 0:
         raise ValueError("its header is damaged")
     if num_frames == 0:

@@ -83,7 +83,8 @@ def parse_rspecifier(rspecifier: str) -> Specifier:
     flags = frozenset(k for k in kinds if k not in ("ark", "scp"))
     found = [k for k in kinds if k in ("ark", "scp")]
     if not colon or len(found) != 1 or flags - _READ_FLAGS:
-        raise UserError(f"'{rspecifier}': not a table to read; write ark:FILE, scp:FILE or 'ark:COMMAND |'")
+        hint = " (what is compact is known by itself: leave out compact:)" if head == "compact" else ""
+        raise UserError(f"'{rspecifier}': not a table to read; write ark:FILE, scp:FILE or 'ark:COMMAND |'{hint}")
     name = name.strip()
     return Specifier(name, None, flags) if found[0] == "ark" else Specifier(None, name, flags)
 
@@ -742,6 +743,8 @@ def _read_matrix(source: Source, stored: bool = False) -> np.ndarray | StoredMat
     if head[2:4] == b"CM":
         source.skip(2)
         return _read_compressed(source)
+    if head[2:3] == b"\4":
+        raise ValueError("what lies there are posteriors or whole numbers")
     if head[2:5] not in (b"FM ", b"DM "):
         raise ValueError(f"its header is {head[2:5]!r}")
     if len(head) < 15:
@@ -824,7 +827,10 @@ def _read_int_vector(source: Source) -> np.ndarray:
             text = text[1:-1]
         return int32_array([int(token) for token in text.split()])
     source.skip(2)
-    tag, count = struct.unpack("<bi", source.read(5))
+    head = source.read(5)
+    if head[1:3] == b"M ":
+        raise ValueError("what lies there is a matrix")
+    tag, count = struct.unpack("<bi", head)
     if tag != 4 or count < 0:
         raise ValueError("its header is damaged")
     if not source.holds(5 * count):
