@@ -23,7 +23,7 @@ SCRIPTS = ("essence_targets.sh", "train_student.sh", "train_nnet3_student.sh", "
 @pytest.fixture
 def recipe(tmp_path):
     """A recipe directory with data, an alignment directory of this project's form, and two teachers' posteriors."""
-    corpus = make_data(tmp_path / "recipe", utterances=5, num_pdfs=12)
+    corpus = make_data(tmp_path / "a recipe", utterances=5, num_pdfs=12)
     write_sidecar(corpus.ali / "ali.json", {"kind": "alignment", "num_pdfs": 12,
                                             "tree_hash": sha256_file(corpus.ali / "tree.txt")})
     rng = np.random.default_rng(3)
@@ -51,6 +51,8 @@ def targets(plugin, *options, teachers=("a.scp", "b.scp"), out="essence"):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_and_nonsense(shell, tmp_path, name):
     done = shell(PLUGIN / name, "--help", cwd=tmp_path)
+    assert done.returncode == 0 and f"Usage: ESSENCE/recipes/plugin/{name}" in done.stdout
+    done = shell("sh", PLUGIN / name, "--help", cwd=tmp_path)
     assert done.returncode == 0 and f"Usage: ESSENCE/recipes/plugin/{name}" in done.stdout
     assert shell(PLUGIN / name, "--nope", "1", cwd=tmp_path).returncode == 2
     assert shell(PLUGIN / name, cwd=tmp_path).returncode == 2
@@ -98,8 +100,8 @@ def test_other_alignments_for_the_same_targets(plugin, recipe):
     ali = recipe.root / "ali2"
     (ali / "tree.txt").write_text((ali / "tree.txt").read_text().replace(" 1 0\n", " 1 5\n"))
     write_sidecar(ali / "ali.json", {"kind": "alignment", "num_pdfs": 12, "tree_hash": sha256_file(ali / "tree.txt")})
-    done = plugin("essence_targets.sh", "--cmd", ROOT / "local/jobs.sh", "--frame-subsampling-factor", "3", "--top-k", "4",
-                  "--nj", "2", "data", "ali2", "a.scp", "b.scp", "essence")
+    done = plugin("essence_targets.sh", "--frame-subsampling-factor", "3", "--top-k", "4", "--nj", "2", "data", "ali2", "a.scp",
+                  "b.scp", "essence")  # without --cmd: run.pl or local/jobs.sh
     assert done.returncode == 0 and "up to date" not in done.stdout, done.stderr
     assert read_sidecar(recipe.root / "essence" / "essence.json")["tree_hash"] == sha256_file(ali / "tree.txt")
     assert (recipe.root / "essence" / "ali").resolve() == ali and kept.stat().st_mtime_ns == before

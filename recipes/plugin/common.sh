@@ -23,8 +23,9 @@ program() {
   done
 }
 
-default_cmd() { # CMD: as given, Kaldi's run.pl, or this machine
-  if [ -n "$1" ]; then echo "$1"; elif command -v run.pl >/dev/null; then echo run.pl; else echo "$ESSENCE_ROOT/local/jobs.sh"; fi
+default_cmd() { # sets cmd where none is given: Kaldi's run.pl, or this machine (by name alone, since cmd is split into words)
+  if [ -n "$cmd" ]; then return 0; fi
+  if command -v run.pl >/dev/null; then cmd=run.pl; else PATH=$PATH:$ESSENCE_ROOT/local cmd=jobs.sh; fi
 }
 
 parts() { # NJ SCP STEM [UTT2SPK]: the lines in STEM.1, STEM.2 ...; with UTT2SPK a speaker's stay together. Prints how many

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Decodes a student of train_student.sh as steps/nnet3/decode.sh does an nnet3 model: lattices, and local/score.sh on them.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 help_message="Usage: ESSENCE/recipes/plugin/decode_student.sh [options] GRAPH DATA DIR/decode_NAME
  e.g. (in egs/X/s5): ESSENCE/recipes/plugin/decode_student.sh --cmd \"\$decode_cmd\" --nj 30 \\
         exp/tri3/graph_tgsmall data/dev_hires exp/student/decode_dev
@@ -37,7 +38,7 @@ program latgen-faster-mapped lattice-scale subsample-feats
 pdfs=$(awk '/^num_pdfs:/ { print $2 }' "$student/model.yaml")
 known=$(cat "$graph/num_pdfs" 2>/dev/null || echo "$pdfs")
 [ "$known" = "$pdfs" ] || fail "$graph is a graph for $known pdfs, $student has $pdfs: make one for the tree of its alignments"
-cmd=$(default_cmd "$cmd")
+default_cmd
 
 # Rows of 30 ms go into a graph of that rate (frame_subsampling_factor, as in nnet3 directories) with three times the weight
 # of a frame, and the lattices keep it; into a graph of 10 ms each goes three times.

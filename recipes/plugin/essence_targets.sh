@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Essence targets in somebody else's Kaldi recipe: teachers' posteriors of DATA, combined and pruned, in parallel jobs.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 help_message="Usage: ESSENCE/recipes/plugin/essence_targets.sh [options] DATA ALI TEACHER... OUT
  e.g. (in egs/X/s5): ESSENCE/recipes/plugin/essence_targets.sh --cmd \"\$train_cmd\" --nj 32 --top-k 20 \\
         data/train_sp_hires exp/tri3_ali_sp exp/nnet3/tdnn_lstm_sp exp/nnet3/blstm_sp exp/essence
@@ -52,7 +53,7 @@ if [ -n "$online_ivector_dir" ]; then
   files "$online_ivector_dir"/{ivector_online.scp,ivector_period}
   ivector_dim=$(feat-to-dim "scp:$online_ivector_dir/ivector_online.scp" - 2>/dev/null) || ivector_dim=unknown
 fi
-cmd=$(default_cmd "$cmd")
+default_cmd
 
 # What each teacher is: its kind, feature frames a row, and of nnet3 directories the size of an i-vector.
 kinds=() factors=() ivectors=()

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # An nnet3 student on targets of essence_targets.sh: writes the egs, then runs Kaldi's own steps/nnet3/train_dnn.py or
 # train_rnn.py on them.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 help_message="Usage: ESSENCE/recipes/plugin/train_nnet3_student.sh [options] DATA ALI TARGETS DIR [-- TRAINER-OPTION...]
  e.g. (in egs/X/s5, with exp/student/configs made by steps/nnet3/xconfig_to_configs.py):
    ESSENCE/recipes/plugin/train_nnet3_student.sh --cmd \"\$train_cmd\" --nj 16 --soft-weight 0.9 \\
@@ -198,4 +199,5 @@ fi
 # --stage: Kaldi's default leaves out the first step, which networks with an LDA layer need
 steps/nnet3/train_"$trainer".py --stage=-10 --cmd "$cmd" --feat.cmvn-opts "$cmvn_opts" --egs.dir "$egs" "${width[@]}" \
   --trainer.srand "$srand" --feat-dir "$data" --ali-dir "$ali" --dir "$dir" "$@" || fail "the trainer failed; logs: $dir/log"
-echo "$0: the student is in $dir; steps/nnet3/decode.sh decodes it"
+if [ -f "$dir/final.mdl" ]; then echo "$0: the student is in $dir; steps/nnet3/decode.sh decodes it"
+else echo "$0: as it was told, the trainer ended before $dir/final.mdl"; fi

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A student of ESSENCE's own trainer (PyTorch) on targets of essence_targets.sh.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 help_message="Usage: ESSENCE/recipes/plugin/train_student.sh [options] DATA TARGETS DIR
  e.g. (in egs/X/s5): ESSENCE/recipes/plugin/train_student.sh --cmd \"\$train_cmd\" --gpu true \\
         data/train_sp_hires exp/essence exp/student
@@ -23,7 +24,7 @@ gpu=false
 data=$1 targets=$2 dir=$3
 model=${model:-$ESSENCE_ROOT/conf/models/student_tdnn.yaml}
 files "$model" "$data"/{feats.scp,utt2spk} "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,num_pdfs,priors.txt}
-cmd=$(default_cmd "$cmd")
+default_cmd
 [ "$gpu" = false ] || cmd="$cmd --gpu 1"
 shift_ms=$(sed -n 's/.*"frame_shift_ms": *\([0-9]*\).*/\1/p' "$targets/essence.json")
 

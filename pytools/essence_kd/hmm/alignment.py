@@ -88,9 +88,9 @@ def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | 
 
     rspecifier: vectors of pdf-ids, one a feature frame (10 ms), in any order; transitions: the printout of
     show-transitions of their model; factor: a vector may have an element every so many feature frames, as utt2num_frames
-    tells, and each element is then repeated. Utterances of the data without an alignment go to failed.txt. Raises
-    UserError for alignments of other data (an unknown utterance, a length that differs from utt2num_frames, under 95 %
-    aligned) or of another tree (a pdf-id that the model lacks).
+    tells, and each element is then repeated. Utterances of the data without an alignment go to failed.txt, alignments of
+    utterances that the data lack are left out. Raises UserError for alignments of other data (a length that differs from
+    utt2num_frames, under 95 % aligned) or of another tree (a pdf-id that the model lacks).
     """
     started = time.time()
     data_dir, ali_dir = Path(data_dir), Path(ali_dir)
@@ -102,12 +102,12 @@ def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | 
         raise UserError(f"{data_dir / 'utt2num_frames'}: missing; it tells alignments of every frame from those of every "
                         f"{factor}th: make it with 'utils/data/get_utt2num_frames.sh {data_dir}'")
     ali_dir.mkdir(parents=True, exist_ok=True)
-    frames, aligned = np.zeros(num_pdfs, dtype=np.int64), set()
+    frames, aligned, others = np.zeros(num_pdfs, dtype=np.int64), set(), 0
     with IntVectorWriter(f"ark,scp:{ali_dir / 'ali.ark'},{ali_dir / 'ali.scp'}") as writer:
         for utt, pdfs in read_int_vectors(rspecifier):
             if utt not in utts:
-                raise UserError(f"{rspecifier}: utterance {utt} is not in {data_dir / 'utt2spk'}: "
-                                "these are alignments of other data")
+                others += 1
+                continue
             if not len(pdfs) or pdfs.min() < 0 or pdfs.max() >= num_pdfs:
                 bad = f"pdf-id {pdfs.max() if pdfs.min() >= 0 else pdfs.min()}" if len(pdfs) else "no frame"
                 raise UserError(f"{rspecifier}: utterance {utt} has {bad}, but {transitions} knows {num_pdfs} pdfs: "
@@ -124,6 +124,8 @@ def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | 
         if len(aligned) < FLOOR * len(utts):
             raise UserError(f"{rspecifier}: aligns {len(aligned)} of the {len(utts)} utterances of {data_dir} "
                             f"(the first without: {missing[0]}); under {FLOOR:.0%} is taken for a mistake")
+    if others:
+        print(f"import-ali: {others} aligned utterances are not in {data_dir / 'utt2spk'} and are left out", file=sys.stderr)
     if missing:
         print(f"import-ali: {len(missing)} of {len(utts)} utterances are not aligned; they are listed in "
               f"{ali_dir / 'failed.txt'}", file=sys.stderr)
