@@ -173,8 +173,8 @@ def test_jobs_of_an_array_write_their_logs(cluster, tmp_path):
         text = (tmp_path / "a 50% log" / f"j.{j}.log").read_text()
         assert f"I am {j} of two  words,  in {ROOT}\n0\n" in text and "status 0" in text
     assert sorted(p.name for p in log.parent.iterdir()) == [f"j.{j}.log" for j in range(2, 6)]
-    assert ended(cluster.start(tmp_path / "one.log", "echo", "alone"))[0] == 0
-    assert "alone\n" in (tmp_path / "one.log").read_text()
+    assert ended(cluster.start(tmp_path / "one.log", "echo", "alone", "|", "tr", "a-z", "A-Z"))[0] == 0  # as Kaldi's steps say it
+    assert "ALONE\n" in (tmp_path / "one.log").read_text()
 
 
 def test_failed_cancelled_and_late_jobs_are_named_and_requeued_ones_waited_for(cluster, tmp_path):
