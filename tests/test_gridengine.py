@@ -104,6 +104,8 @@ scheduler_threads 1
             if subprocess.run(command, env=self.environment, capture_output=True).returncode == 0:
                 return
             time.sleep(0.1)
+        for daemon in self.daemons:
+            daemon.kill()
         raise AssertionError("GridEngine does not come up: " + "".join(p.read_text() for p in self.folder.glob("*.out")))
 
     def stop(self):

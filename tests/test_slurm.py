@@ -107,6 +107,7 @@ PartitionName=down Nodes=node3 MaxTime=60 State=UP
             for daemon in self.daemons:
                 assert daemon.poll() is None, f"{daemon.args} ended: {self._logs()}"
             time.sleep(0.1)
+        self.stop()
         raise AssertionError(f"Slurm does not come up: {self._logs()}")
 
     def _logs(self):
