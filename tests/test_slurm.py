@@ -252,7 +252,7 @@ def test_the_controller_may_restart_meanwhile(cluster, tmp_path):
 
 
 @pytest.mark.parametrize("script, options", [
-    ("recipes/mini/slurm/train.sbatch", ["--nodes=2"]),
+    pytest.param("recipes/mini/slurm/train.sbatch", ["--nodes=2"], marks=pytest.mark.slow),  # the same by other options
     ("recipes/swbd/slurm/train.sbatch", ["--gpus-per-node=1", "--cpus-per-task=2", "--mem=500M", "--time=10"])])
 def test_one_training_on_two_nodes(cluster, tmp_path, script, options):
     pytest.importorskip("lhotse")
