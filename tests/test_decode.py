@@ -718,25 +718,6 @@ def test_a_piece_without_a_path_is_named_and_the_others_stay(tmp_path, capsys):
     assert "1 of 1 utterances have no words in a piece (no path survived the search there): u" in capsys.readouterr().err
 
 
-def test_a_piece_without_a_path_is_named_and_the_others_stay(tmp_path, capsys):
-    graph = loop_graph(num_words=10, num_phones=12, seed=2, lengths=(5, 5))
-    (tmp_path / "graph").mkdir()
-    save_graph(tmp_path / "graph" / "graph.npz", graph)
-    rng = np.random.default_rng(0)
-    path = random_path(graph, 1, rng)
-    head = scores_of(graph, path, rng, strength=9.0)
-    pause = rng.normal(size=(4, graph.num_pdfs)).astype(np.float32)
-    pause[:, silence_pdfs(graph)] += 15
-    assert len(head) <= 17  # so that at most four rows come after the cut, where no word fits
-    write(tmp_path / "s", {"u": np.concatenate([head, pause])})
-    assert decode("--piece-seconds", 0.03 * (len(head) + 2), "--acoustic-scale", 1, tmp_path / "graph", f"ark:{tmp_path}/s.ark",
-                  tmp_path / "out") == 0
-    report = json.loads((tmp_path / "out" / "decode.json").read_text())
-    assert report["no_path_in_a_piece_utts"] == ["u"] and report["no_path"] == 0 and report["num_pieces"] == 2
-    assert read_hyp(tmp_path / "out")["u"] == graph.words[path_words(graph, path)].tolist()
-    assert "1 of 1 utterances have no words in a piece (no path survived the search there): u" in capsys.readouterr().err
-
-
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 def refused(capsys, *arguments):

@@ -52,6 +52,17 @@ def test_python_3_9_understands_it(path):
                 f"{path}, line {node.lineno}: a union with None that Python 3.9 cannot evaluate; write Optional"
 
 
+@pytest.mark.parametrize("folder", ["pytools", "tests", "benchmarks"])
+def test_nothing_is_defined_twice(folder):
+    """The second of two tests of one name hides the first."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for scope in (tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))):
+            names = [node.name for node in scope.body
+                     if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.decorator_list]
+            assert len(names) == len(set(names)), f"{path}: {[name for name in set(names) if names.count(name) > 1]}"
+
+
 def test_no_circular_imports_and_nothing_heavy_at_import():
     """Every module of io, hmm.graph and decode loads where only NumPy, kaldi-io and PyYAML are."""
     light = ["essence_kd.io.tables", "essence_kd.io.posterior", "essence_kd.io.provenance", "essence_kd.hmm.graph",
