@@ -5,5 +5,7 @@
 export cmd=${cmd:-local/jobs.sh}
 # Training alone, where it is to have GPUs: cuda_cmd="local/slurm.sh --partition gpu --gpu 1" ./run.sh --cmd ...
 export cuda_cmd=${cuda_cmd:-$cmd}
+# The teachers' forward passes over the training data (stage 6), where they are to have a GPU each.
+export forward_cmd=${forward_cmd:-$cmd}
 # What starts a training: 'essence', one process; local/torchrun.sh, a process a GPU on every node that the job has.
 export train_launcher=${train_launcher:-essence}

@@ -146,7 +146,7 @@ local/setup_env.sh --work-dir "$work_dir" --k2 $k2
 cmd=${cmd:-}
 [ "$engine" = native ] || cmd=${cmd:-run.pl}
 . ./cmd.sh
-if [[ "$cmd $cuda_cmd" == *.pl* && $PWD$work_dir == *[[:space:]]* ]]; then
+if [[ "$cmd $cuda_cmd $forward_cmd" == *.pl* && $PWD$work_dir == *[[:space:]]* ]]; then
   fail "Kaldi's run.pl, queue.pl and slurm.pl do not bear the blank in '$work_dir' or '$PWD': choose another place"
 fi
 . local/done.sh
@@ -285,9 +285,10 @@ stage_ablation() {
   run_stage 3 "speed perturbation" stage_3
   run_stage 4 "GMM training and alignment" stage_4
   run_stage 5 "teachers and baseline" stage_5
-  run_stage 6 "ensemble posteriors" local/dump_posteriors.sh --combine "$combine" --keep "$post_keep" --fuse "$fuse" \
+  run_stage 6 "ensemble posteriors" local/dump_posteriors.sh --cmd "$cmd" --forward-cmd "$forward_cmd" --nj "$nj" \
+    --combine "$combine" --keep "$post_keep" --fuse "$fuse" \
     --top-k "$top_k" "$data/${train_set}_sp_hires" "$exp/ali" "$exp/posteriors" "${teacher_dirs[@]}"
-  run_stage 7 "essence targets" local/make_essence.sh --top-k "$top_k" --fuse "$fuse" "$exp/posteriors" "$exp/ali" "$essence"
+  run_stage 7 "essence targets" local/make_essence.sh --cmd "$cmd" --top-k "$top_k" --fuse "$fuse" "$exp/posteriors" "$exp/ali" "$essence"
   run_stage 8 "baseline and students" stage_8
   run_stage 9 "decoding" stage_9
   if [ "$ablation" = true ] && [ "$stop_stage" -eq 10 ]; then stage_ablation; fi

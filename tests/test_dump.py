@@ -274,9 +274,62 @@ def test_models_are_run_on_features(models, tmp_path):
     assert [len(model["sha256"]) for model in fields["models"]] == [64, 64]
 
 
-def test_the_recipe_fuses_by_the_settings(models, tmp_path, shell):
-    teachers, feats = models
-    room = tmp_path / "R&D"
+def parts_of(path):
+    """Bytes of every object of the archives that an scp names, by utterance."""
+    places = [line.split(None, 1) for line in Path(path).read_text().splitlines()]
+    starts = sorted((place.rpartition(":")[0], int(place.rpartition(":")[2]), utt) for utt, place in places)
+    ends = [start - len(utt) - 1 if ark == now else None
+            for (now, _, _), (ark, start, utt) in zip(starts, [*starts[1:], ("", 0, "")])]
+    found = {utt: Path(ark).read_bytes()[start:end] for (ark, start, utt), end in zip(starts, ends)}
+    return {utt: found[utt] for utt, _ in places}
+
+
+@pytest.mark.parametrize("device_path", [False, True])
+def test_jobs_share_batches_and_change_no_bit(models, tmp_path, monkeypatch, device_path):
+    from essence_kd.am import dump as module, forward
+
+    directories, feats = models
+    utt2spk = {f"utt{i}": f"s{i // 4}" for i in range(6)}  # means of a speaker are over the utterances of all jobs
+    (tmp_path / "data" / "utt2spk").write_text("".join(f"{utt} {s}\n" for utt, s in utt2spk.items()))
+    yaml = tmp_path / "b" / "model.yaml"
+    yaml.write_text(yaml.read_text().replace("cmn: utterance", "cmn: speaker"))
+    monkeypatch.setattr(forward, "WINDOW_BYTES", 4 * PDFS * 20)
+    monkeypatch.setattr(module, "WINDOW_FRAMES", 130)
+    if device_path:
+        monkeypatch.setattr(module, "_device", lambda settings: "cpu")
+    settings = DumpSettings(teachers=directories, feats=feats, keep=8, device="cpu", batch_frames=60)
+    monkeypatch.chdir(tmp_path)
+    dump(replace(settings, output=f"ark,scp:{tmp_path}/alone.ark,{tmp_path}/alone.scp"))
+    alone = parts_of("alone.scp")
+    assert list(alone) == [f"utt{i}" for i in range(6)]
+    for jobs in (1, 2, 3, 9):
+        scps = []
+        for job in range(1, jobs + 1):
+            stem = f"{tmp_path}/wide{jobs}.{job}"
+            dump(replace(settings, output=f"ark,scp:{stem}.ark,{stem}.scp", job=(job, jobs)))
+            scps.append(f"{stem}.scp")
+        sizes = [len(Path(scp).read_text().splitlines()) for scp in scps]
+        assert jobs == 1 or max(sizes) < 6
+        assert main(["join-post", f"wide{jobs}.scp", *scps]) == 0
+        assert parts_of(f"wide{jobs}.scp") == alone
+        mine, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in (f"wide{jobs}", "alone"))
+        assert mine.pop("mean_mass") == pytest.approx(whole.pop("mean_mass")) and mine == whole
+
+
+def test_a_table_is_not_shared_out(two, tmp_path, capsys):
+    assert main(["dump-post", "--job", "1/2", two[1][0], f"ark:{tmp_path}/w.ark"]) == 1
+    assert "--job: shares out the utterances of --feats" in capsys.readouterr().err
+    for job in ("0/2", "3/2", "1", "a/b"):
+        with pytest.raises(SystemExit):
+            main(["dump-post", "--job", job, two[1][0], f"ark:{tmp_path}/w.ark"])
+        assert "such as 1/8" in capsys.readouterr().err
+
+
+@pytest.fixture
+def room(models, tmp_path):
+    """A folder with a blank in its path where stages 6 and 7 run, and what they are given."""
+    teachers, _ = models
+    room = tmp_path / "R & D"
     (room / "conf").mkdir(parents=True)
     (room / "local").symlink_to(ROOT / "local")
     (room / "conf" / "essence.yaml").write_text("select: min-post\nmin_post: 0.05\nmass: keep\n")
@@ -284,9 +337,45 @@ def test_the_recipe_fuses_by_the_settings(models, tmp_path, shell):
     table(IntVectorWriter, tmp_path / "ali", {"utt0": np.zeros(31, np.int32)})
     for folder in (tmp_path, tmp_path / "data", *teachers):
         Path(folder, ".done").write_text("0\n")
+    return room
+
+
+def test_a_job_that_fails_is_named_and_the_others_are_kept(models, room, tmp_path, shell):
+    """Then stage 7 prunes to the same bytes as what one job has dumped."""
+    teachers, _ = models
+    (room / "conf" / "essence.yaml").write_text("top_k: 4\n")
+    runner = tmp_path / "first_alone.sh"
+    runner.write_text('words=("${@/#JOB=1:3/JOB=1:1}")\nlocal/jobs.sh "${words[@]}"; exit 1\n')
+    stage = ["local/dump_posteriors.sh", "--keep", "8", tmp_path / "data", tmp_path]
+    out = room / "posteriors"
+    done = shell(*stage[:1], "--nj", "3", "--forward-cmd", f"bash {runner}", *stage[1:], out, *teachers, cwd=room)
+    assert done.returncode == 1 and f"a job failed; its log is one of {out}/log/dump.*.log" in done.stderr
+    assert [p.name for p in sorted(out.glob("wide.*"))] == ["wide.1.ark", "wide.1.json", "wide.1.scp"]
+    before = (out / "full.1.ark").stat().st_mtime_ns
+    # another number of jobs: what was begun is ended as it was begun
+    done = shell(*stage[:1], "--nj", "2", *stage[1:], out, *teachers, cwd=room)
+    assert done.returncode == 0 and "2 of 3 jobs" in done.stdout, done.stderr
+    assert before == (out / "full.1.ark").stat().st_mtime_ns
+    done = shell(*stage[:1], "--nj", "1", *stage[1:], room / "one", *teachers, cwd=room)
+    assert done.returncode == 0, done.stderr
+    for name in ("wide.scp", "full.scp"):
+        assert parts_of(out / name) == parts_of(room / "one" / name)
+    stats = [json.loads((folder / "post_stats.json").read_text())["f_k"] for folder in (out, room / "one")]
+    assert stats[0] == stats[1]
+    for source, target in ((out, "targets"), (room / "one", "same")):
+        done = shell("local/make_essence.sh", "--top-k", "4", source, tmp_path, room / target, cwd=room)
+        assert done.returncode == 0 and "targets of 6 utterances" in done.stdout, done.stderr
+    assert (room / "targets" / "post.ark").read_bytes() == (room / "same" / "post.ark").read_bytes()
+    again = shell(*stage[:1], "--nj", "5", *stage[1:], out, *teachers, cwd=room)
+    assert again.returncode == 0 and "up to date" in again.stdout
+
+
+def test_the_recipe_fuses_by_the_settings(models, room, tmp_path, shell):
+    teachers, _ = models
     out = room / "posteriors"
     done = shell("local/dump_posteriors.sh", "--fuse", "true", tmp_path / "data", tmp_path, out, *teachers, cwd=room)
     assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in out.glob("essence*")) == ["essence.1.ark", "essence.2.ark", "essence.json", "essence.scp"]
     fields = json.loads((out / "essence.json").read_text())
     assert (fields["selection"], fields["min_post"], fields["mass"]) == ("min-post", 0.05, "keep")
     done = shell("local/make_essence.sh", "--fuse", "true", out, tmp_path, room / "targets", cwd=room)

@@ -48,6 +48,7 @@ class DumpSettings:
     priors: Optional[str] = None  # a prior a line, divided out of every teacher
     prior_scale: float = 1.0
     frame_shift_ms: Optional[float] = None  # where no model and no sidecar says it
+    job: Optional[Tuple[int, int]] = None  # (J, N): the utterances alone that fall to the J-th of N jobs
     batch_frames: int = 30000
     device: Optional[str] = None
     threads: Optional[int] = None
@@ -67,6 +68,8 @@ def dump(settings: DumpSettings) -> Tally:
         given = getattr(settings, name)
         if given and len(given) != len(settings.teachers) and (name == "weights" or len(given) > 1):
             raise UserError(f"--{name}: {len(given)} values for {len(settings.teachers)} teachers")
+    if settings.job is not None and any(map(is_table, settings.teachers)):
+        raise UserError("--job: shares out the utterances of --feats among jobs that run models; a table is read as a whole")
     described = describe_teachers(settings)
     ensemble = _ensemble(settings, described)
     outputs = [_Output(settings.full, "dense", settings, ensemble, described)] if settings.full else []
@@ -94,7 +97,7 @@ def dump(settings: DumpSettings) -> Tally:
                     raise frame_error(" + ".join(settings.teachers), utt, error) from None
                 tally.add(*kept)
                 progress.show(tally)
-        if not tally.num_utts:
+        if not tally.num_utts and settings.job is None:
             raise UserError(f"{first}: holds no utterance")
     for output in outputs:
         output.describe(tally)
@@ -214,7 +217,7 @@ def _stream(teacher: str, settings: DumpSettings) -> Iterator[Tuple[str, np.ndar
     from essence_kd.am.forward import iter_logits
 
     return iter_logits(teacher, feats_path(settings.feats), batch_frames=settings.batch_frames, device=settings.device,
-                       threads=settings.threads)
+                       threads=settings.threads, job=settings.job)
 
 
 def feats_path(feats: str) -> str:
@@ -231,8 +234,8 @@ def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,
     """
     import torch
 
-    from essence_kd.am.dataset import FeatureSource, batches_by_length, load_cuts
-    from essence_kd.am.forward import load_model
+    from essence_kd.am.dataset import FeatureSource, load_cuts
+    from essence_kd.am.forward import load_model, share
     from essence_kd.distill import on_device
 
     models = [load_model(teacher, device) for teacher in settings.teachers]
@@ -250,7 +253,7 @@ def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,
 
     def batches():
         """(positions, their features by kind of mean subtraction, whether a window ends here)."""
-        for batch, last in batches_by_length(frames, WINDOW_FRAMES, settings.batch_frames):
+        for batch, last in share(frames, WINDOW_FRAMES, settings.batch_frames, settings.job):
             padded = {cmn: torch.from_numpy(source.padded(batch)) for cmn, source in sources.items()}
             if device.startswith("cuda"):
                 padded = {cmn: feats.pin_memory() for cmn, feats in padded.items()}
@@ -268,7 +271,7 @@ def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,
             return on_device.top_k(on_device.combine(ensemble, logits, priors), k)
 
     ready: Dict[int, Tuple[np.ndarray, np.ndarray]] = {}
-    turn, before = 0, None
+    before = None
     for batch, padded, last in ahead(batches()):
         work = launch(batch, padded)
         if before is not None:
@@ -277,12 +280,11 @@ def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,
         if last:
             _collect(ready, before, frames, factor)
             before = None
-        while turn in ready:
-            ids, probs = ready.pop(turn)
-            if np.isnan(probs).any():
-                raise frame_error(settings.feats, some.cuts[turn].id, ValueError("the models answer NaN"))
-            yield some.cuts[turn].id, ids, probs
-            turn += 1
+            for i in sorted(ready):
+                ids, probs = ready.pop(i)
+                if np.isnan(probs).any():
+                    raise frame_error(settings.feats, some.ids[i], ValueError("the models answer NaN"))
+                yield some.ids[i], ids, probs
 
 
 def _collect(ready: Dict[int, Tuple[np.ndarray, np.ndarray]], done, frames: np.ndarray, factor: int) -> None:

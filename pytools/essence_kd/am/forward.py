@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Iterator, Optional, Tuple, Union
+from typing import Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -16,6 +16,30 @@ from essence_kd.am.trainer import load_checkpoint
 from essence_kd.io.errors import UserError
 
 WINDOW_BYTES = 400_000_000  # logits held while they wait for their turn
+Job = Tuple[int, int]  # the first of three jobs: (1, 3)
+
+
+def share(frames: np.ndarray, window_frames: int, batch_frames: int, job: Optional[Job]) -> Iterator[Tuple[List[int], bool]]:
+    """`batches_by_length`, or the part of its batches that falls to a job: about as many frames to each.
+
+    A batch is never divided, so an utterance has the same companions, and so the same answer to the last bit, whatever
+    the number of jobs. Where there are few batches a job may have none.
+    """
+    number, jobs = job or (1, 1)
+    total, seen, held = int(frames.sum()), 0, None
+    for batch, last in batches_by_length(frames, window_frames, batch_frames):
+        mine = seen * jobs // total == number - 1
+        seen += int(frames[batch].sum())
+        if held is not None:
+            yield held[0], held[1] or not mine
+        held = (batch, last) if mine else None
+    if held is not None:
+        yield held[0], True
+
+
+def window_of(num_pdfs: int, factor: int, batch_frames: int) -> int:
+    """Feature frames of a window of utterances that are answered before the first of them is handed out."""
+    return max(batch_frames, WINDOW_BYTES // (4 * num_pdfs) * factor)
 
 
 def load_model(model_dir, device: Union[str, torch.device] = "cpu") -> Tuple[torch.nn.Module, dict]:
@@ -43,14 +67,23 @@ def load_model(model_dir, device: Union[str, torch.device] = "cpu") -> Tuple[tor
 
 
 def iter_logits(model_dir, feats_scp, *, batch_frames: int = 30000, device: Optional[str] = None,
-                threads: Optional[int] = None) -> Iterator[Tuple[str, np.ndarray]]:
+                threads: Optional[int] = None, job: Optional[Job] = None) -> Iterator[Tuple[str, np.ndarray]]:
     """(utterance, float32 (ceil(T / factor), num_pdfs) logits) of every utterance, in the order of the scp.
+
+    ``job`` (J, N): of those utterances alone that fall to the J-th of N jobs.
 
     Utterances of similar length share a batch of at most ``batch_frames`` feature frames, padding included; an
     utterance's logits do not depend on its companions beyond rounding.
     """
     if nnet3.is_nnet3(model_dir):
-        yield from nnet3.iter_logits(model_dir, feats_scp)
+        wanted = None
+        if job is not None:
+            settings, cuts = read_model_yaml(model_dir), load_cuts(feats_scp)
+            window = window_of(settings["num_pdfs"], settings["frame_subsampling_factor"], batch_frames)
+            source = FeatureSource(cuts, "none")
+            wanted = [source.ids[i] for i in sorted(i for batch, _ in share(source.frames, window, batch_frames, job)
+                                                    for i in batch)]
+        yield from nnet3.iter_logits(model_dir, feats_scp, wanted)
         return
     if threads:
         torch.set_num_threads(max(1, threads))
@@ -61,9 +94,9 @@ def iter_logits(model_dir, feats_scp, *, batch_frames: int = 30000, device: Opti
         raise UserError(f"{feats_scp}: features have {source.feat_dim} bins, but the model {model_dir} takes "
                         f"{model.feat_dim}")
     factor = model.frame_subsampling_factor
-    window = max(batch_frames, WINDOW_BYTES // (4 * model.num_pdfs) * factor)
+    window = window_of(model.num_pdfs, factor, batch_frames)
     ready = {}
-    for batch, last in batches_by_length(source.frames, window, batch_frames):
+    for batch, last in share(source.frames, window, batch_frames, job):
         with torch.inference_mode():
             logits = model(torch.from_numpy(source.padded(batch)).to(device),
                            torch.from_numpy(source.frames[batch]).to(device))

@@ -4,10 +4,12 @@ Networks that were trained on every frame answer every third one here (``frame_s
 """
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
+import tempfile
 from pathlib import Path
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -21,10 +23,10 @@ def is_nnet3(model_dir) -> bool:
     return (Path(model_dir) / "final.mdl").is_file() and not (Path(model_dir) / "final.pt").is_file()
 
 
-def logits_rspecifier(model_dir, feats_scp) -> str:
+def logits_rspecifier(model_dir, feats_scp, listed=None) -> str:
     """The pipe of Kaldi's programs that writes log-probabilities (ceil(T / factor), num_pdfs) of every utterance.
 
-    Raises UserError where a program or a file is missing.
+    ``listed``: an scp of some of the utterances of ``feats_scp``, beside which their means and speakers lie. Raises UserError where a program or a file is missing.
     """
     model_dir, feats_scp = Path(model_dir), Path(feats_scp)
     for program in ("nnet3-compute", "nnet3-am-copy", "apply-cmvn"):
@@ -38,23 +40,38 @@ def logits_rspecifier(model_dir, feats_scp) -> str:
     cmvn = (model_dir / "cmvn_opts").read_text(encoding="utf-8").split()
     raw = f"nnet3-am-copy --raw=true {shlex.quote(str(model_dir / 'final.mdl'))} - |"
     words = ["apply-cmvn", *cmvn, f"--utt2spk=ark:{feats_scp.parent / 'utt2spk'}", f"scp:{feats_scp.parent / 'cmvn.scp'}",
-             f"scp:{feats_scp}", "ark:-"]
+             f"scp:{listed or feats_scp}", "ark:-"]
     feats = f"ark,s,cs:{shlex.join(words)} |"
     command = ["nnet3-compute", "--use-gpu=no", f"--frame-subsampling-factor={settings['frame_subsampling_factor']}", *options,
                raw, feats, "ark:-"]
     return f"ark:{shlex.join(command)} |"
 
 
-def iter_logits(model_dir, feats_scp) -> Iterator[Tuple[str, np.ndarray]]:
-    """(utterance, float32 (ceil(T / factor), num_pdfs) log-probabilities) of every utterance, in the order of the scp.
+def iter_logits(model_dir, feats_scp, only: Optional[Sequence[str]] = None) -> Iterator[Tuple[str, np.ndarray]]:
+    """(utterance, float32 (ceil(T / factor), num_pdfs) log-probabilities) of every utterance (or of ``only`` these), in
+    the order of the scp.
 
     Kaldi's programs pass over what they cannot use; here that is a UserError, which names the utterance.
     """
-    wanted = (utt for _, utt, _, _ in read_scp(str(feats_scp)))
-    for utt, logits in read_matrices(logits_rspecifier(model_dir, feats_scp)):
-        _check_turn(model_dir, feats_scp, utt, next(wanted, None))
-        yield utt, logits
-    _check_turn(model_dir, feats_scp, None, next(wanted, None))
+    if only is not None and not only:
+        return
+    with contextlib.ExitStack() as stack:
+        listed, utts = None, (utt for _, utt, _, _ in read_scp(str(feats_scp)))
+        if only is not None:
+            listed = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "feats.scp"
+            listed.write_text("".join(f"{utt} {place}\n" for utt, place in _lines(feats_scp, set(only))), encoding="utf-8")
+            utts = iter(only)
+        for utt, logits in read_matrices(logits_rspecifier(model_dir, feats_scp, listed)):
+            _check_turn(model_dir, feats_scp, utt, next(utts, None))
+            yield utt, logits
+        _check_turn(model_dir, feats_scp, None, next(utts, None))
+
+
+def _lines(feats_scp, only) -> Iterator[Tuple[str, str]]:
+    """(utterance, place) of the lines of an scp that are among ``only``."""
+    for _, utt, place, span in read_scp(str(feats_scp)):
+        if utt in only:
+            yield utt, f"{place}[{span}]" if span else place
 
 
 def _check_turn(model_dir, feats_scp, utt: Optional[str], wanted: Optional[str]) -> None:

@@ -25,6 +25,13 @@ def _keep(text: str) -> int:
     return int(text)
 
 
+def _job(text: str) -> tuple:
+    number, _, jobs = text.partition("/")
+    if not (number.isdecimal() and jobs.isdecimal() and 1 <= int(number) <= int(jobs)):
+        raise argparse.ArgumentTypeError(f"{text}: such as 1/8, the first of eight jobs")
+    return int(number), int(jobs)
+
+
 def _numbers(text: str) -> list:
     try:
         return [float(part) for part in text.split(",")]
@@ -53,6 +60,8 @@ def add_arguments(parser) -> None:
     add_selection_arguments(parser)
     parser.add_argument("--agree", type=int, metavar="N", help="agree: teachers that must hold a class (default: 2)")
     parser.add_argument("--frame-shift-ms", type=float, metavar="MS", help="for the sidecar, where no model says it")
+    parser.add_argument("--job", type=_job, metavar="J/N", help="the utterances alone that fall to the J-th of N jobs, which "
+                        "join-post joins; what an utterance gets does not depend on N")
     parser.add_argument("--batch-frames", type=int, default=30000, metavar="N",
                         help="feature frames of a batch (default: 30000)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
@@ -83,5 +92,5 @@ def run(args) -> None:
         teachers=args.teachers, output=args.wspecifier, keep=args.keep, essence=essence, full=args.full_wspecifier,
         feats=args.feats, combine=args.combine, weights=args.weights, temperatures=temperatures, input=args.input,
         priors=args.priors, prior_scale=args.prior_scale, frame_shift_ms=args.frame_shift_ms,
-        batch_frames=args.batch_frames, device=args.device, threads=args.threads))
+        job=args.job, batch_frames=args.batch_frames, device=args.device, threads=args.threads))
     print(f"dump-post: {tally}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Essence archives that jobs wrote side by side, as one table."""
+"""Archives of essence or posteriors that jobs wrote side by side, as one table."""
 from __future__ import annotations
 
 import sys
@@ -16,14 +16,14 @@ SUMMED = ("num_utts", "num_frames", "num_entries")
 OWN = (*SUMMED, "mean_mass", "models", "source", "tool_version")  # may differ from job to job
 
 
-def join(scps: Sequence[str], out_dir: str | Path, *, ali_dir: Optional[str] = None, utts: Optional[str] = None,
+def join(scps: Sequence[str], out: str | Path, *, ali_dir: Optional[str] = None, utts: Optional[str] = None,
          models: Sequence[str] = (), frame_shift_ms: Optional[float] = None) -> Dict[str, Any]:
-    """Write OUT_DIR/post.scp and essence.json of the parts; returns the sidecar's fields.
+    """Write OUT/post.scp and essence.json, or OUT and its sidecar where that is an scp; returns the sidecar's fields.
 
     The parts must have been made alike and hold each utterance once. ``ali_dir`` adds tree_hash and refuses another number
     of pdfs; ``utts`` (a file with utterances first in its lines) is what should be there: under 95 % is refused.
     """
-    out_dir = Path(out_dir)
+    out = Path(out) if str(out).endswith(".scp") else Path(out) / "post.scp"
     lines: List[str] = []
     seen: Dict[str, str] = {}
     fields: Dict[str, Any] = {}
@@ -60,11 +60,11 @@ def join(scps: Sequence[str], out_dir: str | Path, *, ali_dir: Optional[str] = N
         wanted = [line.split()[0] for _, line in read_lines(utts)]
         missing = [utt for utt in wanted if utt not in seen]
         if len(missing) > (1 - FLOOR) * len(wanted):
-            raise UserError(f"{out_dir}: targets of {len(wanted) - len(missing)} of the {len(wanted)} utterances of {utts} "
+            raise UserError(f"{out.parent}: targets of {len(wanted) - len(missing)} of the {len(wanted)} utterances of {utts} "
                             f"(the first without: {missing[0]}); under {FLOOR:.0%} is taken for a mistake")
         if missing:
             print(f"join-post: {len(missing)} of {len(wanted)} utterances of {utts} have no targets", file=sys.stderr)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    write_text(out_dir / "post.scp", "".join(sorted(lines)))
-    write_sidecar(out_dir / "essence.json", fields)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, "".join(sorted(lines)))
+    write_sidecar(sidecar_path(f"scp:{out}"), fields)
     return fields
