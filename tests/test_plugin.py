@@ -187,6 +187,26 @@ def test_a_student_of_our_trainer(plugin, recipe, shell):
     assert done.returncode == 1 and "targets of 0 of the 15 utterances" in done.stderr
 
 
+def test_a_model_takes_off_the_mean_of_all_that_a_speaker_says(plugin, recipe, shell):
+    """Whatever the number of jobs."""
+    pytest.importorskip("lhotse")
+    small = ["--set", "optim.epochs=1", "--set", "model.hidden=16", "--set", "data.heldout=0.2", "--set", "data.cmn=speaker"]
+    done = shell("local/bin/essence", "train", "--model", "conf/models/student_tdnn.yaml", *small, recipe.data, recipe.ali,
+                 recipe.root / "model")
+    assert done.returncode == 0, done.stderr
+    done = targets(plugin, "--nj", "4", teachers=["model"])
+    assert done.returncode == 0, done.stderr
+    assert len(list((recipe.root / "essence" / "jobs").iterdir())) > 1
+    alone = shell("local/bin/essence", "dump-post", "--fuse", "--top-k", "4", "--feats", f"scp:{recipe.data}/feats.scp",
+                  recipe.root / "model", f"ark:{recipe.root}/alone.ark")
+    assert alone.returncode == 0, alone.stderr
+    ours = dict(read_posteriors(f"scp:{recipe.root}/essence/post.scp"))
+    want = dict(read_posteriors(f"ark:{recipe.root}/alone.ark"))
+    assert sorted(ours) == sorted(want) and len(ours) == 15
+    for utt, post in want.items():
+        assert np.allclose(post.probs, ours[utt].probs, atol=1e-4)
+
+
 def test_the_nnet3_student_needs_kaldi_and_says_so(plugin, recipe):
     done = plugin("train_nnet3_student.sh", "data", "ali", "essence", "student", env={"KALDI_ROOT": ""})
     assert done.returncode == 1 and ("Kaldi's program 'nnet3-get-egs' is not found" in done.stderr or "is missing" in done.stderr)

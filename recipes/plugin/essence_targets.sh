@@ -104,6 +104,7 @@ by_speaker=
 for t in "${teachers[@]}"; do
   if [ -f "$t/final.pt" ]; then
     files "$t/model.yaml"
+    by_speaker=$data/utt2spk  # means may be taken off speaker by speaker
     kinds+=(model) ivectors+=(0) factors+=("$(awk '/^frame_subsampling_factor:/ { print $2 }' "$t/model.yaml")")
   elif [ -f "$t/final.mdl" ]; then
     kinds+=(nnet3)
@@ -125,7 +126,7 @@ factor=${factors[0]}
 mkdir -p "$out/log"
 out=$(cd -P "$out" && pwd)
 import_ali "$data" "$ali" "$out/ali" "$factor"
-settings="top_k=$top_k T=$temperature combine=$combine weights=$weights input=$input factor=$factor nj=$nj node=$output_name
+settings="top_k=$top_k T=$temperature combine=$combine weights=$weights input=$input factor=$factor nj=$nj node=$output_name${by_speaker:+ speakers}
 chunk=$frames_per_chunk $extra_left_context $extra_right_context $extra_left_context_initial $extra_right_context_final"
 inputs=("$data/feats.scp")
 for i in "${!teachers[@]}"; do
@@ -152,6 +153,7 @@ for ((j = 1; j <= nj; j++)); do
   dir=$out/jobs/$j
   mkdir -p "$dir"
   mv "$out/jobs/feats.$j" "$dir/feats.scp"
+  only "$dir/feats.scp" "$data/utt2spk" >"$dir/utt2spk"
   sources=()
   for i in "${!teachers[@]}"; do
     t=${teachers[i]}
