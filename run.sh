@@ -165,6 +165,8 @@ for t in $teachers; do teacher_dirs+=("$exp/teacher_$((${#teacher_dirs[@]} + 1))
 echo "$0: $corpus ($size): $description; engine $engine, seed $seed, $nj jobs; results go to $exp"
 run_start=$SECONDS did=0
 export ESSENCE_WORKED=$exp/.worked
+here=$(env -u OMP_NUM_THREADS nproc)  # processes of a stage that works on this machine, however many jobs $cmd may run
+[ "$here" -le "$nj" ] || here=$nj
 # run_stage N WHAT COMMAND...: runs a stage if it is asked for, and notes what it took.
 run_stage() {
   local n=$1 what=$2 start=$SECONDS before
@@ -193,7 +195,7 @@ stage_0() {
   fp=$(fingerprint "data ${args[*]} $given") || return 1
   if is_done "$data" "$fp"; then echo "$0: $data is up to date"; return 0; fi
   rm -rf "${data:?}"/{*,.done}
-  "recipes/$corpus/prepare_data.sh" "${args[@]}" --nj "$nj" "$data" || return 1
+  "recipes/$corpus/prepare_data.sh" "${args[@]}" --nj "$here" "$data" || return 1
   for set in $sets; do outputs+=("$set/wav.scp" "$set/text" "$set/utt2spk"); done
   mark_done "$data" "$fp" "${outputs[@]}"
 }
@@ -231,14 +233,14 @@ if [ "$engine" = kaldi ]; then
     fi
   }
   make_graph() {
-    local/kaldi/make_graph.sh "$data" "$exp" &&
+    local/kaldi/make_graph.sh --cmd "$cmd" "$data" "$exp" &&
       local/kaldi/decode_gmm.sh "${jobs[@]}" --rescore-lm "$rescore_lm" --dev-set "$dev_set" --eval-sets "$eval_sets" "$data" "$exp"
   }
 else
   make_lang() { local/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" "$data"; }
-  stage_2() { local/make_feats.sh --nj "$nj" "$data" $sets; }
-  stage_3() { local/perturb_speed.sh --nj "$nj" "$data" "$train_set"; }
-  stage_4() { local/train_gmm.sh --nj "$nj" "$data" "$train_set" "$exp"; }
+  stage_2() { local/make_feats.sh --nj "$here" "$data" $sets; }
+  stage_3() { local/perturb_speed.sh --nj "$here" "$data" "$train_set"; }
+  stage_4() { local/train_gmm.sh --nj "$here" "$data" "$train_set" "$exp"; }
   make_graph() { local/make_graph.sh "$data/lang" "$exp/gmm" "$exp/ali" "$exp/graph"; }
 fi
 stage_1() {
@@ -259,9 +261,10 @@ stage_9() {
 }
 
 stage_10() {
-  local systems=(baseline ensemble)
+  local systems=(baseline ensemble) alignments=$nj
   if [ "$fuse" = false ]; then systems+=(student_full); fi
-  local/calibrate.sh --nj "$nj" --eval-sets "$eval_sets" --teachers "${teacher_dirs[*]##*/}" --combine "$combine" \
+  if [ "$engine" = native ]; then alignments=$here; fi
+  local/calibrate.sh --nj "$alignments" --cmd "$cmd" --eval-sets "$eval_sets" --teachers "${teacher_dirs[*]##*/}" --combine "$combine" \
     "$data" "$exp" "${systems[@]}" student_essence || return 1
   local/score.sh --corpus "$corpus" --size "$size" --engine "$engine" --seed "$seed" --essence-dir "$essence" \
     --clips "$clips" "$data" "$exp"

@@ -6,10 +6,12 @@ help_message="Usage: local/calibrate.sh [options] DATA EXP SYSTEM...
  e.g.: local/calibrate.sh --nj 2 --teachers 'teacher_1 teacher_2' data/mini exp/mini baseline ensemble student_essence
  leaves EXP/calibration/{calibration.json,ali_SET}
   --nj N                   processes (default: 2)
+  --cmd COMMAND            how jobs run (default: local/jobs.sh)
   --eval-sets 'A B'        (default: eval_swbd eval_che)
   --teachers 'A B ..'      model directories in EXP that make up the ensemble
   --combine mean|logmean   how (default: mean)"
 nj=2
+cmd=local/jobs.sh
 eval_sets="eval_swbd eval_che"
 teachers=
 combine=mean
@@ -21,7 +23,7 @@ out=$exp/calibration
 need 4 "$exp/gmm/.done"
 align() { # SET OUT: by the GMM of either engine
   if [ -f "$exp/gmm/final.mdl" ]; then
-    local/kaldi/align.sh --nj "$nj" "$data" "$exp" "$1" "$2"
+    local/kaldi/align.sh --nj "$nj" --cmd "$cmd" "$data" "$exp" "$1" "$2"
   else
     essence gmm-align --nj "$nj" --map-oov true "$data/$1" "$data/lang" "$exp/gmm" "$2"
   fi
@@ -53,5 +55,5 @@ for set in $eval_sets; do
   fi
   args+=(--ali "$out/ali_$set/ali.scp")
 done
-essence calibration "${args[@]}" "$out/calibration.json" "${tables[@]}"
+one_job "$out/log/calibration.log" essence calibration "${args[@]}" "$out/calibration.json" "${tables[@]}"
 mark_done "$out" "$fp" calibration.json

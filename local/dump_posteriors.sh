@@ -73,12 +73,8 @@ for name in "${names[@]}"; do
   outputs+=("$name.scp" "$name.json")
 done
 if [ "$fuse" = false ]; then
-  printf '%q ' essence post-stats --alignment "scp:$ali/ali.scp" --json "$out/post_stats.json" --plot "$out/post_stats.png" \
-    "scp:$out/full.scp" >"$list"
-  echo >>"$list"
-  as_jobs "$list"
-  # shellcheck disable=SC2086
-  $cmd "$out/log/post_stats.log" bash "$list" 1 || fail "statistics failed; log: $out/log/post_stats.log"
+  one_job "$out/log/post_stats.log" essence post-stats --alignment "scp:$ali/ali.scp" --json "$out/post_stats.json" \
+    --plot "$out/post_stats.png" "scp:$out/full.scp"
 fi
 mark_done "$out" "$fp" "${outputs[@]}"
 for name in "${names[@]}"; do rm -f "$out/$name".[0-9]*.{scp,json}; done

@@ -29,14 +29,8 @@ if [ "$fuse" = true ]; then
 else
   need 6 "$posteriors/wide.scp"
   archives=(post.ark)
-  list=$(mktemp "$out/list.XXXXXX")
-  trap 'rm -f "$list"' EXIT
-  printf '%q ' essence prune-post --config conf/essence.yaml --top-k "$top_k" "scp:$posteriors/wide.scp" \
-    "ark,scp:$out/post.ark,$out/post.scp" >"$list"
-  echo >>"$list"
-  as_jobs "$list"
-  # shellcheck disable=SC2086  # cmd is words
-  $cmd "$out/log/prune.log" bash "$list" 1 || fail "pruning failed; log: $out/log/prune.log"
+  one_job "$out/log/prune.log" essence prune-post --config conf/essence.yaml --top-k "$top_k" "scp:$posteriors/wide.scp" \
+    "ark,scp:$out/post.ark,$out/post.scp"
 fi
 in=$(wc -l <"$ali/ali.scp") n=$(wc -l <"$out/post.scp")
 mark_done "$out" "$fp" "${archives[@]}" post.scp essence.json

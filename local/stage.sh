@@ -31,6 +31,16 @@ as_jobs() { # LIST: a line of shell a job; LIST becomes a script that runs line 
   mv "$1.sh" "$1"
 }
 
+# shellcheck disable=SC2154,SC2086  # cmd is the caller's, and words
+one_job() { # LOG COMMAND...: runs the command as a job of $cmd
+  local log=$1
+  shift
+  mkdir -p "${log%/*}"
+  { job_header; printf '%q ' "$@"; echo; } >"$log.sh"
+  $cmd "$log" bash "$log.sh" || fail "'$1 ${2:-}' failed; log: $log"
+  rm -f "$log.sh"
+}
+
 same_count() { # IN OUT: files with a line an utterance
   local in out
   in=$(wc -l <"$1") out=$(wc -l <"$2")

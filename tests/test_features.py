@@ -1,6 +1,7 @@
 """Features against Kaldi's own code, frames, archives, CMVN statistics and speed perturbation."""
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from essence_kd.cli.main import main
 from essence_kd.corpus.features import (
     FeatureExtractor,
     FeatureOptions,
@@ -124,6 +126,25 @@ def test_any_number_of_processes_gives_the_same(data):
     again = dict(read_matrices(f"scp:{data}/feats.scp"))
     assert list(once) == list(again) and all((once[utt] == again[utt]).all() for utt in once)
     assert len(list((data / "data").glob("raw_mfcc.*.ark"))) == 3  # one a recording; none is left over
+
+
+def test_jobs_of_a_cluster_leave_what_one_process_leaves(data, capsys):
+    make_feats(data, kinds=["fbank"], nj=2)
+    hires = data.with_name("data_hires")
+    wanted = {file.relative_to(hires): file.read_bytes() for file in hires.rglob("*") if file.is_file()}
+    shutil.rmtree(hires)
+    fbank = ["make-feats", "--kinds", "fbank"]
+    assert main([*fbank, "--job", "1/2", str(data)]) == 0
+    assert main([*fbank, "--join", "2", str(data)]) == 1
+    assert "features of job 2 of 2 are not there" in capsys.readouterr().err and not (hires / "feats.scp").exists()
+    assert main([*fbank, "--job", "2/2", str(data)]) == 0
+    assert main([*fbank, "--join", "2", str(data)]) == 0
+    assert {file.relative_to(hires): file.read_bytes() for file in hires.rglob("*") if file.is_file()} == wanted
+    for job in range(1, 6):  # more than there are recordings
+        assert main([*fbank, "--job", f"{job}/5", str(data)]) == 0
+    assert main([*fbank, "--join", "5", str(data)]) == 0 and len(MatrixTable(str(hires / "feats.scp"))) == 6
+    with pytest.raises(SystemExit):
+        main([*fbank, "--job", "6/5", str(data)])
 
 
 def test_a_broken_recording_leaves_nothing_that_looks_whole(data, tmp_path):

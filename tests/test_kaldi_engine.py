@@ -16,6 +16,7 @@ from swbd_data import WORDS, make_corpora
 
 from essence_kd.io.posterior import read_posteriors
 from essence_kd.io.tables import MatrixWriter, read_int_vectors, read_matrices
+from essence_kd.io.wave import write_wav
 
 KALDI = os.environ.get("KALDI_ROOT", "")
 pytestmark = pytest.mark.skipif(not KALDI, reason="KALDI_ROOT is not set: THE ENGINE KALDI, the plug-in's nnet3 side and the "
@@ -112,6 +113,33 @@ def test_kaldis_run_pl_runs_the_jobs_of_a_stage(tmp_path, shell):
     (corpus.ali / ".done").write_text("another\n")
     done = shell(*command)
     assert done.returncode == 1 and "a training failed; logs:" in done.stderr and "run.pl: job failed" in done.stderr
+
+
+def test_features_by_jobs(tmp_path, shell):
+    """Kaldi's MFCC, and filterbanks of as many jobs as were asked for; two of three recordings have one speaker."""
+    data, rng = tmp_path / "data", np.random.default_rng(3)
+    (data / "dict").mkdir(parents=True)
+    (data / "dict" / "lexicon.txt").write_text("yes y eh s\n")
+    (data / "train").mkdir()
+    for i in range(3):
+        write_wav(tmp_path / f"{i}.wav", rng.normal(scale=900, size=8000).astype(np.int16), 8000)
+    for name, of in (("wav.scp", f"{tmp_path}/{{0}}.wav"), ("text", "yes"), ("utt2spk", "s{1}")):
+        (data / "train" / name).write_text("".join(f"s{i // 2}-{i} {of.format(i, i // 2)}\n" for i in range(3)))
+    (data / "train" / "spk2utt").write_text("s0 s0-0 s0-1\ns1 s1-2\n")
+    (data / ".done").write_text("0\n")
+    done = shell("local/kaldi/make_feats.sh", "--nj", "3", "--cmd", "local/jobs.sh", data, tmp_path / "exp", "train")
+    assert done.returncode == 0, done.stdout + done.stderr
+    matrices = {name: dict(read_matrices(f"scp:{data}/{name}/feats.scp")) for name in ("train", "train_hires")}
+    assert {name: {u: m.shape for u, m in table.items()} for name, table in matrices.items()} == {
+        "train": {f"s{i // 2}-{i}": (98, 13) for i in range(3)}, "train_hires": {f"s{i // 2}-{i}": (98, 40) for i in range(3)}}
+    logs = tmp_path / "exp" / "kaldi" / "exp" / "make_fbank" / "train"
+    assert sorted(p.name for p in logs.glob("*.log")) == ["cmvn.log", *(f"fbank.{j}.log" for j in (1, 2, 3)), "join.log"]
+    assert "up to date" in shell("local/kaldi/make_feats.sh", data, tmp_path / "exp", "train").stdout
+    (tmp_path / "2.wav").write_bytes(b"nothing")
+    with open(data / "train" / "text", "a") as stream:
+        stream.write("\n")
+    done = shell("local/kaldi/make_feats.sh", "--nj", "2", "--cmd", "local/jobs.sh", data, tmp_path / "exp", "train")
+    assert done.returncode == 1 and "2.wav" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("shift", [10, 30])

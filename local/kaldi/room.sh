@@ -39,8 +39,16 @@ kaldi_feats() { # SET: a directory of data/
   [ "$out" -eq "$in" ] || utils/fix_data_dir.sh "data/$set"
   [ $((100 * out)) -ge $((95 * in)) ] ||
     fail "data/$set: $in utterances went in and $out came out; logs: $PWD/exp/make_mfcc/$set"
-  essence make-feats --kinds fbank --nj "$nj" "data/$set"
-  essence compute-cmvn "data/${set}_hires"
+  n=$nj
+  local dir=exp/make_fbank/$set j
+  rm -rf "$dir" "data/${set}_hires"
+  mkdir -p "$dir"
+  for ((j = 1; j <= n; j++)); do printf 'OMP_NUM_THREADS=1 essence make-feats --kinds fbank --job %s/%s %q\n' "$j" "$n" "data/$set"; done >"$dir/jobs"
+  as_jobs "$dir/jobs"
+  # shellcheck disable=SC2086  # cmd is words
+  $cmd JOB=1:"$n" "$dir/fbank.JOB.log" bash "$dir/jobs" JOB || fail "filterbanks of data/$set failed; logs: $PWD/$dir"
+  one_job "$PWD/$dir/join.log" essence make-feats --kinds fbank --join "$n" "data/$set"
+  one_job "$PWD/$dir/cmvn.log" essence compute-cmvn "data/${set}_hires"
 }
 
 # shellcheck disable=SC2154  # fp is the caller's

@@ -7,6 +7,7 @@ arithmetic is in double precision: in single precision, as in Kaldi, quiet low b
 """
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from essence_kd.corpus.jobs import run_jobs
 from essence_kd.io.data_dir import MAX_OVERSHOOT, DataDir, write_table
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write
+from essence_kd.io.provenance import atomic_write, write_text
 from essence_kd.io.tables import MatrixWriter, read_matrices
 from essence_kd.io.wave import read_wav, speed_command
 
@@ -120,35 +121,81 @@ def make_feats(path: str | Path, kinds: Sequence[str] = KINDS, nj: int = 2,
     are too short for a frame are counted, listed on stderr and left out; more than 5 % of them raise a UserError.
     Returns utterances, too_short, frames and seconds.
     """
-    path = Path(path).absolute()
-    if not kinds or set(kinds) - set(KINDS):
-        raise UserError(f"there are no features '{','.join(set(kinds) - set(KINDS))}': choose from {','.join(KINDS)}")
-    data = DataDir.load(path)
-    places = {"mfcc": path, "fbank": hires_dir(path)}
-    for kind in kinds:
-        if places[kind] != path:
-            copy_data_dir(path, places[kind])
-        (places[kind] / "data").mkdir(exist_ok=True)
-        _remove_feats(places[kind], kind)
-    groups = _split(data, nj)
-    jobs = [
-        (
-            group,
-            data.wav_scp,
-            str(path / "wav.scp"),
-            {kind: str(places[kind] / "data" / f"raw_{kind}.{n}") for kind in kinds},
-            options,
-        )
-        for n, group in enumerate(groups, start=1)
-    ]
-    frames: dict[str, int] = {}
-    seconds: dict[str, float] = {}
+    path, places = _places(path, kinds)
+    jobs = _jobs(path, places, nj, options)
+    for kind, place in places.items():
+        if place != path:
+            copy_data_dir(path, place)
+        (place / "data").mkdir(exist_ok=True)
+        _remove_feats(place, kind)
     try:
         results = run_jobs(_extract, jobs, nj)
     except BaseException:
-        for kind in kinds:  # whole archives of some jobs, temporary files of others
-            _remove_feats(places[kind], kind)
+        for kind, place in places.items():  # whole archives of some jobs, temporary files of others
+            _remove_feats(place, kind)
         raise
+    return _gather(path, places, jobs, results)
+
+
+def make_feats_job(path: str | Path, kinds: Sequence[str], number: int, of: int,
+                   options: FeatureOptions = FeatureOptions()) -> None:
+    """The archives that job ``number`` of ``of`` has to write, for `join_feats`; there may be nothing to do for it.
+
+    The archives are those of `make_feats` with as many processes. A job that ended well has left a file of counts.
+    """
+    path, places = _places(path, kinds)
+    jobs = _jobs(path, places, of, options)
+    if number > len(jobs):
+        return
+    for place in places.values():
+        (place / "data").mkdir(parents=True, exist_ok=True)
+    counts = _counts_file(jobs[number - 1])
+    counts.unlink(missing_ok=True)
+    write_text(counts, json.dumps(_extract(*jobs[number - 1])))
+
+
+def join_feats(path: str | Path, kinds: Sequence[str], of: int, options: FeatureOptions = FeatureOptions()) -> dict[str, float]:
+    """What `make_feats` does beside the archives, when all of ``of`` jobs have ended. Raises UserError where one has not."""
+    path, places = _places(path, kinds)
+    jobs = _jobs(path, places, of, options)
+    for place in places.values():
+        if place != path:
+            copy_data_dir(path, place)
+    results = []
+    for number, job in enumerate(jobs, start=1):
+        try:
+            results.append(json.loads(_counts_file(job).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            raise UserError(f"{path}: features of job {number} of {of} are not there: it did not end well; run it again") from None
+    counts = _gather(path, places, jobs, results)
+    for job in jobs:
+        _counts_file(job).unlink()
+    return counts
+
+
+def _places(path: str | Path, kinds: Sequence[str]) -> tuple[Path, dict[str, Path]]:
+    path = Path(path).absolute()
+    if not kinds or set(kinds) - set(KINDS):
+        raise UserError(f"there are no features '{','.join(set(kinds) - set(KINDS))}': choose from {','.join(KINDS)}")
+    return path, {kind: path if kind == "mfcc" else hires_dir(path) for kind in kinds}
+
+
+def _jobs(path: Path, places: dict[str, Path], nj: int, options: FeatureOptions) -> list[tuple]:
+    """Arguments of `_extract`, at most nj times."""
+    data = DataDir.load(path)
+    return [(group, data.wav_scp, str(path / "wav.scp"),
+             {kind: str(place / "data" / f"raw_{kind}.{n}") for kind, place in places.items()}, options)
+            for n, group in enumerate(_split(data, nj), start=1)]
+
+
+def _counts_file(job: tuple) -> Path:
+    return Path(next(iter(job[3].values())) + ".json")
+
+
+def _gather(path: Path, places: dict[str, Path], jobs: Sequence[tuple], results) -> dict[str, float]:
+    """feats.scp, utt2num_frames and utt2dur of what the jobs wrote, each of which has returned (frames, seconds)."""
+    frames: dict[str, int] = {}
+    seconds: dict[str, float] = {}
     for job_frames, job_seconds in results:
         frames.update(job_frames)
         seconds.update(job_seconds)
@@ -159,7 +206,7 @@ def make_feats(path: str | Path, kinds: Sequence[str] = KINDS, nj: int = 2,
     if len(short) > 0.05 * len(frames):
         raise UserError(f"{path}: {len(short)} of {len(frames)} utterances are too short (the first is {short[0]}): "
                         "correct segments")
-    for kind in kinds:
+    for kind in places:
         lines: dict[str, str] = {}
         for job in jobs:
             with open(job[3][kind] + ".scp", encoding="utf-8") as stream:
