@@ -55,6 +55,8 @@ def test_cuts_know_frames_speaker_and_original_utterance(corpus):
     assert cuts[0].uniq == cuts[1].uniq == cuts[2].uniq == "u00"
     table = MatrixTable(str(corpus.data / "feats.scp"))
     np.testing.assert_array_equal(cuts[4].load_features(), table[cuts[4].id])
+    some = load_cuts(corpus.data / "feats.scp").take([4, 1])
+    assert len(some) == 2 and some[0].to_dict() == cuts[4].to_dict() and some[1].to_dict() == cuts[1].to_dict()
 
 
 def test_cuts_of_ranges_and_compressed_matrices(tmp_path, corpus):
@@ -62,9 +64,9 @@ def test_cuts_of_ranges_and_compressed_matrices(tmp_path, corpus):
     utt = next(iter(corpus.frames))
     place = dict(line.split() for line in (corpus.data / "feats.scp").read_text().splitlines())[utt]
     (tmp_path / "feats.scp").write_text(f"a {place}[3:9]\n")
-    cut = list(load_cuts(tmp_path / "feats.scp"))[0]
-    assert cut.features.num_frames == 7
-    np.testing.assert_array_equal(FeatureSource([cut], "none").load(0), table[utt][3:10])
+    source = FeatureSource(load_cuts(tmp_path / "feats.scp"), "none")
+    assert source.cuts[0].features.num_frames == 7
+    np.testing.assert_array_equal(source.load(0), table[utt][3:10])
     with kaldi_native_io.CompressedMatrixWriter(f"ark,scp:{tmp_path}/c.ark,{tmp_path}/c.scp") as writer:
         writer.write(utt, table[utt], kaldi_native_io.CompressionMethod.kSpeechFeature)
     source = FeatureSource(load_cuts(tmp_path / "c.scp"), "none")
@@ -265,13 +267,13 @@ def test_spec_augment_masks_whole_bands_and_stretches():
 
 
 def test_held_out_utterances_take_all_their_speeds_along(corpus):
-    cuts = list(load_cuts(corpus.data / "feats.scp"))
+    cuts = load_cuts(corpus.data / "feats.scp")
     train, held = split_heldout(cuts, 0.2)
     assert sorted(train + held) == list(range(len(cuts))) and len(held) == 3
     assert {cuts[i].uniq for i in held}.isdisjoint(cuts[i].uniq for i in train)
     assert split_heldout(cuts, 0.2) == (train, held) and split_heldout(cuts, 0) == (list(range(len(cuts))), [])
     with pytest.raises(UserError, match="u00 is the only one"):
-        split_heldout(cuts[:3], 0.2)
+        split_heldout(cuts.take([0, 1, 2]), 0.2)
 
 
 # ---- bad input
@@ -356,7 +358,7 @@ def test_feature_tables_that_do_not_work(tmp_path, corpus):
     ark = tmp_path / "n.ark"
     ark.write_bytes(ark.read_bytes()[:-20])
     refused(lambda: FeatureSource(load_cuts(tmp_path / "n.scp"), "none").load(0), "a", "cannot read", "n.ark")
-    refused(lambda: FeatureSource([], "global"), "data.cmn", "global")
+    refused(lambda: FeatureSource(load_cuts(corpus.data / "feats.scp"), "global"), "data.cmn", "global")
 
 
 def test_counts(tmp_path):

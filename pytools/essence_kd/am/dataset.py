@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,48 +32,84 @@ IGNORE = -100
 FRAME_SHIFT = 0.01  # seconds a feature frame
 
 
-def load_cuts(feats_scp):
-    """A lhotse CutSet with one cut an utterance of a feats.scp, in its order; the matrices stay on disk.
+class StoredCuts:
+    """The utterances of a feats.scp by position, each of them a lhotse cut that is made when it is asked for.
 
-    Reads only the archives' headers. ``utt2spk`` and ``utt2uniq`` beside the scp give a cut's speaker (its
-    supervision's) and ``cut.uniq``, the id of the utterance before speed perturbation; without them both are the id.
+    Kept are columns: ids, places of the matrices, frames (N,) int64, speakers, and uniq, the ids before speed
+    perturbation. They take a fifth of the memory of the cuts, which counts where every process holds those of
+    hundreds of hours.
+    """
+
+    def __init__(self, ids: List[str], places: List[str], frames: np.ndarray, feat_dim: int, speakers: List[str],
+                 uniq: List[str]) -> None:
+        self.ids, self.places, self.frames, self.feat_dim = ids, places, frames, feat_dim
+        self.speakers, self.uniq = speakers, uniq
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int):
+        """The MonoCut of utterance i; its speaker is its supervision's, ``cut.uniq`` the id before perturbation."""
+        from lhotse import MonoCut, SupervisionSegment
+        from lhotse.features.base import Features
+
+        utt, frames = self.ids[i], int(self.frames[i])
+        seconds = frames * FRAME_SHIFT
+        features = Features(type="kaldi", num_frames=frames, num_features=self.feat_dim, frame_shift=FRAME_SHIFT,
+                            sampling_rate=8000, start=0.0, duration=seconds, storage_type="kaldiio",
+                            storage_path=self.places[i], storage_key=utt, recording_id=utt, channels=0)
+        speaker = SupervisionSegment(id=utt, recording_id=utt, start=0.0, duration=seconds, speaker=self.speakers[i])
+        return MonoCut(id=utt, start=0.0, duration=seconds, channel=0, features=features, supervisions=[speaker],
+                       custom={"uniq": self.uniq[i]})
+
+    def take(self, positions: Sequence[int]) -> "StoredCuts":
+        """Some of the utterances, in the order of ``positions``."""
+        def of(column):
+            return [column[i] for i in positions]
+
+        return StoredCuts(of(self.ids), of(self.places), self.frames[np.asarray(positions, dtype=np.int64)],
+                          self.feat_dim, of(self.speakers), of(self.uniq))
+
+
+def load_cuts(feats_scp) -> StoredCuts:
+    """One cut an utterance of a feats.scp, in its order; the matrices stay on disk.
+
+    Reads only the archives' headers. ``utt2spk`` and ``utt2uniq`` beside the scp give speakers and the ids before
+    speed perturbation; without them both are the id.
 
     Raises:
         UserError: a missing or empty scp, a duplicate id, an archive that cannot be read, an empty matrix.
     """
     import kaldi_native_io
-    from lhotse import CutSet, MonoCut, SupervisionSegment
-    from lhotse.features.base import Features
 
     feats_scp = Path(feats_scp)
-    maps = (feats_scp.parent / "utt2spk", feats_scp.parent / "utt2uniq")
-    speakers, uniq = (read_map(path) if path.is_file() else {} for path in maps)
-    cuts, width = [], None
-    for utt, place in read_map(feats_scp).items():
+    places = read_map(feats_scp)
+    frames, width = np.zeros(len(places), dtype=np.int64), None
+    for i, (utt, place) in enumerate(places.items()):
         try:
             if place.endswith("]"):  # a range of a matrix; the header tells nothing of that
-                frames, bins = kaldi_native_io.FloatMatrix.read(place).numpy().shape
+                frames[i], bins = kaldi_native_io.FloatMatrix.read(place).numpy().shape
             else:
                 shape = kaldi_native_io.MatrixShape.read(place)
-                frames, bins = shape.num_rows, shape.num_cols
+                frames[i], bins = shape.num_rows, shape.num_cols
         except Exception:  # the reader raises a bare RuntimeError
             raise UserError(f"{feats_scp}: utterance {utt}: cannot read the features at {place}") from None
-        if frames == 0:
+        if frames[i] == 0:
             raise UserError(f"{feats_scp}: utterance {utt} has no frames")
         width = width or bins
         if bins != width:
             raise UserError(f"{feats_scp}: utterance {utt} has {bins} feature bins, the first has {width}")
-        seconds = frames * FRAME_SHIFT
-        features = Features(type="kaldi", num_frames=frames, num_features=width, frame_shift=FRAME_SHIFT,
-                            sampling_rate=8000, start=0.0, duration=seconds, storage_type="kaldiio",
-                            storage_path=place, storage_key=utt, recording_id=utt, channels=0)
-        speaker = SupervisionSegment(id=utt, recording_id=utt, start=0.0, duration=seconds,
-                                     speaker=speakers.get(utt, utt))
-        cuts.append(MonoCut(id=utt, start=0.0, duration=seconds, channel=0, features=features,
-                            supervisions=[speaker], custom={"uniq": uniq.get(utt, utt)}))
-    if not cuts:
+    if not places:
         raise UserError(f"{feats_scp}: no utterances")
-    return CutSet.from_cuts(cuts)
+    ids = list(places)
+    columns = [_column(feats_scp.parent / name, ids) for name in ("utt2spk", "utt2uniq")]
+    return StoredCuts(ids, list(places.values()), frames, width, *columns)
+
+
+def _column(path: Path, ids: List[str]) -> List[str]:
+    """What utt2spk or utt2uniq says of some utterances, the id where it says nothing; equal texts are one object."""
+    found = read_map(path) if path.is_file() else {}
+    return [sys.intern(found.get(utt, utt)) for utt in ids]
 
 
 class FeatureSource:
@@ -80,19 +117,16 @@ class FeatureSource:
 
     mixer = None  # what mixes noise into audio, in a source of audio
 
-    def __init__(self, cuts, cmn: str) -> None:
+    def __init__(self, cuts: StoredCuts, cmn: str) -> None:
         if cmn not in ("none", "utterance", "speaker"):
             raise UserError(f"data.cmn: '{cmn}' is none of none, utterance, speaker")
-        self.cuts = list(cuts)
-        self.cmn = cmn
-        self.ids = [cut.id for cut in self.cuts]
-        self.frames = np.array([cut.features.num_frames for cut in self.cuts], dtype=np.int64)
-        self.feat_dim = self.cuts[0].features.num_features if self.cuts else 0
+        self.cuts, self.cmn = cuts, cmn
+        self.ids, self.frames, self.feat_dim = cuts.ids, cuts.frames, cuts.feat_dim
         self._means: Dict[str, np.ndarray] = {}
         self._of_speaker: Dict[str, List[int]] = {}
         if cmn == "speaker":
-            for i, cut in enumerate(self.cuts):
-                self._of_speaker.setdefault(cut.supervisions[0].speaker, []).append(i)
+            for i, speaker in enumerate(cuts.speakers):
+                self._of_speaker.setdefault(speaker, []).append(i)
 
     def __len__(self) -> int:
         return len(self.cuts)
@@ -102,13 +136,12 @@ class FeatureSource:
 
         ``rng`` is for sources that compute features from audio and mix noise into it.
         """
-        cut = self.cuts[i]
         try:
-            feats = np.asarray(cut.load_features(), dtype=np.float32)
+            feats = np.asarray(self.cuts[i].load_features(), dtype=np.float32)
         except Exception:
-            raise UserError(f"utterance {cut.id}: cannot read the features at {cut.features.storage_path}") from None
+            raise UserError(f"utterance {self.ids[i]}: cannot read the features at {self.cuts.places[i]}") from None
         if not np.isfinite(feats).all():
-            raise UserError(f"utterance {cut.id}: NaN or infinite features at {cut.features.storage_path}")
+            raise UserError(f"utterance {self.ids[i]}: NaN or infinite features at {self.cuts.places[i]}")
         return feats
 
     def load(self, i: int, rng: Optional[np.random.Generator] = None) -> np.ndarray:
@@ -117,7 +150,7 @@ class FeatureSource:
         if self.cmn == "utterance":
             feats = feats - feats.mean(axis=0)
         elif self.cmn == "speaker":
-            feats = feats - self._speaker_mean(self.cuts[i].supervisions[0].speaker)
+            feats = feats - self._speaker_mean(self.cuts.speakers[i])
         return feats
 
     def padded(self, positions: Sequence[int]) -> np.ndarray:
@@ -256,7 +289,7 @@ class TrainingData:
         self.ids, self.frames, self.feat_dim = source.ids, source.frames, source.feat_dim
         self.processes, self.sharded = processes, hard is None
         self.row_start = np.concatenate([[0], np.cumsum(-(-self.frames // factor))]).astype(np.int64)
-        self.hard = None if hard is None else np.concatenate(hard).astype(np.int32)
+        self.hard = None if hard is None else np.concatenate(hard).astype(np.int32, copy=False)
         self.left = -(-left_context // factor)  # rows
         self.right = -(-right_context // factor)
         self.chunks = self._cut_chunks(max(1, chunk_frames // factor))
@@ -284,12 +317,12 @@ class TrainingData:
 
     def _cut_chunks(self, rows: int) -> np.ndarray:
         """(N, 3) int64: utterance, first row, last row + 1. An utterance makes equal parts of at most ``rows``."""
-        chunks = []
-        for utt, total in enumerate(np.diff(self.row_start)):
-            parts = -(-int(total) // rows)
-            bounds = np.arange(parts + 1) * int(total) // parts
-            chunks += [(utt, bounds[p], bounds[p + 1]) for p in range(parts)]
-        return np.array(chunks, dtype=np.int64).reshape(-1, 3)
+        total = np.diff(self.row_start)
+        parts = -(-total // rows)
+        utt = np.repeat(np.arange(len(total)), parts)
+        part = np.arange(len(utt)) - np.repeat(np.cumsum(parts) - parts, parts)
+        total, parts = total[utt], parts[utt]
+        return np.stack([utt, part * total // parts, (part + 1) * total // parts], axis=1)
 
     def features(self, utt: int, rng: Optional[np.random.Generator] = None) -> np.ndarray:
         """Features of an utterance by position, (T, F) float32, mean removed; ``rng`` draws noise where it is mixed."""
@@ -544,25 +577,25 @@ def spec_augment(lens: Sequence[int], frames: int, bins: int, settings, rng: np.
     return keep
 
 
-def split_heldout(cuts, share: float) -> Tuple[List[int], List[int]]:
+def split_heldout(cuts: StoredCuts, share: float) -> Tuple[List[int], List[int]]:
     """Positions of training cuts and of held-out cuts: ``share`` of the original utterances with all their speeds.
 
     The choice hashes the original id, so it is the same for every system and seed. At least one of each where
     share > 0.
     """
-    cuts = list(cuts)
-    groups = sorted({cut.uniq for cut in cuts}, key=lambda u: hashlib.sha256(u.encode()).digest())
+    groups = sorted(set(cuts.uniq), key=lambda u: hashlib.sha256(u.encode()).digest())
     if share <= 0:
         return list(range(len(cuts))), []
     if len(groups) < 2:
         raise UserError(f"utterance {groups[0]} is the only one: nothing can be held out (give --dev-data and "
                         "--dev-ali, or --set data.heldout=0)")
     held = set(groups[:min(len(groups) - 1, max(1, round(share * len(groups))))])
-    train = [i for i, cut in enumerate(cuts) if cut.uniq not in held]
-    return train, [i for i, cut in enumerate(cuts) if cut.uniq in held]
+    train = [i for i, uniq in enumerate(cuts.uniq) if uniq not in held]
+    return train, [i for i, uniq in enumerate(cuts.uniq) if uniq in held]
 
 
-def attach_alignments(cuts, ali_dir, num_pdfs: int, factor: int) -> Tuple[list, List[np.ndarray], int]:
+def attach_alignments(cuts: StoredCuts, ali_dir, num_pdfs: int,
+                      factor: int) -> Tuple[StoredCuts, List[np.ndarray], int]:
     """The cuts that have alignments, their pdf-ids at rows 0, factor, 2 factor, ..., and how many cuts have none.
 
     An utterance without alignment must be listed in ``failed.txt`` of the alignment directory.
@@ -576,27 +609,30 @@ def attach_alignments(cuts, ali_dir, num_pdfs: int, factor: int) -> Tuple[list, 
     table = IntVectorTable(str(scp))
     failed = Path(ali_dir) / "failed.txt"
     excused = {line.split()[0] for _, line in read_lines(failed)} if failed.is_file() else set()
-    kept, hard, without = [], [], 0
-    for cut in cuts:
-        if cut.id not in table:
-            if cut.id not in excused:
-                raise UserError(f"{scp}: no alignment of utterance {cut.id}, and {failed} does not list it as failed: "
+    kept, hard, used = [], [], 0
+    labels = np.empty(int((-(-cuts.frames // factor)).sum()), dtype=np.int32)  # of all: small arrays would cost more
+    for i, (utt, frames) in enumerate(zip(cuts.ids, cuts.frames)):
+        if utt not in table:
+            if utt not in excused:
+                raise UserError(f"{scp}: no alignment of utterance {utt}, and {failed} does not list it as failed: "
                                 "features and alignments are of different data")
-            without += 1
             continue
-        ali = np.asarray(table[cut.id])
-        if len(ali) != cut.features.num_frames:
-            raise UserError(f"{scp}: utterance {cut.id} has {len(ali)} aligned frames but "
-                            f"{cut.features.num_frames} feature frames ({cut.features.storage_path})")
+        ali = np.asarray(table[utt])
+        if len(ali) != frames:
+            raise UserError(f"{scp}: utterance {utt} has {len(ali)} aligned frames but {frames} feature frames "
+                            f"({cuts.places[i]})")
         if ali.min() < 0 or ali.max() >= num_pdfs:
             worst = ali.max() if ali.max() >= num_pdfs else ali.min()
-            raise UserError(f"{scp}: utterance {cut.id} has pdf-id {worst}, "
+            raise UserError(f"{scp}: utterance {utt} has pdf-id {worst}, "
                             f"but {Path(ali_dir) / 'num_pdfs'} says {num_pdfs}")
-        kept.append(cut)
-        hard.append(ali[::factor].astype(np.int32))
+        kept.append(i)
+        hard.append(labels[used:used + -(-len(ali) // factor)])
+        hard[-1][:] = ali[::factor]
+        used += len(hard[-1])
     if not kept:
         raise UserError(f"{scp}: no utterance of the data has an alignment")
-    return kept, hard, without
+    without = len(cuts) - len(kept)
+    return cuts.take(kept) if without else cuts, hard, without
 
 
 def read_count(path) -> int:

@@ -243,8 +243,8 @@ def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,
     sources = {model[1]["cmn"]: FeatureSource(cuts, model[1]["cmn"]) for model in models}
     some = next(iter(sources.values()))
     for teacher, (model, _) in zip(settings.teachers, models):
-        if some.cuts[0].features.num_features != model.feat_dim:
-            raise UserError(f"{settings.feats}: features have {some.cuts[0].features.num_features} bins, but the model "
+        if some.feat_dim != model.feat_dim:
+            raise UserError(f"{settings.feats}: features have {some.feat_dim} bins, but the model "
                             f"{teacher} takes {model.feat_dim}")
     factor = models[0][0].frame_subsampling_factor
     priors = [None if scale.log_prior is None else torch.as_tensor(scale.log_prior, dtype=torch.float32, device=device)

@@ -89,7 +89,7 @@ def write_shards(data_dir, ali_dir, out_dir, *, soft=None, soft_kind: str = "pos
             shutil.copyfile(ali_dir / name, out / name)
     write_text(out / "utterances", "".join(lines))
     fields.update(utterances=len(cuts), without_alignment=without, frames=frames, shard_size=shard_size,
-                  feat_dim=cuts[0].features.num_features, utterances_sha256=sha256_file(out / "utterances"), seed=seed)
+                  feat_dim=cuts.feat_dim, utterances_sha256=sha256_file(out / "utterances"), seed=seed)
     write_sidecar(out / INDEX, fields)
     return fields
 

@@ -231,8 +231,8 @@ class _Training:
         if dev_data is None:
             chosen, held = split_heldout(cuts, s.data.heldout)
             if held:
-                dev = FeatureSource([cuts[i] for i in held], s.data.cmn), [hard[i] for i in held]
-            cuts, hard = [cuts[i] for i in chosen], [hard[i] for i in chosen]
+                dev = FeatureSource(cuts.take(held), s.data.cmn), [hard[i] for i in held]
+            cuts, hard = cuts.take(chosen), [hard[i] for i in chosen]
         if s.data.features == "on-the-fly":
             from essence_kd.am.audio import audio_source
 
