@@ -23,7 +23,7 @@ from essence_kd.cli.main import main  # noqa: E402
 from essence_kd.io.errors import UserError  # noqa: E402
 from essence_kd.io.provenance import sha256_file, write_sidecar  # noqa: E402
 from essence_kd.io.settings import load_settings  # noqa: E402
-from essence_kd.io.tables import IntVectorWriter  # noqa: E402
+from essence_kd.io.tables import IntVectorWriter, MatrixWriter, read_matrices  # noqa: E402
 
 C = 12
 SMALL = ["model.hidden=24", "optim.epochs=3", "data.batch_frames=300", "optim.lr=0.01", "data.heldout=0.2",
@@ -296,6 +296,12 @@ def test_a_checkpoint_of_another_training_is_refused(corpus, tmp_path, monkeypat
             "soft targets", "none there")
     other = make_data(tmp_path / "other", utterances=9, num_pdfs=C)
     refused(lambda: train(settings(), other.data, other.ali, model), "utterances")
+    louder = tmp_path / "louder"
+    shutil.copytree(corpus.data, louder)
+    with MatrixWriter(f"ark,scp:{louder}/feats.ark,{louder}/feats.scp") as writer:
+        for utt, feats in read_matrices(f"scp:{corpus.data}/feats.scp"):
+            writer.write(utt, feats + 1)
+    refused(lambda: train(settings(), louder, corpus.ali, model), "features of three utterances")
     assert (model / "checkpoint.pt").read_bytes() == before
     settled = settings()
     settled.threads = 2  # what does not change the model does not stand in the way

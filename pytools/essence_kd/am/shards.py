@@ -121,9 +121,13 @@ class ShardSource:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def raw(self, i: int) -> np.ndarray:
+        """The stored features of utterance i, (T, F) float32."""
+        return self._item(i)["features"]
+
     def load(self, i: int) -> np.ndarray:
         """Features of utterance i, (T, F) float32, mean removed."""
-        feats = self._item(i)["features"]
+        feats = self.raw(i)
         return feats - feats.mean(axis=0) if self.cmn == "utterance" else feats
 
     def labels(self, i: int, factor: int) -> np.ndarray:
