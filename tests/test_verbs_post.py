@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, table
 
 from essence_kd.cli.main import main
-from essence_kd.distill.archives import in_turn
+from essence_kd.distill.archives import in_turn, read_dense_or_sparse
 from essence_kd.distill.essence import EssenceSettings, reference_select, select
 from essence_kd.distill.mix import mix_frames
 from essence_kd.io import tables
@@ -186,6 +186,21 @@ def test_a_matrix_in_text_form_is_a_matrix(probs, tmp_path, capsys):
     assert run(capsys, "prune-post", "--top-k", "3", f"ark:{tmp_path}/full.txt", f"ark:{tmp_path}/p.ark")[0] == 0
     got = dict(read_posteriors(f"ark:{tmp_path}/p.ark"))
     np.testing.assert_array_equal(got["utt1"].ids, select(probs["utt1"], EssenceSettings(top_k=3)).ids)
+
+
+def test_matrices_and_posteriors_in_text_are_told_apart(tmp_path):
+    """As Kaldi writes both: a matrix begins with a second blank, and an empty one is all in one line."""
+    with MatrixWriter(f"ark,t:{tmp_path}/m.txt") as writer:
+        writer.write("none", np.zeros((0, 0)))
+        writer.write("some", np.array([[0.25, 0.75]]))
+    text = (tmp_path / "m.txt").read_text()
+    assert text.startswith("none  [ ]\nsome  [\n")
+    (tmp_path / "both.txt").write_text(text + "begun [ 0.5 0.5\n0 1 ]\nempty [ ] \nnothing \npost [ 3 0.5 2 0.5 ] [ ] \n")
+    got = dict(read_dense_or_sparse(f"ark:{tmp_path}/both.txt"))
+    assert {utt: value.shape for utt, value in got.items() if isinstance(value, np.ndarray)} == {
+        "none": (0, 0), "some": (1, 2), "begun": (2, 2)}
+    assert {utt: value.counts().tolist() for utt, value in got.items() if isinstance(value, Posterior)} == {
+        "empty": [0], "nothing": [], "post": [2, 0]}
 
 
 def test_the_sources_sidecar_is_carried_on_and_obeyed(probs, tmp_path, capsys):

@@ -29,10 +29,13 @@ def _is_sparse(source: Source) -> bool:
     head = source.peek(6).tobytes()
     if head[:2] == b"\0B":
         return head == compact.MAGIC or head[2:3] == b"\4"
-    size = 256  # text: a matrix opens its bracket at the end of a line, a posterior does not
+    size = 256  # text: a matrix goes on in the next line, and an empty one has a second blank in front, as in Kaldi
     while b"\n" not in source.peek(size).tobytes() and len(source.peek(size)) == size:
         size *= 4
-    return source.peek(size).tobytes().partition(b"\n")[0].strip() != b"["
+    line = source.peek(size).tobytes().partition(b"\n")[0]
+    if line.split() == [b"[", b"]"]:
+        return not line[:1].isspace()
+    return line.strip()[:1] != b"[" or line.strip()[-1:] == b"]"
 
 
 def _cut_either(value: Union[np.ndarray, StoredMatrix, Posterior], span: str) -> Union[np.ndarray, Posterior]:

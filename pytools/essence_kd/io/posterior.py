@@ -381,7 +381,7 @@ def _read_text(source: Any) -> Posterior:
     line = source.readline()
     if not line.endswith(b"\n"):
         raise Truncated(f"{source.name}: ends in the middle")
-    tokens = np.array(line.split(), dtype=np.bytes_)
+    tokens = np.array(line.replace(b"]", b" ] ").split(), dtype=np.bytes_)  # Kaldi reads "0.5][ 3", too
     opens, closes = np.flatnonzero(tokens == b"["), np.flatnonzero(tokens == b"]")
     good = len(opens) == len(closes) and len(opens) > 0
     if good:
