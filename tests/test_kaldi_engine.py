@@ -142,6 +142,34 @@ def test_features_by_jobs(tmp_path, shell):
     assert done.returncode == 1 and "2.wav" in done.stdout + done.stderr
 
 
+def test_features_leave_the_data_as_stage_0_made_it(tmp_path, shell):
+    """Kaldi drops segments under 0.1 s: they have no MFCC, a test set keeps them, and the next run has nothing to do."""
+    work, exp, train = tmp_path / "data", tmp_path / "exp", tmp_path / "data" / "train"
+    (work / "dict").mkdir(parents=True)
+    train.mkdir()
+    (work / "dict" / "lexicon.txt").write_text("".join(f"{w} {p}\n" for w, p in WORDS.items()))
+    samples = np.random.default_rng(4).integers(-2000, 2000, 8000 * 12).astype(np.int16)
+    write_wav(tmp_path / "a.wav", samples, 8000)
+    utts = {f"s{i // 12}-u{i:02d}": (i / 2, i / 2 + (0.05 if i == 5 else 0.5)) for i in range(24)}
+    files = {"wav.scp": f"a {tmp_path}/a.wav\n", "text": "".join(f"{utt} {next(iter(WORDS))}\n" for utt in utts),
+             "segments": "".join(f"{utt} a {start} {end}\n" for utt, (start, end) in utts.items()),
+             "utt2spk": "".join(f"{utt} {utt[:2]}\n" for utt in utts),
+             "spk2utt": "".join(f"{s} {' '.join(utt for utt in utts if utt[:2] == s)}\n" for s in ("s0", "s1"))}
+    for file, text in files.items():
+        (train / file).write_text(text)
+    (work / ".done").write_text("made\n")
+    for script, told in (("make_feats", "no features of 1 of 24"), ("perturb_speed", "no features of 3 of 72")):
+        command = [f"local/kaldi/{script}.sh", "--nj", "1", work, exp, "train"]
+        done = shell(*command)
+        assert done.returncode == 0 and told in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+        assert files == {file: (train / file).read_text() for file in files}
+        done = shell(*command)
+        assert done.returncode == 0 and "up to date" in done.stdout, done.stdout
+    count = {name: len((work / name / "feats.scp").read_text().splitlines())
+             for name in ("train", "train_hires", "train_sp", "train_sp_hires")}
+    assert count == {"train": 23, "train_hires": 24, "train_sp": 69, "train_sp_hires": 69}
+
+
 @pytest.mark.parametrize("shift", [10, 30])
 def test_kaldis_decoder_and_ours_find_the_same_words(kaldi, tmp_path, shift):
     pdfs = int((kaldi / "exp" / "our_ali" / "num_pdfs").read_text())

@@ -17,9 +17,14 @@ if is_done "$data/${set}_sp" "$fp" && is_done "$data/${set}_sp_hires" "$fp"; the
   exit 0
 fi
 enter_room "$data" "$exp"
-rm -rf data/"${set}"_sp{,_hires} data/"${set}"_sp_speed*
-utils/data/perturb_data_dir_speed_3way.sh "data/$set" "data/${set}_sp"
-kaldi_feats "${set}_sp"
+rm -rf data/"${set}"_sp{,_hires,_source} data/"${set}"_sp_speed*
+mkdir "data/${set}_sp_source"  # Kaldi's script repairs what it is given, and data/SET belongs to stage 0
+for f in wav.scp segments reco2file_and_channel text utt2spk spk2utt spk2gender; do
+  if [ -f "data/$set/$f" ]; then cp "data/$set/$f" "data/${set}_sp_source"; fi
+done
+utils/data/perturb_data_dir_speed_3way.sh "data/${set}_sp_source" "data/${set}_sp"
+rm -r "data/${set}_sp_source"
+kaldi_feats "${set}_sp" true
 in=$(wc -l <"data/$set/utt2spk") out=$(wc -l <"data/${set}_sp_hires/feats.scp")
 [ $((100 * out)) -ge $((95 * 3 * in)) ] ||
   fail "$in utterances went in and $out came out (expected three times as many)"

@@ -25,9 +25,10 @@ jobs_for() { # DATA NJ: Kaldi splits by speaker, so there are no more jobs than 
   if [ "$2" -lt "$speakers" ]; then echo "$2"; else echo "$speakers"; fi
 }
 
-# MFCC and CMVN by Kaldi's programs; log-mel filterbanks for the networks (SET_hires) by this project's.
+# MFCC and CMVN by Kaldi's programs; log-mel filterbanks for the networks (SET_hires) by this project's. Utterances that Kaldi
+# makes no features of (segments under 0.1 s) stay in text and utt2spk, which are stage 0's; in a set of our own they go.
 # shellcheck disable=SC2154  # data, nj and cmd are the caller's
-kaldi_feats() { # SET: a directory of data/
+kaldi_feats() { # SET [OWN]: a directory of data/; OWN: true for a set that is no stage 0's
   local set=$1 n in out
   n=$(jobs_for "data/$set" "$nj")
   in=$(wc -l <"data/$set/utt2spk")
@@ -36,9 +37,12 @@ kaldi_feats() { # SET: a directory of data/
     "data/$set" "exp/make_mfcc/$set" "$data/$set/data"
   steps/compute_cmvn_stats.sh "data/$set" "exp/make_mfcc/$set" "$data/$set/data"
   out=$(wc -l <"data/$set/feats.scp")
-  [ "$out" -eq "$in" ] || utils/fix_data_dir.sh "data/$set"
   [ $((100 * out)) -ge $((95 * in)) ] ||
     fail "data/$set: $in utterances went in and $out came out; logs: $PWD/exp/make_mfcc/$set"
+  if [ "$out" -ne "$in" ]; then
+    echo "$0: data/$set: Kaldi made no features of $((in - out)) of $in utterances; logs: $PWD/exp/make_mfcc/$set"
+    [ "${2:-false}" = false ] || utils/fix_data_dir.sh "data/$set"
+  fi
   n=$nj
   local dir=exp/make_fbank/$set j
   rm -rf "$dir" "data/${set}_hires"
