@@ -176,7 +176,9 @@ def test_the_files_of_a_decoded_set(corpus, tmp_path, capsys):
     assert report["audio_seconds"] == pytest.approx(rows * 0.03, abs=1e-3)
     assert report["rtf"] > 0 and report["no_path"] == report["empty_audio"] == 0
     assert report["num_words"] == sum(map(len, hyp.values())) and report["tree_hash"] == "f00d"
-    assert f"{tmp_path}: 40 utterances" in capsys.readouterr().err
+    assert report["lattice_states_per_frame"] is None  # best paths alone
+    told = capsys.readouterr().err
+    assert f"{tmp_path}: 40 utterances" in told and "lattices" not in told
 
 
 def test_word_times_are_those_of_the_true_path(corpus, tmp_path):
@@ -523,7 +525,8 @@ def test_k2_lattices_and_report(corpus, k2_decoded):
     assert [block.split("\n")[0] for block in blocks if block] == list(corpus.scores)
     report = json.loads((folder / "all" / "decode.json").read_text())
     assert report["decoder"] == "k2" and report["lattice_states_per_frame"] > 1 and report["rtf"] > 0
-    assert "with k2" in errors
+    assert (f"with k2, lattices of {report['lattice_states_per_frame']} states and {report['lattice_arcs_per_frame']} arcs "
+            "a frame") in errors
 
 
 def test_k2_counts_empty_audio(k2_decoded):
