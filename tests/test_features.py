@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from essence_kd.cli.main import main
@@ -68,6 +68,7 @@ def test_digital_silence_is_floored_as_in_kaldi():
         assert np.abs(FeatureExtractor()(samples)[kind] - kaldis(samples, kind)).max() < 1e-4
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3000))
 def test_frames_are_those_that_fit(count):
     frames = num_frames(count)
@@ -218,6 +219,10 @@ def test_speed_perturbation(data, tmp_path):
     assert frames["sp1.1-bob-call1-A-1"] < frames["bob-call1-A-1"] < frames["sp0.9-bob-call1-A-1"]
     with pytest.raises(UserError, match="directory of their own"):
         perturb_speed(data, data)
+    lines = (data / "segments").read_text().splitlines(keepends=True)
+    (data / "segments").write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match=f"segments: lacks {lines[-1].split()[0]}, which utt2spk has"):
+        perturb_speed(data, tmp_path / "less")
 
 
 def kaldi_utils():

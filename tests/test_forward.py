@@ -156,6 +156,10 @@ def test_models_and_data_that_do_not_fit(corpus, models, tmp_path, capsys):
                  if key != "model" or not line.startswith("  ")]
         assert f"model.yaml: {key} is " in broken(f"{key}_", lambda d: (d / "model.yaml").write_text("\n".join(lines)))
 
+    (tmp_path / "half" / "model.yaml").write_text("")
+    assert run(tmp_path / "half", corpus.data, "ark:/dev/null") == 1
+    assert "half/model.yaml: missing key 'num_pdfs'" in capsys.readouterr().err
+
     for name, message in (("gpu", "--device gpu: no such device"), ("cuda:99", "--device cuda:99: there is no such GPU")):
         with pytest.raises(UserError, match=message):
             next(iter_logits(models / "tdnn", corpus.data / "feats.scp", device=name))

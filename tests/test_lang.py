@@ -195,6 +195,12 @@ def test_load_refuses_what_does_not_fit(lang):
     (lang.path / "topo").write_text(L.format_topology([([1, 2], L.linear_topology(3))]))
     with pytest.raises(UserError, match="no topology"):
         L.load_lang(lang.path)
+    for damaged, said in ((b"\xab\xff", "topo: line 1 .* is not UTF-8"), (None, "topo: no such file; make the lang")):
+        (lang.path / "topo").unlink()
+        if damaged:
+            (lang.path / "topo").write_bytes(damaged)
+        with pytest.raises(UserError, match=said):
+            L.load_lang(lang.path)
     (lang.path / "words.txt").write_text("a 0\n")
     with pytest.raises(UserError, match="id 0 must be <eps>"):
         L.load_lang(lang.path)
@@ -293,3 +299,19 @@ def test_truncated_fst_is_refused(tmp_path, keep):
         F.read_fst(tmp_path / "a.fst")
     with pytest.raises(UserError, match="b.fst"):
         F.read_fst(tmp_path / "b.fst")
+
+
+def test_a_damaged_fst_is_an_error_or_an_fst(tmp_path):
+    F.write_fst(tmp_path / "a.fst", random_fst(np.random.default_rng(1), states=6, arcs=9))
+    whole = (tmp_path / "a.fst").read_bytes()
+    rng, refused = np.random.default_rng(2), 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= int(rng.integers(1, 256))
+        (tmp_path / "a.fst").write_bytes(damaged)
+        try:
+            fst = F.read_fst(tmp_path / "a.fst")
+            assert len(fst.src) == len(fst.dst) == len(fst.weight) <= 9
+        except UserError:
+            refused += 1
+    assert refused > 40

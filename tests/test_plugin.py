@@ -255,6 +255,12 @@ def test_parts_that_do_not_fit(tmp_path):
     scps = parts(tmp_path / "b")
     with pytest.raises(UserError, match="u1 is in .*, too"):
         join([scps[0], scps[0]], tmp_path / "out")
+    (tmp_path / "ali.json").write_text('{"num_pdfs": 3}')
+    with pytest.raises(UserError, match="ali.json: says nothing of tree_hash"):
+        join(scps, tmp_path / "out", ali_dir=str(tmp_path))
+    (tmp_path / "b" / "2" / "essence.json").write_text('{"num_pdfs": 3, "num_frames": null, "num_utts": 1, "num_entries": 4}')
+    with pytest.raises(UserError, match="2/essence.json: says nothing of num_frames; run the job"):
+        join(scps, tmp_path / "out")
     (tmp_path / "b" / "2" / "essence.json").unlink()
     with pytest.raises(UserError, match="its sidecar is missing"):
         join(scps, tmp_path / "out")

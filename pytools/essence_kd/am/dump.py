@@ -141,7 +141,7 @@ def describe_teachers(settings: DumpSettings) -> Dict[str, Any]:
             name = os.path.join(teacher, "model.yaml")
             model = read_model_yaml(teacher)
             fields = {k: model.get(k) for k in ("num_pdfs", "tree_hash") if model.get(k) is not None}
-            fields["frame_shift_ms"] = 10 * model.get("frame_subsampling_factor", 1)
+            fields["frame_shift_ms"] = 10 * model["frame_subsampling_factor"]
             file = "final.mdl" if is_nnet3(teacher) else "final.pt"
             models.append({"name": str(teacher), "sha256": sha256_file(os.path.join(teacher, file))})
         for key, value in fields.items():

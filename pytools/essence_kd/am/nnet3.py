@@ -13,8 +13,8 @@ from typing import Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
+from essence_kd.am.models import read_model_yaml
 from essence_kd.io.errors import UserError
-from essence_kd.io.settings import read_yaml
 from essence_kd.io.tables import read_matrices, read_scp
 
 
@@ -35,7 +35,7 @@ def logits_rspecifier(model_dir, feats_scp, listed=None) -> str:
     for file in (model_dir / "cmvn_opts", feats_scp.parent / "cmvn.scp", feats_scp.parent / "utt2spk"):
         if not file.is_file():
             raise UserError(f"{file}: missing; the network {model_dir} takes features with their means removed")
-    settings = read_yaml(model_dir / "model.yaml")
+    settings = read_model_yaml(model_dir)
     options = shlex.split((settings.get("model") or {}).get("compute") or "")
     cmvn = (model_dir / "cmvn_opts").read_text(encoding="utf-8").split()
     raw = f"nnet3-am-copy --raw=true {shlex.quote(str(model_dir / 'final.mdl'))} - |"

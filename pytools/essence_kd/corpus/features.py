@@ -17,7 +17,7 @@ from typing import Iterable, Sequence
 import numpy as np
 
 from essence_kd.corpus.jobs import run_jobs
-from essence_kd.io.data_dir import MAX_OVERSHOOT, DataDir, write_table
+from essence_kd.io.data_dir import MAX_OVERSHOOT, DataDir, same_ids, write_table
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write, write_text
 from essence_kd.io.tables import MatrixWriter, read_matrices
@@ -332,6 +332,8 @@ def perturb_speed(source: str | Path, target: str | Path, factors: Iterable[str]
     Returns utterances and speakers.
     """
     data = DataDir.load(source)
+    if data.segments is not None:
+        same_ids(data.path / "utt2spk", data.utt2spk, data.path / "segments", data.segments)
     if Path(source).absolute() == Path(target).absolute():
         raise UserError(f"{target}: the perturbed data need a directory of their own")
     out = DataDir(Path(target), {}, {}, {}, None if data.segments is None else {}, {"utt2uniq": {}})

@@ -32,6 +32,9 @@ def join(scps: Sequence[str], out: str | Path, *, ali_dir: Optional[str] = None,
         mine = sidecar_of(f"scp:{scp}")
         if not mine:
             raise UserError(f"{scp}: its sidecar is missing: the job that writes it did not end well; run it again")
+        for key in SUMMED:
+            if mine.get(key) is None:
+                raise UserError(f"{sidecar_path(f'scp:{scp}')}: says nothing of {key}; run the job that writes {scp} again")
         if fields:
             check_match(sidecar_path(f"scp:{scps[0]}"), fields, sidecar_path(f"scp:{scp}"), mine,
                         [key for key in mine if key not in OWN])
@@ -53,6 +56,9 @@ def join(scps: Sequence[str], out: str | Path, *, ali_dir: Optional[str] = None,
     if ali_dir is not None:
         ali = Path(ali_dir) / "ali.json"
         known = read_sidecar(ali)
+        for key in ("num_pdfs", "tree_hash"):
+            if known.get(key) is None:
+                raise UserError(f"{ali}: says nothing of {key}; align again")
         told = {key: value for key, value in fields.items() if value is not None}
         check_match(sidecar_path(f"scp:{scps[0]}"), told, ali, known, ["num_pdfs", "tree_hash"])
         fields.update(num_pdfs=known["num_pdfs"], tree_hash=known["tree_hash"])

@@ -125,7 +125,7 @@ def read_fst(path: str | Path) -> Fst:
         raise UserError(f"{path}: {error.strerror}: this transducer cannot be read") from None
     try:
         return _parse_fst(data)
-    except (struct.error, ValueError, UnicodeDecodeError) as error:
+    except (struct.error, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not a whole OpenFst file ({error}); make it again") from None
 
 
@@ -169,6 +169,8 @@ def _parse_fst(data: bytes) -> Fst:
     src = np.repeat(np.arange(states, dtype=np.int32), counts.astype(np.int64))
     if len(src) != arcs:
         raise ValueError("its counts disagree")
+    if not -1 <= start < states or arcs and cells[:, 3].max() >= states:
+        raise ValueError("an arc leads to a state that is not there")
     column = [np.ascontiguousarray(cells[:, i]) for i in range(4)]
     return Fst(src, column[3].view("<i4"), column[0].view("<i4"), column[1].view("<i4"), column[2].view("<f4"),
                np.ascontiguousarray(final).view("<f4"), int(start))

@@ -455,7 +455,8 @@ def load_lang(path: str | Path) -> Lang:
     phones, words = read_symbols(path / "phones.txt"), read_symbols(path / "words.txt")
     flat = {name: [row[0] for row in _read_ints(path / "phones" / f"{name}.int")]
             for name in ("silence", "nonsilence", "optional_silence", "disambig")}
-    topo = parse_topology((path / "topo").read_text() if (path / "topo").exists() else "", str(path / "topo"))
+    topo = parse_topology("\n".join(line for _, line in read_lines(path / "topo", "make the lang directory again")),
+                          str(path / "topo"))
     lacking = [p for p in flat["silence"] + flat["nonsilence"] if p not in topo or not 0 < p < len(phones)]
     if lacking:
         raise UserError(f"{path / 'topo'}: phone-id {lacking[0]} has no topology or no symbol; "

@@ -146,7 +146,8 @@ def _first(keys: Iterable[str]) -> str:
     return keys[0] + (f" (and {len(keys) - 1} more)" if len(keys) > 1 else "")
 
 
-def _same_ids(a: Path, in_a: Iterable[str], b: Path, in_b: Iterable[str]) -> None:
+def same_ids(a: Path, in_a: Iterable[str], b: Path, in_b: Iterable[str]) -> None:
+    """UserError where one of two files lacks an id that the other one has."""
     for file, other, missing in ((a, b, set(in_b) - set(in_a)), (b, a, set(in_a) - set(in_b))):
         if missing:
             raise UserError(
@@ -174,11 +175,11 @@ def validate_data_dir(
     path = Path(path)
     data = DataDir.load(path)
     utts = data.utterances()
-    _same_ids(path / "utt2spk", data.utt2spk, path / ("segments" if data.segments is not None else "wav.scp"), utts)
+    same_ids(path / "utt2spk", data.utt2spk, path / ("segments" if data.segments is not None else "wav.scp"), utts)
     if need_text and not data.text:
         raise UserError(f"{path}/text: no such file: write one line 'UTTERANCE WORD WORD ...' an utterance")
     if data.text:
-        _same_ids(path / "text", data.text, path / "utt2spk", data.utt2spk)
+        same_ids(path / "text", data.text, path / "utt2spk", data.utt2spk)
     _check_speakers(path, data)
     unknown = {reco for reco, _, _ in utts.values()} - set(data.wav_scp)
     if unknown:
@@ -208,10 +209,10 @@ def _check_speakers(path: Path, data: DataDir) -> None:
                 utt = next((u for u in utts if u not in given.get(spk, [])), (given.get(spk) or utts)[0])
                 raise UserError(f"{path}/spk2utt: speaker {spk} disagrees with utt2spk (utterance {utt}): "
                                 "make it again from utt2spk with utils/utt2spk_to_spk2utt.pl")
-        _same_ids(path / "spk2utt", given, path / "utt2spk", data.utt2spk.values())
+        same_ids(path / "spk2utt", given, path / "utt2spk", data.utt2spk.values())
     uniq = data.extra.get("utt2uniq")
     if uniq is not None:
-        _same_ids(path / "utt2uniq", uniq, path / "utt2spk", data.utt2spk)
+        same_ids(path / "utt2uniq", uniq, path / "utt2spk", data.utt2spk)
 
 
 def _check_audio(path: Path, data: DataDir, sample_rate: int, run_pipes: bool, max_overshoot: float) -> float:

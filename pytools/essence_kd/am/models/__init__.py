@@ -6,13 +6,17 @@ from pathlib import Path
 from essence_kd.io.errors import UserError
 from essence_kd.io.settings import read_yaml
 
+_NEEDED = ("num_pdfs", "frame_subsampling_factor")
 _KINDS = {"arch": str, "num_pdfs": int, "feat_dim": int, "frame_subsampling_factor": int, "cmn": str, "model": dict}
 
 
 def read_model_yaml(model_dir) -> dict:
-    """The contents of a model directory's model.yaml; UserError where it is missing, or a value has the wrong type."""
+    """The contents of a model directory's model.yaml; UserError where it or what it must tell is missing or wrong."""
     path = Path(model_dir) / "model.yaml"
     settings = read_yaml(path)
+    for key in _NEEDED:
+        if key not in settings:
+            raise UserError(f"{path}: missing key '{key}': this is not what training wrote; train again")
     for key, kind in _KINDS.items():
         if key in settings and not isinstance(settings[key], kind):
             raise UserError(f"{path}: {key} is {settings[key]!r}: this is not what training wrote; train again")
