@@ -167,6 +167,20 @@ def test_archives_must_be_in_the_same_order(two, tmp_path):
         dump(settings)
 
 
+@pytest.mark.parametrize("options", [{}, {"keep": 0}, {"keep": 2, "full": "full"}, {"essence": EssenceSettings(top_k=3)},
+                                     {"essence": EssenceSettings(select="agree", top_k=3, agree=1)}])
+def test_utterances_without_frames_alone(options, tmp_path):
+    """Nothing tells the number of pdfs; the archive and its sidecar are whole all the same."""
+    teacher = table(MatrixWriter, tmp_path / "t", {"a": np.zeros((0, 0)), "b": np.zeros((0, 0))})
+    if "full" in options:
+        options = {**options, "full": f"ark:{tmp_path}/full.ark"}
+    assert dump(DumpSettings(teachers=[teacher, teacher], output=f"ark:{tmp_path}/o.ark", **options)).num_frames == 0
+    read = read_matrices if options.get("keep") == 0 else read_posteriors
+    assert [utt for utt, _ in read(f"ark:{tmp_path}/o.ark")] == ["a", "b"]
+    sidecar = tmp_path / "o.json"
+    assert json.loads(sidecar.read_text())["num_utts"] == 2
+
+
 def test_other_mistakes(two, tmp_path, capsys):
     _, tables = two
     out = f"ark:{tmp_path}/o.ark"
@@ -184,6 +198,8 @@ def test_other_mistakes(two, tmp_path, capsys):
             (["--top-k", "5", *tables], "--top-k selects essence targets: say --fuse"),
             (["--fuse", "--select", "agree", "--agree", "3", *tables], "agree is 3, but there are 2 teachers"),
             (["--fuse", "--top-k", "0", *tables], "--top-k must be 1 or more, not 0"),
+            (["--frame-shift-ms", "-10", *tables], "--frame-shift-ms -10: must be more than 0"),
+            (["--prior-scale", "nan", *tables], "--prior-scale nan: must be a number"),
             (["--priors", f"{tmp_path}/none.txt", *tables], "none.txt: no such file"),
             (["--priors", f"{tmp_path}/words.txt", *tables], "not a number a line"),
             (["--priors", f"{tmp_path}/priors.txt", *tables], "2 priors for 60 pdfs"),

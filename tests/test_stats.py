@@ -106,6 +106,10 @@ def test_disagreement_of_teachers(data, tmp_path):
     short = table(MatrixWriter, tmp_path / "short", {u: x for u, x in others.items() if u != "u2"})
     with pytest.raises(UserError, match="utterance u2: .*short.scp has nothing"):
         collect(full, teachers=[short])
+    more = table(MatrixWriter, tmp_path / "more", {**others, "u9": others["u2"]})
+    with pytest.raises(UserError, match="more.scp: has utterance u9 after .* has ended"):
+        collect(full, teachers=[more])
+    collect(full, teachers=[more], max_frames=1)  # whoever stops early does not ask for the rest
 
 
 def test_sizes_are_those_of_the_files(tmp_path):

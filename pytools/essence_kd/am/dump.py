@@ -8,6 +8,7 @@ combination and selection happen there, and only the kept entries cross to the h
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -70,6 +71,10 @@ def dump(settings: DumpSettings) -> Tally:
             raise UserError(f"--{name}: {len(given)} values for {len(settings.teachers)} teachers")
     if settings.job is not None and any(map(is_table, settings.teachers)):
         raise UserError("--job: shares out the utterances of --feats among jobs that run models; a table is read as a whole")
+    if settings.frame_shift_ms is not None and not 0 < settings.frame_shift_ms < math.inf:
+        raise UserError(f"--frame-shift-ms {settings.frame_shift_ms:g}: must be more than 0")
+    if not math.isfinite(settings.prior_scale):
+        raise UserError(f"--prior-scale {settings.prior_scale}: must be a number")
     described = describe_teachers(settings)
     ensemble = _ensemble(settings, described)
     outputs = [_Output(settings.full, "dense", settings, ensemble, described)] if settings.full else []
@@ -365,7 +370,7 @@ class _Output:
         fields = {**self.described, "kind": self.kind, "form": form, **(describe(self.rule) if self.rule else {}),
                   **tally.fields(), **self.fields}
         if self.rule is None:
-            fields.update(selection="all", mean_mass=1.0, num_entries=tally.num_frames * fields["num_pdfs"])
+            fields.update(selection="all", mean_mass=1.0, num_entries=tally.num_frames * (fields["num_pdfs"] or 0))
         write_sidecar(self.sidecar, fields)
 
 
