@@ -83,6 +83,7 @@ esac
 [ "$ablation" = false ] || [ "$fuse" = false ] ||
   usage "--ablation prunes the wide archive, which --fuse true does not leave"
 [ -f "$grid" ] || usage "no grid '$grid'"
+[ -z "$fsdd_dir" ] || [ -d "$fsdd_dir" ] || usage "no folder '$fsdd_dir' for --fsdd-dir"
 
 asked_teachers=$teachers asked_student=$student asked_rescore_lm_order=$rescore_lm_order
 clips=0
@@ -194,7 +195,7 @@ stage_0() {
   fi
   fp=$(fingerprint "data ${args[*]} $given") || return 1
   if is_done "$data" "$fp"; then echo "$0: $data is up to date"; return 0; fi
-  rm -rf "${data:?}"/{*,.done}
+  find "$data" -mindepth 1 -maxdepth 1 ! -name download -exec rm -rf {} + || return 1  # what was fetched is not fetched again
   "recipes/$corpus/prepare_data.sh" "${args[@]}" --nj "$here" "$data" || return 1
   for set in $sets; do outputs+=("$set/wav.scp" "$set/text" "$set/utt2spk"); done
   mark_done "$data" "$fp" "${outputs[@]}"

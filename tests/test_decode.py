@@ -865,6 +865,8 @@ def test_k2_that_is_missing_or_broken(corpus, tmp_path):
     broken = {"WORK_DIR": str(plain.parent), "ESSENCE_K2_PYTHON": ""}
     without = run_k2(broken, *bare, tmp_path / "a")
     assert without.returncode == 1 and "has no usable k2" in without.stderr and "local/setup_env.sh" in without.stderr
+    named = run_k2({"ESSENCE_K2_PYTHON": str(plain / "bin" / "python")}, *bare, tmp_path / "a")  # as path.sh does
+    assert named.returncode == 1 and f"rm -r {plain}; local/setup_env.sh" in named.stderr
     assert not (tmp_path / "a").exists()
     fallen_back = run_k2(broken, "--decoder", "auto", *bare, tmp_path / "b")
     assert fallen_back.returncode == 0 and "kaldi-decoder decodes instead" in fallen_back.stderr

@@ -223,6 +223,15 @@ def test_no_network_is_said_in_one_line(shell, tmp_path):
     assert not list((tmp_path / "data" / "download").iterdir())
 
 
+def test_what_was_cloned_is_not_cloned_again(shell, tmp_path):
+    make_takes(tmp_path / "data" / "fsdd_tiny" / "download" / "free-spoken-digit-dataset" / "recordings", ["ann", "bob", "eve"])
+    for speaker in ("ann", "bob"):
+        run = shell("./run.sh", "--work-dir", tmp_path, "--corpus", "fsdd", "--size", "tiny", "--stop-stage", "0",
+                    "--heldout-speakers", speaker, env={"GIT_ALLOW_PROTOCOL": "file"})
+        assert run.returncode == 0, run.stderr
+        assert set(DataDir.load(tmp_path / "data" / "fsdd_tiny" / "eval_che").utt2spk.values()) == {speaker}
+
+
 def test_sizes_have_all_sets():
     assert all(set(size.words) == {"dev", "eval_swbd", "eval_che"} for size in SIZES.values())
     assert set(fsdd.CONDITIONS) == {"train", "dev", "eval_swbd", "eval_che"}

@@ -208,6 +208,7 @@ def test_every_script_has_help_and_refuses_nonsense(shell, path):
     (["--nj", "0"], "--nj"),
     (["--ablation", "true", "--fuse", "true"], "wide archive"),
     (["--grid", "no.yaml"], "no grid 'no.yaml'"),
+    (["--corpus", "fsdd", "--fsdd-dir", "/nowhere"], "no folder '/nowhere' for --fsdd-dir"),
     (["surplus"], "unexpected argument"),
 ])
 def test_run_sh_refuses_nonsense_before_any_work(shell, tmp_path, args, message):

@@ -115,14 +115,19 @@ def _k2_here() -> bool:
 
 def _k2_python() -> tuple[str | None, str]:
     """The Python to look for k2 in, and the fix to tell when it fails."""
+    def anew(venv: Path) -> str:
+        return f"make it anew: rm -r {venv}; local/setup_env.sh"
+
     named = os.environ.get("ESSENCE_K2_PYTHON")
     if named:
-        return named, "set ESSENCE_K2_PYTHON to a Python that has k2"
+        venv = Path(named).parents[1] if len(Path(named).parts) > 2 else Path(named)
+        made_here = venv.name == ".venv-k2"  # path.sh names it
+        return named, anew(venv) if made_here else "set ESSENCE_K2_PYTHON to a Python that has k2"
     root = Path(__file__).resolve().parents[3]
     for place in (os.environ.get("WORK_DIR"), root):
         if place and (Path(place) / ".venv-k2" / "bin").is_dir():
             venv = Path(place) / ".venv-k2"
-            return str(venv / "bin" / "python"), f"make it anew: rm -r {venv}; local/setup_env.sh"
+            return str(venv / "bin" / "python"), anew(venv)
     return None, ""
 
 
