@@ -249,6 +249,30 @@ def test_a_folder_that_cannot_be_written_is_named(shell):
     assert done.returncode == 1 and "/proc/essence" in done.stderr
 
 
+def test_a_checkout_that_cannot_be_written_to(shell, tmp_path):
+    """It says what to do, and --work-dir does."""
+    checkout, work = tmp_path / "checkout", tmp_path / "work"
+    checkout.mkdir()
+    mount = f"mount --bind {ROOT} {checkout} && mount -o remount,bind,ro {checkout} && cd {checkout}"
+
+    def run(*words):
+        return shell("unshare", "--mount", "bash", "-c", f'{mount} || exit 77; exec "$@"', "-", *words, cwd=tmp_path,
+                     env={"PYTHONPATH": "", "WORK_DIR": ""})
+
+    done = run("./run.sh", "--stage", "7", "--stop-stage", "7")
+    if done.returncode not in (0, 1):
+        pytest.skip("A READ-ONLY CHECKOUT could not be mounted (that takes root): it is not tested")
+    assert done.returncode == 1 and f"cannot write in '{checkout}'; name a writable folder with --work-dir" in done.stderr
+    data = work / "data" / "mini_tiny"
+    for name, text in (("dict/lexicon.txt", "<unk> SPN\nno N OW\nyes Y EH S\n"), ("dict/silence_phones.txt", "SIL\nSPN\n"),
+                       ("dict/optional_silence.txt", "SIL\n"), ("dict/nonsilence_phones.txt", "EH\nN\nOW\nS\nY\n"),
+                       ("train/text", "a yes no\nb no no\nc yes\n"), ("dev/text", "d no\n"), ("lm_text", "yes no\nno yes yes\n"), (".done", "made\n")):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text(text)
+    done = run("./run.sh", "--size", "tiny", "--work-dir", work, "--stage", "1", "--stop-stage", "1")
+    assert done.returncode == 0 and (data / "lang" / "G.fst").is_file(), done.stdout + done.stderr
+
+
 def test_setup_names_a_python_that_is_too_old(shell, tmp_path):
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\ncase $1 in --version) echo Python 3.6.9;; *) exit 1;; esac\n")
