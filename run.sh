@@ -223,7 +223,7 @@ stage_5() {
 # shellcheck disable=SC2086  # sets are words
 if [ "$engine" = kaldi ]; then
   jobs=(--nj "$nj" --cmd "$cmd")
-  make_lang() { local/kaldi/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" "$data" "$exp"; }
+  make_lang() { local/kaldi/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" --dev-set "$dev_set" "$data" "$exp"; }
   stage_2() { local/kaldi/make_feats.sh "${jobs[@]}" "$data" "$exp" $sets; }
   stage_3() { local/kaldi/perturb_speed.sh "${jobs[@]}" "$data" "$exp" "$train_set"; }
   stage_4() {
@@ -238,7 +238,7 @@ if [ "$engine" = kaldi ]; then
       local/kaldi/decode_gmm.sh "${jobs[@]}" --rescore-lm "$rescore_lm" --dev-set "$dev_set" --eval-sets "$eval_sets" "$data" "$exp"
   }
 else
-  make_lang() { local/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" "$data"; }
+  make_lang() { local/prepare_lang.sh --lm-order "$lm_order" --train-set "$train_set" --dev-set "$dev_set" "$data"; }
   stage_2() { local/make_feats.sh --nj "$here" "$data" $sets; }
   stage_3() { local/perturb_speed.sh --nj "$here" "$data" "$train_set"; }
   stage_4() { local/train_gmm.sh --nj "$here" "$data" "$train_set" "$exp"; }
@@ -267,7 +267,7 @@ stage_10() {
   if [ "$engine" = native ]; then alignments=$here; fi
   local/calibrate.sh --nj "$alignments" --cmd "$cmd" --eval-sets "$eval_sets" --teachers "${teacher_dirs[*]##*/}" --combine "$combine" \
     "$data" "$exp" "${systems[@]}" student_essence || return 1
-  local/score.sh --corpus "$corpus" --size "$size" --engine "$engine" --seed "$seed" --essence-dir "$essence" \
+  local/score.sh --corpus "$corpus" --size "$size" --engine "$engine" --seed "$seed" --essence-dir "$essence" --dev-set "$dev_set" \
     --clips "$clips" "$data" "$exp"
 }
 # Students on other targets; those of stage 8 are points of the grid and are not trained again.

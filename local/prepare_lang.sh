@@ -4,13 +4,15 @@ help_message="Usage: local/prepare_lang.sh [options] DATA
  e.g.: local/prepare_lang.sh --lm-order 3 data/mini
  reads DATA/dict and DATA/lm_text (DATA/TRAIN/text where there is none); leaves DATA/lang and DATA/lm
   --lm-order N       order of the n-gram model (default: 3)
-  --train-set NAME   (default: train)"
+  --train-set NAME   (default: train)
+  --dev-set NAME     whose perplexity is told (default: dev)"
 lm_order=3
 train_set=train
+dev_set=dev
 . local/stage.sh
 [ $# -eq 1 ] || usage
 data=$1
-need 0 "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/.done"
+need 0 "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/$dev_set/text" "$data/.done"
 
 text=$data/lm_text
 [ -f "$text" ] || text=$data/$train_set/text
@@ -19,7 +21,7 @@ if is_done "$data/lang" "$fp"; then echo "$0: $data/lang is up to date"; exit 0;
 rm -rf "$data/lang" "$data/lm"
 mkdir -p "$data/lm"
 essence make-lang "$data/dict" "$data/lang"
-essence train-lm --order "$lm_order" --words "$data/lang/words.txt" --test "$data/dev/text" "$text" "$data/lm/lm.arpa.gz"
+essence train-lm --order "$lm_order" --words "$data/lang/words.txt" --test "$data/$dev_set/text" "$text" "$data/lm/lm.arpa.gz"
 essence make-grammar "$data/lm/lm.arpa.gz" "$data/lang"
 mark_done "$data/lang" "$fp" L.fst L_disambig.fst G.fst words.txt phones.txt topo
 echo "$0: lang and language model are in $data/lang and $data/lm"

@@ -173,6 +173,6 @@ if [ "$keep_targets" = false ] && [ $failed -eq 0 ]; then
   # The description of a target stays; what it describes can be made again.
   find "$out/targets" -name '*.ark' -delete 2>/dev/null || true
 fi
-essence report-ablation --data-dir "$data" "$exp" "$out"
+essence report-ablation --dev-set "$dev_set" --data-dir "$data" "$exp" "$out"
 cat "$out/RESULTS"
 [ $failed -eq 0 ] || fail "a point failed; logs: $out/log/point.*.log; the same command goes on from here"

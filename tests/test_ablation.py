@@ -251,6 +251,10 @@ def test_means_and_differences_are_what_a_recount_finds(experiment):
     text = (exp / "ablation" / "RESULTS").read_text()
     assert "less k5 " in text
     assert f"{np.mean(each['k20']):.2f}" in text and "less baseline (hard)" in text and "Not decoded yet: 2" in text
+    assert main(["report-ablation", "--dev-set", "eval_che", *options]) == 0  # all other sets are test sets
+    found = json.loads((exp / "ablation" / "results.json").read_text())
+    assert found["points"]["k20"]["wer"]["total"]["each_seed"] == pytest.approx(
+        [rate(places["k20", s], ["eval_swbd", "dev"]) for s in (1, 2, 3)], abs=1e-3)
 
 
 def test_seeds_widen_an_interval_as_their_spread_demands():

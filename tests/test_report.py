@@ -332,6 +332,28 @@ def test_gaps_are_told(tmp_path, capsys):
     assert json.loads((exp / "report" / "results.json").read_text())["decoder"] == "k2+kaldi"
 
 
+def test_sets_of_other_names(tmp_path, capsys):
+    """A recipe names its sets: all but the development set are test sets, and the total is theirs."""
+    exp, data = make_experiment(tmp_path, {"teacher_1": 0.2, "teacher_2": 0.3, "baseline": 0.3, "student_essence": 0.1})
+    shutil.rmtree(exp / "ablation")
+    names = {"dev": "valid", "eval_swbd": "clean", "eval_che": "other"}
+    for old, new in names.items():
+        (data / old).rename(data / new)
+        for folder in exp.glob(f"*/decode_{old}"):
+            folder.rename(folder.with_name(f"decode_{new}"))
+    shutil.copytree(data / "other", data / "third")
+    for folder in exp.glob("*/decode_other"):
+        shutil.copytree(folder, folder.with_name("decode_third"))
+    assert report(exp, data, "--dev-set", "valid") == 0
+    found = json.loads((exp / "report" / "results.json").read_text())
+    student, tests = found["systems"]["student_essence"], ["clean", "other", "third"]
+    assert found["totals"]["student_essence"]["words"] == sum(student[name]["words"] for name in tests)
+    assert {c["set"] for c in found["comparisons"]} == {*tests, "total"}
+    text = (exp / "RESULTS").read_text()
+    assert "(total of clean and other and third)" in text and "valid" in text
+    assert "all test sets" in (exp / "report" / "report.html").read_text()
+
+
 def test_any_two_systems_are_compared(tmp_path, capsys):
     exp, data = make_experiment(tmp_path, {"teacher_1": 0.2, "teacher_2": 0.25, "baseline": 0.3})
     assert report(exp, data, "--compare", "teacher_2", "teacher_1", "--compare", "teacher_1", "baseline") == 0

@@ -4,13 +4,15 @@ help_message="Usage: local/kaldi/prepare_lang.sh [options] DATA EXP
  e.g.: local/kaldi/prepare_lang.sh --lm-order 3 \$PWD/data/mini_kaldi \$PWD/exp/mini_kaldi
  reads DATA/dict and DATA/lm_arpa.gz, else DATA/lm_text, else DATA/TRAIN/text; leaves DATA/lang and DATA/lm
   --lm-order N       order of the n-gram model (default: 3)
-  --train-set NAME   (default: train)"
+  --train-set NAME   (default: train)
+  --dev-set NAME     whose perplexity is told (default: dev)"
 lm_order=3
 train_set=train
+dev_set=dev
 . local/kaldi/room.sh
 [ $# -eq 2 ] || usage
 data=$1 exp=$2
-need 0 "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/.done"
+need 0 "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/$dev_set/text" "$data/.done"
 fp=$(fingerprint "kaldi lang order=$lm_order" "$data" "$data/dict/lexicon.txt")
 if is_done "$data/lang" "$fp"; then echo "$0: $data/lang is up to date"; exit 0; fi
 enter_room "$data" "$exp"
@@ -28,9 +30,9 @@ text=data/lm_text
 [ -f "$text" ] || text=data/$train_set/text
 if [ -f data/lm_arpa.gz ]; then  # data preparation made one
   cp data/lm_arpa.gz data/lm/lm.arpa.gz
-  essence perplexity data/lm/lm.arpa.gz data/dev/text
+  essence perplexity data/lm/lm.arpa.gz "data/$dev_set/text"
 else
-  essence train-lm --order "$lm_order" --words data/lang/words.txt --map-oov "$oov" --test data/dev/text "$text" data/lm/lm.arpa.gz
+  essence train-lm --order "$lm_order" --words data/lang/words.txt --map-oov "$oov" --test "data/$dev_set/text" "$text" data/lm/lm.arpa.gz
 fi
 gunzip -c data/lm/lm.arpa.gz | arpa2fst --disambig-symbol=#0 --read-symbol-table=data/lang/words.txt - data/lang/G.fst
 utils/validate_lang.pl --skip-determinization-check data/lang

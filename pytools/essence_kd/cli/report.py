@@ -23,6 +23,8 @@ def add_arguments(parser) -> None:
                         "the N most harmed utterances; only of audio that may be passed on (%(default)s)")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), action="append", default=[],
                         help="also compare these two systems; may be repeated")
+    parser.add_argument("--dev-set", default="dev", metavar="NAME",
+                        help="the set that is for development; all others are test sets (%(default)s)")
     parser.add_argument("--draws", type=int, default=10000, help="draws of the bootstrap (%(default)s)")
 
 
@@ -32,4 +34,4 @@ def run(args) -> None:
     write_report(args.exp_dir, args.report_dir, corpus=args.corpus or args.exp_dir.resolve().name, size=args.size,
                  seed=args.seed, engine=args.engine, data_dir=args.data_dir,
                  systems=args.systems.split() if args.systems else None, essence_dir=args.essence_dir,
-                 draws=args.draws, clips=args.clips, compare=[tuple(pair) for pair in args.compare])
+                 dev_set=args.dev_set, draws=args.draws, clips=args.clips, compare=[tuple(pair) for pair in args.compare])

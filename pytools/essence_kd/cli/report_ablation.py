@@ -16,6 +16,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", type=Path, help="data/CORPUS: utt2spk of its sets groups draws")
     parser.add_argument("--against", metavar="POINT", action="append", default=[],
                         help="compare all with this point, too; may be repeated")
+    parser.add_argument("--dev-set", default="dev", metavar="NAME",
+                        help="the set that is for development; all others are test sets (%(default)s)")
     parser.add_argument("--draws", type=int, default=10000, help="of the bootstrap (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the bootstrap (%(default)s)")
 
@@ -27,5 +29,5 @@ def run(args) -> None:
     if args.draws < 100:
         raise UserError(f"--draws {args.draws}: at least 100 are needed for a 95 % interval")
     found = write_results(args.exp_dir, args.out_dir, data_dir=args.data_dir, corpus=args.exp_dir.resolve().name,
-                          draws=args.draws, seed=args.seed, against=args.against)
+                          dev_set=args.dev_set, draws=args.draws, seed=args.seed, against=args.against)
     print(f"{args.out_dir}/RESULTS: {len(found['points'])} points; {len(found['waiting'])} trainings not decoded yet")

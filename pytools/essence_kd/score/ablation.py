@@ -13,7 +13,7 @@ from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import write_text
 from essence_kd.io.text import read_map
 from essence_kd.score import significance, wer
-from essence_kd.score.experiment import SET_ORDER, TEST_SETS, System, load_system, read_json
+from essence_kd.score.experiment import DEV_SET, System, in_order, load_system, read_json
 from essence_kd.score.results import TOTAL, draw_errors, p_text, set_name
 
 REFERENCES = (("hard", "baseline"), ("all", "every soft label"), ("ensemble", "ensemble"))
@@ -78,7 +78,8 @@ class Ablation:
     """The entries with whatever of them is decoded, and bootstrap draws that all of them share."""
 
     def __init__(self, exp_dir: Path, out_dir: Path, utt2spk: dict[str, dict[str, str]], *, draws: int, seed: int,
-                 against: Sequence[str] = ()):
+                 against: Sequence[str] = (), dev_set: str = DEV_SET):
+        self.dev_set = dev_set
         self.plan = read_json(out_dir / "plan.json", base=dict, points=list)
         self.draws, self.seed = draws, seed
         self.entries: dict[str, Entry] = {}
@@ -104,13 +105,14 @@ class Ablation:
             raise UserError(f"{out_dir}: there is no decoded point '{unknown[0]}' (there are: {', '.join(self.entries)})")
         self.against = list(against)
         self._check_references()
-        self.sets = [s for s in SET_ORDER if all(s in r.scores for e in self.entries.values() for r in e.runs.values())]
+        decoded = [set(r.scores) for e in self.entries.values() for r in e.runs.values()]
+        self.sets = in_order(set.intersection(*decoded), dev_set)
         if not self.sets:
             raise UserError(f"{out_dir}: no set has been decoded for every point")
         self.unit: dict[str, str] = {}
         self._draw(utt2spk)
-        tests = [s for s in TEST_SETS if s in self.sets]
-        self.columns = tests + ([TOTAL] if len(tests) > 1 else []) + [s for s in self.sets if s not in tests]
+        self.tests = [s for s in self.sets if s != dev_set]
+        self.columns = self.tests + ([TOTAL] if len(self.tests) > 1 else []) + [s for s in self.sets if s == dev_set]
 
     @staticmethod
     def _describe_target(entry: Entry, exp_dir: Path, out_dir: Path) -> None:
@@ -151,7 +153,7 @@ class Ablation:
 
     def members(self, column: str) -> list[str]:
         """The sets that a column adds up."""
-        return [s for s in TEST_SETS if s in self.sets] if column == TOTAL else [column]
+        return self.tests if column == TOTAL else [column]
 
     def rate(self, name: str, seed: int, column: str) -> float:
         """WER of one run in percent."""
@@ -190,9 +192,9 @@ class Ablation:
     def best_on_dev(self) -> str | None:
         """The point with soft targets whose mean WER on dev is lowest; of equals the first of the grid."""
         names = [n for n, e in self.entries.items() if n not in ("hard", "ensemble")]
-        if "dev" not in self.sets or not names:
+        if self.dev_set not in self.sets or not names:
             return None
-        return min(names, key=lambda n: float(self.rates(n, "dev").mean()))
+        return min(names, key=lambda n: float(self.rates(n, self.dev_set).mean()))
 
     def results(self) -> dict[str, Any]:
         """The content of results.json."""
@@ -208,7 +210,7 @@ class Ablation:
                             "entries_per_frame": entry.entries_per_frame, "retained_mass": entry.retained_mass}
         comparisons = [self.compare(a, b, column) for a in self.entries for b in self.references() if a != b
                        and a != "ensemble" for column in self.columns]
-        return {"base": self.plan["base"], "points": points, "comparisons": [c for c in comparisons if c],
+        return {"base": self.plan["base"], "dev_set": self.dev_set, "points": points, "comparisons": [c for c in comparisons if c],
                 "best_on_dev": self.best_on_dev(), "waiting": self.waiting,
                 "bootstrap": {"draws": self.draws, "unit": self.unit}}
 
@@ -230,7 +232,7 @@ def results_text(found: dict[str, Any], columns: list[str], header: str) -> str:
         text = f"{names[reference]} ({reference})" if reference in names else reference
         rows = [[f"less {text}", "seeds", "set", "diff", "95 % interval", "p", "p over seeds"]]
         for c in found["comparisons"]:
-            if c["b"] == reference and c["set"] in (main, "dev"):
+            if c["b"] == reference and c["set"] in (main, found["dev_set"]):
                 rows.append([c["a"], str(len(c["seeds"])), set_name(c["set"]), f"{c['diff']:+.2f}",
                              f"{c['low']:+.2f} to {c['high']:+.2f}", p_text(c["p"]),
                              "-" if c["p_seeds"] is None else p_text(c["p_seeds"])])
@@ -248,12 +250,12 @@ def results_text(found: dict[str, Any], columns: list[str], header: str) -> str:
 
 
 def write_results(exp_dir: Path, out_dir: Path, *, data_dir: Path | None = None, corpus: str = "", draws: int = 10000,
-                  seed: int = 1, against: Sequence[str] = ()) -> dict[str, Any]:
+                  seed: int = 1, against: Sequence[str] = (), dev_set: str = DEV_SET) -> dict[str, Any]:
     """Write OUT_DIR/RESULTS and OUT_DIR/results.json of whatever is decoded; returns the latter's content."""
     utt2spk = {}
     if data_dir is not None:
         utt2spk = {p.parent.name: read_map(p) for p in data_dir.glob("*/utt2spk")}
-    ablation = Ablation(exp_dir, out_dir, utt2spk, draws=draws, seed=seed, against=against)
+    ablation = Ablation(exp_dir, out_dir, utt2spk, draws=draws, seed=seed, against=against, dev_set=dev_set)
     found = ablation.results()
     for name, text in (("results.json", json.dumps(found, indent=1, allow_nan=False) + "\n"),
                        ("RESULTS", results_text(found, ablation.columns, f"ablation of {corpus or exp_dir.name}"))):

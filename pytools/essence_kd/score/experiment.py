@@ -6,15 +6,15 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterable, Sequence
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.settings import read_yaml
 from essence_kd.io.text import read_lines, read_words
 from essence_kd.score import hub5, wer
 
-TEST_SETS = ("eval_swbd", "eval_che")
-SET_ORDER = TEST_SETS + ("dev",)
+FIRST_SETS = ("eval_swbd", "eval_che")  # the order of Hub5's halves; other test sets follow by name
+DEV_SET = "dev"
 EXPECTED = ("gmm", "teacher_1", "ensemble", "baseline", "student_full", "student_essence")
 
 
@@ -48,6 +48,7 @@ class Experiment:
     """Everything that the report shows; ``notices`` are losses and gaps that the reader must hear of."""
 
     path: Path
+    dev_set: str = DEV_SET
     systems: dict[str, System] = field(default_factory=dict)
     sets: list[str] = field(default_factory=list)
     num_pdfs: int | None = None
@@ -64,8 +65,14 @@ class Experiment:
 
     @property
     def test_sets(self) -> list[str]:
-        """The test halves that were decoded."""
-        return [s for s in TEST_SETS if s in self.sets]
+        """The sets that were decoded, without the development set."""
+        return [s for s in self.sets if s != self.dev_set]
+
+
+def in_order(sets: Iterable[str], dev_set: str) -> list[str]:
+    """Names of sets as tables have them: the test sets, then the development set."""
+    rest = sorted(set(sets) - {*FIRST_SETS, dev_set})
+    return [s for s in (*FIRST_SETS, *rest, dev_set) if s in set(sets)]
 
 
 def read_json(path: Path, **kinds: type) -> dict[str, Any]:
@@ -193,19 +200,20 @@ def _load_ablation(exp: Experiment) -> dict[str, Any]:
 
 
 def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
-                    essence_dir: Path | None = None) -> Experiment:
+                    essence_dir: Path | None = None, dev_set: str = DEV_SET) -> Experiment:
     """Collect ``exp/CORPUS``.
 
     Args:
       systems: names of directories to report; None takes every directory that holds a ``decode_SET/hyp.txt``.
       essence_dir: the essence directory to describe; None takes the newest.
+      dev_set: name of the development set; all others are test sets.
 
     Raises:
       UserError: nothing was decoded, or two systems were scored against different references of one set.
     """
     if not exp_dir.is_dir():
         raise UserError(f"{exp_dir}: no such directory; stages 0 to 9 of run.sh make it")
-    exp = Experiment(exp_dir)
+    exp = Experiment(exp_dir, dev_set)
     names = list(systems) if systems else sorted({p.parent.parent.name for p in exp_dir.glob("*/decode_*/hyp.txt")},
                                                  key=_rank)
     for name in names:
@@ -218,8 +226,7 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
     if not systems:
         exp.notices += [f"{exp_dir}/{name}: not decoded, so not in the table" for name in EXPECTED
                         if name not in exp.systems]
-    found = {s for system in exp.systems.values() for s in system.scores}
-    exp.sets = [s for s in SET_ORDER if s in found] + sorted(found - set(SET_ORDER))
+    exp.sets = in_order([s for system in exp.systems.values() for s in system.scores], dev_set)
     for set_name in exp.sets:
         first: System | None = None
         for system in exp.systems.values():

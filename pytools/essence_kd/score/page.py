@@ -67,7 +67,7 @@ def time_text(seconds: float) -> str:
 # ---- headline
 
 def _main_column(analysis: Analysis) -> str:
-    """What the headline is about: both halves together, or the only set there is."""
+    """What the headline is about: the test sets together, or the only set there is."""
     return TOTAL if TOTAL in analysis.columns else analysis.columns[0]
 
 
@@ -83,7 +83,7 @@ def verdict(comparison: dict[str, Any]) -> int:
 def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
     """The finding in one sentence, and the sentences below it; a gain that may be chance is called so."""
     column = _main_column(analysis)
-    where = "both test halves" if column == TOTAL else f"the set {set_name(column)}"
+    where = ("both test halves" if len(analysis.exp.test_sets) == 2 else "all test sets") if column == TOTAL else f"the set {set_name(column)}"
     found = _find(comparisons, "student_essence", "baseline", column)
     if found is None:
         sets = ", ".join(map(set_name, analysis.exp.sets))
@@ -192,7 +192,7 @@ def _table(analysis: Analysis) -> str:
 
 
 def _hub5(analysis: Analysis) -> str:
-    """The test sets by the rules of Hub5, where they were scored so: both halves and their total."""
+    """The test sets by the rules of Hub5, where they were scored so: each set and their total."""
     exp = analysis.exp
     columns = [c for c in exp.test_sets + [TOTAL] if c in analysis.columns
                and any(s.hub5_counts(analysis.members(c)) for s in exp.systems.values())]
@@ -560,7 +560,7 @@ def _ablation(exp: Experiment) -> str:
                          f'<td class="num">{points(c["diff"])}<small>{points(c["low"])} to '
                          f'{points(c["high"])}</small></td>')
         entries = point["entries_per_frame"]
-        dev = point["wer"].get("dev")
+        dev = point["wer"].get(found.get("dev_set", "dev"))
         rows.append(f'<tr><th scope="row">{esc(label)}<small>{esc(seeds)}</small></th>'
                     f'<td class="num optional">{DASH if entries is None else number(round(entries, 1))}</td>'
                     f'<td class="num optional">{wer_text(dev["wer"]) if dev else DASH}</td>'

@@ -17,7 +17,7 @@ from essence_kd.io.provenance import write_text
 from essence_kd.io.text import read_map
 from essence_kd.score.alignment import load_alignment
 from essence_kd.score.clips import load_clips
-from essence_kd.score.experiment import load_experiment, say, score_by_time
+from essence_kd.score.experiment import DEV_SET, load_experiment, say, score_by_time
 from essence_kd.score.page import changed_utterances, extremes, render
 from essence_kd.score.results import Analysis, results_dict, results_text
 
@@ -59,7 +59,7 @@ def _finite(value: Any) -> Any:
 def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "default", seed: int = 1,
                  engine: str = "native", data_dir: Path | None = None, systems: Sequence[str] | None = None,
                  essence_dir: Path | None = None, draws: int = 10000, clips: int = 0,
-                 compare: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+                 compare: Sequence[tuple[str, str]] = (), dev_set: str = DEV_SET) -> dict[str, Any]:
     """Collect ``exp_dir`` and write EXP_DIR/RESULTS, REPORT_DIR/results.json and REPORT_DIR/report.html.
 
     Args:
@@ -71,7 +71,7 @@ def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "d
     """
     if draws < 100:
         raise UserError(f"--draws {draws}: at least 100 are needed for a 95 % interval")
-    exp = load_experiment(exp_dir, systems=systems, essence_dir=essence_dir)
+    exp = load_experiment(exp_dir, systems=systems, essence_dir=essence_dir, dev_set=dev_set)
     utt2spk = {}
     if data_dir is not None:
         score_by_time(exp, data_dir)

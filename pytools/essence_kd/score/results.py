@@ -25,9 +25,9 @@ def p_text(p: float) -> str:
 
 
 def best_teacher(exp: Experiment) -> str | None:
-    """The teacher with the lowest WER on dev, or on the test halves where dev was not decoded."""
+    """The teacher with the lowest WER on dev, or on the test sets where dev was not decoded."""
     teachers = [n for n in exp.systems if n.startswith("teacher_")]
-    for sets in (["dev"], exp.test_sets):
+    for sets in ([exp.dev_set], exp.test_sets):
         rated = [(c.wer, n) for n in teachers for c in [exp.systems[n].counts(sets)] if sets and c is not None]
         if rated:
             return min(rated)[1]
@@ -87,7 +87,7 @@ def compare_scores(a: wer.Score, b: wer.Score, speakers: dict[str, str] | None =
 
 
 class Analysis:
-    """Bootstrap samples of every system on every set and on both test halves together; the total draws each half alone.
+    """Bootstrap samples of every system on every set and on all test sets together; the total draws each set alone.
 
     ``unit``: what was drawn, by set.
     """
@@ -139,7 +139,7 @@ class Analysis:
                 "segments": matched.segments}
 
     def comparisons(self, more: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
-        """The standard pairs and ``more`` on the test columns; on every set where there is no test half."""
+        """The standard pairs and ``more`` on the test columns; on every set where there is no test set."""
         unknown = [name for pair in more for name in pair if name not in self.exp.systems]
         if unknown:
             raise UserError(f"--compare names '{unknown[0]}', which is not among the systems: {' '.join(self.exp.systems)}")
