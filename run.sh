@@ -195,7 +195,8 @@ stage_0() {
   fi
   fp=$(fingerprint "data ${args[*]} $given") || return 1
   if is_done "$data" "$fp"; then echo "$0: $data is up to date"; return 0; fi
-  find "$data" -mindepth 1 -maxdepth 1 ! -name download -exec rm -rf {} + || return 1  # what was fetched is not fetched again
+  # what was fetched is not fetched again
+  find "$data" -mindepth 1 -maxdepth 1 ! -name download -exec rm -rf {} + || return 1
   "recipes/$corpus/prepare_data.sh" "${args[@]}" --nj "$here" "$data" || return 1
   for set in $sets; do outputs+=("$set/wav.scp" "$set/text" "$set/utt2spk"); done
   mark_done "$data" "$fp" "${outputs[@]}"

@@ -525,8 +525,8 @@ def test_k2_lattices_and_report(corpus, k2_decoded):
     assert [block.split("\n")[0] for block in blocks if block] == list(corpus.scores)
     report = json.loads((folder / "all" / "decode.json").read_text())
     assert report["decoder"] == "k2" and report["lattice_states_per_frame"] > 1 and report["rtf"] > 0
-    assert (f"with k2, lattices of {report['lattice_states_per_frame']} states and {report['lattice_arcs_per_frame']} arcs "
-            "a frame") in errors
+    assert (f"with k2, lattices of {report['lattice_states_per_frame']} states and {report['lattice_arcs_per_frame']} "
+            "arcs a frame") in errors
 
 
 def test_k2_counts_empty_audio(k2_decoded):

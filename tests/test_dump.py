@@ -167,7 +167,8 @@ def test_archives_must_be_in_the_same_order(two, tmp_path):
         dump(settings)
 
 
-@pytest.mark.parametrize("options", [{}, {"keep": 0}, {"keep": 2, "full": "full"}, {"essence": EssenceSettings(top_k=3)},
+@pytest.mark.parametrize("options", [{}, {"keep": 0}, {"keep": 2, "full": "full"},
+                                     {"essence": EssenceSettings(top_k=3)},
                                      {"essence": EssenceSettings(select="agree", top_k=3, agree=1)}])
 def test_utterances_without_frames_alone(options, tmp_path):
     """Nothing tells the number of pdfs; the archive and its sidecar are whole all the same."""

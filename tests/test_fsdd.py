@@ -224,7 +224,8 @@ def test_no_network_is_said_in_one_line(shell, tmp_path):
 
 
 def test_what_was_cloned_is_not_cloned_again(shell, tmp_path):
-    make_takes(tmp_path / "data" / "fsdd_tiny" / "download" / "free-spoken-digit-dataset" / "recordings", ["ann", "bob", "eve"])
+    clone = tmp_path / "data" / "fsdd_tiny" / "download" / "free-spoken-digit-dataset"
+    make_takes(clone / "recordings", ["ann", "bob", "eve"])
     for speaker in ("ann", "bob"):
         run = shell("./run.sh", "--work-dir", tmp_path, "--corpus", "fsdd", "--size", "tiny", "--stop-stage", "0",
                     "--heldout-speakers", speaker, env={"GIT_ALLOW_PROTOCOL": "file"})

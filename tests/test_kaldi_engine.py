@@ -143,7 +143,7 @@ def test_features_by_jobs(tmp_path, shell):
 
 
 def test_features_leave_the_data_as_stage_0_made_it(tmp_path, shell):
-    """Kaldi drops segments under 0.1 s: they have no MFCC, a test set keeps them, and the next run has nothing to do."""
+    """Kaldi drops segments under 0.1 s: they have no MFCC, the set keeps them, and the next run has nothing to do."""
     work, exp, train = tmp_path / "data", tmp_path / "exp", tmp_path / "data" / "train"
     (work / "dict").mkdir(parents=True)
     train.mkdir()

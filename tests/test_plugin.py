@@ -258,7 +258,8 @@ def test_parts_that_do_not_fit(tmp_path):
     (tmp_path / "ali.json").write_text('{"num_pdfs": 3}')
     with pytest.raises(UserError, match="ali.json: says nothing of tree_hash"):
         join(scps, tmp_path / "out", ali_dir=str(tmp_path))
-    (tmp_path / "b" / "2" / "essence.json").write_text('{"num_pdfs": 3, "num_frames": null, "num_utts": 1, "num_entries": 4}')
+    fields = {"num_pdfs": 3, "num_frames": None, "num_utts": 1, "num_entries": 4}
+    (tmp_path / "b" / "2" / "essence.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match="2/essence.json: says nothing of num_frames; run the job"):
         join(scps, tmp_path / "out")
     (tmp_path / "b" / "2" / "essence.json").unlink()

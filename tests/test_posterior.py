@@ -315,12 +315,14 @@ def test_offsets_that_describe_nothing(here, offsets):
 
 def test_text_by_hand_is_what_kaldi_reads(here):
     """`[ ]` is a frame without entries, an empty line an utterance without frames."""
-    lines = {"a": "[ ]", "b": "", "c": "[ 1 0.5 ] [ ]", "d": "[ ] [ ]", "e": "[ 1 .5 2 1e-3] [ 3 1 ]", "f": "[ 1 1 ][ ]"}
+    lines = {"a": "[ ]", "b": "", "c": "[ 1 0.5 ] [ ]", "d": "[ ] [ ]", "e": "[ 1 .5 2 1e-3] [ 3 1 ]",
+             "f": "[ 1 1 ][ ]"}
     Path("t.txt").write_text("".join(f"{utt} {line}\n" for utt, line in lines.items()) + "g\n")
     found = dict(read_posteriors("ark:t.txt"))
     with kaldi_native_io.SequentialPosteriorReader("ark:t.txt") as reader:
         theirs = dict(reader)
-    assert list(found) == list(theirs) == [*lines, "g"] and [len(theirs[utt]) for utt in theirs] == [1, 0, 2, 2, 2, 2, 0]
+    assert list(found) == list(theirs) == [*lines, "g"]
+    assert [len(value) for value in theirs.values()] == [1, 0, 2, 2, 2, 2, 0]
     for utt, value in theirs.items():
         assert as_lists(found[utt]) == value
 

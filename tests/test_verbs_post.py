@@ -195,7 +195,8 @@ def test_matrices_and_posteriors_in_text_are_told_apart(tmp_path):
         writer.write("some", np.array([[0.25, 0.75]]))
     text = (tmp_path / "m.txt").read_text()
     assert text.startswith("none  [ ]\nsome  [\n")
-    (tmp_path / "both.txt").write_text(text + "begun [ 0.5 0.5\n0 1 ]\nempty [ ] \nnothing \npost [ 3 0.5 2 0.5 ] [ ] \n")
+    posts = "empty [ ] \nnothing \npost [ 3 0.5 2 0.5 ] [ ] \n"
+    (tmp_path / "both.txt").write_text(text + "begun [ 0.5 0.5\n0 1 ]\n" + posts)
     got = dict(read_dense_or_sparse(f"ark:{tmp_path}/both.txt"))
     assert {utt: value.shape for utt, value in got.items() if isinstance(value, np.ndarray)} == {
         "none": (0, 0), "some": (1, 2), "begun": (2, 2)}

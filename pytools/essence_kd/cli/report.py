@@ -34,4 +34,5 @@ def run(args) -> None:
     write_report(args.exp_dir, args.report_dir, corpus=args.corpus or args.exp_dir.resolve().name, size=args.size,
                  seed=args.seed, engine=args.engine, data_dir=args.data_dir,
                  systems=args.systems.split() if args.systems else None, essence_dir=args.essence_dir,
-                 dev_set=args.dev_set, draws=args.draws, clips=args.clips, compare=[tuple(pair) for pair in args.compare])
+                 dev_set=args.dev_set, draws=args.draws, clips=args.clips,
+                 compare=[tuple(pair) for pair in args.compare])

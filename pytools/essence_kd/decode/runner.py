@@ -498,8 +498,8 @@ class Runner:
     def _tell(self, job: Job, report: dict) -> None:
         print(f"essence decode: {job.out_dir}: {report['num_utts']} utterances, {report['audio_seconds']:.0f} s of "
               f"audio, {report['num_words']} words, RTF {report['rtf']} with {self.backend}"
-              + (f", lattices of {report['lattice_states_per_frame']} states and {report['lattice_arcs_per_frame']} arcs a "
-                 "frame" if report["lattice_states_per_frame"] else "")
+              + (f", lattices of {report['lattice_states_per_frame']} states and {report['lattice_arcs_per_frame']} "
+                 "arcs a frame" if report["lattice_states_per_frame"] else "")
               + (f"; long ones in pieces: {report['num_pieces']}" if report["num_pieces"] > report["num_utts"] else ""),
               file=sys.stderr)
         for key, why in (("no_path_utts", "an empty hypothesis (no path survived the search)"),

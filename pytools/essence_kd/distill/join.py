@@ -34,7 +34,8 @@ def join(scps: Sequence[str], out: str | Path, *, ali_dir: Optional[str] = None,
             raise UserError(f"{scp}: its sidecar is missing: the job that writes it did not end well; run it again")
         for key in SUMMED:
             if mine.get(key) is None:
-                raise UserError(f"{sidecar_path(f'scp:{scp}')}: says nothing of {key}; run the job that writes {scp} again")
+                raise UserError(f"{sidecar_path(f'scp:{scp}')}: says nothing of {key}; run the job that writes "
+                                f"{scp} again")
         if fields:
             check_match(sidecar_path(f"scp:{scps[0]}"), fields, sidecar_path(f"scp:{scp}"), mine,
                         [key for key in mine if key not in OWN])

@@ -207,7 +207,8 @@ def collect(rspecifier: str, *, kind: Optional[str] = None, alignments: Optional
         for name, stream in zip(teachers, streams):
             extra, _ = next(stream, (None, None))
             if extra is not None:
-                raise UserError(f"{name}: has utterance {extra} after {rspecifier} has ended; they must hold the same utterances")
+                raise UserError(f"{name}: has utterance {extra} after {rspecifier} has ended; they must hold the same "
+                                "utterances")
     if not statistics.num_frames:
         raise UserError(f"{rspecifier}: holds no frame")
     if not len(statistics.ranked):

@@ -210,9 +210,9 @@ class Ablation:
                             "entries_per_frame": entry.entries_per_frame, "retained_mass": entry.retained_mass}
         comparisons = [self.compare(a, b, column) for a in self.entries for b in self.references() if a != b
                        and a != "ensemble" for column in self.columns]
-        return {"base": self.plan["base"], "dev_set": self.dev_set, "points": points, "comparisons": [c for c in comparisons if c],
-                "best_on_dev": self.best_on_dev(), "waiting": self.waiting,
-                "bootstrap": {"draws": self.draws, "unit": self.unit}}
+        return {"base": self.plan["base"], "dev_set": self.dev_set, "points": points,
+                "comparisons": [c for c in comparisons if c], "best_on_dev": self.best_on_dev(),
+                "waiting": self.waiting, "bootstrap": {"draws": self.draws, "unit": self.unit}}
 
 
 def results_text(found: dict[str, Any], columns: list[str], header: str) -> str:

@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any, Collection, Sequence
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.settings import read_yaml
@@ -69,10 +69,11 @@ class Experiment:
         return [s for s in self.sets if s != self.dev_set]
 
 
-def in_order(sets: Iterable[str], dev_set: str) -> list[str]:
+def in_order(sets: Collection[str], dev_set: str) -> list[str]:
     """Names of sets as tables have them: the test sets, then the development set."""
-    rest = sorted(set(sets) - {*FIRST_SETS, dev_set})
-    return [s for s in (*FIRST_SETS, *rest, dev_set) if s in set(sets)]
+    place = {name: number for number, name in enumerate(FIRST_SETS)}
+    tests = sorted(set(sets) - {dev_set}, key=lambda name: (place.get(name, len(place)), name))
+    return tests + [dev_set] * (dev_set in sets)
 
 
 def read_json(path: Path, **kinds: type) -> dict[str, Any]:

@@ -83,7 +83,9 @@ def verdict(comparison: dict[str, Any]) -> int:
 def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
     """The finding in one sentence, and the sentences below it; a gain that may be chance is called so."""
     column = _main_column(analysis)
-    where = ("both test halves" if len(analysis.exp.test_sets) == 2 else "all test sets") if column == TOTAL else f"the set {set_name(column)}"
+    where = f"the set {set_name(column)}"
+    if column == TOTAL:
+        where = "both test halves" if len(analysis.exp.test_sets) == 2 else "all test sets"
     found = _find(comparisons, "student_essence", "baseline", column)
     if found is None:
         sets = ", ".join(map(set_name, analysis.exp.sets))
