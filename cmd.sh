@@ -5,7 +5,9 @@
 export cmd=${cmd:-local/jobs.sh}
 # Training alone, where it is to have GPUs: cuda_cmd="local/slurm.sh --partition gpu --gpu 1" ./run.sh --cmd ...
 export cuda_cmd=${cuda_cmd:-$cmd}
-# The teachers' forward passes over the training data (stage 6), where they are to have a GPU each.
+# Jobs that are to have a GPU each: the teachers' answers to the training data (stage 6), the points of an ablation.
 export forward_cmd=${forward_cmd:-$cmd}
+# --use-gpu of Kaldi's own trainer (--teachers nnet3): no, yes or wait; it asks $cmd for --gpu 1 by itself.
+export nnet3_gpu=${nnet3_gpu:-no}
 # What starts a training: 'essence', one process; local/torchrun.sh, a process a GPU on every node that the job has.
 export train_launcher=${train_launcher:-essence}

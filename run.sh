@@ -26,8 +26,8 @@ How it runs
                               recipe's)
 What is trained
   --seed N                    of the models (default: 1)
-  --teachers 'A B ..'         files of conf/models without .yaml (default: the recipe's); with --engine kaldi also nnet3/NAME
-                              for files of conf/nnet3, and nnet3 for all of them
+  --teachers 'A B ..'         files of conf/models without .yaml (default, or torch: the recipe's); with --engine kaldi also
+                              nnet3/NAME for files of conf/nnet3, and nnet3 for all of them
   --student NAME              likewise
   --combine mean|logmean      how teachers are combined (default: mean)
   --top-k N, --temperature T, --soft-weight A   the distillation (default: conf/essence.yaml)
@@ -89,6 +89,7 @@ asked_teachers=$teachers asked_student=$student asked_rescore_lm_order=$rescore_
 clips=0
 # shellcheck source=recipes/mini/recipe.conf
 . "recipes/$corpus/recipe.conf"
+if [ "$asked_teachers" = torch ]; then asked_teachers=''; fi
 teachers=${asked_teachers:-$teachers} student=${asked_student:-$student}
 rescore_lm_order=${asked_rescore_lm_order:-$rescore_lm_order}
 rescore=true
@@ -216,7 +217,7 @@ stage_5() {
     case $t in nnet3/*) nnet3+=("teacher_$n:${t#*/}") ;; *) systems+=("teacher_$n:$t") ;; esac
   done
   if [ ${#nnet3[@]} -gt 0 ]; then
-    local/kaldi/train_nnet3.sh "${jobs[@]}" --seed "$seed" "$data" "$exp" "${train_set}_sp" "${nnet3[@]}" || return 1
+    local/kaldi/train_nnet3.sh "${jobs[@]}" --gpu "$nnet3_gpu" --seed "$seed" "$data" "$exp" "${train_set}_sp" "${nnet3[@]}" || return 1
   fi
   local/train_models.sh --cmd "$cuda_cmd" --launcher "$train_launcher" --nj "$nj" --seed "$seed" \
     "$data/${train_set}_sp_hires" "$exp/ali" "$exp" "${systems[@]}" "baseline:$student"
@@ -275,7 +276,7 @@ stage_10() {
 stage_ablation() {
   echo "$0: ablation over $grid"
   rm -f "$ESSENCE_WORKED"
-  local/run_ablation.sh --cmd "$cmd" --nj "$nj" --grid "$grid" --student "$student" --decoder "$decoder" \
+  local/run_ablation.sh --cmd "$cmd" --forward-cmd "$forward_cmd" --nj "$nj" --grid "$grid" --student "$student" --decoder "$decoder" \
     --rescore-lm "$rescore_lm" --top-k "$top_k" --soft-weight "$soft_weight" --temperature "$temperature" --train-set "$train_set" --dev-set "$dev_set" \
     --eval-sets "$eval_sets" "$data" "$exp" ||
     fail "the ablation failed; the lines above name the reason. The same command goes on from here"

@@ -7,6 +7,7 @@ help_message="Usage: local/run_ablation.sh [options] DATA EXP
   --grid YAML              what to run (default: conf/ablation.yaml)
   --nj N                   points at a time, one thread each (default: 2)
   --cmd COMMAND            how jobs run (default: local/jobs.sh)
+  --forward-cmd COMMAND    how points are trained, where that is another, such as one with a GPU (default: --cmd)
   --student NAME           file of conf/models without .yaml (default: student_tdnn)
   --top-k N, --soft-weight A, --temperature T   what points start from (default: conf/essence.yaml)
   --decoder k2|kaldi|auto|kaldi-lattice  (default: auto)
@@ -20,6 +21,7 @@ help_message="Usage: local/run_ablation.sh [options] DATA EXP
 grid=conf/ablation.yaml
 nj=2
 cmd=local/jobs.sh
+forward_cmd=
 student=student_tdnn
 top_k=
 soft_weight=
@@ -117,12 +119,12 @@ fi
 
 list=$(mktemp "$out/list.XXXXXX")
 trap 'rm -f "$list"' EXIT
-run_list() { # LOG-NAME: starts the lines of $list as jobs; what stops this script stops them
+run_list() { # COMMAND LOG-NAME: starts the lines of $list as jobs; what stops this script stops them
   local n
   n=$(wc -l <"$list")
   as_jobs "$list"
   # shellcheck disable=SC2086  # cmd is words
-  $cmd --max-jobs-run "$nj" JOB=1:"$n" "$out/log/$1.JOB.log" bash "$list" JOB &
+  $1 --max-jobs-run "$nj" JOB=1:"$n" "$out/log/$2.JOB.log" bash "$list" JOB &
   jobs=$!
   trap 'kill $jobs 2>/dev/null; wait $jobs; rm -f "$list"; exit 130' INT TERM
 }
@@ -133,7 +135,7 @@ if [ ${#makes[@]} -gt 0 ]; then
     awk -F '\t' -v t="$name" '$1 == t {print $3}' "$out/targets.tsv" >>"$list"
   done
   echo "$0: making soft targets; logs: $out/log/target.*.log"
-  run_list target
+  run_list "$cmd" target
   wait $jobs
   for name in "${makes[@]}"; do
     kind=post
@@ -155,7 +157,7 @@ if [ ${#todo[@]} -gt 0 ]; then
   done
   echo "$0: training and decoding; logs: $out/log/point.*.log"
   started=$SECONDS said=-1
-  run_list point
+  run_list "${forward_cmd:-$cmd}" point
   while kill -0 $jobs 2>/dev/null; do
     sleep 2
     done=0

@@ -317,6 +317,17 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     assert sum(abs(sum(row) - 1) < 1e-3 for row in rows) > 0.7 * len(rows)
     assert {len(row) for row in rows} <= {5, 6}
     assert "up to date" in bash(kaldi, f"{train} --stage 1000", **env)  # the egs; the trainer has nothing to do
+    # writing egs that is interrupted: nothing half written is trained on, and the same command writes them
+    whole = {file.name: file.stat().st_size for file in egs.glob("*egs*")}
+    (egs / ".done").unlink()
+    (kaldi / "stops.sh").write_text('case "$*" in *get_egs.JOB.log*) exit 1 ;; esac\nexec utils/parallel/run.pl "$@"\n')
+    words = train.replace(" --nj", " --cmd 'bash stops.sh' --nj", 1)
+    done = subprocess.run(["bash", "-c", f"{words} --stage 1000"], cwd=kaldi, capture_output=True, text=True,
+                          env={**os.environ, **env, "PATH": bash(kaldi, "echo $PATH").strip()})
+    assert done.returncode == 1 and f"writing egs failed; logs: {egs.relative_to(kaldi)}/log" in done.stderr
+    assert not (egs / ".done").exists() and not (egs / "egs.1.ark").exists()
+    assert "archives of examples are in" in bash(kaldi, f"{train} --stage 1000", **env)
+    assert {file.name: file.stat().st_size for file in egs.glob("*egs*")} == whole
     # the student as a teacher of the next targets, and decoded by Kaldi's own script
     bash(kaldi, f"""
         {plugin}/essence_targets.sh --nj 2 --top-k 5 data/train exp/ali exp/student exp/essence2

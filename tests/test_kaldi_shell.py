@@ -38,6 +38,25 @@ def test_a_missing_input_names_the_stage(shell, tmp_path, path):
     assert done.returncode == 1 and "makes it (./run.sh --stage" in done.stderr and not (tmp_path / "exp").exists()
 
 
+def test_a_step_that_failed_is_named_with_its_logs_and_done_again_alone(shell, tmp_path):
+    """What Kaldi's scripts run as in stage 4."""
+    script = tmp_path / "steps.sh"
+    script.write_text(f"""nj=1
+. local/kaldi/room.sh
+cd {tmp_path}
+fp=made
+step one out bash -c 'echo run >>ran.one; mkdir -p exp/one; echo 1 >exp/one/out'
+step two out bash -c 'mkdir -p exp/two/log; [ -f repaired ] && echo 2 >exp/two/out'
+""")
+    done = shell("bash", script)
+    assert done.returncode == 1 and f"bash failed; logs: {tmp_path}/exp/two/log" in done.stderr, done.stderr
+    (tmp_path / "repaired").touch()
+    for _ in range(2):
+        done = shell("bash", script)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ran.one").read_text() == "run\n" and (tmp_path / "exp" / "two" / "out").read_text() == "2\n"
+
+
 @pytest.fixture
 def kaldi_root(tmp_path):
     """The scripts of a Kaldi, none of its programs."""

@@ -205,6 +205,15 @@ def test_a_model_takes_off_the_mean_of_all_that_a_speaker_says(plugin, recipe, s
     assert sorted(ours) == sorted(want) and len(ours) == 15
     for utt, post in want.items():
         assert np.allclose(post.probs, ours[utt].probs, atol=1e-4)
+    # a model of another tree, and one of another frame rate, are refused before any job
+    yaml = recipe.root / "model" / "model.yaml"
+    good = yaml.read_text()
+    for old, new, teachers, message in (("tree_hash: ", "tree_hash: beef", ["model"], "model was trained on another tree"),
+                                        ("factor: 3", "factor: 1", ["a.scp", "model"], "model has a row every 1 frames, a.scp every 3")):
+        assert old in good
+        yaml.write_text(good.replace(old, new))
+        done = targets(plugin, teachers=teachers, out="refused")
+        assert done.returncode == 1 and message in done.stderr and not (recipe.root / "refused" / "jobs").exists()
 
 
 def test_the_nnet3_student_needs_kaldi_and_says_so(plugin, recipe):

@@ -217,6 +217,12 @@ def test_run_sh_refuses_nonsense_before_any_work(shell, tmp_path, args, message)
     assert "Traceback" not in done.stderr
 
 
+def test_run_sh_knows_the_kinds_of_teachers(shell, tmp_path):
+    assert shell("./run.sh", "--teachers", "torch", "--check", "true", "--work-dir", tmp_path).returncode == 0
+    done = shell("./run.sh", "--teachers", "nnet3", "--check", "true", "--work-dir", tmp_path)
+    assert done.returncode == 2 and "teacher nnet3/tdnn needs --engine kaldi" in done.stderr
+
+
 def test_run_sh_help_names_every_option(shell):
     text = (ROOT / "run.sh").read_text()
     options = re.findall(r"^([a-z_]+)=", text[text.index("\nstage=0"):text.index(". local/parse_options")], re.M)

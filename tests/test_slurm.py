@@ -36,7 +36,10 @@ def free_ports(count):
 
 
 class Cluster:
-    """Two nodes on this machine, each with two GPUs in name: partitions "all" and "gpu" have both, "down" one that is not there."""
+    """Two nodes on this machine, each with two GPUs in name: partitions "all" and "gpu" have both, "down" one that is not there.
+
+    "gpu" and "cpu" have nodes of Switchboard's size, too, on which jobs wait for ever.
+    """
 
     def __init__(self, folder):
         self.folder, self.daemons = folder, []
@@ -75,12 +78,15 @@ KillWait=2
 JobRequeue=1
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={one} CPUs=4 RealMemory=2000 Gres=gpu:2
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={two} CPUs=4 RealMemory=2000 Gres=gpu:2
+NodeName=big[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port={gone} CPUs=40 RealMemory=256000 Gres=gpu:4 State=DOWN
 NodeName=node3 NodeHostname={host} NodeAddr=127.0.0.1 Port={gone} CPUs=1 RealMemory=2000 State=DOWN
 PartitionName=all Nodes=node1,node2 Default=YES MaxTime=60 State=UP
-PartitionName=gpu Nodes=node1,node2 MaxTime=60 State=UP
+PartitionName=gpu Nodes=node1,node2,big[1-4] MaxTime=4-0 State=UP
+PartitionName=cpu Nodes=big[1-4] MaxTime=4-0 State=UP
 PartitionName=down Nodes=node3 MaxTime=60 State=UP
 """)
-        (folder / "gres.conf").write_text("".join(f"NodeName=node[1-2] Name=gpu File=/dev/{f}\n" for f in ("null", "zero")))
+        (folder / "gres.conf").write_text("".join(f"NodeName=node[1-2] Name=gpu File=/dev/{f}\n" for f in ("null", "zero")) +
+                                          "NodeName=big[1-4] Name=gpu Count=4\n")
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
@@ -157,6 +163,11 @@ def until(condition, seconds=60):
 def ended(runner, seconds=150):
     out, err = runner.communicate(timeout=seconds)
     return runner.returncode, out, err
+
+
+def shown(cluster, job):
+    """What Slurm says of a job, by name."""
+    return dict(word.split("=", 1) for word in cluster.ask("scontrol", "show", "job", job).split() if "=" in word)
 
 
 def no_leftovers(folder):
@@ -237,6 +248,47 @@ def test_what_a_job_waits_for_and_what_slurm_refuses_is_said(cluster, tmp_path):
     assert no_leftovers(tmp_path)
 
 
+@pytest.mark.parametrize("name, want", [
+    ("cmd", dict(Partition="cpu", NumNodes="1", MinMemoryNode="8G")),
+    ("forward_cmd", dict(Partition="gpu", NumNodes="1", CPUs="4", MinMemoryNode="32G", TresPerNode="gres:gpu:1")),
+    ("cuda_cmd", dict(Partition="gpu", NumNodes="2-2", CPUs="20", MinMemoryNode="64G", TresPerNode="gres:gpu:4",
+                      TimeLimit="2-00:00:00"))])
+def test_what_the_recipe_swbd_asks_of_a_cluster(cluster, tmp_path, name, want):
+    """The commands of recipes/swbd/slurm/run.sh: Slurm takes their jobs, and understands them as they are meant."""
+    script = tmp_path / "recipes" / "swbd" / "slurm" / "run.sh"
+    script.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "recipes" / "swbd" / "slurm" / "run.sh", script)
+    (tmp_path / "run.sh").write_text('#!/bin/sh\nwhile [ $# -gt 0 ]; do [ "$1" = --cmd ] && echo "cmd=$2"; shift; done\n'
+                                     'echo "cuda_cmd=$cuda_cmd"; echo "forward_cmd=$forward_cmd"; echo "launcher=$train_launcher"\n')
+    (tmp_path / "run.sh").chmod(0o755)
+    told = subprocess.run([script, "--stage", "5"], capture_output=True, text=True, check=True).stdout
+    commands = dict(line.split("=", 1) for line in told.splitlines())
+    assert (ROOT / commands["launcher"]).exists()
+    words = commands[name].split()
+    assert words[0] == "local/slurm.sh"
+    runner = cluster.start(*words[1:], "--max-jobs-run", "2", "JOB=1:3", tmp_path / "JOB.log", "true")
+    assert "waits: " in runner.stderr.readline()
+    job = shown(cluster, cluster.ask("squeue", "-h", "-o", "%F").split()[0])
+    runner.send_signal(signal.SIGTERM)
+    assert ended(runner)[0] == 130
+    job["CPUs"] = job["CPUs/Task"]
+    assert {key: job[key] for key in want} == want
+
+
+@pytest.mark.parametrize("script, options, cores, limit", [
+    ("recipes/swbd/slurm/train.sbatch", [], "20", "2-00:00:00"),
+    ("recipes/mini/slurm/train.sbatch", ["--partition=gpu", "--nodes", "2", "--gpus-per-node", "4"], "1", "4-00:00:00")])
+def test_what_the_scripts_for_sbatch_ask_for(cluster, script, options, cores, limit):
+    """As they stand there, with the options that they tell of; only nodes with four GPUs will do, which are down."""
+    done = subprocess.run(["sbatch", "--parsable", "--output=/dev/null", *options, script], cwd=ROOT, text=True,
+                          env=cluster.environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    job = shown(cluster, done.stdout.strip())
+    cluster.ask("scancel", job["JobId"])
+    assert (job["JobState"], job["NumNodes"], job["TresPerNode"]) == ("PENDING", "2-2", "gres:gpu:4")
+    assert (job["CPUs/Task"], job["TimeLimit"], job["Requeue"]) == (cores, limit, "1")
+
+
 def test_the_controller_may_restart_meanwhile(cluster, tmp_path):
     runner = cluster.start(tmp_path / "r.log", "sleep", "8")
     until(lambda: (tmp_path / "r.log").exists() and "started" in (tmp_path / "r.log").read_text())
@@ -273,6 +325,14 @@ def test_a_stage_trains_with_a_process_a_gpu(cluster, tmp_path):
     assert done.returncode == 0, done.stderr
     assert ", 2 processes, " in (tmp_path / "exp" / "a" / "train.log").read_text()
     assert "a is up to date" in stage.run("local/jobs.sh", systems=["a:student_tdnn"]).stdout
+    # then it answers, in jobs of one GPU
+    out = tmp_path / "exp" / "posteriors"
+    done = subprocess.run(["local/dump_posteriors.sh", "--nj", "2", "--cmd", "local/slurm.sh --partition all", "--forward-cmd",
+                           "local/slurm.sh --partition gpu --gpu 1", "--keep", "4", str(stage.corpus.data), str(stage.corpus.ali),
+                           str(out), str(tmp_path / "exp" / "a")], cwd=ROOT, env=stage.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len((out / "wide.scp").read_text().splitlines()) == 12 and (out / "post_stats.json").exists()
+    assert [" on " in (out / "log" / name).read_text() for name in ("dump.1.log", "dump.2.log", "post_stats.log")] == [True] * 3
 
 
 @pytest.mark.skipif(not os.environ.get("KALDI_ROOT"), reason="KALDI_ROOT is not set: Kaldi's SLURM.PL is not tested")

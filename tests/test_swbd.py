@@ -49,6 +49,11 @@ def test_everything_that_is_missing_is_named_at_once(shell, tmp_path):
     assert re.search(r"\d things are missing", done.stderr)
 
 
+def test_the_clusters_script_calls_run_sh(shell, tmp_path):
+    done = shell("recipes/swbd/slurm/run.sh", "--check", "true", "--work-dir", tmp_path, env={"KALDI_ROOT": ""})
+    assert done.returncode == 1 and "missing: KALDI_ROOT" in done.stderr and "GPU hours" in done.stdout
+
+
 def test_made_up_corpora_pass_and_each_loss_is_named(shell, tmp_path, kaldi_root):
     env = make_corpora(tmp_path / "ldc", kaldi_root / "egs/swbd/s5c/local/dict.patch", conversations=2, utterances=2)
     env["KALDI_ROOT"] = str(kaldi_root)

@@ -126,6 +126,14 @@ factor=${factors[0]}
 mkdir -p "$out/log"
 out=$(cd -P "$out" && pwd)
 import_ali "$data" "$ali" "$out/ali" "$factor"
+ali_tree=$(sed -n 's/.*"tree_hash": *"\([0-9a-f]*\)".*/\1/p' "$out/ali/ali.json")
+for i in "${!teachers[@]}"; do
+  if [ "${kinds[i]}" = model ]; then
+    tree=$(awk '/^tree_hash:/ && $2 != "null" { print $2 }' "${teachers[i]}/model.yaml")
+    [ -z "$tree" ] || [ -z "$ali_tree" ] || [ "$tree" = "$ali_tree" ] ||
+      fail "${teachers[i]} was trained on another tree (tree_hash of its model.yaml) than that of $ali: its senones are others"
+  fi
+done
 settings="top_k=$top_k T=$temperature combine=$combine weights=$weights input=$input factor=$factor nj=$nj node=$output_name${by_speaker:+ speakers}
 chunk=$frames_per_chunk $extra_left_context $extra_right_context $extra_left_context_initial $extra_right_context_final"
 inputs=("$data/feats.scp")
