@@ -300,10 +300,16 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     train = f"""{plugin}/train_nnet3_student.sh --nj 2 --soft-weight 0.5 --num-utts-subset 4 --frames-per-eg 4 \\
         --samples-per-iter 1000 data/train exp/ali exp/essence exp/student -- {SMALL} \\
         --trainer.optimization.minibatch-size 64"""
-    out = bash(kaldi, f"""
+    bash(kaldi, f"""
         {plugin}/essence_targets.sh --nj 2 --top-k 5 data/train exp/ali teacher.scp exp/essence
-        steps/nnet3/xconfig_to_configs.py --xconfig-file exp/student/configs/network.xconfig --config-dir exp/student/configs
-        {train}""", **env)
+        steps/nnet3/xconfig_to_configs.py --xconfig-file exp/student/configs/network.xconfig --config-dir exp/student/configs""", **env)
+    # writing egs is interrupted: the logs are named, and the same command writes them all
+    (kaldi / "stops.sh").write_text('case "$*" in *shuffle.JOB.log*) exit 1 ;; esac\nexec utils/parallel/run.pl "$@"\n')
+    done = subprocess.run(["bash", "-c", train.replace(" --nj", " --cmd 'bash stops.sh' --nj", 1)], cwd=kaldi, capture_output=True,
+                          text=True, env={**os.environ, **env, "PATH": bash(kaldi, "echo $PATH").strip()})
+    assert done.returncode == 1 and "writing egs failed; logs: exp/student/egs/log" in done.stderr
+    assert (student / "egs" / "jobs").exists() and not (student / "egs" / ".done").exists()
+    out = bash(kaldi, train, **env)
     assert "the student is in exp/student" in out and (student / "final.mdl").exists()
     frames = sum(len(m) for _, m in read_matrices(f"scp:{kaldi}/data/train/feats.scp"))
     egs = student / "egs"
@@ -317,17 +323,6 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     assert sum(abs(sum(row) - 1) < 1e-3 for row in rows) > 0.7 * len(rows)
     assert {len(row) for row in rows} <= {5, 6}
     assert "up to date" in bash(kaldi, f"{train} --stage 1000", **env)  # the egs; the trainer has nothing to do
-    # writing egs that is interrupted: nothing half written is trained on, and the same command writes them
-    whole = {file.name: file.stat().st_size for file in egs.glob("*egs*")}
-    (egs / ".done").unlink()
-    (kaldi / "stops.sh").write_text('case "$*" in *get_egs.JOB.log*) exit 1 ;; esac\nexec utils/parallel/run.pl "$@"\n')
-    words = train.replace(" --nj", " --cmd 'bash stops.sh' --nj", 1)
-    done = subprocess.run(["bash", "-c", f"{words} --stage 1000"], cwd=kaldi, capture_output=True, text=True,
-                          env={**os.environ, **env, "PATH": bash(kaldi, "echo $PATH").strip()})
-    assert done.returncode == 1 and f"writing egs failed; logs: {egs.relative_to(kaldi)}/log" in done.stderr
-    assert not (egs / ".done").exists() and not (egs / "egs.1.ark").exists()
-    assert "archives of examples are in" in bash(kaldi, f"{train} --stage 1000", **env)
-    assert {file.name: file.stat().st_size for file in egs.glob("*egs*")} == whole
     # the student as a teacher of the next targets, and decoded by Kaldi's own script
     bash(kaldi, f"""
         {plugin}/essence_targets.sh --nj 2 --top-k 5 data/train exp/ali exp/student exp/essence2
@@ -344,9 +339,16 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     bash(kaldi, """
         essence forward --output logprob exp/student data/train ark:ours.ark
         essence dump-post --keep 5 --feats scp:data/train/feats.scp exp/student ark,scp:wide.ark,wide.scp
+        for j in 1 2 3; do
+          essence dump-post --job $j/3 --batch-frames 900 --keep 5 --feats scp:data/train/feats.scp exp/student ark,scp:w.$j.ark,w.$j.scp
+        done
+        essence join-post shared.scp w.1.scp w.2.scp w.3.scp
         nnet3-compute 'nnet3-am-copy --raw=true exp/student/final.mdl - |' \
           "ark:apply-cmvn $(cat exp/student/cmvn_opts) --utt2spk=ark:data/train/utt2spk scp:data/train/cmvn.scp \
            scp:data/train/feats.scp ark:- |" ark:theirs.ark""", **env)
+    alone, shared = ([(utt, post.ids.tolist(), post.probs.tolist()) for utt, post in read_posteriors(f"scp:{kaldi}/{name}.scp")]
+                     for name in ("wide", "shared"))
+    assert alone == shared and all(0 < len((kaldi / f"w.{j}.scp").read_text().splitlines()) < 24 for j in (1, 2, 3))
     theirs = dict(read_matrices(f"ark:{kaldi}/theirs.ark"))
     ours = dict(read_matrices(f"ark:{kaldi}/ours.ark"))
     assert list(ours) == list(theirs) and all(np.allclose(ours[u], theirs[u][::3], atol=1e-3) for u in ours)

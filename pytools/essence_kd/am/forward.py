@@ -80,9 +80,7 @@ def iter_logits(model_dir, feats_scp, *, batch_frames: int = 30000, device: Opti
         if job is not None:
             settings, cuts = read_model_yaml(model_dir), load_cuts(feats_scp)
             window = window_of(settings["num_pdfs"], settings["frame_subsampling_factor"], batch_frames)
-            source = FeatureSource(cuts, "none")
-            wanted = [source.ids[i] for i in sorted(i for batch, _ in share(source.frames, window, batch_frames, job)
-                                                    for i in batch)]
+            wanted = [cuts.ids[i] for i in sorted(i for batch, _ in share(cuts.frames, window, batch_frames, job) for i in batch)]
         yield from nnet3.iter_logits(model_dir, feats_scp, wanted)
         return
     if threads:
