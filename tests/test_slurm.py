@@ -320,10 +320,11 @@ def test_one_training_on_two_nodes(cluster, tmp_path, script, options):
 
 
 def test_a_stage_trains_with_a_process_a_gpu(cluster, tmp_path):
+    """Of two nodes, as recipes/swbd/slurm/run.sh has it."""
     stage = TrainingStage(tmp_path, cluster.environment)
-    done = stage.run("local/slurm.sh --partition gpu --gpu 2", "--launcher", "local/torchrun.sh", systems=["a:student_tdnn"])
+    done = stage.run("local/slurm.sh --partition gpu --nodes 2 --gpu 2 --num-threads 2", "--launcher", "local/torchrun.sh", systems=["a:student_tdnn"])
     assert done.returncode == 0, done.stderr
-    assert ", 2 processes, " in (tmp_path / "exp" / "a" / "train.log").read_text()
+    assert ", 4 processes, " in (tmp_path / "exp" / "a" / "train.log").read_text()
     assert "a is up to date" in stage.run("local/jobs.sh", systems=["a:student_tdnn"]).stdout
     # then it answers, in jobs of one GPU
     out = tmp_path / "exp" / "posteriors"
