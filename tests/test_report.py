@@ -120,7 +120,8 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4):
     essence.mkdir()
     (essence / "essence.json").write_text(json.dumps({"num_pdfs": 21, "selection": "top-k", "k": 20, "mean_mass": 0.975,
                                                       "mass": "renorm", "temperature": 1.0, "num_frames": 100}))
-    (essence / "post.ark").write_bytes(bytes(20512))
+    (essence / "post.1.ark").write_bytes(bytes(20000))
+    (essence / "post.2.ark").write_bytes(bytes(512))
     (exp / "posteriors").mkdir()
     (exp / "posteriors" / "post_stats.json").write_text(json.dumps(
         {"f_k": [1 - 0.4 / k for k in range(1, 101)], "k_for_mass": {"0.9": {"mean": 4}, "0.99": {"mean": None}},

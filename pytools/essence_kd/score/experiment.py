@@ -163,10 +163,10 @@ def _load_essence(exp_dir: Path, essence_dir: Path | None, notices: list[str]) -
         raise UserError(f"{essence_dir}/essence.json: no such file; stage 7 makes it")
     sidecar = read_json(essence_dir / "essence.json")
     sidecar["dir"] = str(essence_dir)
-    archive = essence_dir / "post.ark"
-    if archive.exists() and sidecar.get("num_frames"):
-        sidecar["bytes"] = archive.stat().st_size
-        sidecar["bytes_per_frame"] = round(archive.stat().st_size / sidecar["num_frames"], 2)
+    archives = [*essence_dir.glob("post.ark"), *essence_dir.glob("post.*.ark")]  # of several jobs, with --fuse true
+    if archives and sidecar.get("num_frames"):
+        sidecar["bytes"] = sum(archive.stat().st_size for archive in archives)
+        sidecar["bytes_per_frame"] = round(sidecar["bytes"] / sidecar["num_frames"], 2)
     return sidecar
 
 
