@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Collection, Sequence
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import read_sidecar
 from essence_kd.io.settings import read_yaml
 from essence_kd.io.text import read_lines, read_words
 from essence_kd.score import hub5, wer
@@ -161,7 +162,7 @@ def _load_essence(exp_dir: Path, essence_dir: Path | None, notices: list[str]) -
         essence_dir = found[-1].parent
     elif not (essence_dir / "essence.json").exists():
         raise UserError(f"{essence_dir}/essence.json: no such file; stage 7 makes it")
-    sidecar = read_json(essence_dir / "essence.json")
+    sidecar = read_sidecar(essence_dir / "essence.json")
     sidecar["dir"] = str(essence_dir)
     archives = [*essence_dir.glob("post.ark"), *essence_dir.glob("post.*.ark")]  # of several jobs, with --fuse true
     if archives and sidecar.get("num_frames"):
@@ -259,7 +260,10 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
         exp.systems["ensemble"].params = sum(t.params for t in teachers)
     for path in (exp_dir / "ali" / "num_pdfs", exp_dir / "gmm" / "num_pdfs"):
         if path.exists():
-            exp.num_pdfs = int(path.read_text().split()[0])
+            first = next((line for _, line in read_lines(path)), "")
+            if not first.isdigit():
+                raise UserError(f"{path}: expected a whole number, got '{first}'; run stage 4 again")
+            exp.num_pdfs = int(first)
             break
     decoders = sorted({d["decoder"] for s in exp.systems.values() for d in s.decodes.values() if d.get("decoder")})
     exp.decoder = "+".join(decoders) or None
@@ -273,7 +277,7 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
             f"{name} " + " and ".join(f"with a {n}-gram" if n else "not" for n in found) for name, found in orders.items()))
     exp.essence = _load_essence(exp_dir, essence_dir, exp.notices)
     if (exp_dir / "posteriors" / "post_stats.json").exists():
-        exp.post_stats = read_json(exp_dir / "posteriors" / "post_stats.json")
+        exp.post_stats = read_json(exp_dir / "posteriors" / "post_stats.json", f_k=list)
     if (exp_dir / "stages.jsonl").exists():
         exp.stages = _load_stages(exp_dir / "stages.jsonl")
     if (exp_dir / "calibration" / "calibration.json").exists():
