@@ -268,6 +268,13 @@ def test_frames_that_do_not_exist(here):
             table.frames("nobody", 0, 1)
 
 
+def test_frames_of_an_archive_that_moved_away(here):
+    write("ark,scp:a.ark,a.scp", {"u": fixed(3, 2)})
+    Path("a.ark").rename("b.ark")
+    with pytest.raises(UserError, match="^a.scp: utterance u: .*a.ark: cannot be read: No such file"):
+        PosteriorTable("a.scp").frames("u", 0, 2)
+
+
 # ------------------------------------------------------------------------------------------------- the class itself
 
 def test_views_of_a_posterior():

@@ -397,9 +397,9 @@ def test_what_is_no_table_at_all(here):
         with pytest.raises(UserError, match=said):
             MatrixTable(scp)
     Path("gone.scp").write_text("a gone.ark:5\n")
-    with pytest.raises(UserError, match="gone.ark: cannot be read"):
+    with pytest.raises(UserError, match="^gone.scp: utterance a: gone.ark: cannot be read"):
         list(read_matrices("scp:gone.scp"))
-    with pytest.raises(UserError, match="gone.ark: cannot be read"):
+    with pytest.raises(UserError, match="^gone.scp: utterance a: gone.ark: cannot be read"):
         MatrixTable("gone.scp")["a"]
     with pytest.raises(UserError, match="m.ark: utterance utt0: not a readable vector of integers .*a matrix"):
         list(read_int_vectors("ark:m.ark"))

@@ -423,7 +423,7 @@ class PosteriorTable(ScpTable):
         """Frames start..stop-1 (0 <= start <= stop <= T) of an utterance. Raises UserError when they do not exist."""
         file, span = self.line(utt)
         if span is None:
-            with open_object(file, self._maps) as source:
+            with open_object(file, self._maps, utt, self.name) as source:
                 if isinstance(source, Mapped):
                     post = guarded(lambda mapped: self._part(mapped, start, stop), source, utt, self.what)
                     if post is not None:

@@ -519,12 +519,18 @@ class Mapped:
         """A file has none."""
 
 
-def open_object(file: str, maps: Maps):
-    """What the right side of an scp line names: Mapped for a plain file, else a Source. Raises UserError."""
+def open_object(file: str, maps: Maps, utt: str, scp: str):
+    """What the right side of an scp line names: Mapped for a plain file, else a Source.
+
+    Raises UserError, which names the index and the utterance, too: the archive may have moved.
+    """
     path, offset = (file, None) if file.endswith("|") else _split_offset(file)
-    if file.endswith("|") or path.endswith(".gz") or path == "-" or is_special(path):
-        return open_source(file)
-    return Mapped(maps.open(path), offset or 0, path, maps)
+    try:
+        if file.endswith("|") or path.endswith(".gz") or path == "-" or is_special(path):
+            return open_source(file)
+        return Mapped(maps.open(path), offset or 0, path, maps)
+    except UserError as error:
+        raise UserError(f"{scp}: utterance {utt}: {error}") from error
 
 
 def read_key(source: Source) -> str | None:
@@ -667,7 +673,7 @@ def read_table(rspecifier: str, read_object: Callable[[Source], Any], cut: Calla
 def _read_line(file: str, span: str | None, maps: Maps, read_object: Callable[[Any], Any],
                cut: Callable[[Any, str], Any], key: str, what: str, scp: str) -> Any:
     """The object of one line of an scp file."""
-    with open_object(file, maps) as source:
+    with open_object(file, maps, key, scp) as source:
         value = guarded(read_object, source, key, what)
         if file.endswith("|") and source.at_end():
             source.finish()
