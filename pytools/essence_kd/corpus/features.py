@@ -134,7 +134,7 @@ def make_feats(path: str | Path, kinds: Sequence[str] = KINDS, nj: int = 2,
         for kind, place in places.items():  # whole archives of some jobs, temporary files of others
             _remove_feats(place, kind)
         raise
-    return _gather(path, places, jobs, results)
+    return _gather(path, places, jobs, results, options)
 
 
 def make_feats_job(path: str | Path, kinds: Sequence[str], number: int, of: int,
@@ -167,7 +167,7 @@ def join_feats(path: str | Path, kinds: Sequence[str], of: int, options: Feature
             results.append(json.loads(_counts_file(job).read_text(encoding="utf-8")))
         except (OSError, ValueError):
             raise UserError(f"{path}: features of job {number} of {of} are not there: it did not end well; run it again") from None
-    counts = _gather(path, places, jobs, results)
+    counts = _gather(path, places, jobs, results, options)
     for job in jobs:
         _counts_file(job).unlink()
     return counts
@@ -192,7 +192,8 @@ def _counts_file(job: tuple) -> Path:
     return Path(next(iter(job[3].values())) + ".json")
 
 
-def _gather(path: Path, places: dict[str, Path], jobs: Sequence[tuple], results) -> dict[str, float]:
+def _gather(path: Path, places: dict[str, Path], jobs: Sequence[tuple], results,
+            options: FeatureOptions) -> dict[str, float]:
     """feats.scp, utt2num_frames and utt2dur of what the jobs wrote, each of which has returned (frames, seconds)."""
     frames: dict[str, int] = {}
     seconds: dict[str, float] = {}
