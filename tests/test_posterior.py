@@ -456,6 +456,21 @@ def test_copy_post_goes_round_all_forms(here):
     assert done.stdout == Path("text.ark").read_text()
 
 
+def test_copy_post_of_a_part_counts_the_part(here):
+    write("ark,scp:post.ark,post.scp", {"a": fixed(9, 5), "b": ragged([1, 0, 4])})
+    Path("essence.json").write_text('{"num_pdfs": 8816, "num_utts": 2, "num_frames": 12, "num_entries": 50, "mean_mass": 0.9, '
+                                    '"frame_shift_ms": 30}')
+    Path("part.scp").write_text(Path("post.scp").read_text().splitlines(keepends=True)[1])
+    Path("part.json").write_text(Path("essence.json").read_text())
+    assert essence("copy-post", "--repeat", "3", "scp:part.scp", "ark:out.ark").returncode == 0
+    fields = json.loads(Path("out.json").read_text())
+    assert [fields[key] for key in ("num_utts", "num_frames", "num_entries", "mean_mass", "frame_shift_ms")] == [
+        1, 9, 15, None, 10]
+    assert essence("copy-post", "scp:post.scp", "ark:all.ark").returncode == 0
+    fields = json.loads(Path("all.json").read_text())
+    assert (fields["num_utts"], fields["mean_mass"], fields["frame_shift_ms"]) == (2, 0.9, 30)
+
+
 def test_copy_post_counts_information(here):
     write("ark:post.ark", {"a": fixed(9, 5)})
     done = essence("copy-post", "--num-pdfs", "8816", "--information", "5", "ark:post.ark", "ark:/dev/null")
@@ -465,7 +480,9 @@ def test_copy_post_counts_information(here):
 
 def test_copy_post_says_what_is_wrong(here):
     write("ark,scp:post.ark,post.scp", {"a": fixed(9, 5)})
+    Path("empty.scp").write_text("")
     for args, said in ((["scp:nothing.scp", "ark:b.ark"], "nothing.scp: cannot be read"),
+                       (["scp:empty.scp", "ark:b.ark"], "empty.scp: holds no utterance"),
                        (["scp:post.scp", "ark:none/b.ark"], "none/b.ark: cannot be written"),
                        (["scp:post.scp", "compact:ark,t:b.ark"], "no text form"),
                        (["--information", "5", "ark:post.ark", "ark:b.ark"], "give --num-pdfs"),

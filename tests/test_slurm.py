@@ -312,7 +312,7 @@ def test_one_training_on_two_nodes(cluster, tmp_path, script, options):
     words = ["--set", "optim.epochs=2", "--set", "data.batch_frames=300", "--set", "model.hidden=16", "--set",
              "model.dropout=0", "--set", "data.heldout=0.3", corpus.data, corpus.ali, tmp_path / "model"]
     done = subprocess.run(["sbatch", "--wait", f"--output={tmp_path}/log", *options, script, *map(str, words)], cwd=ROOT,
-                          text=True, env=cluster.environment, capture_output=True, timeout=200)
+                          text=True, env=cluster.environment, capture_output=True, timeout=600)
     log = (tmp_path / "log").read_text()
     assert done.returncode == 0, log + done.stderr
     assert "2 processes" in log and log.count("epoch 2/2: loss") == 1

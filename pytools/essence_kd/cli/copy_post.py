@@ -57,11 +57,14 @@ def run(args) -> None:
             entries += post.num_entries
             if information is not None:
                 information.add(*post.padded(args.information), post.counts())
+        if not writer.count:
+            raise UserError(f"{args.rspecifier}: holds no utterance")
     if fields is not None and target and os.path.abspath(target) != os.path.abspath(source):
-        if args.repeat > 1:
-            scaled = {key: fields[key] * args.repeat for key in ("num_frames", "num_entries") if fields.get(key) is not None}
-            shift = {"frame_shift_ms": fields["frame_shift_ms"] / args.repeat} if fields.get("frame_shift_ms") else {}
-            fields = {**fields, **scaled, **shift}
+        if fields.get("num_utts") not in (None, writer.count):
+            fields["mean_mass"] = None  # of a part it is not known
+        fields.update(num_utts=writer.count, num_frames=frames, num_entries=entries)
+        if fields.get("frame_shift_ms"):
+            fields["frame_shift_ms"] /= args.repeat
         write_sidecar(target, {**fields, "form": "compact" if writer.compact else "kaldi"})
     print(f"copy-post: {writer.count} utterances, {frames} frames, {entries} entries", file=sys.stderr)
     if information is not None:
