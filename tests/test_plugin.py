@@ -101,7 +101,7 @@ def test_other_alignments_for_the_same_targets(plugin, recipe):
     (ali / "tree.txt").write_text((ali / "tree.txt").read_text().replace(" 1 0\n", " 1 5\n"))
     write_sidecar(ali / "ali.json", {"kind": "alignment", "num_pdfs": 12, "tree_hash": sha256_file(ali / "tree.txt")})
     done = plugin("essence_targets.sh", "--frame-subsampling-factor", "3", "--top-k", "4", "--nj", "2", "data", "ali2", "a.scp",
-                  "b.scp", "essence")  # without --cmd: run.pl or local/jobs.sh
+                  "b.scp", "essence")  # without --cmd: local/jobs.sh, for the folder has a blank in its name
     assert done.returncode == 0 and "up to date" not in done.stdout, done.stderr
     assert read_sidecar(recipe.root / "essence" / "essence.json")["tree_hash"] == sha256_file(ali / "tree.txt")
     assert (recipe.root / "essence" / "ali").resolve() == ali and kept.stat().st_mtime_ns == before

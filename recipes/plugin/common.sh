@@ -23,9 +23,15 @@ program() {
   done
 }
 
-default_cmd() { # sets cmd where none is given: Kaldi's run.pl, or this machine (by name alone, since cmd is split into words)
+# Sets cmd where none is given: Kaldi's run.pl, which cannot have blanks in the name of a log, or else our jobs.sh (by
+# name alone, since cmd is split into words).
+default_cmd() {
   if [ -n "$cmd" ]; then return 0; fi
-  if command -v run.pl >/dev/null; then cmd=run.pl; else PATH=$PATH:$ESSENCE_ROOT/local cmd=jobs.sh; fi
+  case $PWD in
+    *[[:space:]]*) ;;
+    *) if command -v run.pl >/dev/null; then cmd=run.pl; return 0; fi ;;
+  esac
+  PATH=$PATH:$ESSENCE_ROOT/local cmd=jobs.sh
 }
 
 parts() { # NJ SCP STEM [UTT2SPK]: the lines in STEM.1, STEM.2 ...; with UTT2SPK a speaker's stay together. Prints how many
