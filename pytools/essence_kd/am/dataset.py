@@ -36,7 +36,7 @@ class StoredCuts:
     """The utterances of a feats.scp by position, each of them a lhotse cut that is made when it is asked for.
 
     Kept are columns: ids, places of the matrices, frames (N,) int64, speakers, and uniq, the ids before speed
-    perturbation. They take a fifth of the memory of the cuts, which counts where every process holds those of
+    perturbation. They take a third of the memory of the cuts, which counts where every process holds those of
     hundreds of hours.
     """
 

@@ -19,7 +19,8 @@ WINDOW_BYTES = 400_000_000  # logits held while they wait for their turn
 Job = Tuple[int, int]  # the first of three jobs: (1, 3)
 
 
-def share(frames: np.ndarray, window_frames: int, batch_frames: int, job: Optional[Job]) -> Iterator[Tuple[List[int], bool]]:
+def share(frames: np.ndarray, window_frames: int, batch_frames: int,
+          job: Optional[Job]) -> Iterator[Tuple[List[int], bool]]:
     """`batches_by_length`, or the part of its batches that falls to a job: about as many frames to each.
 
     A batch is never divided, so an utterance has the same companions, and so the same answer to the last bit, whatever
@@ -80,7 +81,8 @@ def iter_logits(model_dir, feats_scp, *, batch_frames: int = 30000, device: Opti
         if job is not None:
             settings, cuts = read_model_yaml(model_dir), load_cuts(feats_scp)
             window = window_of(settings["num_pdfs"], settings["frame_subsampling_factor"], batch_frames)
-            wanted = [cuts.ids[i] for i in sorted(i for batch, _ in share(cuts.frames, window, batch_frames, job) for i in batch)]
+            mine = (i for batch, _ in share(cuts.frames, window, batch_frames, job) for i in batch)
+            wanted = [cuts.ids[i] for i in sorted(mine)]
         yield from nnet3.iter_logits(model_dir, feats_scp, wanted)
         return
     if threads:

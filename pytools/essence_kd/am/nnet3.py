@@ -26,7 +26,8 @@ def is_nnet3(model_dir) -> bool:
 def logits_rspecifier(model_dir, feats_scp, listed=None) -> str:
     """The pipe of Kaldi's programs that writes log-probabilities (ceil(T / factor), num_pdfs) of every utterance.
 
-    ``listed``: an scp of some of the utterances of ``feats_scp``, beside which their means and speakers lie. Raises UserError where a program or a file is missing.
+    ``listed``: an scp of some of the utterances of ``feats_scp``, beside which their means and speakers lie.
+    Raises UserError where a program or a file is missing.
     """
     model_dir, feats_scp = Path(model_dir), Path(feats_scp)
     for program in ("nnet3-compute", "nnet3-am-copy", "apply-cmvn"):

@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from essence_kd.corpus.jobs import job_share
+
 HELP = "combine teachers and write the ensemble's posteriors, wide, whole, or as essence targets"
 
 
@@ -23,13 +25,6 @@ def _keep(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: 1 or more, or all")
     return int(text)
-
-
-def _job(text: str) -> tuple:
-    number, _, jobs = text.partition("/")
-    if not (number.isdecimal() and jobs.isdecimal() and 1 <= int(number) <= int(jobs)):
-        raise argparse.ArgumentTypeError(f"{text}: such as 1/8, the first of eight jobs")
-    return int(number), int(jobs)
 
 
 def _numbers(text: str) -> list:
@@ -60,8 +55,9 @@ def add_arguments(parser) -> None:
     add_selection_arguments(parser)
     parser.add_argument("--agree", type=int, metavar="N", help="agree: teachers that must hold a class (default: 2)")
     parser.add_argument("--frame-shift-ms", type=float, metavar="MS", help="for the sidecar, where no model says it")
-    parser.add_argument("--job", type=_job, metavar="J/N", help="the utterances alone that fall to the J-th of N jobs, which "
-                        "join-post joins; what an utterance gets does not depend on N")
+    parser.add_argument("--job", type=job_share, metavar="J/N",
+                        help="the utterances alone that fall to the J-th of N jobs, which join-post joins; what "
+                             "an utterance gets does not depend on N")
     parser.add_argument("--batch-frames", type=int, default=30000, metavar="N",
                         help="feature frames of a batch (default: 30000)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")

@@ -7,24 +7,18 @@ On a cluster: essence make-feats --job J/8 DATA_DIR for J from 1 to 8, and then 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 
+from essence_kd.corpus.jobs import job_share
+
 HELP = "compute MFCC and filterbank features of a data directory"
-
-
-def _job(text: str) -> tuple:
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise argparse.ArgumentTypeError(f"{text}: such as 1/8, the first of eight jobs")
-    return int(number), int(of)
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("--nj", type=int, default=2, help="processes (%(default)s)")
     parser.add_argument("--kinds", default="mfcc,fbank", help="mfcc, fbank or both, with a comma (%(default)s)")
-    parser.add_argument("--job", type=_job, metavar="J/N", help="write the archives of the J-th of N jobs, no more")
+    parser.add_argument("--job", type=job_share, metavar="J/N", help="write the archives of the J-th of N jobs, no more")
     parser.add_argument("--join", type=int, metavar="N", help="write what belongs to the archives of N jobs")
     parser.add_argument("data", metavar="DATA_DIR")
 

@@ -1,6 +1,7 @@
 """Work spread over processes: every job in a fresh one, results in the order of the jobs."""
 from __future__ import annotations
 
+import argparse
 import multiprocessing as mp
 import os
 import traceback
@@ -11,6 +12,14 @@ from essence_kd.io.errors import UserError
 
 _PRELOAD = ["scipy.signal", "scipy.fft", "essence_kd.corpus.synth", "essence_kd.corpus.features"]
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def job_share(text: str) -> tuple[int, int]:
+    """(1, 8) of "1/8", the first of eight jobs: an option's type for argparse."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text}: such as 1/8, the first of eight jobs")
+    return int(number), int(of)
 
 
 def _child(pipe, function: Callable[..., Any], args: tuple) -> None:
