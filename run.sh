@@ -135,6 +135,31 @@ used_mb=$(du -sm "$data" "$exp" | awk '{s += $1} END {print s}')
 [ $((free_mb + used_mb)) -ge "$disk_mb" ] ||
   fail "'$work_dir' has $free_mb MB free and $corpus ($size) needs about $disk_mb; name another place with --work-dir"
 
+# run COMMAND...: as a process group of its own, so that what stops this script stops all that the command has started.
+running=
+run() {
+  local status=0
+  set -m
+  "$@" &
+  running=$!
+  set +m
+  wait $running || status=$?
+  running=
+  return $status
+}
+stop() {
+  trap - HUP INT TERM  # a second one does not wait
+  if [ -n "$running" ]; then
+    kill -- "-$running" 2>/dev/null || true
+    while kill -0 -- "-$running" 2>/dev/null; do sleep 0.1; done
+  fi
+  echo "$0: stopped; the same command goes on from here" >&2
+  exit $((128 + $1))
+}
+trap 'stop 1' HUP
+trap 'stop 2' INT
+trap 'stop 15' TERM
+
 # One run at a time in one place: the lock is held until the last process of a run has ended.
 exec 9>"$exp/.lock"
 flock -n 9 || fail "another run is at work in '$exp', or its jobs have outlived it; wait, or stop it: kill $(
@@ -143,7 +168,7 @@ flock -n 9 || fail "another run is at work in '$exp', or its jobs have outlived 
 k2=true
 if [ "$stage" -gt 9 ] && [ "$ablation" = false ]; then k2=false; fi
 if [ "$stop_stage" -lt 9 ] || [ "${decoder%-lattice}" = kaldi ]; then k2=false; fi
-local/setup_env.sh --work-dir "$work_dir" --k2 $k2
+run local/setup_env.sh --work-dir "$work_dir" --k2 $k2
 . ./path.sh
 cmd=${cmd:-}
 [ "$engine" = native ] || cmd=${cmd:-run.pl}
@@ -177,7 +202,7 @@ run_stage() {
   echo "$0: stage $n: $what"
   rm -f "$ESSENCE_WORKED"
   before=$(du -sk "$data" "$exp" | awk '{s += $1} END {print s}')
-  "$@" || fail "stage $n ($what) failed; the lines above name the reason. './run.sh --stage $n' goes on from here"
+  run "$@" || fail "stage $n ($what) failed; the lines above name the reason. './run.sh --stage $n' goes on from here"
   if [ -e "$ESSENCE_WORKED" ]; then
     did=$((did + 1))
     rm -f "$ESSENCE_WORKED"
@@ -276,7 +301,7 @@ stage_10() {
 stage_ablation() {
   echo "$0: ablation over $grid"
   rm -f "$ESSENCE_WORKED"
-  local/run_ablation.sh --cmd "$cmd" --forward-cmd "$forward_cmd" --nj "$nj" --grid "$grid" --student "$student" --decoder "$decoder" \
+  run local/run_ablation.sh --cmd "$cmd" --forward-cmd "$forward_cmd" --nj "$nj" --grid "$grid" --student "$student" --decoder "$decoder" \
     --rescore-lm "$rescore_lm" --top-k "$top_k" --soft-weight "$soft_weight" --temperature "$temperature" --train-set "$train_set" --dev-set "$dev_set" \
     --eval-sets "$eval_sets" "$data" "$exp" ||
     fail "the ablation failed; the lines above name the reason. The same command goes on from here"

@@ -126,7 +126,7 @@ run_list() { # COMMAND LOG-NAME: starts the lines of $list as jobs; what stops t
   # shellcheck disable=SC2086  # cmd is words
   $1 --max-jobs-run "$nj" JOB=1:"$n" "$out/log/$2.JOB.log" bash "$list" JOB &
   jobs=$!
-  trap 'kill $jobs 2>/dev/null; wait $jobs; rm -f "$list"; exit 130' INT TERM
+  trap 'trap "" INT TERM; kill $jobs 2>/dev/null; wait $jobs; rm -f "$list"; exit 130' INT TERM
 }
 if [ ${#makes[@]} -gt 0 ]; then
   for name in "${makes[@]}"; do

@@ -64,7 +64,7 @@ JOB
 
 # sbatch's answer goes to a file, so that a signal in the middle of it loses no job.
 cancel() { scancel "$(cut -d';' -f1 "$dir/id")" 2>/dev/null; }
-trap 'trap - INT TERM HUP; cancel; rm -rf "$dir"; exit 130' INT TERM HUP
+trap 'trap "" INT TERM HUP; cancel; rm -rf "$dir"; exit 130' INT TERM HUP
 label=${log##*/}
 sbatch --parsable --requeue --job-name="${label%.log}" --array="$first-$last${max:+%$max}" --chdir="$PWD" \
   --output="$pattern" --open-mode=append "${options[@]}" <"$dir/job.sh" >"$dir/id" ||

@@ -58,7 +58,7 @@ as_jobs "$list"
 # shellcheck disable=SC2086  # cmd is words
 $cmd --max-jobs-run "$nj" JOB=1:${#todo[@]} "$exp/log/train.JOB.log" bash "$list" JOB &
 jobs=$!
-trap 'kill $jobs 2>/dev/null; wait $jobs; rm -f "$list"; exit 130' INT TERM
+trap 'trap "" INT TERM; kill $jobs 2>/dev/null; wait $jobs; rm -f "$list"; exit 130' INT TERM
 # Meanwhile, where each model stands, whenever that has changed.
 waited=0
 declare -A said=()
