@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from essence_kd.io import kernels as module
+from essence_kd.io import posterior
 
 SAY = "from essence_kd.io.kernels import kernels; print(kernels() is not None)"
 
@@ -49,6 +51,39 @@ def test_a_broken_library_is_not_used(tmp_path):
     made, = tmp_path.iterdir()
     made.write_bytes(b"")
     assert not say(ESSENCE_KERNELS=str(tmp_path))
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler (apt-get install gcc)")
+@pytest.mark.parametrize("compiler", ["cc", "cc -mno-avx2"])
+@pytest.mark.parametrize("k", [3, 4, 9])
+def test_every_kind_of_processor_finds_the_same_damage(tmp_path, monkeypatch, compiler, k):
+    """Each bit of two frames turned over: what NumPy decodes, the kernel decodes to the same, and what it refuses, not."""
+    if compiler != "cc" and os.uname().machine != "x86_64":
+        pytest.skip("AVX2 is x86-64's")
+    monkeypatch.setenv("CC", compiler)
+    library = module._load(module._compiled(str(tmp_path)))
+    rng = np.random.default_rng(k)
+    weights = 1 + rng.random((2, k), np.float32)  # one bit from infinity
+    _, frames = posterior.encode_fixed(rng.integers(0, 1 << 22, (2, k)), weights)
+    data = np.frombuffer(bytes(frames), np.uint8).copy()
+    monkeypatch.setattr(posterior, "kernels", lambda: None)
+    refused = 0
+    for bit in range(-1, 8 * len(data)):
+        if bit >= 0:
+            data[bit // 8] ^= 1 << bit % 8
+        ids, probs = np.empty(2 * k, np.int32), np.empty(2 * k, np.float32)
+        good = library.posterior_entries(module.pointer(data), 2, k, None, module.pointer(ids), module.pointer(probs))
+        try:
+            wanted = posterior._fixed_frames(data, k)
+        except ValueError:
+            wanted = None
+        assert good == (wanted is not None), bit
+        if good:
+            assert np.array_equal(ids, wanted.ids) and np.array_equal(probs, wanted.probs), bit
+        refused += not good
+        if bit >= 0:
+            data[bit // 8] ^= 1 << bit % 8
+    assert 0 < refused < 8 * len(data)
 
 
 def test_a_file_that_becomes_shorter_ends_the_kernel_and_not_the_process(tmp_path):

@@ -18,6 +18,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #define LANES 16
 #define DEPTH 8
@@ -527,40 +530,60 @@ int64_t posterior_offsets(const uint8_t *data, int64_t n, int64_t T, int64_t *of
   return at;
 }
 
+#define ALL_ONES(bits) (((bits) & 0x7F800000u) + 0x00800000u) /* an exponent of ones overflows into the sign */
+
 /* The entries of T frames whose offsets are known (NULL: k a frame). Returns 1, or 0 when a cell is not marked as 32
    bits wide, a pdf-id is not below the smallest normal float, or a weight is not finite. */
 int64_t posterior_entries(const uint8_t *restrict data, int64_t T, int64_t k, const int64_t *offsets,
                           int32_t *restrict ids, float *restrict probs) {
-  const uint64_t good = 0x0000040000000004u;
+  const uint64_t good = 0x0000040000000004u; /* the byte 4, the pdf-id, the byte 4, and two bytes of the weight */
   int64_t n = 0;
   uint64_t odd = 0;
   uint32_t endless = 0;
+#ifdef __AVX2__
+  /* Of two entries, sixteen bytes from the first on hold all but their weights, which lie in the sixteen from byte 4 on. */
+  const __m256i ones = _mm256_set1_epi32(0x7F800000), step = _mm256_set1_epi32(0x00800000);
+  const __m256i fixed = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(-1, 0, 0, -128, -1, -1, 0, 0, 0, 0, -1, 0, 0, -128, -1, -1));
+  const __m256i tags = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(4, 0, 0, 0, 0, 4, 0, 0, 0, 0, 4, 0, 0, 0, 0, 4));
+  const __m256i ids_at = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(1, 2, 3, 4, 11, 12, 13, 14, -1, -1, -1, -1, -1, -1, -1, -1));
+  const __m256i probs_at = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, 2, 3, 4, 5, 12, 13, 14, 15));
+  __m256i wrong = _mm256_setzero_si256(), high = _mm256_setzero_si256();
+#endif
   for (int64_t t = 0; t < T; t++) {
     int64_t count = offsets ? offsets[t + 1] - offsets[t] : k;
     if (data[0] != 4 || cell(data) != count) return 0;
     data += 5;
     int64_t end = n + count;
+#ifdef __AVX2__
     for (; n + 4 <= end; n += 4, data += 40) {
-      uint64_t heads[4]; /* the byte 4, the pdf-id, the byte 4, and two bytes of the weight */
-      for (int i = 0; i < 4; i++) {
-        memcpy(heads + i, data + 10 * i, 8);
-        memcpy(probs + n + i, data + 10 * i + 6, 4);
-        ids[n + i] = (int32_t)(heads[i] >> 8);
-      }
-      odd |= ((heads[0] ^ good) | (heads[1] ^ good)) | ((heads[2] ^ good) | (heads[3] ^ good));
+      __m256i heads = _mm256_loadu2_m128i((const __m128i *)(data + 20), (const __m128i *)data);
+      __m256i tails = _mm256_loadu2_m128i((const __m128i *)(data + 24), (const __m128i *)(data + 4));
+      __m256i both = _mm256_or_si256(_mm256_shuffle_epi8(heads, ids_at), _mm256_shuffle_epi8(tails, probs_at));
+      both = _mm256_permute4x64_epi64(both, 0xD8); /* four pdf-ids, four weights */
+      _mm_storeu_si128((__m128i *)(ids + n), _mm256_castsi256_si128(both));
+      _mm_storeu_si128((__m128i *)(probs + n), _mm256_extracti128_si256(both, 1));
+      wrong = _mm256_or_si256(wrong, _mm256_and_si256(_mm256_xor_si256(heads, tags), fixed));
+      high = _mm256_or_si256(high, _mm256_add_epi32(_mm256_and_si256(both, ones), step));
     }
+#endif
     for (; n < end; n++, data += 10) {
       uint64_t head;
+      uint32_t bits;
       memcpy(&head, data, 8);
-      memcpy(probs + n, data + 6, 4);
+      memcpy(&bits, data + 6, 4);
+      memcpy(probs + n, &bits, 4);
       ids[n] = (int32_t)(head >> 8);
       odd |= head ^ good;
+      endless |= ALL_ONES(bits);
     }
   }
-  for (int64_t i = 0; i < n; i++) {
-    uint32_t bits;
-    memcpy(&bits, probs + i, 4);
-    endless |= (bits & 0x7F800000u) + 0x00800000u; /* an exponent of ones overflows into the sign */
-  }
+#ifdef __AVX2__
+  /* A pdf-id's exponent is not of ones, or `wrong` would tell. */
+  if (!_mm256_testz_si256(wrong, wrong) || _mm256_movemask_ps(_mm256_castsi256_ps(high))) return 0;
+#endif
   return !(odd & 0x0000FFFF800000FFu) && !(endless & 0x80000000u);
 }

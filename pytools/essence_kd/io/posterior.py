@@ -52,11 +52,15 @@ class Posterior:
     @classmethod
     def from_fixed(cls, ids: np.ndarray, probs: np.ndarray) -> "Posterior":
         """From ids and probs of shape (T, k)."""
+        return cls._of(*ids.shape, np.ascontiguousarray(ids, np.int32).reshape(-1),
+                       np.ascontiguousarray(probs, np.float32).reshape(-1))
+
+    @classmethod
+    def _of(cls, num_frames: int, k: int, ids: np.ndarray, probs: np.ndarray) -> "Posterior":
+        """From flat, contiguous ids (int32) and probs (float32) of num_frames times k entries."""
         made = cls.__new__(cls)
-        made.num_frames, made._k = ids.shape
+        made.num_frames, made._k, made.ids, made.probs = num_frames, k, ids, probs
         made._offsets = None  # until somebody asks
-        made.ids = np.ascontiguousarray(ids, np.int32).reshape(-1)
-        made.probs = np.ascontiguousarray(probs, np.float32).reshape(-1)
         return made
 
     @property
@@ -237,9 +241,9 @@ def _fixed_frames(data: np.ndarray, k: int) -> Posterior | None:
     library = kernels()
     if library is not None:
         count = len(data) // (5 + 10 * k)
-        ids, probs = np.empty((count, k), np.int32), np.empty((count, k), np.float32)
+        ids, probs = np.empty(count * k, np.int32), np.empty(count * k, np.float32)
         if library.posterior_entries(pointer(data), count, k, None, pointer(ids), pointer(probs)):
-            return Posterior.from_fixed(ids, probs)
+            return Posterior._of(count, k, ids, probs)
     frames = data.view(_frame_dtype(k))
     if not (frames["count"] == k).all() or 5 * _leading_fours(data) < len(data):
         return None
