@@ -112,6 +112,21 @@ def test_disagreement_of_teachers(data, tmp_path):
     collect(full, teachers=[more], max_frames=1)  # whoever stops early does not ask for the rest
 
 
+@pytest.mark.parametrize("frames", [5, 30_000])  # 40 columns: a matrix over a megabyte is left in its file until it is wanted
+def test_every_second_utterance(tmp_path, frames):
+    rng = np.random.default_rng(5)
+    posts = {f"u{n}": rng.dirichlet(np.ones(PDFS), frames).astype(np.float32) for n in range(5)}
+    full = table(MatrixWriter, tmp_path / "full", posts)
+    teacher = table(MatrixWriter, tmp_path / "teacher", {u: p[:, ::-1] for u, p in posts.items()})
+    half = {u: posts[u] for u in ("u0", "u2", "u4")}
+    wanted = collect(table(MatrixWriter, tmp_path / "half", half),
+                     teachers=[table(MatrixWriter, tmp_path / "reversed", {u: p[:, ::-1] for u, p in half.items()})])
+    found = collect(full, teachers=[teacher], every=2)
+    assert found["num_utts"] == 3 and found["f_k"] == wanted["f_k"]
+    assert found["disagreement"]["kl_from_ensemble_nats"] == wanted["disagreement"]["kl_from_ensemble_nats"]
+    assert collect(full, every=9)["num_utts"] == 1
+
+
 def test_sizes_are_those_of_the_files(tmp_path):
     ids, probs = np.arange(20, dtype=np.int32)[None].repeat(1000, 0), np.full((1000, 20), 0.05, np.float32)
     sizes = bytes_per_frame(8816, 100, 20)
@@ -143,6 +158,10 @@ def test_the_verb_writes_json_and_plot(data, tmp_path, capsys):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     assert main(["post-stats", "--max-frames", "3", full]) == 0
     assert "1 utterances, 5 frames" in capsys.readouterr().out
+    assert main(["post-stats", "--every", "2", full]) == 0
+    assert "2 utterances, " in capsys.readouterr().out
+    assert main(["post-stats", "--every", "0", full]) != 0
+    assert "--every cannot be 0" in capsys.readouterr().err
 
 
 def test_tables_of_another_tree_are_refused(data, tmp_path):

@@ -35,6 +35,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--top-k", type=int, default=20, metavar="K", help="entries of an essence (default: 20)")
     parser.add_argument("--max-frames", type=int, default=0, metavar="N",
                         help="look at the first N frames, to the end of their utterance (default: all)")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="look at every N-th utterance (default: all)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: OMP_NUM_THREADS or the cores there are")
     parser.add_argument("rspecifier", metavar="RSPECIFIER", help="matrices or sparse posteriors")
 
@@ -51,7 +52,8 @@ def run(args) -> None:
         raise UserError("--plot: the package matplotlib is not here (pip install matplotlib)")
     for name, good in (("hours", args.hours is None or 0 < args.hours < float("inf")),
                        ("frame_shift_ms", args.frame_shift_ms is None or 0 < args.frame_shift_ms < float("inf")),
-                       ("keep", args.keep > 0), ("top_k", args.top_k > 0), ("max_frames", args.max_frames >= 0)):
+                       ("keep", args.keep > 0), ("top_k", args.top_k > 0), ("max_frames", args.max_frames >= 0),
+                       ("every", args.every > 0)):
         if not good:
             raise UserError(f"--{name.replace('_', '-')} cannot be {getattr(args, name):g}")
     own = sidecar_path(args.rspecifier)
@@ -59,7 +61,7 @@ def run(args) -> None:
         raise UserError(f"--json {args.json}: is the sidecar of {args.rspecifier}; name another file")
     result = collect(args.rspecifier, kind=args.input, alignments=args.alignment,
                      factor=args.frame_subsampling_factor, teachers=args.teacher, teacher_kind=args.teacher_input,
-                     max_frames=args.max_frames, threads=args.threads)
+                     max_frames=args.max_frames, every=args.every, threads=args.threads)
     result["bytes_per_frame"] = bytes_per_frame(result["num_pdfs"], args.keep, args.top_k)
     if args.hours is not None:
         shift = args.frame_shift_ms or result["frame_shift_ms"] or 10.0

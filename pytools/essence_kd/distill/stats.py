@@ -17,7 +17,7 @@ from essence_kd.distill.mix import Alignments, factor_of, subsample
 from essence_kd.io import compact
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior
-from essence_kd.io.tables import read_matrices
+from essence_kd.io.tables import StoredMatrix, read_matrices
 
 MASSES = (0.9, 0.95, 0.99)
 _ROWS = 1 << 20  # elements that are looked at together
@@ -139,11 +139,12 @@ class Disagreement:
 
 def collect(rspecifier: str, *, kind: Optional[str] = None, alignments: Optional[str] = None,
             factor: Optional[int] = None, teachers: Sequence[str] = (), teacher_kind: Optional[str] = None,
-            max_frames: int = 0, threads: Optional[int] = None) -> Dict[str, Any]:
+            max_frames: int = 0, every: int = 1, threads: Optional[int] = None) -> Dict[str, Any]:
     """Statistics of a table of posteriors (matrices or sparse), as a dictionary for JSON.
 
     ``alignments``: rspecifier of pdf-ids; ``teachers``: tables of matrices of ``teacher_kind`` (None: as ``kind``), in
-    the same order; ``max_frames``: stop after so many (0: all). Raises UserError.
+    the same order; ``max_frames``: stop after so many (0: all); ``every``: look at the first utterance and every so
+    many-th after it. Raises UserError.
     """
     fields = sidecar_of(rspecifier)
     if alignments:
@@ -155,12 +156,19 @@ def collect(rspecifier: str, *, kind: Optional[str] = None, alignments: Optional
     streams = [read_matrices(teacher) for teacher in teachers]
     disagreement = Disagreement(teachers)
     factor = factor_of(rspecifier, factor)
-    progress = Progress("post-stats", num_utterances(rspecifier))
+    there = num_utterances(rspecifier)
+    progress = Progress("post-stats", None if there is None else -(-there // every))
     scale = Scale(kind if kind in ("prob", "log", "logit") else "prob")
     teacher_scale = Scale(teacher_kind or scale.kind)
     num_pdfs, sparse = fields.get("num_pdfs"), False
     select_seconds, selected = 0.0, 0
-    for utt, value in ahead(read_dense_or_sparse(rspecifier)):
+    for number, (utt, value) in enumerate(ahead(read_dense_or_sparse(rspecifier, stored=every > 1))):
+        if number % every:
+            for stream in streams:
+                next(stream, None)
+            continue
+        if isinstance(value, StoredMatrix):
+            value = value[:]
         sparse = isinstance(value, Posterior)
         check_kind(rspecifier, utt, sparse, kind)
         alignment = None if source is None else source.get(utt)
