@@ -253,7 +253,7 @@ def test_same_words_and_costs_as_kaldis_graph(setup, transition_scale, self_loop
 def spoken(lang, words, rng):
     """(phone-id) sequence of words with a random pronunciation and random silences."""
     phones = []
-    for i, word in enumerate(words):
+    for word in words:
         if rng.random() < 0.5:
             phones.append(lang.phone_ids["SIL"])
         prons = LEXICON[word]
@@ -294,7 +294,7 @@ def test_thinned_out_paths_are_accepted(setup, factor):
 @pytest.mark.parametrize("factor", [1, 3])
 def test_word_boundaries_can_be_read_from_paths(setup, factor):
     """Phones of a path (unit, begin) form as many words as there are word labels, each a pronunciation of its label."""
-    lang, graph = setup["lang"], setup["graphs"][factor]
+    graph = setup["graphs"][factor]
     rng = np.random.default_rng(2)
     for _ in range(60):
         path = wander(graph, rng)

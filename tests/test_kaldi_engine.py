@@ -436,7 +436,7 @@ def test_a_chain_model_as_a_teacher(kaldi):
     plugin = ROOT / "recipes" / "plugin"
     net = kaldi / "exp" / "chain" / "net"
     (net / "configs").mkdir(parents=True)
-    bash(kaldi, f"""
+    bash(kaldi, """
         cp -r data/lang data/lang_chain
         python3 steps/nnet3/chain/gen_topo.py $(cat data/lang/phones/nonsilence.csl) $(cat data/lang/phones/silence.csl) \\
           >data/lang_chain/topo
@@ -446,7 +446,7 @@ def test_a_chain_model_as_a_teacher(kaldi):
         cp data/lang/phones.txt $tree; echo 1 >$tree/num_jobs
         convert-ali --frame-subsampling-factor=3 exp/ali/final.mdl $tree/final.mdl $tree/tree \\
           'ark:gunzip -c exp/ali/ali.1.gz |' "ark:| gzip -c >$tree/ali.1.gz"
-        pdfs=$(tree-info $tree/tree | awk '/num-pdfs/ {{ print $2 }}')
+        pdfs=$(tree-info $tree/tree | awk '/num-pdfs/ { print $2 }')
         printf '%s\n' 'input dim=13 name=input' 'relu-batchnorm-layer name=tdnn1 dim=16 input=Append(-1,0,1)' \\
           "output-layer name=output input=tdnn1 include-log-softmax=false dim=$pdfs" \\
           "output-layer name=output-xent input=tdnn1 dim=$pdfs" >exp/chain/net/configs/network.xconfig

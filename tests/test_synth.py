@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from essence_kd.corpus import channel, synth
+from essence_kd.corpus import channel
 from essence_kd.corpus.channel import SAMPLE_RATE, Condition
 from essence_kd.corpus.grammar import GENERAL, Grammar
 from essence_kd.corpus.jobs import run_jobs
