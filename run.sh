@@ -136,11 +136,12 @@ used_mb=$(du -sm "$data" "$exp" | awk '{s += $1} END {print s}')
   fail "'$work_dir' has $free_mb MB free and $corpus ($size) needs about $disk_mb; name another place with --work-dir"
 
 # run COMMAND...: as a process group of its own, so that what stops this script stops all that the command has started.
+# Nothing can ask for input there.
 running=
 run() {
   local status=0
   set -m
-  "$@" &
+  "$@" </dev/null &
   running=$!
   set +m
   wait $running || status=$?
