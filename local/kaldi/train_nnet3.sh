@@ -32,10 +32,11 @@ cmvn_opts="--norm-means=true --norm-vars=false"
 subset=$(awk 'END { n = int(NR / 20); print (n > 300 ? 300 : n < 12 ? 12 : n) }' "data/${set}_hires/utt2spk")
 frames=$(awk '{ n += $2 } END { print n }' "data/${set}_hires/utt2num_frames")
 
-for system in "$@"; do
-  sys=${system%%:*} xconfig=conf/nnet3/${system#*:}.xconfig out=$exp/${system%%:*} dir=exp/nnet3/${system%%:*}
+train() { # SYSTEM
+  local sys=${1%%:*} xconfig=conf/nnet3/${1#*:}.xconfig out=$exp/${1%%:*} dir=exp/nnet3/${1%%:*}
+  local fp model width began params tree_hash
   fp=$(fingerprint "nnet3 seed=$seed" "$xconfig" "$data/${set}_hires" "$exp/ali")
-  if is_done "$out" "$fp"; then echo "$0: $out is up to date"; continue; fi
+  if is_done "$out" "$fp"; then echo "$0: $out is up to date"; return; fi
   rm -rf "$dir" "$out"
   mkdir -p "$dir/configs" "$out"
   setting() { sed -n "s/^# $1: *//p" "$xconfig"; }
@@ -67,4 +68,27 @@ for system in "$@"; do
   printf '{"params": %d, "seconds": %d, "frames": %d, "device": "nnet3"}\n' "$params" $((SECONDS - began)) "$frames" >"$out/info.json"
   mark_done "$out" "$fp" final.mdl tree cmvn_opts model.yaml priors.txt info.json
   echo "$0: $sys: $params parameters, $((SECONDS - began)) s"
+}
+
+# As many side by side as there are jobs. Meanwhile, now and then, how far each is.
+waited=0
+watch() {
+  local sys line
+  sleep 1
+  waited=$((waited + 1))
+  [ $((waited % 60)) -eq 0 ] || return 0
+  for sys in "${begun[@]}"; do
+    if [ -f "$exp/$sys/.done" ]; then continue; fi
+    line=$(grep -o 'Epoch: [^)]* complete' "$exp/$sys/train.log" 2>/dev/null | tail -n 1 | sed 's/Epoch: /epoch /; s/ (/, /')
+    [ -z "$line" ] || echo "  $sys: $line"
+  done
+}
+begun=() pids=() failed=0
+for system in "$@"; do
+  while [ "$(jobs -rp | wc -l)" -ge "$nj" ]; do watch; done
+  train "$system" &
+  pids+=($!) begun+=("${system%%:*}")
 done
+while [ -n "$(jobs -rp)" ]; do watch; done
+for pid in "${pids[@]}"; do wait "$pid" || failed=$((failed + 1)); done
+[ $failed -eq 0 ] || fail "$failed of $# networks were not trained"
