@@ -137,7 +137,7 @@ used_mb=$(du -sm "$data" "$exp" | awk '{s += $1} END {print s}')
 
 # run COMMAND...: as a process group of its own, so that what stops this script stops all that the command has started.
 # Nothing can ask for input there.
-running=
+running='' at_stage=''
 run() {
   local status=0
   set -m
@@ -154,6 +154,7 @@ stop() {
     kill -- "-$running" 2>/dev/null || true
     while kill -0 -- "-$running" 2>/dev/null; do sleep 0.1; done
   fi
+  [ -z "$at_stage" ] || note_stage '"unfinished": true' || true
   echo "$0: stopped; the same command goes on from here" >&2
   exit $((128 + $1))
 }
@@ -195,22 +196,31 @@ run_start=$SECONDS did=0
 export ESSENCE_WORKED=$exp/.worked
 here=$(env -u OMP_NUM_THREADS nproc)  # processes of a stage that works on this machine, however many jobs $cmd may run
 [ "$here" -le "$nj" ] || here=$nj
-# run_stage N WHAT COMMAND...: runs a stage if it is asked for, and notes what it took.
+size_kb() { du -sk "$data" "$exp" | awk '{s += $1} END {print s}'; }
+# A line of stages.jsonl on the stage that runs: what it took, and more about it as JSON where given.
+note_stage() {
+  echo "{\"stage\": $at_stage, \"name\": \"$at_what\", \"seconds\": $((SECONDS - at_start)), \"bytes\": $((($(
+    size_kb) - at_size) * 1024))${1:+, $1}}" >>"$exp/stages.jsonl"
+}
+# run_stage N WHAT COMMAND...: runs a stage if it is asked for, and notes what it took, also where it did not come to its end.
 run_stage() {
-  local n=$1 what=$2 start=$SECONDS before
+  local n=$1 what=$2
   shift 2
   if [ "$stage" -gt "$n" ] || [ "$stop_stage" -lt "$n" ]; then return 0; fi
   echo "$0: stage $n: $what"
   rm -f "$ESSENCE_WORKED"
-  before=$(du -sk "$data" "$exp" | awk '{s += $1} END {print s}')
-  run "$@" || fail "stage $n ($what) failed; the lines above name the reason. './run.sh --stage $n' goes on from here"
+  at_what=$what at_start=$SECONDS at_size=$(size_kb) at_stage=$n
+  if ! run "$@"; then
+    note_stage '"unfinished": true' || true
+    fail "stage $n ($what) failed; the lines above name the reason. './run.sh --stage $n' goes on from here"
+  fi
   if [ -e "$ESSENCE_WORKED" ]; then
     did=$((did + 1))
     rm -f "$ESSENCE_WORKED"
-    echo "{\"stage\": $n, \"name\": \"$what\", \"seconds\": $((SECONDS - start)), \"bytes\": $((($(du -sk "$data" "$exp" |
-      awk '{s += $1} END {print s}') - before) * 1024))}" >>"$exp/stages.jsonl"
-    echo "$0: stage $n took $((SECONDS - start)) s"
+    note_stage
+    echo "$0: stage $n took $((SECONDS - at_start)) s"
   fi
+  at_stage=
 }
 
 stage_0() {

@@ -1,4 +1,5 @@
 """The shell side: option parsing, fingerprints, jobs, usage and exit codes of every stage script."""
+import json
 import os
 import re
 import signal
@@ -271,6 +272,8 @@ def test_stopping_run_sh_stops_all_that_it_started(tmp_path, number):
     assert not running() and not text.exists()
     assert "stopped; the same command goes on from here" in log.read_text()
     assert "Traceback" not in log.read_text()
+    noted, = map(json.loads, (exp / "stages.jsonl").read_text().splitlines())
+    assert noted["stage"] == 0 and noted["unfinished"] and noted["seconds"] >= 1
 
 
 def test_a_folder_that_cannot_be_written_is_named(shell):

@@ -172,13 +172,22 @@ def _load_essence(exp_dir: Path, essence_dir: Path | None, notices: list[str]) -
 
 
 def _load_stages(path: Path) -> dict[str, dict[str, Any]]:
-    """stages.jsonl: the last time of a stage stands; bytes are what each run added or freed, so they add up."""
+    """stages.jsonl: the last time of a stage stands, with the unfinished attempts before it; bytes are what each run
+    added or freed, so they add up."""
     stages: dict[str, dict[str, Any]] = {}
+    spent: dict[str, float] = {}
+    size: dict[str, float] = {}
     for row in read_json_lines(path):
         if "stage" not in row or not isinstance(row.get("seconds"), (int, float)):
             raise UserError(f"{path}: a line lacks 'stage' or 'seconds'; run the stage again")
-        before = stages.get(str(row["stage"]), {}).get("bytes") or 0
-        stages[str(row["stage"])] = {**row, "bytes": before + (row.get("bytes") or 0)}
+        name = str(row["stage"])
+        size[name] = size.get(name, 0) + (row.get("bytes") or 0)
+        if row.pop("unfinished", False):
+            spent[name] = spent.get(name, 0) + row["seconds"]
+        else:
+            stages[name] = {**row, "seconds": row["seconds"] + spent.pop(name, 0)}
+    for name, row in stages.items():
+        row["bytes"] = size[name]
     return dict(sorted(stages.items(), key=lambda item: (len(item[0]), item[0])))
 
 
