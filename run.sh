@@ -145,6 +145,7 @@ run() {
   running=$!
   set +m
   wait $running || status=$?
+  [ $status -eq 0 ] || kill -- "-$running" 2>/dev/null || true  # what fails leaves nothing at work
   running=
   return $status
 }

@@ -79,10 +79,12 @@ watch() {
   [ $((waited % 60)) -eq 0 ] || return 0
   for sys in "${begun[@]}"; do
     if [ -f "$exp/$sys/.done" ]; then continue; fi
-    line=$(grep -o 'Epoch: [^)]* complete' "$exp/$sys/train.log" 2>/dev/null | tail -n 1 | sed 's/Epoch: /epoch /; s/ (/, /')
+    line=$(grep -o 'Epoch: [^)]* complete' "$exp/$sys/train.log" 2>/dev/null | tail -n 1 | sed 's/Epoch: /epoch /; s/ (/, /') || true
     [ -z "$line" ] || echo "  $sys: $line"
   done
 }
+# once, not by each of them at the same time
+for n in "$nj" "$(cat "$ali/num_jobs")"; do utils/split_data.sh "data/${set}_hires" "$n" >/dev/null; done
 begun=() pids=() failed=0
 for system in "$@"; do
   while [ "$(jobs -rp | wc -l)" -ge "$nj" ]; do watch; done
