@@ -254,15 +254,15 @@ def test_only_one_run_at_a_time(shell, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name)
 def test_stopping_run_sh_stops_all_that_it_started(tmp_path, number):
     """Whatever runs holds the lock of the run, so a free lock means that nothing does."""
-    exp = tmp_path / "exp" / "mini_tiny"
-    text, log = tmp_path / "data" / "mini_tiny" / "eval_che" / "text", tmp_path / "log"
+    exp = tmp_path / "exp" / "mini"
+    text, log = tmp_path / "data" / "mini" / "eval_che" / "text", tmp_path / "log"
 
     def running():
         return subprocess.run(["flock", "-n", str(exp / ".lock"), "true"]).returncode == 1
 
     with log.open("w") as out:
-        run = subprocess.Popen(["./run.sh", "--size", "tiny", "--nj", "2", "--stop-stage", "0", "--work-dir", str(tmp_path)],
-                               cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+        run = subprocess.Popen(["./run.sh", "--stop-stage", "0", "--work-dir", str(tmp_path)], cwd=ROOT,
+                               stdout=out, stderr=out, stdin=subprocess.DEVNULL)
         while run.poll() is None and "stage 0: data" not in log.read_text():
             time.sleep(0.05)
         time.sleep(1)
@@ -273,7 +273,7 @@ def test_stopping_run_sh_stops_all_that_it_started(tmp_path, number):
     assert "stopped; the same command goes on from here" in log.read_text()
     assert "Traceback" not in log.read_text()
     noted, = map(json.loads, (exp / "stages.jsonl").read_text().splitlines())
-    assert noted["stage"] == 0 and noted["unfinished"] and noted["seconds"] >= 1
+    assert noted["stage"] == 0 and noted["unfinished"]
 
 
 def test_a_folder_that_cannot_be_written_is_named(shell):
