@@ -530,6 +530,13 @@ int64_t posterior_offsets(const uint8_t *data, int64_t n, int64_t T, int64_t *of
   return at;
 }
 
+#ifdef __AVX2__
+static inline __m256i two_loads(const uint8_t *low, const uint8_t *high) {
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)low)),
+                                 _mm_loadu_si128((const __m128i *)high), 1);
+}
+#endif
+
 #define ALL_ONES(bits) (((bits) & 0x7F800000u) + 0x00800000u) /* an exponent of ones overflows into the sign */
 
 /* The entries of T frames whose offsets are known (NULL: k a frame). Returns 1, or 0 when a cell is not marked as 32
@@ -560,8 +567,7 @@ int64_t posterior_entries(const uint8_t *restrict data, int64_t T, int64_t k, co
     int64_t end = n + count;
 #ifdef __AVX2__
     for (; n + 4 <= end; n += 4, data += 40) {
-      __m256i heads = _mm256_loadu2_m128i((const __m128i *)(data + 20), (const __m128i *)data);
-      __m256i tails = _mm256_loadu2_m128i((const __m128i *)(data + 24), (const __m128i *)(data + 4));
+      __m256i heads = two_loads(data, data + 20), tails = two_loads(data + 4, data + 24);
       __m256i both = _mm256_or_si256(_mm256_shuffle_epi8(heads, ids_at), _mm256_shuffle_epi8(tails, probs_at));
       both = _mm256_permute4x64_epi64(both, 0xD8); /* four pdf-ids, four weights */
       _mm_storeu_si128((__m128i *)(ids + n), _mm256_castsi256_si128(both));
