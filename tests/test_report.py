@@ -692,4 +692,5 @@ def test_best_teacher_is_chosen_on_dev(tmp_path):
     shutil.copytree(exp / "swap", exp / "teacher_2" / "decode_dev")
     assert best_teacher(load_experiment(exp)) == "teacher_2"
     assert [page.size_text(n) for n in (None, 7, 30451, 304512, 3694813)] == ["\u2013", "7", "30.5 k", "305 k", "3.7 M"]
+    assert [page.bytes_text(n) for n in (0, 7, 30451)] == ["0 B", "7 B", "30.5 kB"]
     assert [page.time_text(s) for s in (9.6, 99, 310, 7260)] == ["10 s", "99 s", "5 min 10 s", "2 h 01 min"]

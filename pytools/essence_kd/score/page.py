@@ -54,6 +54,12 @@ def size_text(count: float | None) -> str:
     return f"{count:.0f}"
 
 
+def bytes_text(count: float) -> str:
+    """Bytes: 61 B, 9.8 MB."""
+    text = size_text(count)
+    return text + ("B" if text[-1].isalpha() else " B")
+
+
 def time_text(seconds: float) -> str:
     """Seconds, or minutes and seconds, or hours and minutes."""
     seconds = int(round(seconds))
@@ -397,8 +403,8 @@ def _stages(exp: Experiment) -> str:
     most = {id(s) for s in longest}
     rows = [(f'{n} {s.get("name", "")}', float(s["seconds"]), time_text(float(s["seconds"])),
              "c-student-essence" if id(s) in most else "c-other") for n, s in stages.items()]
-    disk = [(f'{n} {s.get("name", "")}', float(s.get("bytes") or 0), size_text(max(0, s.get("bytes") or 0)) + "B",
-             "c-other") for n, s in stages.items()]
+    disk = [(f'{n} {s.get("name", "")}', float(s.get("bytes") or 0), bytes_text(max(0, s.get("bytes") or 0)), "c-other")
+            for n, s in stages.items()]
     names = ", ".join(f'{s.get("name") or "stage " + str(s["stage"])} ({time_text(float(s["seconds"]))})'
                       for s in longest)
     return (f'<p class="lead">{time_text(total)} in all; the longest stages: {esc(names)}.</p><div class="columns">'
