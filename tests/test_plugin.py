@@ -107,6 +107,24 @@ def test_other_alignments_for_the_same_targets(plugin, recipe):
     assert (recipe.root / "essence" / "ali").resolve() == ali and kept.stat().st_mtime_ns == before
 
 
+def test_the_rate_of_matrices_is_what_their_sidecar_says(plugin, recipe):
+    assert targets(plugin).returncode == 0
+    told = ("essence_targets.sh", "--cmd", ROOT / "local/jobs.sh", "--top-k", "4")
+    for name in ("a", "b"):
+        write_sidecar(recipe.root / f"{name}.json", {"frame_shift_ms": 30})
+    done = plugin(*told, "data", "ali", "a.scp", "b.scp", "again")
+    assert done.returncode == 0, done.stderr
+    assert read_sidecar(recipe.root / "again" / "essence.json")["frame_shift_ms"] == 30
+    assert (recipe.root / "again" / "jobs" / "1" / "post.ark").read_bytes() == \
+        (recipe.root / "essence" / "jobs" / "1" / "post.ark").read_bytes()
+    done = plugin(*told, "--frame-subsampling-factor", "2", "data", "ali", "a.scp", "refused")
+    assert done.returncode == 1 and "a.scp has a row every 3 frames (a.json), not every 2" in done.stderr
+    (recipe.root / "b.json").unlink()
+    done = plugin(*told, "data", "ali", "a.scp", "b.scp", "refused")
+    assert done.returncode == 1 and "b.scp has a row every 1 frames, a.scp every 3" in done.stderr
+    assert not (recipe.root / "refused").exists()
+
+
 def test_lines_are_dealt_out(shell, tmp_path):
     """As many parts as asked for, however long the lines are, and none without a line; a speaker's lines stay together."""
     scp, utt2spk = tmp_path / "feats.scp", tmp_path / "utt2spk"

@@ -19,7 +19,8 @@ Targets
   --combine mean|logmean          how several teachers are combined (default: mean)
   --weights 'W,W,...'             a weight a teacher (default: all the same)
   --input prob|log|logit          what matrices in scps hold (default: prob)
-  --frame-subsampling-factor N    feature frames a row of matrices (default: 1; directories say it themselves)
+  --frame-subsampling-factor N    feature frames a row of matrices (default: what a sidecar beside the scp says, else 1;
+                                  directories say it themselves)
 nnet3 teachers
   --online-ivector-dir DIR        for the networks that take i-vectors (default: none)
   --frames-per-chunk N            (default: 50; for recurrent teachers as in their training)
@@ -34,7 +35,7 @@ temperature=1
 combine=mean
 weights=
 input=prob
-frame_subsampling_factor=1
+frame_subsampling_factor=
 online_ivector_dir=
 frames_per_chunk=50
 extra_left_context=0
@@ -47,7 +48,8 @@ output_name=output
 [ $# -ge 4 ] || usage
 data=$1 ali=$2 out=${*: -1}
 teachers=("${@:3:$#-3}")
-numbers top_k frame_subsampling_factor frames_per_chunk
+numbers top_k frames_per_chunk
+[ -z "$frame_subsampling_factor" ] || numbers frame_subsampling_factor
 files "$data"/{feats.scp,utt2spk}
 if [ -n "$online_ivector_dir" ]; then
   files "$online_ivector_dir"/{ivector_online.scp,ivector_period}
@@ -100,6 +102,17 @@ look_at_nnet3() { # DIR
     rate=$(awk '$1 == "frame_subsampling_factor" { print $2 }' "$t/init/info.txt" 2>/dev/null) || true  # of steps/chain2
   factors+=("${rate:-1}")
 }
+look_at_table() { # SCP: what wrote it may have left a sidecar
+  local scp=${1#scp:} sidecar shift rate=
+  sidecar=${scp%.scp}.json
+  [ "${scp##*/}" != post.scp ] || sidecar=${scp%post.scp}essence.json
+  shift=$(sed -n 's/.*"frame_shift_ms": *\([0-9]*\).*/\1/p' "$sidecar" 2>/dev/null) || true
+  [ -z "$shift" ] || rate=$((shift / 10))
+  if [ -n "$rate" ] && [ -n "$frame_subsampling_factor" ] && [ "$rate" -ne "$frame_subsampling_factor" ]; then
+    fail "$1 has a row every $rate frames ($sidecar), not every $frame_subsampling_factor (--frame-subsampling-factor)"
+  fi
+  factors+=("${frame_subsampling_factor:-${rate:-1}}")
+}
 by_speaker=
 for t in "${teachers[@]}"; do
   if [ -f "$t/final.pt" ]; then
@@ -110,7 +123,8 @@ for t in "${teachers[@]}"; do
     kinds+=(nnet3)
     look_at_nnet3 "$t"
   elif [ -f "${t#scp:}" ] && [[ $t == *.scp ]]; then
-    kinds+=(table) ivectors+=(0) factors+=("$frame_subsampling_factor")
+    kinds+=(table) ivectors+=(0)
+    look_at_table "$t"
   else
     fail "teacher '$t' is neither an nnet3 directory with final.mdl, nor a model directory with final.pt, nor an .scp file"
   fi

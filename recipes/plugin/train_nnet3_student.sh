@@ -52,6 +52,7 @@ numbers samples_per_iter num_utts_subset
   refuse "--frames-per-eg takes whole numbers with commas between, not '$frames_per_eg'"
 program nnet3-get-egs nnet3-copy-egs nnet3-shuffle-egs nnet3-subset-egs nnet3-train feat-to-dim apply-cmvn copy-post
 files "$data"/{feats.scp,utt2spk,spk2utt,cmvn.scp} "$ali"/{final.mdl,tree,ali.1.gz,num_jobs,phones.txt}
+[ -d "$targets/ali" ] || fail "'$targets/ali' is missing: TARGETS is what essence_targets.sh leaves (of other posteriors give it the scp)"
 files "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,num_pdfs} "$dir"/configs/{vars,final.config}
 [ -f "steps/nnet3/train_$trainer.py" ] || fail "there is no steps/nnet3/train_$trainer.py here: run this in a Kaldi recipe directory"
 ivector_dim=$(sed -n 's/^input-node name=ivector dim=\([0-9]*\).*/\1/p' "$dir/configs/final.config")

@@ -23,6 +23,7 @@ gpu=false
 [ $# -eq 3 ] || usage
 data=$1 targets=$2 dir=$3
 model=${model:-$ESSENCE_ROOT/conf/models/student_tdnn.yaml}
+[ -d "$targets/ali" ] || fail "'$targets/ali' is missing: TARGETS is what essence_targets.sh leaves (of other posteriors give it the scp)"
 files "$model" "$data"/{feats.scp,utt2spk} "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,num_pdfs,priors.txt}
 default_cmd
 [ "$gpu" = false ] || cmd="$cmd --gpu 1"
