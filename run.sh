@@ -150,10 +150,11 @@ run() {
   return $status
 }
 stop() {
+  local i
   trap - HUP INT TERM  # a second one does not wait
   if [ -n "$running" ]; then
     kill -- "-$running" 2>/dev/null || true
-    while kill -0 -- "-$running" 2>/dev/null; do sleep 0.1; done
+    for ((i = 0; i < 300; i++)); do kill -0 -- "-$running" 2>/dev/null || break; sleep 0.1; done
   fi
   [ -z "$at_stage" ] || note_stage '"unfinished": true' || true
   echo "$0: stopped; the same command goes on from here" >&2
