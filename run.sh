@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The main job: from audio to the table of word error rates, in eleven stages.
+if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 cd -P "$(dirname "$0")" || exit 1
 help_message="Usage: ./run.sh [options]
  e.g.: ./run.sh                                    # everything, on the embedded corpus

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs jobs on this machine, with Kaldi's contract: every job's output goes to its log, a failure names the log.
+if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 usage="Usage: local/jobs.sh [--max-jobs-run N] [--mem M] [--gpu N] [JOB=1:8] LOG COMMAND...
  e.g.: local/jobs.sh JOB=1:8 exp/log/train.JOB.log essence train --seed JOB ...
 JOB in LOG and COMMAND becomes the job's number. --mem, --gpu and other options of a grid are accepted and ignored. Jobs

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what the recipe needs, once: the Python packages (in the active environment when it has them all, else in
 # .venv) and k2 (in .venv-k2). Running it again costs a fraction of a second; it needs no network then.
+if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 help_message="Usage: local/setup_env.sh [options]
   --work-dir DIR        where .venv and .venv-k2 go (default: the checkout)
   --extras 'core ...'   lists of conf/requirements that must be there (default: core recipe)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs jobs on a Slurm cluster as one job array, with the contract of local/jobs.sh: a job's output goes to its log, and
 # when jobs fail, run out of time or are cancelled, this script names their logs and fails. Requeued jobs are waited for.
+if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 usage="Usage: local/slurm.sh [--partition P] [--mem M] [--gpu N] [--time T] [--max-jobs-run N] [JOB=1:8] LOG COMMAND...
  e.g.: local/slurm.sh --partition all --mem 8G --max-jobs-run 10 JOB=1:8 exp/log/train.JOB.log essence train --seed JOB ...
 JOB in LOG and COMMAND becomes the job's number. --gpu asks for GPUs of a node, --num-threads for cores; any other

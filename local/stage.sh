@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by a stage script after its defaults: finds the tools, says how the script was called, parses its options, and
 # lets it stop at the first error from then on. "$@" are the positional arguments: [ $# -eq 2 ] || usage
+if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 # shellcheck source=path.sh
 . "${BASH_SOURCE[0]%/*}/../path.sh"
 echo "$0 $*"

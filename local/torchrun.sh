@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Starts one training as several processes: a process a GPU (or PROCESSES_PER_NODE), in a job of Slurm on each of its nodes.
+if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 usage="Usage: local/torchrun.sh train ARGUMENT...      # arguments: see 'essence train --help'
  e.g.: local/torchrun.sh train --model conf/models/student_tdnn.yaml data/mini/train_sp_hires exp/mini/ali exp/mini/student
  In run.sh, on Slurm: train_launcher=local/torchrun.sh cuda_cmd='local/slurm.sh --partition gpu --nodes 2 --gpu 4' ./run.sh"

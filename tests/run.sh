@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what the tests need and runs them, but for those that take minutes (tests/run.sh -m slow). Arguments go to
 # pytest: tests/run.sh -k posterior
+if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 cd -P "$(dirname "$0")/.." || exit 1
 set -euo pipefail
 local/setup_env.sh --extras "core recipe test"

@@ -182,6 +182,7 @@ def test_every_script_has_help_and_refuses_nonsense(shell, path):
     relative = path.relative_to(ROOT)
     done = shell("bash", relative, "--help")
     assert done.returncode == 0 and "Usage: " in done.stdout and str(relative) in done.stdout
+    assert shell("sh", relative, "--help").stdout == done.stdout
     done = shell("bash", relative, "--no-such-option", "1")
     assert done.returncode == 2 and "invalid option --no-such-option" in done.stderr
     if "--nj N" in shell("bash", relative, "--help").stdout:
@@ -231,6 +232,13 @@ def test_run_sh_help_names_every_option(shell):
     assert len(options) > 15
     for option in options:
         assert "--" + option.replace("_", "-") in help_text
+
+
+@pytest.mark.parametrize("path", ["run.sh", *(f"local/{runner}" for runner in RUNNERS)])
+def test_sh_will_do_for_bash(shell, path):
+    for called in (["sh"], ["bash", "--posix"]):  # as which sh is here and there
+        done = shell(*called, path, "--help")
+        assert done.returncode == 0 and f"Usage: {'./' if path == 'run.sh' else ''}{path}" in done.stdout
 
 
 def test_run_sh_says_which_stage_is_missing(shell, tmp_path):

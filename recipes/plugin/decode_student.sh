@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Decodes a student of train_student.sh as steps/nnet3/decode.sh does an nnet3 model: lattices, and local/score.sh on them.
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 help_message="Usage: ESSENCE/recipes/plugin/decode_student.sh [options] GRAPH DATA DIR/decode_NAME
  e.g. (in egs/X/s5): ESSENCE/recipes/plugin/decode_student.sh --cmd \"\$decode_cmd\" --nj 30 \\
         exp/tri3/graph_tgsmall data/dev_hires exp/student/decode_dev

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Essence targets in somebody else's Kaldi recipe: teachers' posteriors of DATA, combined and pruned, in parallel jobs.
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 help_message="Usage: ESSENCE/recipes/plugin/essence_targets.sh [options] DATA ALI TEACHER... OUT
  e.g. (in egs/X/s5): ESSENCE/recipes/plugin/essence_targets.sh --cmd \"\$train_cmd\" --nj 32 --top-k 20 \\
         data/train_sp_hires exp/tri3_ali_sp exp/nnet3/tdnn_lstm_sp exp/nnet3/blstm_sp exp/essence

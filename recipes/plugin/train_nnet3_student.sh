@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # An nnet3 student on targets of essence_targets.sh: writes the egs, then runs Kaldi's own steps/nnet3/train_dnn.py or
 # train_rnn.py on them.
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 help_message="Usage: ESSENCE/recipes/plugin/train_nnet3_student.sh [options] DATA ALI TARGETS DIR [-- TRAINER-OPTION...]
  e.g. (in egs/X/s5, with exp/student/configs made by steps/nnet3/xconfig_to_configs.py):
    ESSENCE/recipes/plugin/train_nnet3_student.sh --cmd \"\$train_cmd\" --nj 16 --soft-weight 0.9 \\

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A student of ESSENCE's own trainer (PyTorch) on targets of essence_targets.sh.
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 help_message="Usage: ESSENCE/recipes/plugin/train_student.sh [options] DATA TARGETS DIR
  e.g. (in egs/X/s5): ESSENCE/recipes/plugin/train_student.sh --cmd \"\$train_cmd\" --gpu true \\
         data/train_sp_hires exp/essence exp/student
