@@ -270,7 +270,8 @@ def test_stopping_run_sh_stops_all_that_it_started(tmp_path, number):
 
     with log.open("w") as out:
         run = subprocess.Popen(["./run.sh", "--stop-stage", "0", "--work-dir", str(tmp_path)], cwd=ROOT,
-                               stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+                               stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                               preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))  # nohup would have it ignored
         while run.poll() is None and "stage 0: data" not in log.read_text():
             time.sleep(0.05)
         time.sleep(1)
