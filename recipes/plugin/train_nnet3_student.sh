@@ -50,7 +50,7 @@ case $trainer in dnn | rnn) ;; *) refuse "--trainer is dnn or rnn, not '$trainer
 numbers samples_per_iter num_utts_subset
 [[ $frames_per_eg =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] ||
   refuse "--frames-per-eg takes whole numbers with commas between, not '$frames_per_eg'"
-program nnet3-get-egs nnet3-copy-egs nnet3-shuffle-egs nnet3-subset-egs nnet3-train feat-to-dim apply-cmvn copy-post
+program nnet3-get-egs nnet3-copy-egs nnet3-shuffle-egs nnet3-subset-egs nnet3-train feat-to-dim feat-to-len ali-to-pdf apply-cmvn copy-post
 files "$data"/{feats.scp,utt2spk,spk2utt,cmvn.scp} "$ali"/{final.mdl,tree,ali.1.gz,num_jobs,phones.txt}
 [ -d "$targets/ali" ] || fail "'$targets/ali' is missing: TARGETS is what essence_targets.sh leaves (of other posteriors give it the scp)"
 files "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,num_pdfs} "$dir"/configs/{vars,final.config}
@@ -76,6 +76,15 @@ factor=$(($(sed -n 's/.*"frame_shift_ms": *\([0-9]*\).*/\1/p' "$targets/essence.
 context() { sed -n "s/^\(model_\)\?$1=//p" "$dir/configs/vars"; }
 left=$(($(context left_context) + chunk_left_context)) right=$(($(context right_context) + chunk_right_context))
 
+# Is the tree of ALI one for a low frame rate, whose graph decode.sh needs every Nth frame for? build_tree.sh says so, or the
+# first alignment is shorter than its features.
+low_rate() {
+  local utt length frames
+  [ ! -f "$ali/frame_subsampling_factor" ] || return 0
+  read -r utt length < <(gunzip -c "$ali/ali.1.gz" | ali-to-pdf "$ali/final.mdl" ark:- ark,t:- 2>/dev/null | awk 'NR == 1 { print $1, NF - 1 }')
+  frames=$(grep "^$utt " "$data/feats.scp" | feat-to-len scp:- ark,t:- 2>/dev/null | awk '{ print $2 }')
+  [ -n "$frames" ] && [ "$length" -lt "$((frames / 2))" ]
+}
 egs=$dir/egs
 fp=$(fingerprint "egs $trainer A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
 subset=$num_utts_subset srand=$srand" "$data/feats.scp" "$data/cmvn.scp" "$targets"/{post.scp,essence.json} "$targets/ali/ali.scp" \
@@ -127,12 +136,11 @@ else
   feat-to-dim "scp:$data/feats.scp" - >"$egs/info/feat_dim" 2>"$egs/log/feat_dim.log"
   echo "$ivector_dim" >"$egs/info/ivector_dim"
   options=(--num-pdfs="$num_pdfs" --left-context="$left" --right-context="$right" --num-frames="$frames_per_eg")
-  if [ "$factor" -gt 1 ]; then
-    # Targets are repeated to the features' rate (below), so networks learn from all frames, as in Kaldi's own recipes of low
-    # frame rate. nnet3-get-egs --frame-subsampling-factor=N would take every Nth row, but multiplies it with a weight that it
-    # reads at N times the place, beyond the end of its vector (Kaldi since July 2020, #4183).
-    echo "$factor" >"$dir/frame_subsampling_factor"
-  fi
+  # Targets of a low frame rate are repeated to the features' (below), so networks learn from all frames, as in Kaldi's own recipes
+  # of such a rate. nnet3-get-egs --frame-subsampling-factor=N would take every Nth row, but multiplies it with a weight that it
+  # reads at N times the place, beyond the end of its vector (Kaldi since July 2020, #4183).
+  rm -f "$dir/frame_subsampling_factor"
+  if [ "$factor" -gt 1 ] && low_rate; then echo "$factor" >"$dir/frame_subsampling_factor"; fi
   if [ -n "$online_ivector_dir" ]; then
     steps/nnet2/get_ivector_id.sh "$online_ivector_dir" >"$egs/info/final.ie.id" 2>/dev/null || rm -f "$egs/info/final.ie.id"
     options+=(--online-ivectors="scp:$online_ivector_dir/ivector_online.scp"
