@@ -80,7 +80,7 @@ def test_an_alignment_of_a_chain_tree_has_a_third_of_the_frames(kaldi):
     assert all((copied[u][::3] == ali[u][::3]).all() and len(copied[u]) == len(ali[u]) for u in ali)
     assert (copied["u00"] == ali["u00"][[0, 0, 0, 3, 3]]).all()
     (root / "data" / "utt2num_frames").unlink()
-    with pytest.raises(UserError, match="utt2num_frames: missing.*every 3th.*get_utt2num_frames.sh"):
+    with pytest.raises(UserError, match="utt2num_frames: missing.*one in 3: .*get_utt2num_frames.sh"):
         import_alignments(root / "data", f"ark:{root}/ali.ark", root / "transitions.txt", root / "out", factor=3)
 
 

@@ -399,6 +399,13 @@ def test_rescoring_is_told(tmp_path, capsys):
     assert "not all words" not in capsys.readouterr().err
 
 
+def respoil(path, change):
+    """The JSON file with a change made to its value."""
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
 @pytest.mark.parametrize("spoil, words", [
     (lambda e: (e / "baseline/decode_dev/ref.txt").write_text("x one\n"), "is not in"),
     (lambda e: (e / "baseline/decode_dev/ref.txt").unlink(), "no such file beside hyp.txt"),
@@ -410,6 +417,11 @@ def test_rescoring_is_told(tmp_path, capsys):
     (lambda e: (e / "baseline/info.json").write_text("[1]"), "expected a JSON object"),
     (lambda e: (e / "baseline/progress.jsonl").write_text("{\"epoch\": \"one\"}\n"), "line 1: epoch is no number"),
     (lambda e: (e / "ablation").mkdir(exist_ok=True) or (e / "ablation/results.json").write_text("{}"), "has no base"),
+    (lambda e: respoil(e / "ablation/results.json", lambda v: v["points"]["hard"].pop("wer")), "ablation/results.json: has values"),
+    (lambda e: respoil(e / "ablation/results.json", lambda v: v["comparisons"][0].update(diff="less")), "results.json: has values"),
+    (lambda e: respoil(e / "posteriors/post_stats.json", lambda v: v.update(f_k=["much"])), "post_stats.json: has values"),
+    (lambda e: respoil(e / "calibration/calibration.json", lambda v: v["systems"]["baseline"].pop("ece")),
+     "calibration.json: has values that its stage does not write (KeyError: 'ece')"),
     (lambda e: (e / "baseline/decode_dev/hyp.txt").write_bytes(b"x \xe9\n"), "hyp.txt: line 1 (x) is not UTF-8"),
     (lambda e: (e / "essence_k20/essence.json").write_text("{"), "not a JSON file"),
     (lambda e: (e / "essence_k20/essence.json").write_text('{"mean_mass": "much"}'), "mean_mass is 'much', not a number"),

@@ -20,6 +20,7 @@ from essence_kd.distill.essence import EssenceSettings, reference_select, select
 from essence_kd.distill.mix import mix_frames
 from essence_kd.io import tables
 from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
+from essence_kd.io.provenance import read_sidecar
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter, read_matrices
 
 PDFS = 50
@@ -489,6 +490,33 @@ def test_alignments_at_the_feature_rate_from_a_stream(soft, aligned, tmp_path, c
     (tmp_path / "essence.json").write_text('{"frame_shift_ms": 30}')
     assert run(capsys, "mix-post", source, f"scp:{tmp_path}/fine.scp", f"ark:{tmp_path}/again.ark")[0] == 0
     assert (tmp_path / "again.ark").read_bytes() == (tmp_path / "coarse.ark").read_bytes()
+
+
+def test_every_frame_of_an_alignment_takes_the_nearest_soft_target(soft, tmp_path, capsys):
+    posts, source = soft
+    (tmp_path / "essence.json").write_text('{"frame_shift_ms": 30, "num_pdfs": 50}')
+    rng = np.random.default_rng(4)
+    for shorter in (0, 1, 2):  # of 3 rows, each of three frames, the last may stand for one
+        alis = {u: rng.integers(0, 50, max(0, 3 * post.num_frames - shorter)).astype(np.int32) for u, post in posts.items()}
+        ali = table(IntVectorWriter, tmp_path / "fine", alis)
+        status, told = run(capsys, "mix-post", "--soft-weight", "0.7", "--every-frame", source, ali,
+                           f"ark:{tmp_path}/mixed.ark")
+        assert status == 0, told
+        for utt, mixed in read_posteriors(f"ark:{tmp_path}/mixed.ark"):
+            assert mixed.num_frames == len(alis[utt])
+            for t, pdf in enumerate(alis[utt]):
+                expected = np.zeros(50)
+                near = min(range(posts[utt].num_frames), key=lambda r: abs(3 * r - t))
+                for row, weight in ((posts[utt].take(np.array([near])), 0.7), (mixed.take(np.array([t])), -1)):
+                    np.add.at(expected, row.ids, weight * row.probs)
+                expected[pdf] += 0.3
+                assert np.abs(expected).max() < 1e-6
+    (tmp_path / "other").mkdir()
+    assert run(capsys, "mix-post", "--every-frame", source, ali, f"ark:{tmp_path}/other/post.ark")[0] == 0
+    assert read_sidecar(tmp_path / "other" / "essence.json")["frame_shift_ms"] == 10
+    table(IntVectorWriter, tmp_path / "fine", {u: np.zeros(3 * p.num_frames + 1, np.int32) for u, p in posts.items()})
+    status, told = run(capsys, "mix-post", "--every-frame", source, ali, f"ark:{tmp_path}/x.ark")
+    assert status == 1 and "the alignment has one in 3 of" in told and not (tmp_path / "x.ark").exists()
 
 
 def test_mixing_mistakes(soft, aligned, tmp_path, capsys):

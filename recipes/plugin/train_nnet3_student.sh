@@ -85,8 +85,14 @@ low_rate() {
   frames=$(grep "^$utt " "$data/feats.scp" | feat-to-len scp:- ark,t:- 2>/dev/null | awk '{ print $2 }')
   [ -n "$frames" ] && [ "$length" -lt "$((frames / 2))" ]
 }
+# Networks learn from all frames, as in Kaldi's own recipes of a low rate, so targets of such a rate are brought to the features':
+# where the tree is of that rate by repeating the mixed targets, elsewhere each frame's own alignment is mixed with the soft target
+# nearest to it. nnet3-get-egs --frame-subsampling-factor=N would take every Nth row, but multiplies it with a weight that it reads
+# at N times the place, beyond the end of its vector (Kaldi since July 2020, #4183).
+low= times=1 mix=(--frame-subsampling-factor "$factor")
+if [ "$factor" -gt 1 ] && low_rate; then low=$factor times=$factor; else mix+=(--every-frame); fi
 egs=$dir/egs
-fp=$(fingerprint "egs $trainer A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
+fp=$(fingerprint "egs $trainer ${mix[*]} A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
 subset=$num_utts_subset srand=$srand" "$data/feats.scp" "$data/cmvn.scp" "$targets"/{post.scp,essence.json} "$targets/ali/ali.scp" \
   ${online_ivector_dir:+"$online_ivector_dir/ivector_online.scp"})
 if is_done "$egs" "$fp" && [ "${side_by_side:-1}" -le "$(cat "$egs/info/num_archives")" ]; then
@@ -94,7 +100,7 @@ if is_done "$egs" "$fp" && [ "${side_by_side:-1}" -le "$(cat "$egs/info/num_arch
 else
   rm -rf "$egs" "$dir"/[0-9]*.mdl "$dir"/[0-9]*.raw "$dir"/final.mdl
   mkdir -p "$egs"/{info,log,jobs}
-  essence mix-post --soft-weight "$soft_weight" --frame-subsampling-factor "$factor" "scp:$targets/post.scp" \
+  essence mix-post --soft-weight "$soft_weight" "${mix[@]}" "scp:$targets/post.scp" \
     "scp:$targets/ali/ali.scp" "ark,scp:$egs/jobs/post.ark,$egs/jobs/post.scp"
   # Whoever has targets, apart from the utterances (all versions of them) that are for validation.
   only "$egs/jobs/post.scp" "$data/feats.scp" >"$egs/jobs/feats.scp"
@@ -121,33 +127,31 @@ else
 
   frames=$(sed -n 's/.*"num_frames": *\([0-9]*\).*/\1/p' "$egs/jobs/essence.json")
   per_eg=${frames_per_eg%%,*}
-  archives=$((frames * factor / (per_eg * samples_per_iter) + 1))
+  frames=$((frames * times))
+  archives=$((frames / (per_eg * samples_per_iter) + 1))
   if [ "$archives" -lt "${side_by_side:-1}" ]; then archives=$side_by_side; fi
   [ $((archives + 16)) -le "$(ulimit -n)" ] ||
     fail "$archives archives are more than files can be open (ulimit -n: $(ulimit -n)): raise that or --samples-per-iter"
   echo "$left" >"$egs/info/left_context"
   echo "$right" >"$egs/info/right_context"
   echo -1 | tee "$egs/info/left_context_initial" >"$egs/info/right_context_final"
-  echo "$((frames * factor))" >"$egs/info/num_frames"
+  echo "$frames" >"$egs/info/num_frames"
   echo "$archives" >"$egs/info/num_archives"
   echo "$frames_per_eg" >"$egs/info/frames_per_eg"
-  echo "$((frames * factor / (per_eg * archives)))" >"$egs/info/egs_per_archive"
+  echo "$((frames / (per_eg * archives)))" >"$egs/info/egs_per_archive"
   echo "$cmvn_opts" >"$egs/cmvn_opts"
   feat-to-dim "scp:$data/feats.scp" - >"$egs/info/feat_dim" 2>"$egs/log/feat_dim.log"
   echo "$ivector_dim" >"$egs/info/ivector_dim"
   options=(--num-pdfs="$num_pdfs" --left-context="$left" --right-context="$right" --num-frames="$frames_per_eg")
-  # Targets of a low frame rate are repeated to the features' (below), so networks learn from all frames, as in Kaldi's own recipes
-  # of such a rate. nnet3-get-egs --frame-subsampling-factor=N would take every Nth row, but multiplies it with a weight that it
-  # reads at N times the place, beyond the end of its vector (Kaldi since July 2020, #4183).
   rm -f "$dir/frame_subsampling_factor"
-  if [ "$factor" -gt 1 ] && low_rate; then echo "$factor" >"$dir/frame_subsampling_factor"; fi
+  [ -z "$low" ] || echo "$low" >"$dir/frame_subsampling_factor"
   if [ -n "$online_ivector_dir" ]; then
     steps/nnet2/get_ivector_id.sh "$online_ivector_dir" >"$egs/info/final.ie.id" 2>/dev/null || rm -f "$egs/info/final.ie.id"
     options+=(--online-ivectors="scp:$online_ivector_dir/ivector_online.scp"
       --online-ivector-period="$(cat "$online_ivector_dir/ivector_period")")
   fi
   post="scp:$egs/jobs/post.scp"
-  if [ "$factor" -gt 1 ]; then post="ark,s,cs:essence copy-post --repeat $factor scp:$egs/jobs/post.JOB.scp ark:- |"; fi
+  if [ "$times" -gt 1 ]; then post="ark,s,cs:essence copy-post --repeat $times scp:$egs/jobs/post.JOB.scp ark:- |"; fi
 
   # get_egs LIST NAME WSPECIFIER...: the examples of some utterances, by one job's script
   get_egs() {

@@ -18,6 +18,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--soft-weight", type=float, metavar="A", help="weight of the soft target (default: 0.9)")
     parser.add_argument("--frame-subsampling-factor", type=int, metavar="N",
                         help="alignment frames for one frame of the soft target (default: as its sidecar says, else 1)")
+    parser.add_argument("--every-frame", action="store_true",
+                        help="the result has all frames of the alignment, each with the soft target nearest to it, not one in N")
     parser.add_argument("soft", metavar="SOFT-POST-RSPECIFIER", help="essence targets (of prune-post or dump-post --fuse)")
     parser.add_argument("alignments", metavar="ALI-RSPECIFIER", help="vectors of pdf-ids")
     parser.add_argument("wspecifier", metavar="POST-WSPECIFIER")
@@ -28,5 +30,5 @@ def run(args) -> None:
     from essence_kd.distill.options import selection_settings
 
     tally = mix(args.soft, args.alignments, args.wspecifier, selection_settings(args).soft_weight,
-                factor=args.frame_subsampling_factor)
+                factor=args.frame_subsampling_factor, every_frame=args.every_frame)
     print(f"mix-post: {tally}", file=sys.stderr)

@@ -72,10 +72,19 @@ class Alignments:
 def subsample(alignment: np.ndarray, frames: int, factor: int) -> np.ndarray:
     """Every ``factor``-th pdf-id of an alignment at the feature rate. Raises ValueError unless they are ``frames``."""
     if -(-len(alignment) // factor) != frames:
-        at = f"every {factor}th of " if factor > 1 else ""
+        at = f"one in {factor} of " if factor > 1 else ""
         raise ValueError(f"{frames} frames of posteriors, but the alignment has {at}{len(alignment)} frames; "
                          f"--frame-subsampling-factor says how many alignment frames go to one of posteriors")
     return alignment[::factor]
+
+
+def upsample(soft: Posterior, frames: int, factor: int) -> Posterior:
+    """For each of the ``frames`` of an alignment the soft target nearest to it: row r stands for frame ``factor`` r.
+
+    Raises ValueError unless the soft targets are of every ``factor``-th frame.
+    """
+    subsample(np.arange(frames), soft.num_frames, factor)
+    return soft.take(np.minimum((np.arange(frames) + factor // 2) // factor, max(0, soft.num_frames - 1)))
 
 
 def factor_of(rspecifier: str, given: Optional[int]) -> int:
@@ -87,8 +96,11 @@ def factor_of(rspecifier: str, given: Optional[int]) -> int:
     return max(1, int(round((sidecar_of(rspecifier).get("frame_shift_ms") or 10) / 10)))
 
 
-def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, factor: Optional[int] = None) -> Tally:
-    """Mix every utterance of a table of soft targets with its alignment.
+def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, factor: Optional[int] = None,
+        every_frame: bool = False) -> Tally:
+    """Mix every utterance of a table of soft targets with its alignment, one of whose frames in ``factor`` is taken.
+
+    ``every_frame``: all of them are taken, each with the soft target nearest to it.
 
     Utterances without an alignment are left out with a warning; under 95 % left, nothing is written. Raises UserError.
     """
@@ -110,7 +122,11 @@ def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, fact
                 raise UserError(f"{alignments}: utterance {utt}: pdf-ids from {alignment.min()} to {alignment.max()}, "
                                 f"but there are {num_pdfs or 'no negative'} pdfs")
             try:
-                mixed = mix_frames(posterior, subsample(alignment, posterior.num_frames, factor), soft_weight)
+                if every_frame:
+                    posterior = upsample(posterior, len(alignment), factor)
+                else:
+                    alignment = subsample(alignment, posterior.num_frames, factor)
+                mixed = mix_frames(posterior, alignment, soft_weight)
             except ValueError as error:
                 raise UserError(f"{soft}: utterance {utt}: {error}") from None
             writer.write(utt, mixed)
@@ -123,6 +139,8 @@ def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, fact
                             f"{soft}; are they of the same data?")
     if target is not None:
         carried = {name: fields[name] for name in (*CARRIED, "selection", "k") if name in fields}
+        if every_frame and carried.get("frame_shift_ms"):
+            carried["frame_shift_ms"] /= factor
         write_sidecar(target, {**carried, **tally.fields(), "kind": "mixed", "soft_weight": soft_weight, "source": soft,
                                "alignment": alignments, "num_missing": len(missing), "mass": "keep",
                                "form": "compact" if writer.compact else "kaldi"})

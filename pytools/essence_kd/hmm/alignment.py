@@ -99,8 +99,8 @@ def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | 
     utts = read_table(data_dir / "utt2spk")
     lengths = read_table(data_dir / "utt2num_frames") if (data_dir / "utt2num_frames").exists() else {}
     if factor > 1 and not lengths:
-        raise UserError(f"{data_dir / 'utt2num_frames'}: missing; it tells alignments of every frame from those of every "
-                        f"{factor}th: make it with 'utils/data/get_utt2num_frames.sh {data_dir}'")
+        raise UserError(f"{data_dir / 'utt2num_frames'}: missing; it tells alignments of every frame from those of one "
+                        f"in {factor}: make it with 'utils/data/get_utt2num_frames.sh {data_dir}'")
     ali_dir.mkdir(parents=True, exist_ok=True)
     frames, aligned, others = np.zeros(num_pdfs, dtype=np.int64), set(), 0
     with IntVectorWriter(f"ark,scp:{ali_dir / 'ali.ark'},{ali_dir / 'ali.scp'}") as writer:

@@ -79,13 +79,16 @@ class Posterior:
         """Entries of each frame: int64 (T,)."""
         return np.diff(self.offsets)
 
-    def repeated(self, times: int) -> "Posterior":
-        """Every frame `times` times, one after the other: (T times, ...), for tools that want the features' rate."""
-        rows = np.repeat(np.arange(self.num_frames), times)
+    def take(self, rows: np.ndarray) -> "Posterior":
+        """These frames ((n,) int, each as often as it is named) in this order."""
         counts = self.counts()[rows]
         offsets = np.concatenate([[0], np.cumsum(counts)])
         entries = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], counts)
         return Posterior(offsets, self.ids[entries], self.probs[entries])
+
+    def repeated(self, times: int) -> "Posterior":
+        """Every frame `times` times, one after the other: (T times, ...), for tools that want the features' rate."""
+        return self.take(np.repeat(np.arange(self.num_frames), times))
 
     def is_fixed(self) -> bool:
         """True when every frame has the same number of entries."""

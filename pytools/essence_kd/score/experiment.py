@@ -4,9 +4,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Collection, Sequence
+from typing import Any, Collection, Iterator, Sequence
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import read_sidecar
@@ -89,6 +90,16 @@ def read_json(path: Path, **kinds: type) -> dict[str, Any]:
         if not isinstance(value.get(key), kind):
             raise UserError(f"{path}: has no {key} that can be read; remove it and run its stage again")
     return value
+
+
+@contextmanager
+def shown_from(path: Path) -> Iterator[None]:
+    """What is made of a file's values: UserError that names the file where they are not those that its stage writes."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: has values that its stage does not write ({type(error).__name__}: {error}); remove it "
+                        "and run its stage again") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -195,18 +206,19 @@ def _load_ablation(exp: Experiment) -> dict[str, Any]:
     """The results of the ablation, unless the systems that it took from the main run are no longer the same."""
     path = exp.path / "ablation" / "results.json"
     found = read_json(path, base=dict, points=dict, comparisons=list)
-    for point in found["points"].values():
-        for seed, name in (point["settings"].get("from") or {}).items():
-            for set_name in exp.sets:
-                system = exp.systems.get(name)
-                if system is None or set_name not in system.scores or set_name not in point["wer"] \
-                        or int(seed) not in point["seeds"]:  # it was not decoded then
-                    continue
-                then = point["wer"][set_name]["each_seed"][point["seeds"].index(int(seed))]
-                if abs(then - system.scores[set_name].total.wer) > 0.001:
-                    exp.notices.append(f"{path}: was made when {name} was another model, so it is left out "
-                                       "(./run.sh --ablation true makes it anew)")
-                    return {}
+    with shown_from(path):
+        for point in found["points"].values():
+            for seed, name in (point["settings"].get("from") or {}).items():
+                for set_name in exp.sets:
+                    system = exp.systems.get(name)
+                    if system is None or set_name not in system.scores or set_name not in point["wer"] \
+                            or int(seed) not in point["seeds"]:  # it was not decoded then
+                        continue
+                    then = point["wer"][set_name]["each_seed"][point["seeds"].index(int(seed))]
+                    if abs(then - system.scores[set_name].total.wer) > 0.001:
+                        exp.notices.append(f"{path}: was made when {name} was another model, so it is left out "
+                                           "(./run.sh --ablation true makes it anew)")
+                        return {}
     return found
 
 

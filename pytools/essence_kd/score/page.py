@@ -9,7 +9,7 @@ import numpy as np
 from essence_kd.score import wer
 from essence_kd.score.alignment import FRAME_SECONDS, AlignedUtterance, mel_image
 from essence_kd.score.charts import Axis, Series, bar_rows, esc, legend, line_chart, number, png_gray, ticks
-from essence_kd.score.experiment import Experiment, System
+from essence_kd.score.experiment import Experiment, System, shown_from
 from essence_kd.score.results import TOTAL, Analysis, hub5_header, p_text, set_name
 from essence_kd.score.style import STYLE
 
@@ -86,8 +86,9 @@ def verdict(comparison: dict[str, Any]) -> int:
     return -1 if comparison["high"] < 0 else 1 if comparison["low"] > 0 else 0
 
 
-def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
-    """The finding in one sentence, and the sentences below it; a gain that may be chance is called so."""
+def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]],
+             seeds: Sequence[str] = ()) -> tuple[str, list[str]]:
+    """The finding in one sentence, and the sentences below it (``seeds`` among them); a gain that may be chance is called so."""
     column = _main_column(analysis)
     where = f"the set {set_name(column)}"
     if column == TOTAL:
@@ -103,7 +104,7 @@ def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]]) -> tuple
              0: "The essence student and the baseline cannot be told apart"}[verdict(found)]
     lines = [f"Over {where} the word error rate goes from {wer_text(baseline)} % to {wer_text(student)} %: "
              f"{points(found['diff'])} points, 95 % interval {points(found['low'])} to {points(found['high'])}."]
-    lines += _seeds_line(analysis.exp.ablation, column)
+    lines += seeds
     teacher = _find(comparisons, "student_essence", "ensemble", column)
     if teacher:
         rate = wer_text(analysis.counts("ensemble", column).wer)
@@ -656,17 +657,23 @@ def render(analysis: Analysis, comparisons: Sequence[dict[str, Any]], facts: dic
       clips: (set, utterance) -> data URI of its sound, for some of the utterances listed.
     """
     exp = analysis.exp
-    title, lines = headline(analysis, comparisons)
+    with shown_from(exp.path / "ablation" / "results.json"):
+        seeds, ablation = _seeds_line(exp.ablation, _main_column(analysis)), _ablation(exp)
+    with shown_from(exp.path / "posteriors" / "post_stats.json"):
+        essence = _essence(exp)
+    with shown_from(exp.path / "calibration" / "calibration.json"):
+        calibration = _calibration(exp)
+    title, lines = headline(analysis, comparisons, seeds)
     eyebrow = f'{facts["corpus"]} \u00b7 {facts["size"]} \u00b7 seed {facts["seed"]} \u00b7 {facts["engine"]} engine' \
               f' \u00b7 decoded by {exp.decoder or "an unknown decoder"}'
     sections = [
         _section("Word error rates", _table(analysis), ident="wer"),
         _section("By the rules of Hub5", _hub5(analysis), ident="hub5"),
         _section("Is it more than chance?", _differences(analysis, comparisons), ident="differences"),
-        _section("The essence of the posteriors", _essence(exp), ident="essence"),
-        _section("Which labels, which weight?", _ablation(exp), ident="ablation"),
+        _section("The essence of the posteriors", essence, ident="essence"),
+        _section("Which labels, which weight?", ablation, ident="ablation"),
         _section("Training", _training(exp), ident="training"),
-        _section("As sure as right?", _calibration(exp), ident="calibration"),
+        _section("As sure as right?", calibration, ident="calibration"),
         _section("One alignment", _picture(aligned), ident="alignment"),
         _section("Size and speed", _cost(exp), ident="cost"),
         _section("Time and disk", _stages(exp), ident="stages"),
