@@ -88,7 +88,10 @@ def verdict(comparison: dict[str, Any]) -> int:
 
 def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]],
              seeds: Sequence[str] = ()) -> tuple[str, list[str]]:
-    """The finding in one sentence, and the sentences below it (``seeds`` among them); a gain that may be chance is called so."""
+    """The finding in one sentence, and the sentences below it (``seeds`` among them).
+
+    A gain that may be chance is called so.
+    """
     column = _main_column(analysis)
     where = f"the set {set_name(column)}"
     if column == TOTAL:
