@@ -89,7 +89,7 @@ low_rate() {
 # where the tree is of that rate by repeating the mixed targets, elsewhere each frame's own alignment is mixed with the soft target
 # nearest to it. nnet3-get-egs --frame-subsampling-factor=N would take every Nth row, but multiplies it with a weight that it reads
 # at N times the place, beyond the end of its vector (Kaldi since July 2020, #4183).
-low= times=1 mix=(--frame-subsampling-factor "$factor")
+low='' times=1 mix=(--frame-subsampling-factor "$factor")
 if [ "$factor" -gt 1 ] && low_rate; then low=$factor times=$factor; else mix+=(--every-frame); fi
 egs=$dir/egs
 fp=$(fingerprint "egs $trainer ${mix[*]} A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
