@@ -485,6 +485,14 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
 
 # ---- the page
 
+def test_headline_says_that_an_ensemble_has_little_to_teach(tmp_path):
+    for number, (ensemble, expected) in enumerate(((0.5, True), (0.1, False), (0.25, False))):
+        exp, _ = make_experiment(tmp_path / str(number), {"baseline": 0.25, "student_essence": 0.25, "ensemble": ensemble}, seed=5)
+        analysis = Analysis(load_experiment(exp), draws=500)
+        lines = page.headline(analysis, analysis.comparisons())[1]
+        assert any("it has little to teach" in line for line in lines) == expected
+
+
 @pytest.mark.parametrize("rates, title", [
     ({"baseline": 0.4, "student_essence": 0.15}, r"makes \d+ % fewer word errors than the baseline"),
     ({"baseline": 0.15, "student_essence": 0.4}, r"makes \d+ % more word errors than the baseline"),

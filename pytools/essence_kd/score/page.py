@@ -114,6 +114,10 @@ def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]],
         lines.append({-1: f"It is better than the ensemble that taught it ({rate} %).",
                       1: f"The ensemble that taught it remains better ({rate} %).",
                       0: f"It cannot be told from the ensemble that taught it ({rate} %)."}[verdict(teacher)])
+    ensemble = _find(comparisons, "ensemble", "baseline", column)
+    if ensemble and verdict(ensemble) > 0:
+        lines.append(f"The ensemble is worse than the baseline, by {points(ensemble['diff'])} points: it has little to teach. "
+                     "Train its members longer, or larger ones.")
     full = _find(comparisons, "student_essence", "student_full", column)
     if full:
         rate = wer_text(analysis.counts("student_full", column).wer)
