@@ -44,13 +44,14 @@ def say(words: list[str], rng, pitch: float) -> np.ndarray:
         n = int(RATE * rng.uniform(0.08, 0.13))
         t, k = np.arange(n) / RATE, PHONES.index(phone)
         f1, f2 = 250 * 1.35 ** (k % 5), 1000 * 1.27 ** (k // 5)  # further apart than voices and speeds differ
-        pieces.append(np.sin(2 * np.pi * f1 * pitch * t) + 0.7 * np.sin(2 * np.pi * f2 * pitch * t))
+        f1, f2 = (f * pitch * rng.uniform(0.9, 1.1) for f in (f1, f2))  # as much as speed perturbation shifts them
+        pieces.append(np.sin(2 * np.pi * f1 * t) + 0.7 * np.sin(2 * np.pi * f2 * t))
     return (3000 * np.concatenate(pieces)).astype(np.int16)
 
 
 def side(rng, utterances: int):
     """(samples, [(start, end, words)]) of one side of a conversation."""
-    pitch, at = rng.uniform(0.95, 1.05), 0.5
+    pitch, at = rng.uniform(0.97, 1.03), 0.5
     parts, said = [np.zeros(int(0.5 * RATE), np.int16)], []
     for _ in range(utterances):
         words = list(rng.choice(list(WORDS), size=rng.integers(3, 8)))
@@ -60,7 +61,7 @@ def side(rng, utterances: int):
         at += (len(audio) + len(pause)) / RATE
         parts += [audio, pause]
     samples = np.concatenate(parts)
-    return (samples + rng.normal(0, 60, size=len(samples))).astype(np.int16), said
+    return (samples + rng.normal(0, 200, size=len(samples))).astype(np.int16), said
 
 
 def dictionary(path: Path, patch: Path) -> None:
