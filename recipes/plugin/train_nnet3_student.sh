@@ -89,8 +89,8 @@ low_rate() {
 # where the tree is of that rate by repeating the mixed targets, elsewhere each frame's own alignment is mixed with the soft target
 # nearest to it. nnet3-get-egs --frame-subsampling-factor=N would take every Nth row, but multiplies it with a weight that it reads
 # at N times the place, beyond the end of its vector (Kaldi since July 2020, #4183).
-low='' times=1 mix=(--frame-subsampling-factor "$factor")
-if [ "$factor" -gt 1 ] && low_rate; then low=$factor times=$factor; else mix+=(--every-frame); fi
+times=1 mix=(--frame-subsampling-factor "$factor")
+if [ "$factor" -gt 1 ] && low_rate; then times=$factor; else mix+=(--every-frame); fi
 egs=$dir/egs
 fp=$(fingerprint "egs $trainer ${mix[*]} A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
 subset=$num_utts_subset srand=$srand" "$data/feats.scp" "$data/cmvn.scp" "$targets"/{post.scp,essence.json} "$targets/ali/ali.scp" \
@@ -144,7 +144,7 @@ else
   echo "$ivector_dim" >"$egs/info/ivector_dim"
   options=(--num-pdfs="$num_pdfs" --left-context="$left" --right-context="$right" --num-frames="$frames_per_eg")
   rm -f "$dir/frame_subsampling_factor"
-  [ -z "$low" ] || echo "$low" >"$dir/frame_subsampling_factor"
+  [ "$times" -eq 1 ] || echo "$times" >"$dir/frame_subsampling_factor"
   if [ -n "$online_ivector_dir" ]; then
     steps/nnet2/get_ivector_id.sh "$online_ivector_dir" >"$egs/info/final.ie.id" 2>/dev/null || rm -f "$egs/info/final.ie.id"
     options+=(--online-ivectors="scp:$online_ivector_dir/ivector_online.scp"
