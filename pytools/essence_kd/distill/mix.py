@@ -81,6 +81,7 @@ def subsample(alignment: np.ndarray, frames: int, factor: int) -> np.ndarray:
 def upsample(soft: Posterior, frames: int, factor: int) -> Posterior:
     """For each of the ``frames`` of an alignment the soft target nearest to it: row r stands for frame ``factor`` r.
 
+    ``soft`` has ceil(frames / factor) rows, the result has ``frames``.
     Raises ValueError unless the soft targets are of every ``factor``-th frame.
     """
     subsample(np.arange(frames), soft.num_frames, factor)

@@ -80,7 +80,7 @@ class Posterior:
         return np.diff(self.offsets)
 
     def take(self, rows: np.ndarray) -> "Posterior":
-        """These frames ((n,) int, each as often as it is named) in this order."""
+        """These frames ((n,) int from 0 to T - 1, each as often as it is named) in this order. Raises IndexError."""
         counts = self.counts()[rows]
         offsets = np.concatenate([[0], np.cumsum(counts)])
         entries = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], counts)
