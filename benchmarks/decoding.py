@@ -17,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -86,7 +88,8 @@ class Bench:
         shared = {"acoustic-scale": self.scale, "beam": beam, "max-active": MAX_ACTIVE, "min-active": MIN_ACTIVE}
         options = [f"--{name}={value}" for name, value in shared.items()]
         commands = {name: [*ESSENCE, "decode", "--decoder", backend, *options, f"--output-beam={LATTICE_BEAM}",
-                           "--frame-shift-ms", self.graph.frame_shift_ms, self.graph_dir, scores, out / name]
+                           "--active-rows=0", "--frame-shift-ms", self.graph.frame_shift_ms, self.graph_dir, scores,
+                           out / name]
                     for name, backend in self.backends}
         if self.kaldi:
             for name, determinize in (("latgen-faster-mapped", "true"), ("the same, lattices as they are", "false")):
@@ -105,11 +108,18 @@ class Bench:
             found = read_words(out / name / "hyp.txt")
         return {utt: list(found.get(utt, [])) for utt in self.reference}
 
-    def active_states(self, beam: float, out: Path) -> float:
-        """Graph states a row in k2's search that lead to the utterance's end: its lattice, nothing pruned from it."""
-        command = self.commands(beam, "all", out)["k2"]
-        measured([c for c in command if not str(c).startswith("--output-beam")] + ["--output-beam=1000"])
-        return json.loads((out / "k2" / "decode.json").read_text())["lattice_states_per_frame"]
+    def active_states(self, beam: float, out: Path) -> dict[str, float]:
+        """Decoder -> states (tokens) that its search holds active, on average over rows, where it tells."""
+        active, commands = {}, self.commands(beam, "all", out)
+        if "k2" in commands:
+            measured([*commands["k2"], "--active-rows=500"])
+            active["k2"] = json.loads((out / "k2" / "decode.json").read_text())["active_states_per_frame"]
+        if self.kaldi:
+            name = "latgen-faster-mapped"
+            program, *rest = map(str, commands[name])
+            told = subprocess.run([program, "--verbose=6", *rest], capture_output=True, text=True, check=True).stderr
+            active[name] = np.mean([int(n) for n in re.findall(r"tokens active on frame \d+ is (\d+)", told)])
+        return active
 
 
 def compare(bench: Bench, beams: list, repeats: int) -> None:
@@ -128,13 +138,13 @@ def compare(bench: Bench, beams: list, repeats: int) -> None:
         length = bench.audio["all"] - bench.audio["one"]
         rtf = {name: (least[name, "all"] - least[name, "one"]) / length for name in names}
         hyps = {name: bench.words(out, name) for name in names}
-        active = {"k2": f"{bench.active_states(beam, out):.0f}"} if "k2" in names else {}
+        active = bench.active_states(beam, out)
         for name in names:
             ratio = f"{rtf[name] / rtf['latgen-faster-mapped']:.2f}" if bench.kaldi else ""
             same = sum(hyps[name][utt] == words for utt, words in hyps["kaldi-decoder"].items())
             print(f"| {beam:g} | {name} | {score(bench.reference, hyps[name]).total.wer:.2f} % | "
                   f"{same} of {len(bench.reference)} | {rtf[name]:.4f} | {ratio} | "
-                  f"{least[name, 'one'] - bench.audio['one'] * rtf[name]:.2f} | {active.get(name, '')} |",
+                  f"{least[name, 'one'] - bench.audio['one'] * rtf[name]:.2f} | {f'{active[name]:.0f}' if name in active else ''} |",
                   flush=True)
 
 

@@ -177,6 +177,7 @@ def test_the_files_of_a_decoded_set(corpus, tmp_path, capsys):
     assert report["rtf"] > 0 and report["no_path"] == report["empty_audio"] == 0
     assert report["num_words"] == sum(map(len, hyp.values())) and report["tree_hash"] == "f00d"
     assert report["lattice_states_per_frame"] is None  # best paths alone
+    assert report["active_states_per_frame"] is None  # kaldi-decoder does not tell
     told = capsys.readouterr().err
     assert f"{tmp_path}: 40 utterances" in told and "lattices" not in told
 
@@ -525,8 +526,72 @@ def test_k2_lattices_and_report(corpus, k2_decoded):
     assert [block.split("\n")[0] for block in blocks if block] == list(corpus.scores)
     report = json.loads((folder / "all" / "decode.json").read_text())
     assert report["decoder"] == "k2" and report["lattice_states_per_frame"] > 1 and report["rtf"] > 0
-    assert (f"with k2, lattices of {report['lattice_states_per_frame']} states and {report['lattice_arcs_per_frame']} "
+    assert (f" active states a frame, lattices of {report['lattice_states_per_frame']} states and {report['lattice_arcs_per_frame']} "
             "arcs a frame") in errors
+
+
+COUNT_IN_K2 = """
+import json, sys
+import numpy as np
+from essence_kd.decode.k2_decoder import K2Decoder
+from essence_kd.decode.options import DecodeOptions
+from essence_kd.hmm.graph import load_graph
+
+graph, scores, settings = load_graph(sys.argv[1]), np.load(sys.argv[2])["scores"], json.loads(sys.argv[3])
+options = DecodeOptions(**settings)
+decoder = K2Decoder(graph, options)
+fsa = decoder._fsa
+json.dump({"counted": decoder.active_states([scores[:t + 1] for t in range(len(scores))]),
+           "arcs": fsa.arcs.values()[:, :3].tolist(), "scores": fsa.scores.tolist()}, sys.stdout)
+"""
+
+
+@pytest.mark.parametrize("settings", [
+    {"beam": 4.0, "min_active": 1},
+    {"beam": 2.0, "min_active": 25, "word_insertion_penalty": 1.0},  # a beam that widens
+    {"beam": 15.0, "min_active": 5, "max_active": 40}])  # one that narrows
+def test_k2_counts_active_states_as_the_search_prunes(corpus, k2, tmp_path, settings):
+    """A search of our own, by the rule of k2's beam, holds as many states at every row."""
+    scores = corpus.scores[max(corpus.scores, key=lambda utt: len(corpus.scores[utt]))]
+    np.savez(tmp_path / "scores.npz", scores=scores)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "pytools"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([k2["ESSENCE_K2_PYTHON"], "-c", COUNT_IN_K2, corpus.folder / "graph" / "graph.npz",
+                           tmp_path / "scores.npz", json.dumps(settings)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    src, dst, label = np.array(told["arcs"]).T
+    least, most, beam = settings["min_active"], settings.get("max_active", 7000), settings["beam"]
+    active, width, expected = {0: 0.0}, beam, []
+    for row in scores * np.float32(0.4):
+        if len(active) > most:
+            width = min(width, beam) * 0.8
+        elif len(active) >= least:
+            width = 0.8 * width + 0.2 * beam
+        else:
+            width = max(width, beam) * 1.25
+        reached: dict = {}
+        for arc in np.flatnonzero(np.isin(src, list(active)) & (label > 0)):
+            value = active[src[arc]] + told["scores"][arc] + row[label[arc] - 1]
+            reached[dst[arc]] = max(value, reached.get(dst[arc], -np.inf))
+        best = max(reached.values())
+        active = {state: value for state, value in reached.items() if value > best - width}
+        expected.append(len(active))
+    assert told["counted"] == expected and len(set(expected)) > 5
+
+
+def test_k2_tells_active_states(corpus, k2, k2_decoded, tmp_path):
+    """The mean over at most so many rows, the same whatever the number of processes; none where none is wanted."""
+    folder, errors = k2_decoded
+    report = json.loads((folder / "all" / "decode.json").read_text())
+    assert 32 <= report["active_states_counted_at"] <= 64 < report["num_frames"]
+    assert report["active_states_per_frame"] >= report["lattice_states_per_frame"]
+    assert f"about {report['active_states_per_frame']:.0f} active states a frame" in errors
+    told = {}
+    for name, more in {"one": ["--nj", 1], "two": ["--nj", 2], "none": ["--active-rows", 0]}.items():
+        done = run_k2(k2, *more, "--beam", 8, corpus.folder / "graph", f"scp:{corpus.folder}/scores.scp", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        told[name] = json.loads((tmp_path / name / "decode.json").read_text())["active_states_per_frame"]
+    assert told["one"] == told["two"] > 1 and told["none"] is None
 
 
 def test_k2_counts_empty_audio(k2_decoded):
@@ -803,6 +868,7 @@ def test_words_missing_from_words_txt(corpus, tmp_path, capsys):
 @pytest.mark.parametrize("change, words", [
     (["--beam", "0"], "--beam is 0.0"),
     (["--max-active", "10", "--min-active", "20"], "--min-active is 20"),
+    (["--active-rows", "-1"], "--active-rows is -1"),
     (["--nj", "0"], "--nj is 0"),
     (["--sweep-scales", "0.1,zero"], "--sweep-scales is '0.1,zero'"),
     (["--pooled", "x.json"], "--pooled belongs to --sweep"),

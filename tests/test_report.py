@@ -80,8 +80,9 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4):
             out.mkdir(parents=True)
             (out / "ref.txt").write_text(_text(refs))
             (out / "hyp.txt").write_text(_text({u: _noisy(rng, w, rate * factor) for u, w in refs.items()}))
-            (out / "decode.json").write_text(json.dumps({"decoder": "kaldi", "rtf": 0.02, "acoustic_scale": 0.1,
-                                                         "word_insertion_penalty": -0.5, "no_path": 0}))
+            (out / "decode.json").write_text(json.dumps(
+                {"decoder": "kaldi", "rtf": 0.02, "acoustic_scale": 0.1, "word_insertion_penalty": -0.5, "no_path": 0,
+                 "active_states_per_frame": 321.4}))
         with wave.open(str(data / f"{name}.wav"), "wb") as sound:
             sound.setparams((1, 2, 8000, 0, "NONE", ""))
             sound.writeframes((8000 * np.sin(np.arange(16000) / 3)).astype("<i2").tobytes())
@@ -169,6 +170,16 @@ def _recount(exp, system, name):
 
 
 # ---- results.json and RESULTS
+
+def test_report_tells_what_each_system_costs(experiment):
+    """Megaflops, look-ahead, training, real-time factor and active states stand in the row of the system."""
+    exp, _ = experiment
+    page = (exp / "report" / "report.html").read_text()
+    table = next(t for t in re.findall(r"<table.*?</table>", page, re.S) if "Look-ahead" in t)
+    row = next(row for row in table.split("</tr>") if "c-baseline" in row)
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", row)
+    assert cells[1:3] == ["0.20", "230 ms"] and cells[4:] == ["0.020", "321"]
+
 
 def test_results_json_holds_what_a_recount_finds(experiment):
     exp, _ = experiment

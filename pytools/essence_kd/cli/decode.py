@@ -68,6 +68,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--batch-rows", type=int, help="rows k2 decodes at once (default 0: what suits the device)")
     parser.add_argument("--piece-seconds", type=float, metavar="S", help="decode a longer utterance in pieces, cut where "
                         "silence is surest, so that memory is bounded; 0: never (default 600; never with --lattices)")
+    parser.add_argument("--active-rows", type=int, metavar="N", help="count the states that k2's search holds active at "
+                        "N rows of a set at most; 0: never (default 64)")
     parser.add_argument("--nj", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--n-best", type=int, default=0, metavar="N",
                         help="also write nbest.txt and nbest.cost: the N best different word sequences")
@@ -179,7 +181,7 @@ def _decode(args, backend: str) -> None:
     jobs = read_jobs(args, Job)
     options = load_settings(DecodeOptions, args.config)
     for name in ("acoustic_scale", "word_insertion_penalty", "beam", "output_beam", "max_active", "min_active",
-                 "frame_shift_ms", "repeat_rows", "batch_rows", "piece_seconds"):
+                 "frame_shift_ms", "repeat_rows", "batch_rows", "piece_seconds", "active_rows"):
         if getattr(args, name) is not None:
             setattr(options, name, getattr(args, name))
     for name in ("sweep_scales", "sweep_penalties"):

@@ -8,11 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from essence_kd.decode.lattice import Lattice, Occurrences
-from essence_kd.decode.options import Decoded, DecodeOptions
+from essence_kd.decode.options import LAST_ROWS, Decoded, DecodeOptions
 from essence_kd.hmm.graph import Graph
 from essence_kd.io.errors import UserError
 
 _DEAD = -1e30  # backward scores of states from which no path leads to the end are minus infinity
+_EVERYTHING = 1000.0  # an output beam that nothing lies outside of
 _NEVER = -1e9  # score of the column for label 0, which no arc carries
 
 
@@ -41,6 +42,7 @@ class K2Decoder:
             torch.set_num_threads(1)  # k2 has one on a CPU; PyTorch's others would only wait between its operations
         self.graph = graph
         self._load(graph)
+        self._waiting, self._waiting_penalty = None, 0.0  # made when it is wanted
         self.set_options(options)
 
     def _load(self, graph: Graph) -> None:
@@ -100,6 +102,49 @@ class K2Decoder:
             search_beam=self.options.beam * widen, output_beam=self.options.output_beam,
             min_active_states=self.options.min_active, max_active_states=int(self.options.max_active * widen ** 2),
             frame_idx_name="frame")
+
+    def active_states(self, batch: list[np.ndarray]) -> list[int]:
+        """States that the search holds active after the last row of each matrix float32 (T, C), T > 0.
+
+        k2 tells nothing of states that do not reach the end; so the search gets a graph in which every state may wait, on
+        rows where nothing else is possible, and then end. Rows of waiting follow, for k2 widens its beam in the last
+        steps: the counts are those of a search whose end is farther.
+        """
+        k2, torch = self._k2, self._torch
+        if self._waiting is None or self._waiting_penalty != self.options.word_insertion_penalty:
+            self._waiting, self._waiting_penalty = self._waiting_graph(), self.options.word_insertion_penalty
+        longest, width = max(len(scores) for scores in batch) + LAST_ROWS, batch[0].shape[1]
+        dense = torch.full((len(batch), longest, width + 2), _NEVER, dtype=torch.float32)
+        for row, scores in enumerate(batch):
+            dense[row, :len(scores), 1:-1] = torch.from_numpy(scores * np.float32(self.options.acoustic_scale))
+            dense[row, len(scores):, -1] = 0.0
+        order = sorted(range(len(batch)), key=lambda row: -len(batch[row]))
+        segments = torch.tensor([[row, 0, len(batch[row]) + LAST_ROWS] for row in order], dtype=torch.int32)
+        with torch.no_grad():
+            found = k2.intersect_dense_pruned(
+                self._waiting, k2.DenseFsaVec(dense.to(self.device), segments), search_beam=self.options.beam,
+                output_beam=_EVERYTHING, min_active_states=self.options.min_active,
+                max_active_states=self.options.max_active)
+        _, arcs = self._splits(found)
+        ends = np.append(0, np.cumsum(found.arcs.values()[:, 2].cpu().numpy() == -1))
+        counts = [0] * len(batch)
+        for place, row in enumerate(order):
+            counts[row] = int(ends[arcs[place + 1]] - ends[arcs[place]])
+        return counts
+
+    def _waiting_graph(self):
+        """The graph with a loop (label C + 1) and an arc to the end, both free, at every state."""
+        k2, torch = self._k2, self._torch
+        arcs = self._fsa.arcs.values().cpu().numpy().copy()
+        arcs[:, 3] = self._fsa.scores.detach().cpu().numpy().view(np.int32)
+        arcs = arcs[arcs[:, 2] != -1]
+        last = int(self._splits(self._fsa)[0][-1]) - 1
+        state, nothing = np.arange(last), np.zeros(last)
+        loops = np.stack([state, state, nothing + self.graph.num_pdfs + 1, nothing], axis=1)
+        ends = np.stack([state, nothing + last, nothing - 1, nothing], axis=1)
+        arcs = np.concatenate([arcs, loops.astype(np.int32), ends.astype(np.int32)])
+        arcs = arcs[np.argsort(arcs[:, 0], kind="stable")]
+        return k2.create_fsa_vec([k2.arc_sort(k2.Fsa(torch.from_numpy(arcs)))]).to(self.device)
 
     def _splits(self, fsas) -> tuple[np.ndarray, np.ndarray]:
         """First state and first arc of every utterance: int64 (N+1,) each."""

@@ -10,6 +10,7 @@ import numpy as np
 from essence_kd.decode.lattice import Lattice, Occurrences
 from essence_kd.io.errors import UserError
 
+LAST_ROWS = 4  # of an utterance, at which k2 takes a wider beam so that the end is reached
 
 @dataclass
 class DecodeOptions:
@@ -25,6 +26,7 @@ class DecodeOptions:
     ``batch_rows``: rows, padding included, that k2 decodes at once; 0: 500 on a CPU (its caches), 20,000 on a GPU.
     ``piece_seconds``: an utterance that is longer is decoded in pieces of at most that length (decode.pieces), unless
     lattices are written; 0: never.
+    ``active_rows``: at how many rows of a set, at most, the states that the search holds active are counted (k2 alone can).
     ``sweep_*``: the grid of a sweep; ``sweep_output_beam``: the output beam of the lattices that it rescores.
     """
 
@@ -39,6 +41,7 @@ class DecodeOptions:
     repeat_rows: int = 0
     batch_rows: int = 0
     piece_seconds: float = 600.0
+    active_rows: int = 64
     sweep_scales: List[float] = field(default_factory=lambda: [0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0])
     sweep_penalties: List[float] = field(default_factory=lambda: [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0])
     sweep_output_beam: float = 8.0
@@ -55,7 +58,8 @@ class DecodeOptions:
         if not self.retry_factor >= 1:
             raise UserError(f"retry_factor is {self.retry_factor}, but must be at least 1")
         for name, value in {"batch-rows": self.batch_rows, "frame-shift-ms": self.frame_shift_ms,
-                            "repeat-rows": self.repeat_rows, "piece-seconds": self.piece_seconds}.items():
+                            "repeat-rows": self.repeat_rows, "piece-seconds": self.piece_seconds,
+                            "active-rows": self.active_rows}.items():
             if not value >= 0:
                 raise UserError(f"--{name} is {value}, but must be at least 0")
         if not 0 <= self.min_active <= self.max_active:

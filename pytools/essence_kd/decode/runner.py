@@ -21,7 +21,7 @@ import numpy as np
 
 from essence_kd.decode.lattice import (Hypothesis, ctm_lines, edit_distance, empty_hypothesis, hypothesis, label_frames,
                                        lattice_lines, n_best)
-from essence_kd.decode.options import Decoded, DecodeOptions
+from essence_kd.decode.options import LAST_ROWS, Decoded, DecodeOptions
 from essence_kd.decode.pieces import first_rows, joined, joined_lists, silence_pdfs
 from essence_kd.decode.rescoring import Entry, Rescorer
 from essence_kd.hmm.graph import Graph, load_graph
@@ -35,6 +35,7 @@ _BATCH_CELLS = 1 << 25  # score cells of one batch, padding included
 NEAR = 1.75  # lattices made at one acoustic scale serve a sweep whose best scale is at most this factor away
 _SILENCE_MS = 500  # of silence around a cut of a long utterance
 _PROCESS_BATCH_ROWS = 500  # rows of one batch where several processes share the work
+_RUN_UP = 100  # rows decoded before the one whose active states are counted
 
 
 @dataclass
@@ -69,7 +70,10 @@ class Request:
 
 @dataclass
 class _Task:
-    """A batch of one job for one process; ``pieces``: (utterance, number of its piece)."""
+    """A batch of one job for one process; ``pieces``: (utterance, number of its piece).
+
+    ``count``: instead of decoding, count the states that are active after the last row of each matrix.
+    """
 
     job: int
     pieces: list
@@ -78,6 +82,7 @@ class _Task:
     n_best: int
     lattices: bool
     sweep: bool
+    count: bool = False
 
 
 @dataclass
@@ -127,14 +132,16 @@ def _work(task: _Task) -> tuple[list[_Outcome], float]:
     return _run_task(_decoder, task)
 
 
-def _run_task(decoder, task: _Task) -> tuple[list[_Outcome], float]:
-    """Decode a batch; the outcomes and the seconds it took."""
+def _run_task(decoder, task: _Task) -> tuple[list, float]:
+    """Decode a batch; the outcomes (or counts of active states) and the seconds it took."""
     begin = time.perf_counter()
     decoder.set_options(task.options)
     graph, options = decoder.graph, task.options
     batch, repeat = task.batch, task.options.repeat_rows
     if repeat > 1:
         batch = [np.repeat(scores / np.float32(repeat), repeat, axis=0) for scores in batch]
+    if task.count:
+        return decoder.active_states(batch), 0.0
     if task.sweep:
         grids = decoder.sweep(batch, options.sweep_scales, options.sweep_penalties)
         outcomes = [_Outcome(empty_hypothesis(), True, sweep=grid) for grid in grids]
@@ -250,6 +257,27 @@ def cut_batches(lengths: list[int], width: int, max_rows: int) -> list[list[int]
     return batches
 
 
+class _RowSample:
+    """Scores up to rows that lie evenly among those of a set: ``limit`` at most, half as many at least.
+
+    The last rows of an utterance, at which k2's beam is wider, are left out.
+    """
+
+    def __init__(self, limit: int):
+        self._limit, self._step, self._seen = limit, 1, 0
+        self.kept: list[np.ndarray] = []
+
+    def add(self, scores: np.ndarray) -> None:
+        """Take in what is decoded in one go."""
+        rows = max(0, len(scores) - LAST_ROWS)
+        while self._limit and (row := len(self.kept) * self._step - self._seen) < rows:
+            self.kept.append(scores[max(0, row + 1 - _RUN_UP):row + 1].copy())
+            if len(self.kept) > self._limit:
+                del self.kept[1::2]
+                self._step *= 2
+        self._seen += rows
+
+
 # --- all of it -------------------------------------------------------------------------------------------------
 
 class _SetInProgress:
@@ -262,6 +290,7 @@ class _SetInProgress:
         self.rows: dict[str, int] = {}
         self.starts: dict[str, list[int]] = {}  # first rows of an utterance's pieces; [0]: it is whole
         self.outcomes: dict[tuple[str, int], _Outcome] = {}  # of pieces
+        self.active: list[int] = []  # states after some rows
         self.seconds = 0.0
 
     def pieces(self, utt: str) -> list[_Outcome]:
@@ -307,6 +336,7 @@ class Runner:
             cells, options = 0, progress.options
             limit = round(options.piece_seconds * 1000 / options.frame_shift_ms) if not request.lattices else 0
             width = max(round(_SILENCE_MS / options.frame_shift_ms), 1)
+            sample = _RowSample(options.active_rows if self.backend == "k2" and not sweep else 0)
             for utt, matrix in read_matrices(job.scores):
                 if utt in progress.rows:
                     raise UserError(f"{job.scores}: utterance '{utt}' is there twice")
@@ -323,7 +353,9 @@ class Runner:
                     grid = [nothing] * len(self.options.sweep_scales)
                     progress.outcomes[utt, 0] = _Outcome(empty_hypothesis(), False, sweep=grid if sweep else [])
                     continue
-                held += [((utt, n), piece) for n, piece in enumerate(np.split(matrix, starts[1:]))]
+                for n, piece in enumerate(np.split(matrix, starts[1:])):
+                    held.append(((utt, n), piece))
+                    sample.add(piece)
                 cells += matrix.size
                 if cells >= _BUFFER_CELLS:
                     yield from self._cut(number, held, options, request, sweep)
@@ -332,16 +364,21 @@ class Runner:
                 yield from self._cut(number, held, options, request, sweep)
             if not progress.order:
                 raise UserError(f"{job.scores}: there are no utterances in it")
+            for group in self._groups(sample.kept, options):
+                yield _Task(number, [], [sample.kept[i] for i in group], options, 0, False, False, count=True)
+
+    def _groups(self, batch: list[np.ndarray], options: DecodeOptions) -> list[list[int]]:
+        rows = options.batch_rows or (self._decoder.batch_rows if self._decoder else _PROCESS_BATCH_ROWS)
+        return cut_batches([len(m) * options.repeat_rows for m in batch], self.graph.num_pdfs, rows)
 
     def _cut(self, number: int, held, options: DecodeOptions, request: Request, sweep: bool) -> Iterator[_Task]:
-        rows = options.batch_rows or (self._decoder.batch_rows if self._decoder else _PROCESS_BATCH_ROWS)
-        for group in cut_batches([len(m) * options.repeat_rows for _, m in held], self.graph.num_pdfs, rows):
+        for group in self._groups([m for _, m in held], options):
             yield _Task(number, [held[i][0] for i in group], [held[i][1] for i in group], options,
                         max(request.n_best, request.rescore_n_best if request.rescorer else 0),
                         request.lattices, sweep)
 
-    def _run(self, tasks: Iterable[_Task]) -> Iterator[tuple[_Task, list[_Outcome], float]]:
-        """Outcomes of tasks, in their order; at most two tasks a process are held."""
+    def _run(self, tasks: Iterable[_Task]) -> Iterator[tuple[_Task, list, float]]:
+        """Outcomes (or counts of active states) of tasks, in their order; at most two tasks a process are held."""
         if self.nj == 1:
             for task in tasks:
                 yield (task, *_run_task(self._decoder, task))
@@ -388,6 +425,9 @@ class Runner:
                 yield sets[done]
                 sets[done].outcomes = {}
                 done += 1
+            if task.count:
+                sets[task.job].active += outcomes
+                continue
             sets[task.job].seconds += seconds
             sets[task.job].outcomes.update(zip(task.pieces, outcomes))
             utterances += len(outcomes)
@@ -489,6 +529,8 @@ class Runner:
             "num_words": int(sum(len(o.hyp.words) for o in outcomes)), "num_pieces": len(outcomes),
             "audio_seconds": round(audio, 3), "decode_seconds": round(progress.seconds, 3),
             "rtf": round(progress.seconds / audio, 5) if audio else None, "wall_seconds": round(wall, 3), "nj": self.nj,
+            "active_states_per_frame": round(float(np.mean(progress.active)), 1) if progress.active else None,
+            "active_states_counted_at": len(progress.active),
             "lattice_states_per_frame": per_row(0), "lattice_arcs_per_frame": per_row(1),
             "retried": sum(o.retried for o in outcomes),
             "no_path": len(lost), "no_path_utts": lost, "no_path_in_a_piece_utts": gaps, "empty_audio": len(empty), "empty_audio_utts": empty,
@@ -498,6 +540,8 @@ class Runner:
     def _tell(self, job: Job, report: dict) -> None:
         print(f"essence decode: {job.out_dir}: {report['num_utts']} utterances, {report['audio_seconds']:.0f} s of "
               f"audio, {report['num_words']} words, RTF {report['rtf']} with {self.backend}"
+              + (f", about {report['active_states_per_frame']:.0f} active states a frame"
+                 if report["active_states_per_frame"] is not None else "")
               + (f", lattices of {report['lattice_states_per_frame']} states and {report['lattice_arcs_per_frame']} "
                  "arcs a frame" if report["lattice_states_per_frame"] else "")
               + (f"; long ones in pieces: {report['num_pieces']}" if report["num_pieces"] > report["num_utts"] else ""),

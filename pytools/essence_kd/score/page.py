@@ -377,6 +377,10 @@ def _cost(exp: Experiment) -> str:
         known = found and all(isinstance(v, (int, float)) for v in found)
         return float(sum(found)) if known else None
 
+    def mean_of(system: System, key: str) -> float | None:
+        told = [d[key] for d in system.decodes.values() if isinstance(d.get(key), (int, float))]
+        return sum(told) / len(told) if told else None
+
     def ahead(system: System) -> str:
         infos = teachers if system.name == "ensemble" else [system.info]
         if not infos or not all("look_ahead_ms" in info for info in infos):
@@ -386,20 +390,24 @@ def _cost(exp: Experiment) -> str:
 
     rows = []
     for system in exp.systems.values():
-        rtf = [d["rtf"] for d in system.decodes.values() if isinstance(d.get("rtf"), (int, float))]
+        rtf = mean_of(system, "rtf")
+        active = mean_of(system, "active_states_per_frame")
         mflop, seconds = figure(system, "mflop_per_frame"), figure(system, "seconds")
         cells = [size_text(system.params), DASH if mflop is None else f"{mflop:.2f}", ahead(system),
-                 DASH if seconds is None else time_text(seconds), f"{sum(rtf) / len(rtf):.3f}" if rtf else DASH]
+                 DASH if seconds is None else time_text(seconds), DASH if rtf is None else f"{rtf:.3f}",
+                 DASH if active is None else f"{active:.0f}"]
         rows.append(f'<tr><th scope="row"><i class="swatch {css_class(system.name)}"></i>'
                     f'{esc(system_name(system.name))}</th>'
-                    + "".join(f'<td class="num{" optional" if i in (2, 3) else ""}">{esc(c)}</td>'
+                    + "".join(f'<td class="num{" optional" if i in (2, 3, 5) else ""}">{esc(c)}</td>'
                               for i, c in enumerate(cells)) + "</tr>")
     return ('<table class="cost"><thead><tr><th>System</th><th class="num">Parameters</th>'
             '<th class="num">MFLOP<br>a frame</th><th class="num optional">Look-ahead</th>'
             '<th class="num optional">Training</th><th class="num">Decoding,<br>'
-            f'\u00d7 real time</th></tr></thead><tbody>{"".join(rows)}</tbody></table><p class="muted fine">A frame: 10 '
+            '\u00d7 real time</th><th class="num optional">Active<br>states</th></tr></thead>'
+            f'<tbody>{"".join(rows)}</tbody></table><p class="muted fine">A frame: 10 '
             'ms of speech. Look-ahead: later speech that the network waits for. Decoding: the search in the graph alone, '
-            'without the network; times are those of this machine, whatever else it did.</p>')
+            'without the network; times are those of this machine, whatever else it did. Active states: of the graph, in '
+            'k2\u2019s search after a row of scores, roughly (a sample of rows).</p>')
 
 
 def _stages(exp: Experiment) -> str:
