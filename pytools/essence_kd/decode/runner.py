@@ -410,6 +410,8 @@ class Runner:
         if self._pool is None:
             return
         if kind is not None:  # nobody wants what they are at, which may take minutes
+            # a thread may be writing a batch into a pipe that nobody will read any more: it is not waited for
+            self._pool._call_queue.cancel_join_thread()
             for process in list(self._pool._processes.values()):
                 process.terminate()
         self._pool.shutdown()
