@@ -23,6 +23,7 @@ How it runs
   --work-dir DIR              where data/, exp/ and .venv go (default: this folder)
   --decoder NAME              k2, kaldi (kaldi-decoder), auto (default: k2 where it could be set up, else kaldi), or, with
                               --engine kaldi, kaldi-lattice (latgen-faster-mapped)
+  --lm-order N                order of the n-gram in the decoding graph (default: the recipe's)
   --rescore-lm-order N        rescore the words of every system with an N-gram larger than the graph's; 0: do not (default: the
                               recipe's)
 What is trained
@@ -48,6 +49,7 @@ cmd=
 check=false
 work_dir=$PWD
 decoder=auto
+lm_order=
 rescore_lm_order=
 seed=1
 teachers=
@@ -67,6 +69,7 @@ usage() { echo "$0: $*; see ./run.sh --help" >&2; exit 2; }
 [ $# -eq 0 ] || usage "unexpected argument '$1'"
 for v in stage stop_stage nj seed; do [[ ${!v} =~ ^[0-9]+$ ]] || usage "--${v//_/-} takes a whole number, not '${!v}'"; done
 [ "$nj" -ge 1 ] || usage "--nj must be at least 1"
+[[ $lm_order =~ ^([1-9][0-9]*)?$ ]] || usage "--lm-order takes a whole number of at least 1, not '$lm_order'"
 [[ $rescore_lm_order =~ ^([0-9]+)?$ ]] || usage "--rescore-lm-order takes a whole number, not '$rescore_lm_order'"
 [[ $top_k =~ ^([1-9][0-9]*)?$ ]] || usage "--top-k takes a whole number of at least 1, not '$top_k'"
 [ "$stage" -le 10 ] || usage "there is no stage $stage: stages are 0 to 10"
@@ -86,12 +89,12 @@ esac
 [ -f "$grid" ] || usage "no grid '$grid'"
 [ -z "$fsdd_dir" ] || [ -d "$fsdd_dir" ] || usage "no folder '$fsdd_dir' for --fsdd-dir"
 
-asked_teachers=$teachers asked_student=$student asked_rescore_lm_order=$rescore_lm_order
+asked_teachers=$teachers asked_student=$student asked_lm_order=$lm_order asked_rescore_lm_order=$rescore_lm_order
 clips=0
 # shellcheck source=recipes/mini/recipe.conf
 . "recipes/$corpus/recipe.conf"
 if [ "$asked_teachers" = torch ]; then asked_teachers=''; fi
-teachers=${asked_teachers:-$teachers} student=${asked_student:-$student}
+teachers=${asked_teachers:-$teachers} student=${asked_student:-$student} lm_order=${asked_lm_order:-$lm_order}
 rescore_lm_order=${asked_rescore_lm_order:-$rescore_lm_order}
 rescore=true
 if [ "${rescore_lm_order:-0}" -eq 0 ]; then rescore=false; fi

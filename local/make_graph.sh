@@ -7,9 +7,10 @@ transition_scale=0.3
 . local/stage.sh
 [ $# -eq 4 ] || usage
 lang=$1 gmm=$2 ali=$3 graph=$4
-need 1 "$lang/G.fst" "$lang/.done"
+lm=${lang%/*}/lm
+need 1 "$lang/G.fst" "$lang/.done" "$lm/.done"
 need 4 "$gmm/gmm.npz" "$gmm/.done" "$ali/ali.scp" "$ali/.done"
-fp=$(fingerprint "graph transition_scale=$transition_scale" "$lang" "$gmm" "$ali")
+fp=$(fingerprint "graph transition_scale=$transition_scale" "$lang" "$lm" "$gmm" "$ali")
 if is_done "$graph" "$fp"; then echo "$0: $graph is up to date"; exit 0; fi
 rm -rf "$graph"
 essence make-graph --frame-subsampling-factor 3 --transition-scale "$transition_scale" --ali-dir "$ali" "$lang" "$gmm" "$graph"

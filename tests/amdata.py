@@ -82,7 +82,7 @@ class TrainingStage:
     def run(self, command, *options, systems):
         return subprocess.run(["local/train_models.sh", "--cmd", command, *options, str(self.corpus.data), str(self.corpus.ali),
                                str(self.exp), *systems], cwd=ROOT, text=True, env=self.environment, capture_output=True,
-                              timeout=200)
+                              timeout=900)
 
     def one_job_ends_well_and_one_fails(self, command):
         """Through a runner of Kaldi's that hands jobs nothing of the environment but PATH; the text of their logs."""

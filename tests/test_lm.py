@@ -400,7 +400,17 @@ def test_the_larger_model_of_stage_1(tmp_path, shell):
     assert "lm/lm.arpa.gz: 2-gram, perplexity" in done.stdout and "lm_rescore/lm.arpa.gz: 3-gram, perplexity" in done.stdout
     assert len(lm.read_arpa(data / "lm_rescore" / "lm.arpa.gz").orders) == 3
     assert "up to date" in shell("local/rescore_lm.sh", "--order", "3", data).stdout
-    assert "up to date" in shell("local/prepare_lang.sh", "--lm-order", "2", data).stdout  # and so all that follows from it
+    # another order is another grammar and no other lang, on which GMM and networks depend
+    lang, grammar = (data / "lang" / ".done").read_bytes(), (data / "lang" / "G.fst").read_bytes()
+    assert "lm is up to date" in shell("local/prepare_lang.sh", "--lm-order", "2", data).stdout
+    done = shell("local/prepare_lang.sh", "--lm-order", "1", data)
+    assert done.returncode == 0 and "lang is up to date" in done.stdout and "lm is up to date" not in done.stdout
+    assert (data / "lang" / ".done").read_bytes() == lang and (data / "lang" / "G.fst").read_bytes() != grammar
+    assert shell("local/prepare_lang.sh", "--lm-order", "2", data).returncode == 0
+    assert (data / "lang" / "G.fst").read_bytes() == grammar
+    (data / "lang" / "G.fst").unlink()
+    assert "lm is up to date" not in shell("local/prepare_lang.sh", "--lm-order", "2", data).stdout
+    assert (data / "lang" / "G.fst").read_bytes() == grammar
     lm.write_arpa(data / "rescore_arpa.gz", lm.estimate(SENTENCES, 4))
     done = shell("local/rescore_lm.sh", "--order", "3", data)
     assert "lm_rescore/lm.arpa.gz: 4-gram" in done.stdout

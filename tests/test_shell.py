@@ -206,6 +206,7 @@ def test_every_script_has_help_and_refuses_nonsense(shell, path):
     (["--size", "nope"], "no size 'nope'"),
     (["--teachers", "nope"], "no conf/models/nope.yaml"),
     (["--top-k", "0"], "--top-k"),
+    (["--lm-order", "0"], "--lm-order takes a whole number of at least 1, not '0'"),
     (["--rescore-lm-order", "four"], "--rescore-lm-order takes a whole number, not 'four'"),
     (["--nj", "0"], "--nj"),
     (["--ablation", "true", "--fuse", "true"], "wide archive"),

@@ -9,9 +9,9 @@ cmd=run.pl
 . local/kaldi/room.sh
 [ $# -eq 2 ] || usage
 data=$1 exp=$2
-need 1 "$data/lang/G.fst" "$data/lang/.done"
+need 1 "$data/lang/G.fst" "$data/lang/.done" "$data/lm/.done"
 need 4 "$exp/gmm/final.mdl" "$exp/gmm/.done" "$exp/ali/ali.scp" "$exp/ali/.done"
-fp=$(fingerprint "kaldi graph" "$data/lang" "$exp/gmm" "$exp/ali")
+fp=$(fingerprint "kaldi graph" "$data/lang" "$data/lm" "$exp/gmm" "$exp/ali")
 if is_done "$exp/graph" "$fp"; then echo "$0: $exp/graph is up to date"; exit 0; fi
 enter_room "$data" "$exp"
 rm -rf "$exp/graph" exp/final_gmm/graph

@@ -13,19 +13,28 @@ dev_set=dev
 [ $# -eq 2 ] || usage
 data=$1 exp=$2
 need 0 "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/$dev_set/text" "$data/.done"
-fp=$(fingerprint "kaldi lang order=$lm_order" "$data" "$data/dict/lexicon.txt")
-if is_done "$data/lang" "$fp"; then echo "$0: $data/lang is up to date"; exit 0; fi
+lang_fp=$(fingerprint "kaldi lang" "$data" "$data/dict/lexicon.txt")
 enter_room "$data" "$exp"
-rm -rf data/{lang,lm,local}
-mkdir -p data/lm data/local
-cp -r data/dict data/local/dict   # prepare_lang.sh writes there
 # What stands for unknown words: <unk>, or the first word that is a silence phone other than silence itself.
 oov=$(awk 'FILENAME ~ /silence_phones/ { if (FILENAME !~ /nonsilence/) for (i = 1; i <= NF; i++) silence[$i] = 1; next }
   FILENAME ~ /optional_silence/ { delete silence[$1]; next }
   NF == 2 && ($2 in silence) && word != "<unk>" && (word == "" || tolower($1) == "<unk>") { word = $1 }
   END { print word }' data/dict/{silence_phones,optional_silence,lexicon}.txt)
 [ -n "$oov" ] || fail "no word of $data/dict/lexicon.txt stands for unknown words: add '<unk> SPN'"
-utils/prepare_lang.sh data/local/dict "$oov" data/local/lang data/lang
+if is_done data/lang "$lang_fp"; then
+  echo "$0: $data/lang is up to date"
+else
+  rm -rf data/{lang,local}
+  mkdir -p data/local
+  cp -r data/dict data/local/dict   # prepare_lang.sh writes there
+  utils/prepare_lang.sh data/local/dict "$oov" data/local/lang data/lang
+  mark_done data/lang "$lang_fp" L.fst L_disambig.fst words.txt phones.txt topo
+fi
+# Nothing but the graph depends on the language model: another order leaves GMM and networks as they are.
+fp=$(fingerprint "kaldi lm order=$lm_order" "$data" "$data/lang")
+if is_done data/lm "$fp"; then echo "$0: $data/lm is up to date"; exit 0; fi
+rm -rf data/lm
+mkdir -p data/lm
 text=data/lm_text
 [ -f "$text" ] || text=data/$train_set/text
 if [ -f data/lm_arpa.gz ]; then  # data preparation made one
@@ -36,5 +45,5 @@ else
 fi
 gunzip -c data/lm/lm.arpa.gz | arpa2fst --disambig-symbol=#0 --read-symbol-table=data/lang/words.txt - data/lang/G.fst
 utils/validate_lang.pl --skip-determinization-check data/lang
-mark_done data/lang "$fp" L.fst L_disambig.fst G.fst words.txt phones.txt topo
+mark_done data/lm "$fp" lm.arpa.gz ../lang/G.fst
 echo "$0: lang and language model are in $data/lang and $data/lm"

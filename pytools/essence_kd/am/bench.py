@@ -40,7 +40,7 @@ class StepBench:
                                  frame_subsampling_factor=factor).to(self.device)
         self.mflop, self.params = mflop_per_frame(self.model), num_params(self.model)
         self.average = copy.deepcopy(self.model)
-        self.optimiser = torch.optim.AdamW(parameter_groups(self.model, settings.optim.weight_decay), lr=1e-4)
+        self.optimiser = torch.optim.AdamW(parameter_groups(self.model, settings.optim.weight_decay), lr=1e-4, fused=True)
         size = d.chunk_frames + d.left_context + d.right_context
         if chunks is None:
             chunks = 4 if self.device.type == "cpu" else max(1, d.batch_frames // size)

@@ -379,7 +379,7 @@ class _Training:
         if s.optim.optimiser == "sgd":
             self.optimiser = torch.optim.SGD(groups, lr=s.optim.lr, momentum=0.9, nesterov=True)
         else:
-            self.optimiser = torch.optim.AdamW(groups, lr=s.optim.lr, betas=(0.9, 0.98))
+            self.optimiser = torch.optim.AdamW(groups, lr=s.optim.lr, betas=(0.9, 0.98), fused=True)
         self.epoch, self.step, self.history = 0, 0, []
         self.best, self.stale = None, 0  # early stopping: the best epoch so far, and figures since that were no better
         self._begin_epoch()
