@@ -23,7 +23,8 @@ How it runs
   --work-dir DIR              where data/, exp/ and .venv go (default: this folder)
   --decoder NAME              k2, kaldi (kaldi-decoder), auto (default: k2 where it could be set up, else kaldi), or, with
                               --engine kaldi, kaldi-lattice (latgen-faster-mapped)
-  --lm-order N                order of the n-gram in the decoding graph (default: the recipe's)
+  --lm-order N                order of the n-gram in the decoding graph (default: the recipe's; one that data preparation
+                              left is taken as it is)
   --rescore-lm-order N        rescore the words of every system with an N-gram larger than the graph's; 0: do not (default: the
                               recipe's)
 What is trained

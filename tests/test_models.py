@@ -7,7 +7,7 @@ from essence_kd.am.models.acoustic_model import look_ahead, mflop_per_frame, num
 from essence_kd.am.models import conformer  # noqa: E402
 from essence_kd.am.models.conformer import WindowAttention  # noqa: E402
 from essence_kd.am.models.layers import (FactoredTdnn, FrameDropout, MaskedBatchNorm, SharedDropout,  # noqa: E402
-                                         length_mask, reverse_rows, splice)
+                                         SplicedLinear, length_mask, reverse_rows, splice)
 from essence_kd.am.models.registry import ARCHITECTURES, build_model, model_settings  # noqa: E402
 from essence_kd.io.errors import UserError  # noqa: E402
 
@@ -194,6 +194,20 @@ def test_splice_frame_by_frame_and_its_gradient(offsets, stride, frames):
             expected = x[:, t] if 0 <= t < frames else torch.zeros(2, 3, dtype=torch.double)
             assert torch.equal(got[:, row, 3 * i:3 * i + 3], expected)
     assert torch.autograd.gradcheck(lambda x: splice(x, offsets, stride), x)
+
+
+@pytest.mark.parametrize("offsets, frames, bias", [([-6, 0, 6], 8, True), ([0, 3], 9, True), ([-4, 0], 3, False), ([-30, 30], 9, True),
+                                                  ([-1, 0, 1], 1, False), ([2, 5], 4, True)])
+def test_products_of_spliced_rows_without_copies(offsets, frames, bias):
+    """Against the product of the copies, and the gradients of all three against numerical ones."""
+    layer = SplicedLinear(3, 5, offsets, bias=bias).double()
+    x = torch.randn(3, frames, 3, dtype=torch.double, requires_grad=True)
+    torch.testing.assert_close(layer(x), torch.nn.functional.linear(splice(x, offsets), layer.weight, layer.bias))
+    parameters = tuple(layer.parameters())
+    assert torch.autograd.gradcheck(lambda x, *words: torch.func.functional_call(
+        layer, dict(zip(("weight", "bias"), words)), (x,)), (x, *parameters))
+    with torch.autocast("cpu", torch.bfloat16):  # where the copies are made
+        assert layer.float()(x.detach().float()).dtype == torch.bfloat16
 
 
 def test_reversing_rows_keeps_padding_in_place():

@@ -39,7 +39,7 @@ class Size:
 SIZES = {
     "tiny": Size({"train": 1500, "dev": 420, "eval_swbd": 420, "eval_che": 420},
                  {"train": 20, "dev": 6, "eval_swbd": 6, "eval_che": 6}, call=130, topics=3, lm_sentences=500),
-    "default": Size({"train": 10600, "dev": 1300, "eval_swbd": 2200, "eval_che": 2400},
+    "default": Size({"train": 9600, "dev": 1300, "eval_swbd": 2200, "eval_che": 2400},
                     {"train": 52, "dev": 8, "eval_swbd": 16, "eval_che": 16}, call=200, topics=10, lm_sentences=1500),
     "full": Size({"train": 103000, "dev": 5000, "eval_swbd": 10500, "eval_che": 10500},
                  {"train": 240, "dev": 16, "eval_swbd": 40, "eval_che": 40}, call=300, topics=12, lm_sentences=5000),

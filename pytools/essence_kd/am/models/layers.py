@@ -78,6 +78,63 @@ def splice(x: torch.Tensor, offsets: Sequence[int], stride: int = 1) -> torch.Te
     return _Splice.apply(x, tuple(offsets), stride)
 
 
+class _SplicedProduct(torch.autograd.Function):
+    """``splice(x, offsets) @ weight.t() + bias`` without the spliced copies: a tenth of a small TDNN's step on a CPU.
+
+    Chunks lie one behind the other with ``gap`` zero rows after each, so that every offset is one product of rows that
+    follow each other in memory, and the products add up in place.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, offsets):
+        batch, rows, channels = x.shape
+        gap, first = max(map(abs, offsets)), max(0, -min(offsets))
+        size = batch * (rows + gap)
+        laid = x.new_zeros(first + size + max(0, max(offsets)), channels)
+        laid[first:first + size].view(batch, rows + gap, channels)[:, :rows] = x
+        parts = weight.view(len(weight), len(offsets), channels)
+        out = x.new_zeros(size, len(weight)) if bias is None else bias.repeat(size, 1)
+        for i, offset in enumerate(offsets):
+            out.addmm_(laid[first + offset:first + offset + size], parts[:, i].t())
+        ctx.save_for_backward(laid, weight)
+        ctx.offsets, ctx.first, ctx.shape, ctx.biased = offsets, first, (batch, rows, gap), bias is not None
+        return out.view(batch, rows + gap, -1)[:, :rows]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        laid, weight = ctx.saved_tensors
+        batch, rows, gap = ctx.shape
+        size, first, channels = batch * (rows + gap), ctx.first, laid.size(1)
+        spread = grad.new_zeros(batch, rows + gap, grad.size(2))
+        spread[:, :rows] = grad
+        spread = spread.view(size, -1)
+        parts = weight.view(len(weight), len(ctx.offsets), channels)
+        of_weight, total = torch.empty_like(parts), torch.zeros_like(laid) if ctx.needs_input_grad[0] else None
+        for i, offset in enumerate(ctx.offsets):
+            here = slice(first + offset, first + offset + size)
+            of_weight[:, i] = spread.t() @ laid[here]
+            if total is not None:
+                total[here].addmm_(spread, parts[:, i])
+        if total is not None:
+            total = total[first:first + size].view(batch, rows + gap, channels)[:, :rows]
+        return total, of_weight.view_as(weight), spread.sum(0) if ctx.biased else None, None
+
+
+class SplicedLinear(nn.Linear):
+    """An affine map of spliced rows (:func:`splice`): (B, T, C) -> (B, ceil(T / stride), out)."""
+
+    def __init__(self, channels: int, out_dim: int, offsets: Sequence[int], *, stride: int = 1, bias: bool = True) -> None:
+        super().__init__(len(offsets) * channels, out_dim, bias)
+        self.offsets, self.stride = tuple(offsets), stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        trains = torch.is_grad_enabled() and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if trains and len(self.offsets) > 1 and self.stride == 1:
+            return _SplicedProduct.apply(x, self.weight, self.bias, self.offsets)
+        return super().forward(splice(x, self.offsets, self.stride))
+
+
 def reverse_rows(x: torch.Tensor, rows: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
     """``x`` (B, R, C) backwards in time inside each length ``rows`` (B,); padding stays on the right."""
     if mask is None:
@@ -150,14 +207,13 @@ class Tdnn(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, offsets: Sequence[int], *, stride: int = 1, norm: str = "layer",
                  dropout: float = 0.0) -> None:
         super().__init__()
-        self.offsets, self.stride = list(offsets), stride
-        self.affine = nn.Linear(len(self.offsets) * in_dim, out_dim)
+        self.affine = SplicedLinear(in_dim, out_dim, offsets, stride=stride)
         self.norm = make_norm(norm, out_dim)
         self.dropout = SharedDropout(dropout)
 
     def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
         """``mask`` is that of the output rows."""
-        y = torch.relu(self.affine(splice(x, self.offsets, self.stride)))
+        y = torch.relu(self.affine(x))
         return masked(self.dropout(self.norm(y, mask)), mask)
 
 
@@ -171,16 +227,16 @@ class FactoredTdnn(nn.Module):
     def __init__(self, dim: int, bottleneck: int, dilation: int, *, bypass: float = 0.66, norm: str = "layer",
                  dropout: float = 0.0) -> None:
         super().__init__()
-        self.down_offsets, self.up_offsets = ([-dilation, 0], [0, dilation]) if dilation else ([0], [0])
+        down, up = ([-dilation, 0], [0, dilation]) if dilation else ([0], [0])
         self.bypass = bypass
-        self.linear = nn.Linear(len(self.down_offsets) * dim, bottleneck, bias=False)
-        self.affine = nn.Linear(len(self.up_offsets) * bottleneck, dim)
+        self.linear = SplicedLinear(dim, bottleneck, down, bias=False)
+        self.affine = SplicedLinear(bottleneck, dim, up)
         self.norm = make_norm(norm, dim)
         self.dropout = SharedDropout(dropout)
 
     def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
-        y = masked(self.linear(splice(x, self.down_offsets)), mask)
-        y = torch.relu(self.affine(splice(y, self.up_offsets)))
+        y = masked(self.linear(x), mask)
+        y = torch.relu(self.affine(y))
         return masked(self.dropout(self.norm(y, mask)) + self.bypass * x, mask)
 
     @torch.no_grad()
