@@ -55,5 +55,6 @@ for set in $eval_sets; do
   fi
   args+=(--ali "$out/ali_$set/ali.scp")
 done
+if [ "$cmd" = local/jobs.sh ]; then args+=(--nj "$nj"); fi # elsewhere a job has one core
 one_job "$out/log/calibration.log" essence calibration "${args[@]}" "$out/calibration.json" "${tables[@]}"
 mark_done "$out" "$fp" calibration.json

@@ -73,6 +73,12 @@ def test_the_verb_adds_sets_and_counts_what_has_no_alignment(tables, capsys):
     found = json.loads(out.read_text())["systems"]["x"]
     assert found["frames"] == 21 and found["without_alignment"] == 1
     assert "x: accuracy" in capsys.readouterr().out
+    both = [f"{name}={table}" for name in "yx" for table in (f"scp:{tables}/dev.scp", f"ark:cat {tables}/eval.ark |")]
+    assert main(["calibration", "--nj", "2", *options[1:], *both]) == 0
+    systems = json.loads(out.read_text())["systems"]
+    assert list(systems) == ["y", "x"] and systems["x"] == systems["y"] == found
+    assert main(["calibration", "--nj", "0", *options[1:], *both]) == 1
+    assert "--nj 0: must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("spoil, words", [

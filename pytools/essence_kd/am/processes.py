@@ -1,6 +1,7 @@
 """The processes of one training: those that torchrun started, or this one alone."""
 from __future__ import annotations
 
+import ctypes
 import os
 from datetime import timedelta
 from typing import List, Optional, Sequence
@@ -20,6 +21,19 @@ def device_of(name: Optional[str] = None) -> torch.device:
     if device.type == "cuda" and (not there or (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"--device {name}: there is no such GPU here")
     return device
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what this process frees, for its next step.
+
+    Handed to the kernel and back, page by page, it cost a TDNN-LSTM of 0.7 million parameters a tenth of each step.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, the largest that it takes
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 class Processes:

@@ -14,6 +14,7 @@ HELP = "reliability and expected calibration error of frame posteriors, against 
 def add_arguments(parser) -> None:
     parser.add_argument("--ali", metavar="SCP", action="append", required=True, help="pdf-ids, one a feature frame")
     parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--nj", type=int, default=1, metavar="N", help="systems at a time (default: %(default)s)")
     parser.add_argument("out", metavar="OUT_JSON", type=Path)
     parser.add_argument("tables", metavar="NAME=RSPECIFIER", nargs="+", help="log-probabilities, a row an output frame")
 
@@ -25,6 +26,8 @@ def run(args) -> None:
     from essence_kd.io.provenance import write_text
     from essence_kd.score.calibration import calibrate
 
+    if args.nj < 1:
+        raise UserError(f"--nj {args.nj}: must be at least 1")
     tables: dict = {}
     for text in args.tables:
         name, equals, table = text.partition("=")
@@ -34,7 +37,7 @@ def run(args) -> None:
     for name, given in tables.items():
         if len(given) != len(args.ali):
             raise UserError(f"{name} has {len(given)} tables, but there are {len(args.ali)} --ali")
-    found = calibrate(tables, args.ali, args.frame_subsampling_factor)
+    found = calibrate(tables, args.ali, args.frame_subsampling_factor, args.nj)
     write_text(args.out, json.dumps(found, indent=1) + "\n")
     for name, system in found["systems"].items():
         print(f"{name}: accuracy {100 * system['accuracy']:.1f} %, mean confidence {100 * system['confidence']:.1f} %, "

@@ -35,9 +35,11 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
+    from essence_kd.am.processes import keep_freed_memory
     from essence_kd.am.trainer import TrainSettings, train
     from essence_kd.io.settings import load_settings
 
+    keep_freed_memory()
     overrides = list(args.set)
     for option, key in (("soft_weight", "distill.soft_weight"), ("temperature", "distill.temperature"),
                         ("mass", "distill.mass"), ("seed", "seed"), ("threads", "threads")):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,8 +54,8 @@ class Calibration:
                 "nll": round(self.nll / total, 5), "bins": bins}
 
 
-def calibrate(rspecifiers: dict[str, list[str]], alignments: list[str], factor: int) -> dict[str, Any]:
-    """Calibration of systems over the same sets.
+def calibrate(rspecifiers: dict[str, list[str]], alignments: list[str], factor: int, nj: int = 1) -> dict[str, Any]:
+    """Calibration of systems over the same sets, ``nj`` systems at a time: tables are pipes that take their time.
 
     Args:
       rspecifiers: system -> tables of log-probabilities (ceil(T / factor), C), one a set.
@@ -66,8 +67,7 @@ def calibrate(rspecifiers: dict[str, list[str]], alignments: list[str], factor: 
     """
     from essence_kd.io.tables import IntVectorTable, read_matrices
 
-    systems = {}
-    for name, tables in rspecifiers.items():
+    def one(name: str, tables: list[str]) -> dict[str, Any]:
         found, without = Calibration(), 0
         for table, scp in zip(tables, alignments):
             labels_of = IntVectorTable(scp)
@@ -85,5 +85,8 @@ def calibrate(rspecifiers: dict[str, list[str]], alignments: list[str], factor: 
                 found.add(log_probs, labels)
         if not found.frames.sum():
             raise UserError(f"{' '.join(alignments)}: align no utterance of {name} ({' '.join(tables)})")
-        systems[name] = {**found.as_dict(), "without_alignment": without}
+        return {**found.as_dict(), "without_alignment": without}
+
+    with ThreadPoolExecutor(nj) as pool:
+        systems = dict(zip(rspecifiers, pool.map(one, rspecifiers, rspecifiers.values())))
     return {"labels": [os.fspath(scp) for scp in alignments], "systems": systems}
