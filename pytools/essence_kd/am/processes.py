@@ -26,7 +26,7 @@ def device_of(name: Optional[str] = None) -> torch.device:
 def keep_freed_memory() -> None:
     """Has glibc keep what this process frees, for its next step.
 
-    Handed to the kernel and back, page by page, it cost a TDNN-LSTM of 0.7 million parameters a tenth of each step.
+    Handed to the kernel and back, page by page, it cost a TDNN-LSTM of 0.7 million parameters up to a tenth of a step's processor time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
