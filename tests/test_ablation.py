@@ -5,6 +5,7 @@ import argparse
 import json
 import math
 import random
+import re
 import shlex
 
 import numpy as np
@@ -164,7 +165,7 @@ def test_systems_are_taken_only_if_they_were_rescored_as_points_will_be(experime
 def test_another_student_is_not_taken(experiment, tmp_path):
     exp, _, _ = experiment
     other = tmp_path / "other.yaml"
-    other.write_text(MODEL.read_text().replace("hidden: 160", "hidden: 161"))
+    other.write_text(re.sub("hidden: .*", "hidden: 161", MODEL.read_text()))
     assert plan(exp, [{"select": "hard"}])["points"][0]["from"] == {"1": "baseline"}
     assert plan(exp, [{"select": "hard"}], model_yaml=other)["points"][0]["from"] == {}
     (exp / "essence_k20" / "post.scp").write_text("b post.ark:2\n")  # not what the student was trained on
