@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "pytools"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "pytools"), str(ROOT / "benchmarks"), str(ROOT / "tests" / "unit")]
 os.environ.setdefault("KALDI_ROOT", "")  # keeps kaldi-io's banner out
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a script starts in the background ignores Ctrl-C
 

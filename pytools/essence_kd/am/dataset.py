@@ -21,7 +21,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
-from essence_kd.hmm.alignment import tree_hash
+from essence_kd.hmm.kaldi_alignment import tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import PosteriorTable
 from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path

@@ -21,7 +21,7 @@ from essence_kd.distill.archives import (Progress, Tally, ahead, describe, frame
                                          target_sidecar, write_essence)
 from essence_kd.distill.ensemble import Ensemble, combine, combine_top_k
 from essence_kd.distill.essence import Essence, EssenceSettings, Scale, entries_of, select, select_agree
-from essence_kd.hmm.alignment import read_log_priors
+from essence_kd.hmm.kaldi_alignment import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import PosteriorWriter
 from essence_kd.io.provenance import check_match, check_utterances, sha256_file, sidecar_path, write_sidecar

@@ -18,7 +18,7 @@ import numpy as np
 
 from essence_kd.am.dataset import (FeatureSource, attach_alignments, load_cuts, open_soft, read_count,
                                    split_heldout)
-from essence_kd.hmm.alignment import tree_hash
+from essence_kd.hmm.kaldi_alignment import tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
 from essence_kd.io.tables import IntVectorTable

@@ -32,7 +32,7 @@ from essence_kd.am.models.registry import build_model, model_settings
 from essence_kd.am.processes import Processes
 from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index
 from essence_kd.distill.losses import multitask_loss, retemper
-from essence_kd.hmm.alignment import read_log_priors, tree_hash
+from essence_kd.hmm.kaldi_alignment import read_log_priors, tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write, check_match, sha256_file, write_text
 from essence_kd.io.settings import dump_settings, to_dict

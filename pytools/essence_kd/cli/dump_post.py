@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from essence_kd.corpus.jobs import job_share
+from essence_kd.io.parallel import job_share
 
 HELP = "combine teachers and write the ensemble's posteriors, wide, whole, or as essence targets"
 

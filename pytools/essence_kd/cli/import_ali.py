@@ -23,7 +23,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Import and count."""
-    from essence_kd.hmm.alignment import import_alignments
+    from essence_kd.hmm.kaldi_alignment import import_alignments
 
     total, missing = import_alignments(args.data_dir, args.alignments, args.transitions, args.ali_dir,
                                        factor=args.frame_subsampling_factor)

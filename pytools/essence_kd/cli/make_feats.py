@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 
-from essence_kd.corpus.jobs import job_share
+from essence_kd.io.parallel import job_share
 
 HELP = "compute MFCC and filterbank features of a data directory"
 

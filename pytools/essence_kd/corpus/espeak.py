@@ -2,7 +2,7 @@
 
 The library (GPLv3) comes with the optional package ``espeakng-loader`` and is called as a component of its own. What
 it computes depends on what the same process computed before, so whoever wants the same samples for the same seed
-calls it from a fresh process in a fixed order (``corpus.jobs``). It must not be called from two threads.
+calls it from a fresh process in a fixed order (``io.parallel``). It must not be called from two threads.
 """
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Iterable, Sequence
 
 import numpy as np
 
-from essence_kd.corpus.jobs import run_jobs
+from essence_kd.io.parallel import run_jobs
 from essence_kd.io.data_dir import MAX_OVERSHOOT, DataDir, same_ids, write_table
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write, write_text

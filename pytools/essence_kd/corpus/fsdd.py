@@ -21,7 +21,7 @@ import numpy as np
 
 from essence_kd.corpus import channel
 from essence_kd.corpus.channel import SAMPLE_RATE, Condition
-from essence_kd.corpus.jobs import run_jobs
+from essence_kd.io.parallel import run_jobs
 from essence_kd.corpus.phones import write_dict
 from essence_kd.corpus.synth import SETS, Utterance, write_set
 from essence_kd.io.errors import UserError

@@ -18,7 +18,7 @@ import numpy as np
 from essence_kd.corpus import channel
 from essence_kd.corpus.channel import Condition
 from essence_kd.corpus.grammar import Grammar
-from essence_kd.corpus.jobs import run_jobs
+from essence_kd.io.parallel import run_jobs
 from essence_kd.io.data_dir import DataDir
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import write_text

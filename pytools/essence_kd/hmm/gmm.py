@@ -22,7 +22,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from essence_kd.hmm.alignment import write_ali_dir
+from essence_kd.hmm.kaldi_alignment import write_ali_dir
 from essence_kd.hmm.fst import read_fst, to_kaldifst
 from essence_kd.hmm.lang import Lang, Topology, format_topology, load_lang, parse_topology
 from essence_kd.hmm.npz import read_npz, write_npz

@@ -15,7 +15,7 @@ import numpy as np
 from essence_kd.io.errors import UserError
 from essence_kd.io.text import read_lines
 from essence_kd.score.glm import DEFAULT_GLM, Filter, is_noise, load_filters, spell, split_optional
-from essence_kd.score.network import Step, align_networks, count_steps, parse_network
+from essence_kd.score.alternatives import Step, align_networks, count_steps, parse_network
 from essence_kd.score.wer import Counts, Score, check_utterances
 
 PathLike = Union[str, Path]

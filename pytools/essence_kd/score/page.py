@@ -7,7 +7,7 @@ from typing import Any, Sequence
 import numpy as np
 
 from essence_kd.score import wer
-from essence_kd.score.alignment import FRAME_SECONDS, AlignedUtterance, mel_image
+from essence_kd.score.alignment_picture import FRAME_SECONDS, AlignedUtterance, mel_image
 from essence_kd.score.charts import Axis, Series, bar_rows, esc, legend, line_chart, number, png_gray, ticks
 from essence_kd.score.experiment import Experiment, System, shown_from
 from essence_kd.score.results import TOTAL, Analysis, hub5_header, p_text, set_name

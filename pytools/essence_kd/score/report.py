@@ -15,7 +15,7 @@ from essence_kd import __version__
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import write_text
 from essence_kd.io.text import read_map
-from essence_kd.score.alignment import load_alignment
+from essence_kd.score.alignment_picture import load_alignment
 from essence_kd.score.clips import load_clips
 from essence_kd.score.experiment import DEV_SET, load_experiment, say, score_by_time
 from essence_kd.score.page import changed_utterances, extremes, render

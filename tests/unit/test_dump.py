@@ -14,7 +14,7 @@ from essence_kd.am.dump import DumpSettings, device_entries, describe_teachers, 
 from essence_kd.cli.main import main
 from essence_kd.distill.ensemble import Ensemble, combine
 from essence_kd.distill.essence import EssenceSettings, Scale, select, select_agree
-from essence_kd.hmm.alignment import read_log_priors
+from essence_kd.hmm.kaldi_alignment import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import read_posteriors
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter, read_matrices

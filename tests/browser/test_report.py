@@ -23,7 +23,7 @@ from essence_kd.distill.essence import EssenceSettings
 from essence_kd.io.errors import UserError
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
 from essence_kd.io.wave import write_wav
-from essence_kd.score import alignment, charts, hub5, page, wer
+from essence_kd.score import alignment_picture, charts, hub5, page, wer
 from essence_kd.score.clips import load_clips
 from essence_kd.score.experiment import load_experiment, load_system
 from essence_kd.score.results import Analysis, best_teacher
@@ -684,27 +684,27 @@ def test_png_decodes_to_the_same_picture(tmp_path):
 
 def test_phones_and_words_of_an_alignment(experiment):
     exp, data = experiment
-    aligned = alignment.load_alignment(exp / "ali", data)
+    aligned = alignment_picture.load_alignment(exp / "ali", data)
     assert aligned.utt == "a-1" and aligned.features.shape == (180, 40)
     assert [p.label for p in aligned.phones] == [p.partition("_")[0] for p in PHONES]
     assert [(w.label, w.start, w.end) for w in aligned.words] == [("hello", 18, 90), ("i", 90, 108), ("know", 126, 162)]
-    assert alignment.load_alignment(exp, data) is None
+    assert alignment_picture.load_alignment(exp, data) is None
 
 
 def test_a_phone_that_repeats_begins_anew_and_silence_does_not():
     tree = {0: ("A", 0), 1: ("A", 1), 2: ("B", 0), 3: ("SIL", 0), 4: ("SIL", 1)}
-    spans = alignment.phone_spans(np.array([0, 0, 1, 0, 1, 2, 3, 4, 3, 4]), tree)
+    spans = alignment_picture.phone_spans(np.array([0, 0, 1, 0, 1, 2, 3, 4, 3, 4]), tree)
     assert [(s.label, s.start, s.end) for s in spans] == [("A", 0, 3), ("A", 3, 5), ("B", 5, 6), ("SIL", 6, 10)]
 
 
 def test_words_are_cut_by_the_pronunciations_that_fit():
     phones = [alignment.Span(label, i, i + 1) for i, label in enumerate("A B SIL A B C".split())]
     lexicon = {"x": [["A"], ["A", "B"]], "y": [["B", "C"]], "z": [["C"]]}
-    found = alignment.word_spans(phones, ["x", "x", "y"], lexicon)
+    found = alignment_picture.word_spans(phones, ["x", "x", "y"], lexicon)
     assert [(w.label, w.start, w.end) for w in found] == [("x", 0, 2), ("x", 3, 4), ("y", 4, 6)]
-    assert [w.end for w in alignment.word_spans(phones, ["x", "x", "z"], lexicon)] == [2, 5, 6]
-    assert alignment.word_spans(phones, ["x", "x"], lexicon) == []
-    assert alignment.word_spans(phones, ["x", "?", "y"], lexicon) == []
+    assert [w.end for w in alignment_picture.word_spans(phones, ["x", "x", "z"], lexicon)] == [2, 5, 6]
+    assert alignment_picture.word_spans(phones, ["x", "x"], lexicon) == []
+    assert alignment_picture.word_spans(phones, ["x", "?", "y"], lexicon) == []
 
 
 def test_two_alignments_share_the_columns_of_the_reference():

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from essence_kd.hmm.alignment import import_alignments, read_transitions
+from essence_kd.hmm.kaldi_alignment import import_alignments, read_transitions
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import read_sidecar, sha256_file
 from essence_kd.io.tables import IntVectorWriter, read_int_vectors

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "pytools" / "essence_kd"
-WINGS = ["io", "corpus", "hmm", "distill", "am", "decode", "score", "cli"]
+WINGS = ["io", "corpus", "hmm", "distill", "am", "decode", "plan", "score", "cli"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 VERBS = sorted(p.stem.replace("_", "-") for p in (PACKAGE / "cli").glob("*.py") if p.stem not in ("__init__", "main"))
 

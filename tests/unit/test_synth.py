@@ -12,7 +12,7 @@ import pytest
 from essence_kd.corpus import channel
 from essence_kd.corpus.channel import SAMPLE_RATE, Condition
 from essence_kd.corpus.grammar import GENERAL, Grammar
-from essence_kd.corpus.jobs import run_jobs
+from essence_kd.io.parallel import run_jobs
 from essence_kd.corpus.phones import NONSILENCE_PHONES, make_lexicon, to_phones
 from essence_kd.corpus.synth import POPULATIONS, SETS, SIZES, Size, plan_calls, synthesize
 from essence_kd.io.data_dir import DataDir, validate_data_dir

@@ -11,7 +11,7 @@ from essence_kd.cli.main import main
 from essence_kd.io.errors import UserError
 from essence_kd.score import hub5, wer
 from essence_kd.score.glm import DEFAULT_GLM, Filter, is_noise, load_filters, parse_glm, spell
-from essence_kd.score.network import align_networks, count_steps, parse_network
+from essence_kd.score.alternatives import align_networks, count_steps, parse_network
 
 SCLITE = hub5.find_sclite()
 needs_sclite = pytest.mark.skipif(SCLITE is None, reason="no sclite: install Debian's package sctk to compare with it")

@@ -19,7 +19,7 @@ from essence_kd.corpus.features import (
     num_frames,
     perturb_speed,
 )
-from essence_kd.corpus.jobs import run_jobs
+from essence_kd.io.parallel import run_jobs
 from essence_kd.io.data_dir import DataDir, read_table, validate_data_dir
 from essence_kd.io.errors import UserError
 from essence_kd.io.tables import MatrixTable, read_matrices

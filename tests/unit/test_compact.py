@@ -12,7 +12,7 @@ from essence_kd.io import compact
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior, PosteriorTable, PosteriorWriter, read_posteriors
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def essence(frames: int, k: int, num_pdfs: int, seed: int = 0, steepness: float = 0.6) -> Posterior:

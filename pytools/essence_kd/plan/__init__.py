@@ -1,0 +1,1 @@
+"""The run as data: which sets, targets and systems there are, and their roles."""
