@@ -12,7 +12,8 @@ from essence_kd.distill import essence as module
 from essence_kd.distill.essence import (EssenceSettings, FrameError, Scale, block_maxima, bound_maxima, entries_of,
                                         frame_uniforms, log_normalisers, positions, reference_agree, reference_select,
                                         select, select_agree, select_sparse, sort_entries, to_probabilities, top_k)
-from essence_kd.io.tables import StoredMatrix, Truncated, _Descriptor
+from essence_kd.io.objects import StoredMatrix
+from essence_kd.io.sources import OpenFile, Truncated
 
 pytestmark = pytest.mark.usefixtures("inner_loops")
 RULES = [EssenceSettings(select="top-k", top_k=1), EssenceSettings(select="top-k", top_k=7),
@@ -63,7 +64,7 @@ def stored(folder, matrix, before=13):
     """The matrix in a file, behind some bytes."""
     path = folder / "stored"
     path.write_bytes(b"x" * before + matrix.tobytes())
-    return StoredMatrix(_Descriptor(os.open(path, os.O_RDONLY)), before, matrix.shape, str(path))
+    return StoredMatrix(OpenFile(os.open(path, os.O_RDONLY)), before, matrix.shape, str(path))
 
 
 def frames_of(essence):

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from essence_kd.io import posterior, tables
+from essence_kd.io import posterior, sources, tables
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior, PosteriorTable, PosteriorWriter, read_posteriors
 
@@ -412,7 +412,7 @@ def test_every_byte_damaged(here, prefix, utt):
                         same(found, right)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert caught > len(whole) and peak < 3 * tables.BLOCK
+    assert caught > len(whole) and peak < 3 * sources.BLOCK
 
 
 def test_claimed_sizes_take_no_memory(here):
@@ -429,7 +429,7 @@ def test_claimed_sizes_take_no_memory(here):
                 read()
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
-            assert peak < 4 * tables.BLOCK, (frames, k)
+            assert peak < 4 * sources.BLOCK, (frames, k)
 
 
 # --------------------------------------------------------------------------------------------------------- the verb

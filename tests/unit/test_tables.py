@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from essence_kd.io import tables
+from essence_kd.io import objects, sources, tables
 from essence_kd.io.errors import UserError
 from essence_kd.io.tables import (IntVectorTable, IntVectorWriter, MatrixTable, MatrixWriter, VectorTable, VectorWriter,
                                   read_int_vectors, read_matrices, read_vectors)
@@ -142,14 +142,14 @@ def test_matrices_can_be_written_to(here):
 def stored_or_read(spec):
     """What a table holds, large matrices left where they are."""
     def cut(value, span):
-        return tables._cut_matrix(value[:], span)
+        return objects.cut_matrix(value[:], span)
 
-    return list(tables.read_table(spec, lambda source: tables._read_matrix(source, True), cut, "matrix"))
+    return list(tables.read_table(spec, lambda source: objects.read_matrix(source, True), cut, "matrix"))
 
 
 def test_matrices_that_stay_in_their_files(here, monkeypatch):
     """Only those of float32 in regular files, and only large ones; all of them hold what is read otherwise."""
-    monkeypatch.setattr(tables, "_STORED", 500)
+    monkeypatch.setattr(objects, "_STORED", 500)
     wanted = {**some_matrices(2, rows=40), "few": np.ones((3, 5), np.float32), "double": np.ones((200, 3)),
               **{f"more{i}": m for i, m in enumerate(some_matrices(2, rows=7000, cols=90).values())},
               "none": np.zeros((0, 0), np.float32), "last": np.full((60, 5), 0.5, np.float32)}
@@ -163,7 +163,7 @@ def test_matrices_that_stay_in_their_files(here, monkeypatch):
     for spec, there in (("ark:m.ark", in_files), ("scp:m.scp", in_files), ("ark:cat m.ark |", set()),
                         ("ark:z.ark.gz", set())):
         found = stored_or_read(spec)
-        assert {utt for utt, value in found if isinstance(value, tables.StoredMatrix)} == there, spec
+        assert {utt for utt, value in found if isinstance(value, objects.StoredMatrix)} == there, spec
         assert [utt for utt, _ in found[:8]] == list(wanted)
         for utt, value in found[:8]:
             assert value.shape == wanted[utt].shape and len(value) == len(wanted[utt])
@@ -179,7 +179,7 @@ def test_matrices_that_stay_in_their_files(here, monkeypatch):
 
 
 def test_archives_cut_short_behind_matrices_that_stay_in_them(here, monkeypatch):
-    monkeypatch.setattr(tables, "_STORED", 30)
+    monkeypatch.setattr(objects, "_STORED", 30)
     wanted = some_matrices()
     write_matrices("ark:m.ark", wanted)
     whole = Path("m.ark").read_bytes()
@@ -196,7 +196,7 @@ def test_archives_cut_short_behind_matrices_that_stay_in_them(here, monkeypatch)
 
 def test_damaged_headers_of_matrices_that_stay_in_their_files(here, monkeypatch):
     """An error, or a matrix that lies inside the file."""
-    monkeypatch.setattr(tables, "_STORED", 30)
+    monkeypatch.setattr(objects, "_STORED", 30)
     write_matrices("ark:m.ark", some_matrices(2, rows=20))
     whole = Path("m.ark").read_bytes()
     second = whole.index(b"utt1 ")
@@ -214,7 +214,7 @@ def test_damaged_headers_of_matrices_that_stay_in_their_files(here, monkeypatch)
                     assert value[:].nbytes <= len(whole)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert refused > 150 and peak < 3 * tables.BLOCK
+    assert refused > 150 and peak < 3 * sources.BLOCK
 
 
 def test_a_stored_matrix_outlives_its_table(here):
@@ -227,7 +227,7 @@ def test_a_stored_matrix_outlives_its_table(here):
         same([(utt, value[:]) for utt, value in found], wanted)
         Path("other.ark").rename("m.ark")
     os.truncate("m.ark", 1000)
-    with pytest.raises(tables.Truncated, match="m.ark: became shorter while it was read"):
+    with pytest.raises(sources.Truncated, match="m.ark: became shorter while it was read"):
         found[0][1][:]
     del found
     assert len(os.listdir("/proc/self/fd")) == before
@@ -492,7 +492,7 @@ def test_random_damage_is_an_error_or_data_and_takes_no_memory(tmp_path):
                     pass
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 4 * tables.BLOCK, path
+        assert peak < 4 * sources.BLOCK, path
 
 
 def test_a_claimed_size_from_a_pipe_takes_no_memory(here):
@@ -505,18 +505,18 @@ def test_a_claimed_size_from_a_pipe_takes_no_memory(here):
             list(read_matrices(spec))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 8 * tables.BLOCK
+        assert peak < 8 * sources.BLOCK
 
 
 def test_large_objects_through_a_pipe(here, monkeypatch):
-    monkeypatch.setattr(tables, "_BLIND", 1 << 12)
+    monkeypatch.setattr(sources, "_BLIND", 1 << 12)
     wanted = some_matrices(3, rows=3000, cols=300)
     write_matrices("ark:m.ark", wanted)
     same(list(read_matrices("ark:cat m.ark |")), wanted)
 
 
 def test_matrices_beyond_what_kaldi_io_counts(here, monkeypatch):
-    monkeypatch.setattr(tables, "_KALDI_IO_LIMIT", 100)
+    monkeypatch.setattr(objects, "_KALDI_IO_LIMIT", 100)
     wanted = {**some_matrices(), "double": np.ones((20, 3)), "none": np.zeros((0, 0), np.float32)}
     write_matrices("ark,scp:m.ark,m.scp", wanted)
     for spec in ("ark:m.ark", "scp:m.scp"):

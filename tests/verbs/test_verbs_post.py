@@ -18,7 +18,7 @@ from essence_kd.cli.main import main
 from essence_kd.distill.archives import in_turn, read_dense_or_sparse
 from essence_kd.distill.essence import EssenceSettings, reference_select, select
 from essence_kd.distill.mix import mix_frames
-from essence_kd.io import tables
+from essence_kd.io import objects
 from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
 from essence_kd.io.provenance import read_sidecar
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter, read_matrices
@@ -113,7 +113,7 @@ RULE_OPTIONS = [["--top-k", "5"], ["--select", "top-p", "--top-p", "0.8"], ["--s
 @pytest.mark.parametrize("options", RULE_OPTIONS, ids=lambda options: options[1])
 def test_files_pipes_gzip_and_threads_give_the_same_bytes(options, tmp_path, capsys, monkeypatch):
     """Large matrices are selected from in their files; with 30 utterances the threads overtake each other."""
-    monkeypatch.setattr(tables, "_STORED", 2000)
+    monkeypatch.setattr(objects, "_STORED", 2000)
     rng = np.random.default_rng(5)
     values = {f"utt{i}": rng.dirichlet(np.full(PDFS, 0.1), n).astype(np.float32)
               for i, n in enumerate([*rng.integers(1, 60, 28), 3000, 1])}
@@ -133,7 +133,7 @@ def test_files_pipes_gzip_and_threads_give_the_same_bytes(options, tmp_path, cap
 def test_compressed_matrices_are_pruned_too(tmp_path, capsys, monkeypatch):
     import kaldi_native_io
 
-    monkeypatch.setattr(tables, "_STORED", 1)
+    monkeypatch.setattr(objects, "_STORED", 1)
     p = np.random.default_rng(5).dirichlet(np.full(PDFS, 0.1), 40).astype(np.float32)
     for method in ("kSpeechFeature", "kTwoByteAuto", "kOneByteZeroOne"):
         with kaldi_native_io.CompressedMatrixWriter(f"ark,scp:{tmp_path}/c.ark,{tmp_path}/c.scp") as writer:
@@ -261,7 +261,7 @@ def test_bad_matrices_are_refused_by_name(name, probs, tmp_path, capsys):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_what_is_wrong_in_a_file_is_named_by_utterance_and_frame(options, threads, tmp_path, capsys, monkeypatch):
     """The first that is wrong in the archive's order, whichever thread comes to one first."""
-    monkeypatch.setattr(tables, "_STORED", 1)
+    monkeypatch.setattr(objects, "_STORED", 1)
     rng = np.random.default_rng(6)
     good = {f"utt{i}": rng.dirichlet(np.full(PDFS, 0.1), 30).astype(np.float32) for i in range(12)}
     for value, message in ((np.nan, "holds a NaN"), (np.inf, "holds an infinite value"),

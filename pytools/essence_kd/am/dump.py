@@ -25,7 +25,8 @@ from essence_kd.hmm.kaldi_alignment import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import PosteriorWriter
 from essence_kd.io.provenance import check_match, check_utterances, sha256_file, sidecar_path, write_sidecar
-from essence_kd.io.tables import MatrixTable, MatrixWriter, parse_rspecifier, read_matrices, read_scp
+from essence_kd.io.specifiers import parse_rspecifier, read_scp
+from essence_kd.io.tables import MatrixTable, MatrixWriter, read_matrices
 
 DESCRIBED = ("num_pdfs", "tree_hash", "frame_shift_ms")
 WIDE = 100  # entries of a frame of a wide archive

@@ -15,7 +15,8 @@ import numpy as np
 
 from essence_kd.am.models import read_model_yaml
 from essence_kd.io.errors import UserError
-from essence_kd.io.tables import read_matrices, read_scp
+from essence_kd.io.specifiers import read_scp
+from essence_kd.io.tables import read_matrices
 
 
 def is_nnet3(model_dir) -> bool:

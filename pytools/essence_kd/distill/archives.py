@@ -14,10 +14,12 @@ import numpy as np
 from essence_kd.distill.essence import Essence, EssenceSettings
 from essence_kd.io import compact
 from essence_kd.io.errors import UserError
-from essence_kd.io.posterior import Posterior, PosteriorWriter, _cut as _cut_posterior, read_posterior
+from essence_kd.io.objects import StoredMatrix, cut_matrix, read_matrix
+from essence_kd.io.posterior import Posterior, PosteriorWriter, cut_posterior, read_posterior
 from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path
-from essence_kd.io.tables import (Source, StoredMatrix, _cut_matrix, _read_matrix, parse_rspecifier, read_scp,
-                                  read_table)
+from essence_kd.io.sources import Source
+from essence_kd.io.specifiers import parse_rspecifier, read_scp
+from essence_kd.io.tables import read_table
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -39,7 +41,7 @@ def _is_sparse(source: Source) -> bool:
 
 
 def _cut_either(value: Union[np.ndarray, StoredMatrix, Posterior], span: str) -> Union[np.ndarray, Posterior]:
-    return _cut_posterior(value, span) if isinstance(value, Posterior) else _cut_matrix(value[:], span)
+    return cut_posterior(value, span) if isinstance(value, Posterior) else cut_matrix(value[:], span)
 
 
 def read_dense_or_sparse(rspecifier: str, stored: bool = False) -> Iterator[
@@ -49,7 +51,7 @@ def read_dense_or_sparse(rspecifier: str, stored: bool = False) -> Iterator[
     With `stored`, large matrices of float32 that lie in regular files are left there.
     """
     def read(source: Source) -> Union[np.ndarray, StoredMatrix, Posterior]:
-        return read_posterior(source) if _is_sparse(source) else _read_matrix(source, stored)
+        return read_posterior(source) if _is_sparse(source) else read_matrix(source, stored)
 
     return read_table(rspecifier, read, _cut_either, "matrix or posterior")
 

@@ -16,8 +16,9 @@ import numpy as np
 from essence_kd.distill.ensemble import Ensemble, combine_top_k
 from essence_kd.distill.essence import Scale, log_normalisers, top_k
 from essence_kd.io.errors import UserError
+from essence_kd.io.objects import kaldi_io_module
 from essence_kd.io.posterior import PosteriorWriter, read_posteriors
-from essence_kd.io.tables import MatrixWriter, _kaldi_io
+from essence_kd.io.tables import MatrixWriter
 
 PARTS = ("select", "fuse", "process", "codec", "loss")
 OURS = "essence"
@@ -295,7 +296,7 @@ def _other_codecs(utterances, path: str, archive: str) -> Dict[str, Tuple[Callab
     except ImportError:
         pass
     try:
-        kaldi_io = _kaldi_io()  # its import is noisy; io.tables keeps it quiet
+        kaldi_io = kaldi_io_module()  # its import is noisy; io.tables keeps it quiet
 
         def write_kaldi_io():
             with open(path, "wb") as stream:

@@ -22,7 +22,7 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from essence_kd.io.kernels import kernels, pointer
-from essence_kd.io.tables import StoredMatrix
+from essence_kd.io.objects import StoredMatrix
 
 RULES = ("top-k", "top-p", "min-post", "random-prune", "agree")
 MASS_RULES = ("renorm", "keep", "residual")

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from essence_kd.distill.archives import sidecar_of
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path, write_sidecar, write_text
-from essence_kd.io.tables import read_scp
+from essence_kd.io.specifiers import read_scp
 from essence_kd.io.text import read_lines
 
 FLOOR = 0.95  # share of the utterances that must be there

@@ -17,7 +17,8 @@ from essence_kd.distill.essence import sort_entries
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
 from essence_kd.io.provenance import write_sidecar
-from essence_kd.io.tables import IntVectorTable, parse_rspecifier, read_int_vectors
+from essence_kd.io.specifiers import parse_rspecifier
+from essence_kd.io.tables import IntVectorTable, read_int_vectors
 
 logger = logging.getLogger(__name__)
 FLOOR = 0.95  # share of the utterances that must come out

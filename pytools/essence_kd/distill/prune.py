@@ -12,7 +12,7 @@ from essence_kd.io.errors import UserError
 from essence_kd.io.kernels import kernels
 from essence_kd.io.posterior import Posterior, PosteriorWriter
 from essence_kd.io.provenance import sidecar_path, write_sidecar
-from essence_kd.io.tables import Truncated
+from essence_kd.io.sources import Truncated
 
 
 def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: Optional[str] = None,

@@ -16,8 +16,9 @@ from essence_kd.distill.essence import EssenceSettings, Scale, select, to_probab
 from essence_kd.distill.mix import Alignments, factor_of, subsample
 from essence_kd.io import compact
 from essence_kd.io.errors import UserError
+from essence_kd.io.objects import StoredMatrix
 from essence_kd.io.posterior import Posterior
-from essence_kd.io.tables import StoredMatrix, read_matrices
+from essence_kd.io.tables import read_matrices
 
 MASSES = (0.9, 0.95, 0.99)
 _ROWS = 1 << 20  # elements that are looked at together

@@ -18,8 +18,10 @@ import numpy as np
 from essence_kd.io import compact
 from essence_kd.io.errors import UserError
 from essence_kd.io.kernels import kernels, pointer
-from essence_kd.io.tables import (Mapped, ScpTable, TableWriter, Truncated, guarded, int32_array, open_object,
-                                  read_table, row_span)
+from essence_kd.io.objects import int32_array
+from essence_kd.io.sources import Mapped, Truncated, guarded, open_object
+from essence_kd.io.specifiers import parse_span
+from essence_kd.io.tables import ScpTable, TableWriter, read_table
 
 _CELL = np.dtype([("tag", "u1"), ("value", "<i4")])
 _ENTRY = np.dtype([("tag_id", "u1"), ("id", "<i4"), ("tag_prob", "u1"), ("prob", "<f4")])
@@ -359,7 +361,7 @@ def _read_counts(source: Any) -> tuple[int, int]:
 
 
 def read_posterior(source: Any) -> Posterior:
-    """One Posterior from a tables.Source or tables.Mapped that stands behind the utterance id: binary, text, compact.
+    """One Posterior from a Source or Mapped that stands behind the utterance id: binary, text, compact.
 
     Raises UserError, Truncated or ValueError; tables.read_table adds the file and the utterance.
     """
@@ -406,13 +408,14 @@ def _read_text(source: Any) -> Posterior:
     return Posterior(np.concatenate([[0], np.cumsum(sizes // 2)]) if len(tokens) else np.zeros(1), ids, probs)
 
 
-def _cut(post: Posterior, span: str) -> Posterior:
-    return post[row_span(span, post.num_frames)]
+def cut_posterior(post: Posterior, span: str) -> Posterior:
+    """The frames of a range ``a:b`` of an scp line (both ends inclusive). Raises ValueError."""
+    return post[parse_span(span, post.num_frames, "frames")]
 
 
 def read_posteriors(rspecifier: str) -> Iterator[tuple[str, Posterior]]:
     """Every (utterance, Posterior) of a table: Kaldi binary, Kaldi text, or compact. Raises UserError."""
-    return read_table(rspecifier, read_posterior, _cut, "posterior")
+    return read_table(rspecifier, read_posterior, cut_posterior, "posterior")
 
 
 class PosteriorTable(ScpTable):
@@ -424,7 +427,7 @@ class PosteriorTable(ScpTable):
 
     what = "posterior"
     _read = staticmethod(read_posterior)
-    _cut = staticmethod(_cut)
+    _cut = staticmethod(cut_posterior)
 
     def frames(self, utt: str, start: int, stop: int) -> Posterior:
         """Frames start..stop-1 (0 <= start <= stop <= T) of an utterance. Raises UserError when they do not exist."""
