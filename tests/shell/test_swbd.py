@@ -121,7 +121,7 @@ def test_the_forecast_knows_the_models():
     pytest.importorskip("torch")
     from essence_kd.am.models.acoustic_model import mflop_per_frame, num_params
     from essence_kd.am.models.registry import build_model
-    from essence_kd.am.trainer import TrainSettings
+    from essence_kd.am.settings import TrainSettings
     from essence_kd.io.settings import load_settings
 
     def size(name):

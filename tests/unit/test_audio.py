@@ -9,7 +9,8 @@ from test_trainer import refused, same, state  # noqa: E402
 
 from essence_kd.am.audio import AudioSource, NoiseMixer  # noqa: E402
 from essence_kd.am.dataset import FeatureSource, load_cuts  # noqa: E402
-from essence_kd.am.trainer import TrainSettings, train  # noqa: E402
+from essence_kd.am.settings import TrainSettings  # noqa: E402
+from essence_kd.am.trainer import train  # noqa: E402
 from essence_kd.corpus.features import make_feats  # noqa: E402
 from essence_kd.io.settings import load_settings  # noqa: E402
 from essence_kd.io.tables import IntVectorWriter  # noqa: E402

@@ -11,10 +11,11 @@ kaldi_native_io = pytest.importorskip("kaldi_native_io")
 from amdata import make_data  # noqa: E402
 from conftest import refused  # noqa: E402
 
-from essence_kd.am.dataset import (IGNORE, DenseTargets, FeatureSource, SparseTargets, TrainingData,  # noqa: E402
-                                   attach_alignments, epoch_batches, load_cuts, read_count, spec_augment,
+from essence_kd.am.augment import spec_augment  # noqa: E402
+from essence_kd.am.dataset import (IGNORE, FeatureSource, TrainingData, epoch_batches, load_cuts,  # noqa: E402
                                    split_heldout)
-from essence_kd.am.trainer import AugmentSettings  # noqa: E402
+from essence_kd.am.settings import AugmentSettings  # noqa: E402
+from essence_kd.am.targets import DenseTargets, SparseTargets, attach_alignments, read_count  # noqa: E402
 from essence_kd.io.errors import UserError  # noqa: E402
 from essence_kd.io.posterior import PosteriorWriter  # noqa: E402
 from essence_kd.io.tables import IntVectorWriter, MatrixTable, MatrixWriter  # noqa: E402

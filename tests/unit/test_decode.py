@@ -366,7 +366,8 @@ def test_stage_9_rescores_decodes_anew_and_resumes(tmp_path, shell):
     pytest.importorskip("lhotse")
     from amdata import make_data
 
-    from essence_kd.am.trainer import TrainSettings, train
+    from essence_kd.am.settings import TrainSettings
+    from essence_kd.am.trainer import train
     from essence_kd.hmm.kaldi_alignment import tree_hash
     from essence_kd.io.settings import load_settings
 

@@ -12,7 +12,8 @@ from amdata import make_data  # noqa: E402
 
 from essence_kd.am import forward  # noqa: E402
 from essence_kd.am.forward import iter_logits, load_model, scores  # noqa: E402
-from essence_kd.am.trainer import TrainSettings, train  # noqa: E402
+from essence_kd.am.settings import TrainSettings  # noqa: E402
+from essence_kd.am.trainer import train  # noqa: E402
 from essence_kd.cli.main import main  # noqa: E402
 from essence_kd.hmm.kaldi_alignment import read_log_priors  # noqa: E402
 from essence_kd.io.errors import UserError  # noqa: E402

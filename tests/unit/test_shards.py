@@ -10,10 +10,10 @@ pytest.importorskip("lhotse")
 from amdata import make_data  # noqa: E402
 from test_trainer import SMALL, killed, progress, refused, same, state, together  # noqa: E402
 
-from essence_kd.am import trainer  # noqa: E402
 from essence_kd.am.dataset import TrainingData  # noqa: E402
-from essence_kd.am.shards import ShardSource, ShardTargets, read_index, write_shards  # noqa: E402
-from essence_kd.am.trainer import TrainSettings, train  # noqa: E402
+from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index, write_shards  # noqa: E402
+from essence_kd.am.settings import TrainSettings  # noqa: E402
+from essence_kd.am.trainer import train  # noqa: E402
 from essence_kd.cli.main import main  # noqa: E402
 from essence_kd.io.settings import load_settings  # noqa: E402
 from essence_kd.io.tables import MatrixTable  # noqa: E402
@@ -166,4 +166,4 @@ def test_shards_that_do_not_fit_or_are_broken(corpus, shards, tmp_path):
     refused(begin(copy), "not an index of shards")
     (copy / "shards.json").unlink()
     refused(begin(copy), "shards without shards.json", "did not come to its end")
-    assert trainer.is_sharded(shards) and not trainer.is_sharded(corpus.data)
+    assert is_sharded(shards) and not is_sharded(corpus.data)

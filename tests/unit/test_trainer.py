@@ -18,7 +18,9 @@ from amdata import make_data  # noqa: E402
 from conftest import ROOT, refused  # noqa: E402
 
 from essence_kd.am import trainer  # noqa: E402
-from essence_kd.am.trainer import TrainSettings, train  # noqa: E402
+from essence_kd.am.optim import learning_rate  # noqa: E402
+from essence_kd.am.settings import OptimSettings, TrainSettings, check_settings  # noqa: E402
+from essence_kd.am.trainer import train  # noqa: E402
 from essence_kd.cli.main import main  # noqa: E402
 from essence_kd.io.errors import UserError  # noqa: E402
 from essence_kd.io.provenance import sha256_file, write_sidecar  # noqa: E402
@@ -606,7 +608,7 @@ def test_a_users_mistake_is_one_line_of_the_verb(corpus, tmp_path, capsys):
     assert main(words) == 1
     assert capsys.readouterr().err.strip() == (f"essence train: {tmp_path}/m.yaml: optim: unknown key 'epoch'; "
                                                "did you mean 'epochs'? (known: "
-                                   + ", ".join(trainer.OptimSettings.__dataclass_fields__) + ")")
+                                   + ", ".join(OptimSettings.__dataclass_fields__) + ")")
     for device, said in (("gpu", "no such device; say cpu, cuda or cuda:N"), ("cuda:99", "there is no such GPU here")):
         assert main(["train", "--device", device, str(corpus.data), str(corpus.ali), str(tmp_path / "m")]) == 1
         assert capsys.readouterr().err == f"essence train: --device {device}: {said}\n"
@@ -626,14 +628,14 @@ def test_the_models_of_conf_are_settings_that_exist():
     assert len(files) >= 4
     for path in files:
         found = load_settings(TrainSettings, path)
-        trainer._check_settings(found)
+        check_settings(found)
         model_settings(found.arch, found.model, str(path))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "exponential", "linear"])
 def test_learning_rate(schedule):
-    optim = trainer.OptimSettings(lr=1.0, warmup=0.1, schedule=schedule, final_lr=0.05)
-    rates = [trainer._learning_rate(optim, x / 100) for x in range(101)]
+    optim = OptimSettings(lr=1.0, warmup=0.1, schedule=schedule, final_lr=0.05)
+    rates = [learning_rate(optim, x / 100) for x in range(101)]
     assert max(rates) == pytest.approx(1.0) == rates[10] and rates[-1] == pytest.approx(0.05)
     assert rates[0] == pytest.approx(0.01) and rates[5] == pytest.approx(0.505)
     assert all(a > b for a, b in zip(rates[10:], rates[11:]))

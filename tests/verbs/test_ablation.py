@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT
 
 from essence_kd.am.models.registry import model_settings
-from essence_kd.am.trainer import TrainSettings
+from essence_kd.am.settings import TrainSettings
 from essence_kd.cli import dump_post, prune_post
 from essence_kd.cli.main import main
 from essence_kd.distill.essence import EssenceSettings

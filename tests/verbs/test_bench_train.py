@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lhotse")
 
 from essence_kd.am.bench import BASE, StepBench, table  # noqa: E402
-from essence_kd.am.trainer import TrainSettings  # noqa: E402
+from essence_kd.am.settings import TrainSettings  # noqa: E402
 from essence_kd.cli.main import main  # noqa: E402
 from essence_kd.io.settings import load_settings  # noqa: E402
 

@@ -10,8 +10,9 @@ import torch
 
 from essence_kd.am.models.acoustic_model import mflop_per_frame, num_params
 from essence_kd.am.models.registry import build_model
-from essence_kd.am.processes import Processes
-from essence_kd.am.trainer import TrainSettings, parameter_groups, precision_of, take_average
+from essence_kd.am.optim import parameter_groups, take_average
+from essence_kd.am.processes import Processes, precision_of
+from essence_kd.am.settings import TrainSettings
 from essence_kd.distill.losses import multitask_loss
 from essence_kd.io.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Training data: lhotse cuts of a Kaldi data directory, with alignments and soft targets, as padded batches of chunks.
+"""Training data: lhotse cuts of a Kaldi data directory, with their targets, as padded batches of chunks.
 
 Legend: T feature frames (10 ms) of an utterance, R = ceil(T / factor) output rows, row r at feature frame factor * r;
 B chunks of a batch, F feature bins, C pdfs, k entries of a sparse soft target.
@@ -21,15 +21,13 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
-from essence_kd.hmm.kaldi_alignment import tree_hash
+from essence_kd.am.augment import spec_augment
 from essence_kd.io.errors import UserError
-from essence_kd.io.posterior import PosteriorTable
-from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path
-from essence_kd.io.tables import IntVectorTable, MatrixTable
-from essence_kd.io.text import read_lines, read_map
+from essence_kd.io.frames import FRAME_SHIFT_MS
+from essence_kd.io.text import read_map
 
 IGNORE = -100
-FRAME_SHIFT = 0.01  # seconds a feature frame
+FRAME_SHIFT = FRAME_SHIFT_MS / 1000  # seconds a feature frame
 
 
 class StoredCuts:
@@ -213,65 +211,6 @@ class Batch:
     def to(self, device) -> "Batch":
         """On another device; from pinned memory nothing waits for the copy."""
         return self.each(lambda tensor: tensor.to(device, non_blocking=True))
-
-
-class SparseTargets:
-    """Essence targets from a Posterior scp, by utterance and rows."""
-
-    dense = False
-
-    def __init__(self, scp) -> None:
-        self.scp, self.table = str(scp), PosteriorTable(str(scp))
-
-    def read(self, utt: str, rows: int, num_pdfs: int) -> Tuple[np.ndarray, np.ndarray]:
-        """(ids (R, k) int32, probs (R, k) float32) of an utterance, checked."""
-        posterior = self.table[utt]
-        if posterior.num_frames != rows:
-            raise UserError(f"{self.scp}: utterance {utt} has {posterior.num_frames} frames, its features make {rows}")
-        k = int(np.diff(posterior.offsets).max(initial=1))
-        ids, probs = posterior.padded(k)
-        if ids.size and (ids.min() < 0 or ids.max() >= num_pdfs):
-            raise UserError(f"{self.scp}: utterance {utt} has pdf-id {ids.max()}, the alignment knows {num_pdfs} pdfs")
-        _check_probs(self.scp, utt, probs)
-        return ids, probs
-
-
-class DenseTargets:
-    """Full soft targets from an scp of matrices of probabilities, by utterance and rows."""
-
-    dense = True
-
-    def __init__(self, scp) -> None:
-        self.scp, self.table = str(scp), MatrixTable(str(scp))
-
-    def read(self, utt: str, rows: int, num_pdfs: int) -> np.ndarray:
-        """Probabilities (R, C) float32 of an utterance, checked."""
-        probs = np.asarray(self.table[utt], dtype=np.float32)
-        if probs.shape != (rows, num_pdfs):
-            raise UserError(f"{self.scp}: utterance {utt} is {probs.shape[0]} x {probs.shape[1]}, "
-                            f"expected {rows} frames x {num_pdfs} pdfs")
-        _check_probs(self.scp, utt, probs)
-        return probs
-
-
-def open_soft(soft, kind: str, ali_dir, factor: int):
-    """(SparseTargets or DenseTargets, the temperature they were made at, the fields of their sidecar or none) of an scp.
-
-    Raises UserError: no such scp, another kind than post and dense, a sidecar of another tree or frame rate than that
-    of the alignments and ``factor``.
-    """
-    if kind not in ("post", "dense"):
-        raise UserError(f"--soft-kind {kind}: neither post nor dense")
-    path = str(soft)[4:] if str(soft).startswith("scp:") else str(soft)
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no soft targets (essence dump-post and prune-post make them)")
-    beside = sidecar_path(path)
-    sidecar = read_sidecar(beside) if Path(beside).is_file() else {}
-    mine = {"num_pdfs": read_count(Path(ali_dir) / "num_pdfs"), "tree_hash": tree_hash(ali_dir),
-            "frame_shift_ms": 10 * factor}
-    check_match(beside, sidecar, ali_dir, mine, [k for k in mine if None not in (sidecar.get(k), mine[k])])
-    targets = DenseTargets(path) if kind == "dense" else SparseTargets(path)
-    return targets, float(sidecar.get("temperature") or 1.0), sidecar
 
 
 class TrainingData:
@@ -553,30 +492,6 @@ def epoch_batches(data: TrainingData, plan: List[np.ndarray], *, seed: int, epoc
         yield batch
 
 
-def spec_augment(lens: Sequence[int], frames: int, bins: int, settings, rng: np.random.Generator,
-                 numbers: Optional[Sequence[int]] = None, of: Optional[int] = None) -> np.ndarray:
-    """SpecAugment's masks (Park et al., Interspeech 2019, without time warping, which would move the targets).
-
-    ``freq_masks`` bands of 0 to ``freq_width`` bins and ``time_masks`` stretches of 0 to ``time_width`` frames (at most
-    a fifth of a chunk) are masked in each. Where the chunks are the ``numbers`` of a batch ``of`` so many, they get the
-    masks that they have in the whole batch. Returns (B, frames, bins) float32, 0 where masked.
-    """
-    keep = np.ones((len(lens), frames, bins), dtype=np.float32)
-    draws = rng.random((of or len(lens), settings.freq_masks + settings.time_masks, 2))
-    draws = draws if numbers is None else draws[numbers]
-    for i, length in enumerate(lens):
-        for m, (a, b) in enumerate(draws[i]):
-            if m < settings.freq_masks:
-                width = int(a * (min(settings.freq_width, bins) + 1))
-                start = int(b * (bins - width + 1))
-                keep[i, :, start:start + width] = 0.0
-            else:
-                width = int(a * (min(settings.time_width, length // 5) + 1))
-                start = int(b * (length - width + 1))
-                keep[i, start:start + width] = 0.0
-    return keep
-
-
 def split_heldout(cuts: StoredCuts, share: float) -> Tuple[List[int], List[int]]:
     """Positions of training cuts and of held-out cuts: ``share`` of the original utterances with all their speeds.
 
@@ -592,58 +507,3 @@ def split_heldout(cuts: StoredCuts, share: float) -> Tuple[List[int], List[int]]
     held = set(groups[:min(len(groups) - 1, max(1, round(share * len(groups))))])
     train = [i for i, uniq in enumerate(cuts.uniq) if uniq not in held]
     return train, [i for i, uniq in enumerate(cuts.uniq) if uniq in held]
-
-
-def attach_alignments(cuts: StoredCuts, ali_dir, num_pdfs: int,
-                      factor: int) -> Tuple[StoredCuts, List[np.ndarray], int]:
-    """The cuts that have alignments, their pdf-ids at rows 0, factor, 2 factor, ..., and how many cuts have none.
-
-    An utterance without alignment must be listed in ``failed.txt`` of the alignment directory.
-
-    Raises:
-        UserError: another utterance lacks its alignment, a length differs, a pdf-id is out of range, nothing is left.
-    """
-    scp = Path(ali_dir) / "ali.scp"
-    if not scp.is_file():
-        raise UserError(f"{scp}: no alignments (essence gmm-align makes them)")
-    table = IntVectorTable(str(scp))
-    failed = Path(ali_dir) / "failed.txt"
-    excused = {line.split()[0] for _, line in read_lines(failed)} if failed.is_file() else set()
-    kept, hard, used = [], [], 0
-    labels = np.empty(int((-(-cuts.frames // factor)).sum()), dtype=np.int32)  # of all: small arrays would cost more
-    for i, (utt, frames) in enumerate(zip(cuts.ids, cuts.frames)):
-        if utt not in table:
-            if utt not in excused:
-                raise UserError(f"{scp}: no alignment of utterance {utt}, and {failed} does not list it as failed: "
-                                "features and alignments are of different data")
-            continue
-        ali = np.asarray(table[utt])
-        if len(ali) != frames:
-            raise UserError(f"{scp}: utterance {utt} has {len(ali)} aligned frames but {frames} feature frames "
-                            f"({cuts.places[i]})")
-        if ali.min() < 0 or ali.max() >= num_pdfs:
-            worst = ali.max() if ali.max() >= num_pdfs else ali.min()
-            raise UserError(f"{scp}: utterance {utt} has pdf-id {worst}, "
-                            f"but {Path(ali_dir) / 'num_pdfs'} says {num_pdfs}")
-        kept.append(i)
-        hard.append(labels[used:used + -(-len(ali) // factor)])
-        hard[-1][:] = ali[::factor]
-        used += len(hard[-1])
-    if not kept:
-        raise UserError(f"{scp}: no utterance of the data has an alignment")
-    without = len(cuts) - len(kept)
-    return cuts.take(kept) if without else cuts, hard, without
-
-
-def read_count(path) -> int:
-    """The one positive whole number of a file such as num_pdfs."""
-    lines = [line for _, line in read_lines(path)]
-    if len(lines) != 1 or not lines[0].isdigit() or int(lines[0]) < 1:
-        raise UserError(f"{path}: expected one positive whole number")
-    return int(lines[0])
-
-
-def _check_probs(scp: str, utt: str, probs: np.ndarray) -> None:
-    if not np.isfinite(probs).all() or probs.min(initial=0.0) < 0:
-        raise UserError(f"{scp}: utterance {utt} has a target that is negative or not finite: "
-                        "these are not probabilities")

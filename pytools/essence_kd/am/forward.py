@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from essence_kd.am import nnet3
+from essence_kd.am.checkpoints import load_checkpoint
 from essence_kd.am.dataset import FeatureSource, batches_by_length, load_cuts
 from essence_kd.am.models import read_model_yaml
 from essence_kd.am.models.registry import build_model
 from essence_kd.am.processes import device_of
-from essence_kd.am.trainer import load_checkpoint
 from essence_kd.io.errors import UserError
 
 WINDOW_BYTES = 400_000_000  # logits held while they wait for their turn

@@ -4,6 +4,7 @@ from __future__ import annotations
 import ctypes
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import List, Optional, Sequence
 
 import torch
@@ -21,6 +22,23 @@ def device_of(name: Optional[str] = None) -> torch.device:
     if device.type == "cuda" and (not there or (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"--device {name}: there is no such GPU here")
     return device
+
+
+def precision_of(wanted: str, device: torch.device) -> str:
+    """float32 or bfloat16. "auto" is a rule, not a timing: bfloat16 where the hardware multiplies it faster.
+
+    That is CUDA with bfloat16 and CPUs with AMX tiles; with AVX-512 alone, even with its bfloat16 instructions,
+    bfloat16 measured 0.7 times as fast as float32.
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        flags = []
+    return "bfloat16" if "amx_bf16" in flags else "float32"
 
 
 def keep_freed_memory() -> None:

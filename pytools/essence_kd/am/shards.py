@@ -16,8 +16,8 @@ from typing import Dict, List, Tuple
 
 import numpy as np
 
-from essence_kd.am.dataset import (FeatureSource, attach_alignments, load_cuts, open_soft, read_count,
-                                   split_heldout)
+from essence_kd.am.dataset import FeatureSource, load_cuts, split_heldout
+from essence_kd.am.targets import attach_alignments, open_soft, read_count
 from essence_kd.hmm.kaldi_alignment import tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import sha256_file, write_sidecar, write_text

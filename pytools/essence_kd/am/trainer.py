@@ -17,122 +17,29 @@ import math
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Union
+from typing import Dict, Optional, Union
 
 import numpy as np
 import torch
 
 from essence_kd import __version__
-from essence_kd.am.dataset import (FeatureSource, TrainingData, attach_alignments, epoch_batches, load_cuts, open_soft,
-                                   read_count, split_heldout)
+from essence_kd.am.checkpoints import check_fingerprint, load_checkpoint, load_init, save
+from essence_kd.am.dataset import FeatureSource, TrainingData, epoch_batches, load_cuts, split_heldout
 from essence_kd.am.models.acoustic_model import look_ahead, mflop_per_frame, num_params
 from essence_kd.am.models.registry import build_model, model_settings
-from essence_kd.am.processes import Processes
+from essence_kd.am.optim import learning_rate, parameter_groups, take_average
+from essence_kd.am.processes import Processes, precision_of
+from essence_kd.am.settings import TrainSettings, check_settings
 from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index
+from essence_kd.am.targets import attach_alignments, open_soft, read_count
 from essence_kd.distill.losses import multitask_loss, retemper
 from essence_kd.hmm.kaldi_alignment import read_log_priors, tree_hash
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import atomic_write, check_match, sha256_file, write_text
+from essence_kd.io.provenance import check_match, sha256_file, write_text
 from essence_kd.io.settings import dump_settings, to_dict
 
 LOCK_PATIENCE = 20.0  # seconds in which the readers of a killed training are expected to end
-
-
-@dataclass
-class DataSettings:
-    """How utterances become batches; frames are feature frames of 10 ms."""
-
-    chunk_frames: int = 300
-    left_context: int = 21
-    right_context: int = 21
-    batch_frames: int = 9600  # frames of a batch, context and padding included
-    sampler: str = "pooled"  # or bucketing: lhotse's DynamicBucketingSampler
-    cmn: str = "utterance"  # mean subtraction: none, utterance or speaker
-    heldout: float = 0.05  # share of original utterances kept for the dev loss
-    preload_mb: int = 3000  # features and soft targets up to this size are kept in memory
-    workers: int = 1  # processes that read batches when they are not
-    features: str = "precomputed"  # or on-the-fly: from the audio of DATA_DIR; feats.scp then tells their number alone
-    shards_at_once: int = 4  # of data in shards: how many are shuffled together, in memory
-
-
-@dataclass
-class AugmentSettings:
-    """SpecAugment (no masks: none) and noise, which needs data.features=on-the-fly."""
-
-    freq_masks: int = 2
-    freq_width: int = 6  # bins
-    time_masks: int = 1
-    time_width: int = 20  # frames
-    noise: str = ""  # wav.scp of noise recordings
-    noise_share: float = 0.5  # of utterances
-    snr_low: float = 5.0  # dB
-    snr_high: float = 20.0
-
-
-@dataclass
-class OptimSettings:
-    """AdamW or SGD, with linear warm-up and decay; the final model is the moving average of the parameters."""
-
-    optimiser: str = "adamw"  # or sgd (Nesterov's momentum, 0.9), which wants a learning rate ten or more times as high
-    epochs: int = 12
-    lr: float = 0.002
-    warmup: float = 0.05  # share of all steps
-    schedule: str = "cosine"  # cosine, exponential or linear decay from lr to final_lr * lr
-    final_lr: float = 0.02
-    weight_decay: float = 0.01
-    grad_clip: float = 5.0  # most norm of the gradient of the mean loss
-    ema_decay: float = 0.99  # 0: the last parameters are final
-    constrain_every: int = 4  # steps between semi-orthogonal constraints
-
-
-@dataclass
-class DistillSettings:
-    """The soft loss, when soft targets are given."""
-
-    soft_weight: float = 0.9
-    temperature: float = 1.0
-    mass: str = "renorm"  # renorm, keep or residual
-
-
-@dataclass
-class CheckpointSettings:
-    """When a checkpoint is written, beside the one after every epoch; 0: never."""
-
-    every_minutes: float = 5.0
-    every_steps: int = 0
-
-
-@dataclass
-class EarlyStoppingSettings:
-    """When a training ends before its last epoch; the final model is then that of the epoch with the best figure."""
-
-    metric: str = "none"  # dev_loss, dev_wer (of ``data``, decoded with ``graph``), or none: all epochs, the last model
-    patience: int = 3  # figures in a row that are no better than the best before them
-    every: int = 1  # epochs between two figures
-    data: str = ""  # Kaldi data directory with feats.scp and text
-    graph: str = ""  # graph directory (essence make-graph)
-    acoustic_scale: float = 0.4
-    decoder: str = "auto"  # k2, kaldi or auto
-
-
-@dataclass
-class TrainSettings:
-    """All settings of a training; ``model`` holds the architecture's own (models/ARCH.py)."""
-
-    arch: str = "tdnn"
-    model: dict = field(default_factory=dict)
-    frame_subsampling_factor: int = 3
-    data: DataSettings = field(default_factory=DataSettings)
-    augment: AugmentSettings = field(default_factory=AugmentSettings)
-    optim: OptimSettings = field(default_factory=OptimSettings)
-    distill: DistillSettings = field(default_factory=DistillSettings)
-    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
-    early_stopping: EarlyStoppingSettings = field(default_factory=EarlyStoppingSettings)
-    seed: int = 1
-    threads: int = 1
-    precision: str = "auto"  # auto, float32 or bfloat16
 
 
 def train(settings: TrainSettings, data_dir, ali_dir, model_dir, *, soft=None, soft_kind: str = "post", init=None,
@@ -177,7 +84,8 @@ class _Training:
                  processes: Processes, tensorboard: bool, dev_wer) -> None:
         self.settings, self.dir, self.processes = settings, Path(model_dir), processes
         self.ali_dir, self.dev_wer = Path(ali_dir), dev_wer
-        _check_settings(settings)
+        check_settings(settings)
+        model_settings(settings.arch, settings.model, "settings")
         if (settings.early_stopping.metric == "dev_wer") != (dev_wer is not None):
             raise ValueError("early_stopping.metric=dev_wer and the argument dev_wer belong together")
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -360,7 +268,7 @@ class _Training:
         s = self.settings
         if (self.dir / "final.pt").is_file() and (self.dir / "info.json").is_file():
             info = json.loads((self.dir / "info.json").read_text(encoding="utf-8"))
-            _check_fingerprint(self.dir / "info.json", info.get("fingerprint", {}), self.fingerprint)
+            check_fingerprint(self.dir / "info.json", info.get("fingerprint", {}), self.fingerprint)
             self.log(f"{self.dir} is trained already")
             return info
         torch.manual_seed(s.seed)
@@ -371,7 +279,7 @@ class _Training:
             model.feat_mean.copy_(torch.from_numpy(mean))
             model.feat_inv_std.copy_(torch.from_numpy(1.0 / std))
         if self.init is not None:
-            _load_init(model, Path(self.init))
+            load_init(model, Path(self.init))
         self.model = model.to(self.device)
         self.parallel = self.processes.parallel(self.model)
         self.ema = copy.deepcopy(self.model).eval() if s.optim.ema_decay else None
@@ -415,7 +323,7 @@ class _Training:
         asked = time.time()
         for number, batch in enumerate(batches, self.batch):
             sums["waited"] += time.time() - asked
-            lr = _learning_rate(s.optim, (self.epoch + number / len(plan)) / s.optim.epochs)
+            lr = learning_rate(s.optim, (self.epoch + number / len(plan)) / s.optim.epochs)
             for group in self.optimiser.param_groups:
                 group["lr"] = lr
             frames = self.data.rows(plan[number])  # of all processes together
@@ -578,7 +486,7 @@ class _Training:
                  "history": self.history, "sums": sums, "seconds": self.seconds, "random": random,
                  "model": self.model.state_dict(), "ema": None if self.ema is None else self.ema.state_dict(),
                  "optimiser": self.optimiser.state_dict(), "best": self.best, "stale": self.stale}
-        _save(state, self.dir / "checkpoint.pt")
+        save(state, self.dir / "checkpoint.pt")
         write_text(self.dir / "progress.jsonl", "".join(json.dumps(h) + "\n" for h in self.history))
 
     def _resume(self) -> None:
@@ -586,7 +494,7 @@ class _Training:
         if not path.is_file():
             return
         state = load_checkpoint(path)
-        _check_fingerprint(path, state.get("fingerprint", {}), self.fingerprint)
+        check_fingerprint(path, state.get("fingerprint", {}), self.fingerprint)
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
@@ -616,7 +524,7 @@ class _Training:
                        "train": {k: v for k, v in resolved.items()
                                  if k not in ("arch", "model", "frame_subsampling_factor")}},
                       folder / "model.yaml")
-        _save({k: v.cpu() for k, v in state.items()}, folder / "final.pt")
+        save({k: v.cpu() for k, v in state.items()}, folder / "final.pt")
 
     def _finish(self, size: int, flops: float) -> dict:
         s, last = self.settings, self.history[-1]
@@ -663,155 +571,6 @@ def _board(folder: Path, step: int):
     except ImportError:
         raise UserError("--tensorboard: the package tensorboard is not here (pip install tensorboard)") from None
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-
-
-def _save(state: dict, path: Path) -> None:
-    """Save atomically. Through a stream: given a name, torch would write that name into the file."""
-    with atomic_write(path) as staged, open(staged, "wb") as stream:
-        try:
-            torch.save(state, stream)
-        except RuntimeError as error:  # torch's zip writer complains again of what the stream has told it
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
-
-
-def load_checkpoint(path) -> dict:
-    """A checkpoint or state dict; a truncated or foreign file is a UserError."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such model") from None
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ...
-        raise UserError(f"{path}: truncated, or not a checkpoint ({type(error).__name__}); "
-                        "remove it and train again") from None
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: not a checkpoint of this program")
-    return state
-
-
-def _check_fingerprint(path, theirs: dict, mine: dict) -> None:
-    """Refuse a checkpoint made with other settings or data, naming what differs and both values."""
-    for key, value in mine.items():
-        if theirs.get(key, value if theirs else None) == value:  # what an older version did not note is not compared
-            continue
-        found, wanted = str(theirs.get(key)), value
-        if key == "settings" and theirs.get(key):
-            a, b = _flat(json.loads(found)), _flat(json.loads(wanted))
-            name = sorted(k for k in set(a) | set(b) if a.get(k) != b.get(k))[0]
-            key, found, wanted = f"settings: {name}", a.get(name), b.get(name)
-        raise UserError(f"{path}: made by another training ({key}: {found} there, {wanted} here); "
-                        "use another model directory or remove this one")
-
-
-def _flat(values: dict, prefix: str = "") -> dict:
-    out = {}
-    for key, value in values.items():
-        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return out
-
-
-def _load_init(model, init: Path) -> None:
-    state = load_checkpoint(init / "final.pt")
-    own = model.state_dict()
-    for name, value in own.items():
-        if name not in state or state[name].shape != value.shape:
-            found = tuple(state[name].shape) if name in state else "nothing"
-            raise UserError(f"{init / 'final.pt'}: a model of another kind: {name} is {found}, "
-                            f"expected {tuple(value.shape)}")
-    model.load_state_dict({name: state[name] for name in own})
-
-
-def parameter_groups(model, weight_decay: float) -> List[dict]:
-    """Parameter groups: matrices decay, biases and normalisation do not."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _learning_rate(optim: OptimSettings, done: float) -> float:
-    """The learning rate when ``done`` (0 to 1) of the training is over."""
-    if done < optim.warmup:
-        return optim.lr * (0.01 + 0.99 * done / optim.warmup)
-    x = (done - optim.warmup) / (1.0 - optim.warmup)
-    if optim.schedule == "exponential":
-        return optim.lr * optim.final_lr ** x
-    shape = 0.5 * (1 + math.cos(math.pi * x)) if optim.schedule == "cosine" else 1 - x
-    return optim.lr * (optim.final_lr + (1 - optim.final_lr) * shape)
-
-
-@torch.no_grad()
-def take_average(average, model, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model, for parameters; buffers are copied."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)
-    for mine, theirs in zip(average.buffers(), model.buffers()):
-        mine.copy_(theirs)
-
-
-def precision_of(wanted: str, device: torch.device) -> str:
-    """float32 or bfloat16. "auto" is a rule, not a timing: bfloat16 where the hardware multiplies it faster.
-
-    That is CUDA with bfloat16 and CPUs with AMX tiles; with AVX-512 alone, even with its bfloat16 instructions,
-    bfloat16 measured 0.7 times as fast as float32.
-    """
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        flags = []
-    return "bfloat16" if "amx_bf16" in flags else "float32"
-
-
-def _check_settings(s: TrainSettings) -> None:
-    """Refuse values that no training can use."""
-    bad = [("frame_subsampling_factor", s.frame_subsampling_factor >= 1, "at least 1"),
-           ("threads", s.threads >= 1, "at least 1"),
-           ("seed", s.seed >= 0, "at least 0"),
-           ("data.left_context", s.data.left_context >= 0, "at least 0"),
-           ("data.right_context", s.data.right_context >= 0, "at least 0"),
-           ("data.workers", s.data.workers >= 0, "at least 0"),
-           *((f"augment.{name}", getattr(s.augment, name) >= 0, "at least 0")
-             for name in ("freq_masks", "freq_width", "time_masks", "time_width")),
-           ("augment.noise_share", 0 <= s.augment.noise_share <= 1, "from 0 to 1"),
-           ("augment.snr_low", s.augment.snr_low <= s.augment.snr_high, "at most augment.snr_high"),
-           ("augment.noise", not s.augment.noise or s.data.features == "on-the-fly",
-            "empty where data.features is not on-the-fly: noise is mixed into audio"),
-           ("data.features", s.data.features in ("precomputed", "on-the-fly"), "precomputed or on-the-fly"),
-           ("data.shards_at_once", s.data.shards_at_once >= 1, "at least 1"),
-           ("precision", s.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
-           ("optim.optimiser", s.optim.optimiser in ("adamw", "sgd"), "adamw or sgd"),
-           ("optim.epochs", s.optim.epochs >= 1, "at least 1"),
-           ("optim.lr", s.optim.lr > 0, "above 0"),
-           ("optim.final_lr", 0 <= s.optim.final_lr <= 1, "from 0 to 1: a share of optim.lr"),
-           ("optim.weight_decay", s.optim.weight_decay >= 0, "at least 0"),
-           ("optim.grad_clip", s.optim.grad_clip > 0, "above 0"),
-           ("optim.constrain_every", s.optim.constrain_every >= 0, "at least 0"),
-           ("optim.warmup", 0 <= s.optim.warmup < 1, "from 0 to below 1"),
-           ("optim.schedule", s.optim.schedule in ("cosine", "exponential", "linear"), "cosine, exponential or linear"),
-           ("optim.ema_decay", 0 <= s.optim.ema_decay < 1, "from 0 to below 1"),
-           ("checkpoint.every_minutes", s.checkpoint.every_minutes >= 0, "at least 0"),
-           ("checkpoint.every_steps", s.checkpoint.every_steps >= 0, "at least 0"),
-           ("early_stopping.metric", s.early_stopping.metric in ("none", "dev_loss", "dev_wer"),
-            "none, dev_loss or dev_wer"),
-           ("early_stopping.patience", s.early_stopping.patience >= 1, "at least 1"),
-           ("early_stopping.every", s.early_stopping.every >= 1, "at least 1"),
-           ("early_stopping.acoustic_scale", s.early_stopping.acoustic_scale > 0, "above 0"),
-           ("early_stopping.decoder", s.early_stopping.decoder in ("auto", "k2", "kaldi"), "auto, k2 or kaldi"),
-           ("data.heldout", 0 <= s.data.heldout < 1, "from 0 to below 1"),
-           ("data.sampler", s.data.sampler in ("pooled", "bucketing"), "pooled or bucketing"),
-           ("data.batch_frames", s.data.batch_frames >= 1, "at least 1"),
-           ("data.chunk_frames", s.data.chunk_frames >= s.frame_subsampling_factor,
-            "at least frame_subsampling_factor"),
-           ("distill.soft_weight", 0 <= s.distill.soft_weight <= 1, "from 0 to 1"),
-           ("distill.temperature", s.distill.temperature > 0, "above 0"),
-           ("distill.mass", s.distill.mass in ("renorm", "keep", "residual"), "renorm, keep or residual")]
-    for name, good, wanted in bad:
-        if not good:
-            raise UserError(f"settings: {name} must be {wanted}")
-    model_settings(s.arch, s.model, "settings")
 
 
 def _file_hash(path) -> str:

@@ -31,7 +31,7 @@ def run(args) -> None:
     import torch
 
     from essence_kd.am.bench import StepBench, table
-    from essence_kd.am.trainer import TrainSettings
+    from essence_kd.am.settings import TrainSettings
     from essence_kd.io.errors import UserError
     from essence_kd.io.provenance import write_sidecar
     from essence_kd.io.settings import load_settings

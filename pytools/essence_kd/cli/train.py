@@ -36,7 +36,8 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     from essence_kd.am.processes import keep_freed_memory
-    from essence_kd.am.trainer import TrainSettings, train
+    from essence_kd.am.settings import TrainSettings
+    from essence_kd.am.trainer import train
     from essence_kd.io.settings import load_settings
 
     keep_freed_memory()

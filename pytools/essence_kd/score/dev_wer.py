@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Optional
 
-from essence_kd.am.trainer import EarlyStoppingSettings
+from essence_kd.am.settings import EarlyStoppingSettings
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import sha256_file
 from essence_kd.io.text import read_words

@@ -119,7 +119,7 @@ def expand(grid: GridSettings, base: EssenceSettings, num_teachers: int, where: 
 def _wanted(model_yaml, point: Point, seed: int) -> Dict[str, Any]:
     """What a training of this point depends on, of the settings that its model.yaml would hold."""
     from essence_kd.am.models.registry import model_settings
-    from essence_kd.am.trainer import TrainSettings
+    from essence_kd.am.settings import TrainSettings
 
     e = point.essence
     overrides = [f"seed={seed}", f"distill.soft_weight={e.soft_weight}", f"distill.temperature={e.temperature}",
@@ -132,7 +132,7 @@ def _wanted(model_yaml, point: Point, seed: int) -> Dict[str, Any]:
 def _used(path: Path, soft: bool) -> Dict[str, Any]:
     """The same, of what a model was trained with; settings that are newer than its model.yaml have their defaults."""
     from essence_kd.am.models.registry import model_settings
-    from essence_kd.am.trainer import TrainSettings
+    from essence_kd.am.settings import TrainSettings
 
     written = read_yaml(path)
     model = model_settings(written["arch"], written["model"], str(path))

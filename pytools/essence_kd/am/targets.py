@@ -1,0 +1,132 @@
+"""What a network is taught: hard labels of an alignment directory, and soft targets, sparse or dense.
+
+Legend: R = ceil(T / factor) output rows of an utterance of T feature frames, C pdfs, k entries of a sparse soft target.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import List, Tuple
+
+import numpy as np
+
+from essence_kd.am.dataset import StoredCuts
+from essence_kd.hmm.kaldi_alignment import tree_hash
+from essence_kd.io.errors import UserError
+from essence_kd.io.posterior import PosteriorTable
+from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path
+from essence_kd.io.tables import IntVectorTable, MatrixTable
+from essence_kd.io.text import read_lines
+
+
+class SparseTargets:
+    """Essence targets from a Posterior scp, by utterance and rows."""
+
+    dense = False
+
+    def __init__(self, scp) -> None:
+        self.scp, self.table = str(scp), PosteriorTable(str(scp))
+
+    def read(self, utt: str, rows: int, num_pdfs: int) -> Tuple[np.ndarray, np.ndarray]:
+        """(ids (R, k) int32, probs (R, k) float32) of an utterance, checked."""
+        posterior = self.table[utt]
+        if posterior.num_frames != rows:
+            raise UserError(f"{self.scp}: utterance {utt} has {posterior.num_frames} frames, its features make {rows}")
+        k = int(np.diff(posterior.offsets).max(initial=1))
+        ids, probs = posterior.padded(k)
+        if ids.size and (ids.min() < 0 or ids.max() >= num_pdfs):
+            raise UserError(f"{self.scp}: utterance {utt} has pdf-id {ids.max()}, the alignment knows {num_pdfs} pdfs")
+        _check_probs(self.scp, utt, probs)
+        return ids, probs
+
+
+class DenseTargets:
+    """Full soft targets from an scp of matrices of probabilities, by utterance and rows."""
+
+    dense = True
+
+    def __init__(self, scp) -> None:
+        self.scp, self.table = str(scp), MatrixTable(str(scp))
+
+    def read(self, utt: str, rows: int, num_pdfs: int) -> np.ndarray:
+        """Probabilities (R, C) float32 of an utterance, checked."""
+        probs = np.asarray(self.table[utt], dtype=np.float32)
+        if probs.shape != (rows, num_pdfs):
+            raise UserError(f"{self.scp}: utterance {utt} is {probs.shape[0]} x {probs.shape[1]}, "
+                            f"expected {rows} frames x {num_pdfs} pdfs")
+        _check_probs(self.scp, utt, probs)
+        return probs
+
+
+def open_soft(soft, kind: str, ali_dir, factor: int):
+    """(SparseTargets or DenseTargets, the temperature they were made at, the fields of their sidecar or none) of an scp.
+
+    Raises UserError: no such scp, another kind than post and dense, a sidecar of another tree or frame rate than that
+    of the alignments and ``factor``.
+    """
+    if kind not in ("post", "dense"):
+        raise UserError(f"--soft-kind {kind}: neither post nor dense")
+    path = str(soft)[4:] if str(soft).startswith("scp:") else str(soft)
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no soft targets (essence dump-post and prune-post make them)")
+    beside = sidecar_path(path)
+    sidecar = read_sidecar(beside) if Path(beside).is_file() else {}
+    mine = {"num_pdfs": read_count(Path(ali_dir) / "num_pdfs"), "tree_hash": tree_hash(ali_dir),
+            "frame_shift_ms": 10 * factor}
+    check_match(beside, sidecar, ali_dir, mine, [k for k in mine if None not in (sidecar.get(k), mine[k])])
+    targets = DenseTargets(path) if kind == "dense" else SparseTargets(path)
+    return targets, float(sidecar.get("temperature") or 1.0), sidecar
+
+
+def attach_alignments(cuts: StoredCuts, ali_dir, num_pdfs: int,
+                      factor: int) -> Tuple[StoredCuts, List[np.ndarray], int]:
+    """The cuts that have alignments, their pdf-ids at rows 0, factor, 2 factor, ..., and how many cuts have none.
+
+    An utterance without alignment must be listed in ``failed.txt`` of the alignment directory.
+
+    Raises:
+        UserError: another utterance lacks its alignment, a length differs, a pdf-id is out of range, nothing is left.
+    """
+    scp = Path(ali_dir) / "ali.scp"
+    if not scp.is_file():
+        raise UserError(f"{scp}: no alignments (essence gmm-align makes them)")
+    table = IntVectorTable(str(scp))
+    failed = Path(ali_dir) / "failed.txt"
+    excused = {line.split()[0] for _, line in read_lines(failed)} if failed.is_file() else set()
+    kept, hard, used = [], [], 0
+    labels = np.empty(int((-(-cuts.frames // factor)).sum()), dtype=np.int32)  # of all: small arrays would cost more
+    for i, (utt, frames) in enumerate(zip(cuts.ids, cuts.frames)):
+        if utt not in table:
+            if utt not in excused:
+                raise UserError(f"{scp}: no alignment of utterance {utt}, and {failed} does not list it as failed: "
+                                "features and alignments are of different data")
+            continue
+        ali = np.asarray(table[utt])
+        if len(ali) != frames:
+            raise UserError(f"{scp}: utterance {utt} has {len(ali)} aligned frames but {frames} feature frames "
+                            f"({cuts.places[i]})")
+        if ali.min() < 0 or ali.max() >= num_pdfs:
+            worst = ali.max() if ali.max() >= num_pdfs else ali.min()
+            raise UserError(f"{scp}: utterance {utt} has pdf-id {worst}, "
+                            f"but {Path(ali_dir) / 'num_pdfs'} says {num_pdfs}")
+        kept.append(i)
+        hard.append(labels[used:used + -(-len(ali) // factor)])
+        hard[-1][:] = ali[::factor]
+        used += len(hard[-1])
+    if not kept:
+        raise UserError(f"{scp}: no utterance of the data has an alignment")
+    without = len(cuts) - len(kept)
+    return cuts.take(kept) if without else cuts, hard, without
+
+
+def read_count(path) -> int:
+    """The one positive whole number of a file such as num_pdfs."""
+    lines = [line for _, line in read_lines(path)]
+    if len(lines) != 1 or not lines[0].isdigit() or int(lines[0]) < 1:
+        raise UserError(f"{path}: expected one positive whole number")
+    return int(lines[0])
+
+
+def _check_probs(scp: str, utt: str, probs: np.ndarray) -> None:
+    if not np.isfinite(probs).all() or probs.min(initial=0.0) < 0:
+        raise UserError(f"{scp}: utterance {utt} has a target that is negative or not finite: "
+                        "these are not probabilities")
