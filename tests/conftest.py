@@ -1,35 +1,18 @@
-"""What the tests share: the checkout's root and a way to run a command as a user does."""
+"""Fixtures of all tests: the checkout's root and a way to run a command as a user does."""
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "pytools"), str(ROOT / "benchmarks"), str(ROOT / "tests" / "unit")]
+pytest.register_assert_rewrite("builders")
+
+from builders import ROOT  # noqa: E402
+
+sys.path[:0] = [str(ROOT / "pytools"), str(ROOT / "benchmarks")]
 os.environ.setdefault("KALDI_ROOT", "")  # keeps kaldi-io's banner out
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a script starts in the background ignores Ctrl-C
-
-
-def table(writer_of, stem, values):
-    """Writes STEM.ark and STEM.scp with a writer of io.tables or io.posterior; the rspecifier of the latter."""
-    with writer_of(f"ark,scp:{stem}.ark,{stem}.scp") as writer:
-        for utt, value in values.items():
-            writer.write(utt, value)
-    return f"scp:{stem}.scp"
-
-
-def refused(call, *words):
-    """The call ends in a UserError, one line that has all of these words."""
-    from essence_kd.io.errors import UserError
-
-    with pytest.raises(UserError) as error:
-        call()
-    for word in words:
-        assert str(word) in str(error.value), f"{word} is not in: {error.value}"
-    assert "\n" not in str(error.value)
 
 
 def pytest_configure(config):

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from amdata import TrainingStage
+from builders.training_data import TrainingStage
 
 LIB, SHARE = "/usr/lib/gridengine", "/usr/share/gridengine"
 MISSING = [p for p in (f"{LIB}/sge_qmaster", f"{LIB}/sge_execd", f"{LIB}/spoolinit", "/usr/bin/qsub", "/usr/bin/qconf")

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from amdata import TrainingStage, make_data
-from conftest import ROOT
+from builders import ROOT
+from builders.training_data import TrainingStage, make_data
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scancel", "scontrol")
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
@@ -307,7 +307,6 @@ def test_the_controller_may_restart_meanwhile(cluster, tmp_path):
     pytest.param("recipes/mini/slurm/train.sbatch", ["--nodes=2"], marks=pytest.mark.slow),  # the same by other options
     ("recipes/swbd/slurm/train.sbatch", ["--gpus-per-node=1", "--cpus-per-task=2", "--mem=500M", "--time=10"])])
 def test_one_training_on_two_nodes(cluster, tmp_path, script, options):
-    pytest.importorskip("lhotse")
     corpus = make_data(tmp_path / "corpus", utterances=4)
     words = ["--set", "optim.epochs=2", "--set", "data.batch_frames=300", "--set", "model.hidden=16", "--set",
              "model.dropout=0", "--set", "data.heldout=0.3", corpus.data, corpus.ali, tmp_path / "model"]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders.decoding import decode, read_hyp, write
+from builders.graphs import (LEXICON, as_fst, best, kaldis_graph, kaldis_hclg, make_lang, make_model, scores_of,
+                             wander)
 from kaldi_files import transition_model_text
-from test_decode import decode, read_hyp, write
-from test_graph import as_fst, best, kaldis_graph, kaldis_hclg, make_lang, make_model, wander
-from test_lattice import scores_of
 
 from essence_kd.cli.main import main
 from essence_kd.decode.lattice import path_word_spans, path_words
@@ -148,8 +148,6 @@ def test_imported_graph_has_the_paths_and_costs_of_hclg(kaldi, hclg, mdl):
 
 def test_imported_paths_tell_where_words_begin(kaldi):
     """Each word of a path spans the frames of one of its pronunciations, as in the native graph."""
-    from test_graph import LEXICON
-
     graph = import_graph(kaldi["graph"] / "HCLG.fst", kaldi["root"] / "final.mdl", kaldi["graph"] / "words.txt")
     assert graph.meta["word_times"] == "phones"
     rng = np.random.default_rng(1)

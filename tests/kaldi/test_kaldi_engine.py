@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from amdata import make_data
-from conftest import ROOT
-from swbd_data import WORDS, make_corpora
+from builders import ROOT
+from builders.switchboard import WORDS, make_corpora
+from builders.training_data import make_data
 
 from essence_kd.io.posterior import read_posteriors
 from essence_kd.io.tables import MatrixWriter, read_int_vectors, read_matrices
@@ -98,7 +98,6 @@ def test_an_imported_alignment_is_kaldis(kaldi):
 
 def test_kaldis_run_pl_runs_the_jobs_of_a_stage(tmp_path, shell):
     """--cmd has the contract of Kaldi's run.pl, queue.pl and slurm.pl."""
-    pytest.importorskip("lhotse")
     corpus = make_data(tmp_path, utterances=4)
     for folder in (corpus.data, corpus.ali):
         (folder / ".done").touch()

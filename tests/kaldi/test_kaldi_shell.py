@@ -4,8 +4,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from amdata import make_data
-from conftest import ROOT, refused
+from builders import ROOT, refused
+from builders.training_data import make_data
 
 from essence_kd.cli.main import main
 from essence_kd.decode.kaldi_lattice import const_arpa_order

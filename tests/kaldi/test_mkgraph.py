@@ -1,10 +1,9 @@
 """Our graph against that of Kaldi's utils/mkgraph.sh, from the same lang and model; needs a compiled Kaldi."""
 import numpy as np
 import pytest
+from builders.decoding import decode, read_hyp, write
+from builders.graphs import as_fst, best, make_lang, make_model, scores_of, wander
 from graph_building import missing_for_mkgraph, mkgraph, write_kaldi_model
-from test_decode import decode, read_hyp, write
-from test_graph import as_fst, best, make_lang, make_model, wander
-from test_lattice import scores_of
 
 from essence_kd.hmm import graph as R
 from essence_kd.hmm.gmm import save_gmm

@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from amdata import make_data
-from conftest import ROOT
+from builders import ROOT
+from builders.training_data import make_data
 
 from essence_kd.cli.main import main
 from essence_kd.distill.join import join
@@ -207,7 +207,6 @@ def test_a_student_of_our_trainer(plugin, recipe, shell):
 
 def test_a_model_takes_off_the_mean_of_all_that_a_speaker_says(plugin, recipe, shell):
     """Whatever the number of jobs."""
-    pytest.importorskip("lhotse")
     small = ["--set", "optim.epochs=1", "--set", "model.hidden=16", "--set", "data.heldout=0.2", "--set", "data.cmn=speaker"]
     done = shell("local/bin/essence", "train", "--model", "conf/models/student_tdnn.yaml", *small, recipe.data, recipe.ali,
                  recipe.root / "model")

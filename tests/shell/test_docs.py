@@ -6,7 +6,7 @@ import importlib
 import re
 
 import pytest
-from conftest import ROOT
+from builders import ROOT
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CLI = ROOT / "pytools" / "essence_kd" / "cli"

@@ -6,7 +6,7 @@ import sys
 import tarfile
 
 import pytest
-from conftest import ROOT
+from builders import ROOT
 
 PACKAGE = ROOT / "pytools" / "essence_kd"
 WINGS = ["io", "corpus", "hmm", "distill", "am", "decode", "plan", "score", "cli"]
@@ -61,6 +61,18 @@ def test_nothing_is_defined_twice(folder):
             names = [node.name for node in scope.body
                      if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.decorator_list]
             assert len(names) == len(set(names)), f"{path}: {[name for name in set(names) if names.count(name) > 1]}"
+
+
+def test_tests_take_what_they_share_from_builders():
+    """No test imports from another test or from conftest, and no two have one name, by which pytest knows them."""
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    names = [path.stem for path in paths if path.stem.startswith("test_")]
+    assert len(names) == len(set(names))
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            found = [node.module or ""] if isinstance(node, ast.ImportFrom) else \
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not {name.split(".")[0] for name in found} & {*names, "conftest"}, f"{path}, line {node.lineno}"
 
 
 def test_no_circular_imports_and_nothing_heavy_at_import():

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from builders import ROOT
 
 from essence_kd.io.wave import write_wav
 

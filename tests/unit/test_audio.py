@@ -1,20 +1,17 @@
 """Features on the fly: those of make-feats, with noise at the ratio that was drawn."""
 import numpy as np
 import pytest
+from builders import refused
+from builders.training_runs import same, state
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("lhotse")
-
-from test_trainer import refused, same, state  # noqa: E402
-
-from essence_kd.am.audio import AudioSource, NoiseMixer  # noqa: E402
-from essence_kd.am.dataset import FeatureSource, load_cuts  # noqa: E402
-from essence_kd.am.settings import TrainSettings  # noqa: E402
-from essence_kd.am.trainer import train  # noqa: E402
-from essence_kd.corpus.features import make_feats  # noqa: E402
-from essence_kd.io.settings import load_settings  # noqa: E402
-from essence_kd.io.tables import IntVectorWriter  # noqa: E402
-from essence_kd.io.wave import write_wav  # noqa: E402
+from essence_kd.am.audio import AudioSource, NoiseMixer
+from essence_kd.am.dataset import FeatureSource, load_cuts
+from essence_kd.am.settings import TrainSettings
+from essence_kd.am.trainer import train
+from essence_kd.corpus.features import make_feats
+from essence_kd.io.settings import load_settings
+from essence_kd.io.tables import IntVectorWriter
+from essence_kd.io.wave import write_wav
 
 SMALL = ["model.hidden=16", "optim.epochs=2", "data.batch_frames=600", "data.heldout=0.2"]
 

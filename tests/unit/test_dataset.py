@@ -1,24 +1,21 @@
 """Training data: cuts, guards, chunks, batches, augmentation, the held-out share."""
 import os
 
+import kaldi_native_io
 import numpy as np
 import pytest
+import torch
+from builders import refused
+from builders.training_data import make_data
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("lhotse")
-kaldi_native_io = pytest.importorskip("kaldi_native_io")
-
-from amdata import make_data  # noqa: E402
-from conftest import refused  # noqa: E402
-
-from essence_kd.am.augment import spec_augment  # noqa: E402
-from essence_kd.am.dataset import (IGNORE, FeatureSource, TrainingData, epoch_batches, load_cuts,  # noqa: E402
+from essence_kd.am.augment import spec_augment
+from essence_kd.am.dataset import (IGNORE, FeatureSource, TrainingData, epoch_batches, load_cuts,
                                    split_heldout)
-from essence_kd.am.settings import AugmentSettings  # noqa: E402
-from essence_kd.am.targets import DenseTargets, SparseTargets, attach_alignments, read_count  # noqa: E402
-from essence_kd.io.errors import UserError  # noqa: E402
-from essence_kd.io.posterior import PosteriorWriter  # noqa: E402
-from essence_kd.io.tables import IntVectorWriter, MatrixTable, MatrixWriter  # noqa: E402
+from essence_kd.am.settings import AugmentSettings
+from essence_kd.am.targets import DenseTargets, SparseTargets, attach_alignments, read_count
+from essence_kd.io.errors import UserError
+from essence_kd.io.posterior import PosteriorWriter
+from essence_kd.io.tables import IntVectorWriter, MatrixTable, MatrixWriter
 
 C = 12
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from test_lattice import loop_graph, random_path, scores_of
+from builders import ROOT
+from builders.decoding import decode, make_scores, read_hyp, write
+from builders.graphs import loop_graph, random_path, scores_of
 
 from essence_kd.cli.main import main
 from essence_kd.decode.kaldi_decoder import KaldiDecoder
@@ -27,7 +28,6 @@ from essence_kd.decode.runner import Job, Runner, cut_batches, sweep_table
 from essence_kd.hmm.graph import load_graph, save_graph
 from essence_kd.hmm.lm import estimate, read_arpa, score, write_arpa
 from essence_kd.io.provenance import write_sidecar
-from essence_kd.io.tables import MatrixWriter
 
 WIDE = {"beam": 60.0, "max_active": 1000000}
 WIDE_FLAGS = ["--beam", "60", "--max-active", "1000000"]
@@ -57,39 +57,7 @@ def k2():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A graph of 60 words and 40 utterances: scores with noise, their words, and a second archive with odd ones.
-
-    Word labels come early and late, so that an arc of the graph without epsilons may carry two.
-    """
-    folder = tmp_path_factory.mktemp("corpus")
-    rng = np.random.default_rng(0)
-    graph = loop_graph(num_words=60, num_phones=12, seed=1, lengths=(1, 4), moved=True)
-    (folder / "graph").mkdir()
-    save_graph(folder / "graph" / "graph.npz", graph)
-    (folder / "graph" / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(graph.words)))
-    scores, text, paths = {}, {}, {}
-    for number in range(40):
-        utt = f"utt{number:02d}"
-        path = random_path(graph, int(rng.integers(1, 8)), rng)
-        scores[utt], paths[utt] = scores_of(graph, path, rng, strength=4.0), path
-        text[utt] = graph.words[path_words(graph, path)].tolist()
-    write(folder / "scores", scores)
-    odd = {"fine": scores["utt00"], "empty": np.zeros((0, graph.num_pdfs), np.float32),
-           "also": scores["utt01"]}
-    write(folder / "odd", odd)
-    (folder / "text").write_text("".join(f"{utt} {' '.join(words)}\n" for utt, words in text.items()))
-    return dataclasses.make_dataclass("Corpus", ["folder", "graph", "scores", "text", "paths"])(
-        folder, graph, scores, text, paths)
-
-
-def write(stem, scores):
-    with MatrixWriter(f"ark,scp:{stem}.ark,{stem}.scp") as writer:
-        for utt, matrix in scores.items():
-            writer.write(utt, matrix)
-
-
-def read_hyp(folder):
-    return {line.split()[0]: line.split()[1:] for line in (Path(folder) / "hyp.txt").read_text().splitlines()}
+    return make_scores(tmp_path_factory.mktemp("corpus"))
 
 
 def best_cost(graph, scores, scale, penalty):
@@ -121,10 +89,6 @@ def run_k2(k2, *arguments):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert "Traceback" not in done.stderr, done.stderr
     return done
-
-
-def decode(*arguments):
-    return main(["decode", "--decoder", "kaldi", *map(str, arguments)])
 
 
 # ------------------------------------------------------------------------------------------------------ kaldi-decoder
@@ -363,8 +327,7 @@ def test_language_model_scale(corpus, tmp_path):
 
 def test_stage_9_rescores_decodes_anew_and_resumes(tmp_path, shell):
     """local/decode.sh with a real network: the larger model is a setting like any other."""
-    pytest.importorskip("lhotse")
-    from amdata import make_data
+    from builders.training_data import make_data
 
     from essence_kd.am.settings import TrainSettings
     from essence_kd.am.trainer import train

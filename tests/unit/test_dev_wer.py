@@ -4,17 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from builders.training_data import make_data
 
-pytest.importorskip("torch")
-pytest.importorskip("lhotse")
-
-from amdata import make_data  # noqa: E402
-
-from essence_kd.cli.main import main  # noqa: E402
-from essence_kd.hmm.graph import Graph, save_graph  # noqa: E402
-from essence_kd.io.provenance import sha256_file  # noqa: E402
-from essence_kd.io.text import read_words  # noqa: E402
-from essence_kd.score.wer import score  # noqa: E402
+from essence_kd.cli.main import main
+from essence_kd.hmm.graph import Graph, save_graph
+from essence_kd.io.provenance import sha256_file
+from essence_kd.io.text import read_words
+from essence_kd.score.wer import score
 
 C = 8
 

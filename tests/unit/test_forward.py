@@ -4,22 +4,19 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from builders.training_data import make_data
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("lhotse")
-
-from amdata import make_data  # noqa: E402
-
-from essence_kd.am import forward  # noqa: E402
-from essence_kd.am.forward import iter_logits, load_model, scores  # noqa: E402
-from essence_kd.am.settings import TrainSettings  # noqa: E402
-from essence_kd.am.trainer import train  # noqa: E402
-from essence_kd.cli.main import main  # noqa: E402
-from essence_kd.hmm.kaldi_alignment import read_log_priors  # noqa: E402
-from essence_kd.io.errors import UserError  # noqa: E402
-from essence_kd.io.provenance import sha256_file  # noqa: E402
-from essence_kd.io.settings import load_settings  # noqa: E402
-from essence_kd.io.tables import MatrixTable, read_matrices  # noqa: E402
+from essence_kd.am import forward
+from essence_kd.am.forward import iter_logits, load_model, scores
+from essence_kd.am.settings import TrainSettings
+from essence_kd.am.trainer import train
+from essence_kd.cli.main import main
+from essence_kd.hmm.kaldi_alignment import read_log_priors
+from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import sha256_file
+from essence_kd.io.settings import load_settings
+from essence_kd.io.tables import MatrixTable, read_matrices
 
 C = 12
 
@@ -111,6 +108,7 @@ def test_priors_have_a_floor_and_unseen_pdfs_are_not_lifted(tmp_path):
             read_log_priors(tmp_path / "priors.txt", 2)
     with pytest.raises(UserError, match="no such file"):
         read_log_priors(tmp_path / "none", 2)
+
 
 def test_scores_of_extreme_logits_stay_finite():
     logits = np.array([[1e4, -1e4, 0.0]], np.float32)

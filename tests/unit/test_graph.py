@@ -3,45 +3,14 @@ import json
 
 import numpy as np
 import pytest
+from builders.graphs import LEXICON, TEXT, as_fst, best, kaldis_graph, make_lang, make_model, wander
 
 from essence_kd.cli.main import main
 from essence_kd.hmm import gmm as G
 from essence_kd.hmm import graph as R
 from essence_kd.hmm import lang as L
-from essence_kd.hmm import lm
-from essence_kd.hmm.fst import Fst, from_kaldifst, make_fst, read_fst, sort_arcs, to_kaldifst, write_fst
+from essence_kd.hmm.fst import make_fst, read_fst, to_kaldifst, write_fst
 from essence_kd.io.errors import UserError
-
-LEXICON = {"red": ["R E D"], "read": ["R E D", "R I D"], "reader": ["R I D A"], "a": ["A"], "dear": ["D I A"],
-           "add": ["A D D"], "era": ["E R A"], "<unk>": ["SPN"]}
-TEXT = ["a red era", "read a reader", "dear reader add a red", "a", "add add a read", "red red red", "dear a", "read"]
-
-
-def make_lang(root, text=TEXT, **options):
-    folder = root / "dict"
-    folder.mkdir(parents=True)
-    (folder / "lexicon.txt").write_text("".join(f"{w} {p}\n" for w, prons in LEXICON.items() for p in prons))
-    (folder / "nonsilence_phones.txt").write_text("A\nD\nE\nI\nR\n")
-    (folder / "silence_phones.txt").write_text("SIL\nSPN\n")
-    (folder / "optional_silence.txt").write_text("SIL\n")
-    lang = L.prepare_lang(folder, root / "lang", **options)
-    grammar, _ = lm.make_grammar(lm.estimate([line.split() for line in text], 3), lang.words)
-    write_fst(root / "lang" / "G.fst", grammar)
-    return lang
-
-
-def make_model(lang, seed=0, classes=None):
-    """A model with random transition probabilities and one random Gaussian a pdf."""
-    rng = np.random.default_rng(seed)
-    classes = classes or [[phone] for phone in sorted(lang.topo)]
-    tree = G._tree_of(classes, lang.topo)
-    pdfs = int(tree[:, 0].max()) + 1
-    probs = [0.0]
-    for phone in sorted(lang.topo):
-        for arcs in lang.topo[phone]:
-            probs += list(rng.dirichlet(np.full(len(arcs), 5.0)))
-    return G.Gmm(lang.phones, lang.topo, tree, np.arange(pdfs + 1), np.ones(pdfs), rng.normal(size=(pdfs, 6)),
-                 np.ones((pdfs, 6)), np.array(probs), classes)
 
 
 @pytest.fixture(scope="module")
@@ -52,36 +21,6 @@ def setup(tmp_path_factory):
     graphs = {f: R.build_graph(lang, model.tree, R.phone_hmms(lang.topo, model.transitions, f),
                                meta={"frame_subsampling_factor": f}) for f in (1, 3)}
     return dict(root=root, lang=lang, model=model, graphs=graphs)
-
-
-def as_fst(graph, labels="ilabel"):
-    return sort_arcs(make_fst(graph.src, graph.dst, getattr(graph, labels), graph.olabel, graph.weight, graph.final))
-
-
-def best(fst, labels):
-    """(cost, words) of the cheapest path with these input labels; cost inf where there is none."""
-    import kaldifst
-
-    composed = kaldifst.compose(kaldifst.make_linear_acceptor([int(i) for i in labels]), to_kaldifst(fst))
-    done, _, words, weight = kaldifst.get_linear_symbol_sequence(kaldifst.shortest_path(composed))
-    if not done or composed.start < 0:
-        return np.inf, []
-    return weight.value, words
-
-
-def wander(graph, rng, longest=200):
-    """A random path: (arc indices)."""
-    bounds = np.searchsorted(graph.src, np.arange(graph.num_states + 1))
-    while True:
-        state, path = 0, []
-        while len(path) < longest:
-            if np.isfinite(graph.final[state]) and rng.random() < 0.3:
-                return np.array(path, dtype=np.int64)
-            if bounds[state] == bounds[state + 1]:
-                break
-            arc = int(rng.integers(bounds[state], bounds[state + 1]))
-            path.append(arc)
-            state = int(graph.dst[arc])
 
 
 # -------------------------------------------------------------------------------------------- topology at a frame rate
@@ -197,37 +136,6 @@ def test_everything_is_on_a_path(setup):
     for graph in setup["graphs"].values():
         again = R.trim(as_fst(graph))
         assert (again.num_states, again.num_arcs) == (graph.num_states, graph.num_arcs)
-
-
-def kaldis_hclg(lang, model, transition_scale, self_loop_scale):
-    """HCLG as Kaldi's mkgraph.sh makes it, with kaldi-hmm-gmm's H and self-loops, over transition-ids."""
-    import kaldi_hmm_gmm as khg
-    import kaldifst
-
-    transitions, context = G._transition_model(model)
-    lg = to_kaldifst(sort_arcs(R.compose_lexicon_and_grammar(lang)))
-    clg, labels = kaldifst.compose_context(lang.disambig, 1, 0, lg)
-    kaldifst.arcsort(clg, "ilabel")
-    config = khg.HTransducerConfig(transition_scale=transition_scale)
-    h, disambig = khg.get_h_transducer(labels, context, transitions, config)
-    kaldifst.arcsort(h, "olabel")
-    hclg = kaldifst.compose(h, clg)
-    kaldifst.determinize_star(hclg, use_log=True)
-    arrays = from_kaldifst(hclg)
-    ilabel = np.where(np.isin(arrays.ilabel, disambig), 0, arrays.ilabel)
-    hclg = to_kaldifst(Fst(arrays.src, arrays.dst, ilabel, arrays.olabel, arrays.weight, arrays.final, arrays.start))
-    kaldifst.minimize_encoded(hclg)
-    hclg = khg.add_self_loops(self_loop_scale=self_loop_scale, disambig_syms=[], reorder=True, trans_model=transitions,
-                              ifst=hclg)
-    return from_kaldifst(hclg)
-
-
-def kaldis_graph(lang, model, transition_scale, self_loop_scale):
-    """The same over pdf-id + 1."""
-    arrays = kaldis_hclg(lang, model, transition_scale, self_loop_scale)
-    pdf = G.pdf_of_tid(model)
-    ilabel = np.where(arrays.ilabel > 0, pdf[arrays.ilabel] + 1, 0).astype(np.int32)
-    return sort_arcs(Fst(arrays.src, arrays.dst, ilabel, arrays.olabel, arrays.weight, arrays.final, arrays.start))
 
 
 @pytest.mark.parametrize("transition_scale, self_loop_scale", [(1.0, 0.1), (0.5, 1.0)])

@@ -1,110 +1,12 @@
 """Paths and lattices: word times, confidences, n-best and forward-backward against counting every path."""
-import itertools
 import math
 
 import numpy as np
 import pytest
+from builders.graphs import loop_graph, random_path, scores_of
 
 from essence_kd.decode.lattice import (Lattice, Occurrences, edit_distance, hypothesis, label_frames, lattice_lines,
                                        n_best, path_cost, path_word_spans, path_words, word_confidences)
-from essence_kd.hmm.graph import Graph
-
-KINDS = {"": 0, "_B": 1, "_E": 2, "_I": 3, "_S": 4}
-
-
-def loop_graph(num_words=20, num_phones=8, seed=0, positions=True, lengths=(1, 3), moved=False, silence_first=False):
-    """A loop of random words over phones of three skippable states, with optional silence and epsilons.
-
-    Shaped like the graphs of networks at 30 ms: a phone takes one frame or more. A word's label sits
-    on the first arc of its first phone; with ``moved``, that of word 1, 4, ... on an epsilon after its last phone and
-    that of word 2, 5, ... on an epsilon before its first. Silence comes after words; with ``silence_first`` before them, too.
-    """
-    rng = np.random.default_rng(seed)
-    phones, kinds, units, unit_of, arcs = ["<eps>", "SIL"], [0, 0], [(0, -1, -1)], {}, []
-    words, final = ["<eps>"] + [f"w{i}" for i in range(1, num_words + 1)], {0: 0.5, 1: 0.25}
-    states = itertools.count(2)
-
-    def phone_id(name, suffix):
-        if name + suffix not in phones:
-            phones.append(name + suffix)
-            kinds.append(KINDS[suffix] if positions else 0)
-        return phones.index(name + suffix)
-
-    def unit(phone, state):
-        if (phone, state) not in unit_of:
-            unit_of[phone, state] = len(units)
-            units.append((phone, state, len(units) - 1))
-        return unit_of[phone, state]
-
-    def add_phone(source, phone, target, word, cost, word_after=0):
-        inside = [next(states) for _ in range(3)]
-        for k, here in enumerate(inside):
-            arcs.append((source, here, unit(phone, k), word, cost + 1.0 + 0.1 * k, 1))
-            arcs.append((here, here, unit(phone, k), 0, 0.7, 0))
-            arcs.extend((here, inside[j], unit(phone, j), 0, 1.2, 0) for j in range(k + 1, 3))
-            arcs.append((here, target, 0, word_after, 0.6, 0))
-
-    seen = set()
-    for word in range(1, num_words + 1):
-        while True:
-            pron = tuple(rng.integers(num_phones, size=rng.integers(lengths[0], lengths[1] + 1)))
-            if pron not in seen:
-                seen.add(pron)
-                break
-        here, lm = 0, float(rng.uniform(1, 4))
-        for i, phone in enumerate(pron):
-            last = i == len(pron) - 1
-            suffix = "_S" if len(pron) == 1 else "_B" if i == 0 else "_E" if last else "_I"
-            there = 1 if last else next(states)
-            place = word % 3 if moved else 0
-            if i == 0 and place == 2:
-                arcs.append((here, here := next(states), 0, word, 0.0, 0))
-            add_phone(here, phone_id(f"P{phone}", suffix), there, word if i == 0 and place == 0 else 0,
-                      lm if i == 0 else 0.0, word if last and place == 1 else 0)
-            here = there
-    add_phone(1, 1, 0, 0, 0.7)
-    if silence_first:
-        add_phone(0, 1, 0, 0, 0.7)
-    arcs.append((1, 0, 0, 0, 0.7, 0))
-    table = np.array([(src, dst, units[u][2] + 1 if u else 0, word, cost, u, begin)
-                      for src, dst, u, word, cost, begin in arcs])
-    table = table[np.lexsort((table[:, 2], table[:, 0]))]
-    costs = np.full(next(states), np.inf, np.float32)
-    for state, cost in final.items():
-        costs[state] = cost
-    columns = dict(zip(("src", "dst", "ilabel", "olabel", "weight", "unit", "begin"), table.T))
-    types = dict(weight=np.float32, begin=np.uint8)
-    of_unit = np.array(units, np.int32)
-    return Graph(**{k: v.astype(types.get(k, np.int32)) for k, v in columns.items()}, final=costs,
-                 unit_phone=of_unit[:, 0], unit_state=of_unit[:, 1], unit_pdf=of_unit[:, 2], phones=np.array(phones),
-                 phone_kind=np.array(kinds, np.uint8), words=np.array(words),
-                 meta={"num_pdfs": len(units) - 1, "frame_subsampling_factor": 3, "tree_hash": "f00d"})
-
-
-def random_path(graph, num_words, rng):
-    """Arc indices of a random walk from the start to a final state that says ``num_words`` words."""
-    leaving = [np.flatnonzero(graph.src == state) for state in range(graph.num_states)]
-    while True:
-        state, path, said = 0, [], 0
-        while said < num_words or not np.isfinite(graph.final[state]):
-            weights = np.exp(-graph.weight[leaving[state]])
-            arc = rng.choice(leaving[state], p=weights / weights.sum())
-            path.append(int(arc))
-            said += int(graph.olabel[arc] > 0)
-            state = int(graph.dst[arc])
-            if said > num_words or len(path) > 200 * num_words:
-                break
-        else:
-            return np.array(path)
-
-
-def scores_of(graph, path, rng, strength=4.0):
-    """Noisy scores (T, C) in which the path's pdfs stand out."""
-    labels = graph.ilabel[path]
-    labels = labels[labels > 0]
-    scores = rng.normal(size=(len(labels), graph.num_pdfs))
-    scores[np.arange(len(labels)), labels - 1] += strength
-    return scores.astype(np.float32)
 
 
 def small_lattice(graph, seed, num_states=7):

@@ -1,15 +1,13 @@
 """Architectures: shapes, where a row looks, independence of batching, constraints, counts."""
 import pytest
-
-torch = pytest.importorskip("torch")
-
-from essence_kd.am.models.acoustic_model import look_ahead, mflop_per_frame, num_params  # noqa: E402
-from essence_kd.am.models import conformer  # noqa: E402
-from essence_kd.am.models.conformer import WindowAttention  # noqa: E402
-from essence_kd.am.models.layers import (FactoredTdnn, FrameDropout, MaskedBatchNorm, SharedDropout,  # noqa: E402
+import torch
+from essence_kd.am.models.acoustic_model import look_ahead, mflop_per_frame, num_params
+from essence_kd.am.models import conformer
+from essence_kd.am.models.conformer import WindowAttention
+from essence_kd.am.models.layers import (FactoredTdnn, FrameDropout, MaskedBatchNorm, SharedDropout,
                                          SplicedLinear, length_mask, reverse_rows, splice)
-from essence_kd.am.models.registry import ARCHITECTURES, build_model, model_settings  # noqa: E402
-from essence_kd.io.errors import UserError  # noqa: E402
+from essence_kd.am.models.registry import ARCHITECTURES, build_model, model_settings
+from essence_kd.io.errors import UserError
 
 SMALL = {
     "tdnn": {"hidden": 24, "bottleneck": 12},

@@ -3,12 +3,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-
-from essence_kd.distill import on_device  # noqa: E402
-from essence_kd.distill.ensemble import Ensemble, combine  # noqa: E402
-from essence_kd.distill.essence import Scale  # noqa: E402
+import torch
+from essence_kd.distill import on_device
+from essence_kd.distill.ensemble import Ensemble, combine
+from essence_kd.distill.essence import Scale
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -5,7 +5,7 @@ import importlib.metadata
 import sys
 
 import pytest
-from conftest import refused
+from builders import refused
 
 from essence_kd.io.registry import Registry
 

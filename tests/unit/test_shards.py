@@ -3,20 +3,17 @@ import json
 
 import numpy as np
 import pytest
+from builders import refused
+from builders.training_data import make_data
+from builders.training_runs import SMALL, killed, progress, same, state, together
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("lhotse")
-
-from amdata import make_data  # noqa: E402
-from test_trainer import SMALL, killed, progress, refused, same, state, together  # noqa: E402
-
-from essence_kd.am.dataset import TrainingData  # noqa: E402
-from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index, write_shards  # noqa: E402
-from essence_kd.am.settings import TrainSettings  # noqa: E402
-from essence_kd.am.trainer import train  # noqa: E402
-from essence_kd.cli.main import main  # noqa: E402
-from essence_kd.io.settings import load_settings  # noqa: E402
-from essence_kd.io.tables import MatrixTable  # noqa: E402
+from essence_kd.am.dataset import TrainingData
+from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index, write_shards
+from essence_kd.am.settings import TrainSettings
+from essence_kd.am.trainer import train
+from essence_kd.cli.main import main
+from essence_kd.io.settings import load_settings
+from essence_kd.io.tables import MatrixTable
 
 C = 12
 SETTINGS = [*SMALL, "data.shards_at_once=2"]

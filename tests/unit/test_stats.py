@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import table
+from builders import table
 
 from essence_kd.cli.main import main
 from essence_kd.distill.essence import EssenceSettings, select

@@ -205,7 +205,6 @@ MICRO = Size(
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    pytest.importorskip("espeakng_loader")
     out = tmp_path_factory.mktemp("mini")
     SIZES["micro"] = MICRO
     try:
@@ -326,7 +325,6 @@ def _variants():
 
 
 def test_every_voice_exists_and_does_not_clip():
-    pytest.importorskip("espeakng_loader")
     assert run_jobs(_variants, [()]) == [[]]
 
 
@@ -337,7 +335,6 @@ def test_an_unknown_size(tmp_path):
 
 
 def test_the_recipe_script(shell, tmp_path):
-    pytest.importorskip("espeakng_loader")
     run = shell("recipes/mini/prepare_data.sh", "--size", "tiny", "--nj", "2", tmp_path / "data")
     assert run.returncode == 0, run.stderr
     seconds = validate_data_dir(tmp_path / "data" / "train")["seconds"]

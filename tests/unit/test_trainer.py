@@ -3,33 +3,27 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
+from builders import ROOT, refused
+from builders.training_data import make_data
+from builders.training_runs import SMALL, killed, progress, same, state, together
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("lhotse")
-
-from amdata import make_data  # noqa: E402
-from conftest import ROOT, refused  # noqa: E402
-
-from essence_kd.am import trainer  # noqa: E402
-from essence_kd.am.optim import learning_rate  # noqa: E402
-from essence_kd.am.settings import OptimSettings, TrainSettings, check_settings  # noqa: E402
-from essence_kd.am.trainer import train  # noqa: E402
-from essence_kd.cli.main import main  # noqa: E402
-from essence_kd.io.errors import UserError  # noqa: E402
-from essence_kd.io.provenance import sha256_file, write_sidecar  # noqa: E402
-from essence_kd.io.settings import load_settings  # noqa: E402
-from essence_kd.io.tables import IntVectorWriter, MatrixWriter, read_matrices  # noqa: E402
+from essence_kd.am import trainer
+from essence_kd.am.optim import learning_rate
+from essence_kd.am.settings import OptimSettings, TrainSettings, check_settings
+from essence_kd.am.trainer import train
+from essence_kd.cli.main import main
+from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import sha256_file, write_sidecar
+from essence_kd.io.settings import load_settings
+from essence_kd.io.tables import IntVectorWriter, MatrixWriter, read_matrices
 
 C = 12
-SMALL = ["model.hidden=24", "optim.epochs=3", "data.batch_frames=300", "optim.lr=0.01", "data.heldout=0.2",
-         "augment.freq_width=1", "augment.time_width=3", "optim.ema_decay=0.9"]
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +33,6 @@ def corpus(tmp_path_factory):
 
 def settings(*more):
     return load_settings(TrainSettings, None, [*SMALL, *more])
-
-
-def state(model_dir):
-    return torch.load(model_dir / "final.pt", weights_only=True)
-
-
-def same(a, b):
-    return all(torch.equal(x, b[name]) for name, x in a.items()) and len(a) == len(b)
 
 
 def test_it_learns_and_leaves_what_architecture_md_promises(corpus, tmp_path, capsys):
@@ -91,35 +77,6 @@ def test_every_architecture_trains_and_repeats_itself(corpus, tmp_path, arch):
     assert not same(state(tmp_path / "a"), state(tmp_path / "c"))
 
 
-def killed(call, at, where="step"):
-    """Runs ``call`` in a process that kills itself at its ``at``-th step, or in the middle of writing a checkpoint."""
-    child = os.fork()
-    if child == 0:
-        count = [0]
-
-        def die_in(module, name, before=lambda *args: None):
-            real = getattr(module, name)
-
-            def counted(*args, **more):
-                count[0] += 1
-                if count[0] == at:
-                    before(*args)
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args, **more)
-
-            setattr(module, name, counted)
-
-        if where == "step":
-            die_in(trainer, "take_average")
-        else:
-            die_in(trainer.torch, "save", lambda state, stream: (stream.write(b"half of it"), stream.flush()))
-        try:
-            call()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.parametrize("arch", [["model.hidden=24", "model.dropout=0.2"], ["model.hidden=24", "optim.optimiser=sgd"],
                                   ["arch=tdnn_lstm", "model.hidden=12", "model.cells=10", "model.frame_dropout=0.2"]])
 def test_killed_at_any_step_it_ends_in_the_same_bytes(corpus, tmp_path, arch):
@@ -153,32 +110,6 @@ def test_checkpoints_by_the_clock(corpus, tmp_path, monkeypatch):
     del saved[:]
     train(settings("checkpoint.every_minutes=0", "optim.epochs=2"), corpus.data, corpus.ali, tmp_path / "n")
     assert len(saved) == 2
-
-
-def progress(model_dir):
-    """Everything in progress.jsonl but what took how long."""
-    lines = [json.loads(line) for line in (model_dir / "progress.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "data_seconds")} for line in lines]
-
-
-def together(processes, call, errors):
-    """Forks so many processes that find each other as torchrun's do; their exit statuses. ``errors`` gets stderr."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(processes):
-        child = os.fork()
-        if child == 0:
-            os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            sys.stderr = open(errors, "a", buffering=1)
-            status = 70
-            try:
-                status = call()
-            finally:
-                os._exit(status)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def test_several_processes_have_the_loss_curve_of_one(corpus, tmp_path):
@@ -242,7 +173,6 @@ def test_several_processes_have_the_loss_curve_of_one(corpus, tmp_path):
 
 
 def test_scalars_for_tensorboard(corpus, tmp_path):
-    pytest.importorskip("tensorboard", reason="TENSORBOARD is not installed: its scalars are not tested")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     info = train(settings(), corpus.data, corpus.ali, tmp_path / "m", soft=corpus.post(3), tensorboard=True)

@@ -11,7 +11,7 @@ import shlex
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from builders import ROOT
 
 from essence_kd.am.models.registry import model_settings
 from essence_kd.am.settings import TrainSettings

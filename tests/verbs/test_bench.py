@@ -5,11 +5,9 @@ import json
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-
-from essence_kd.cli.main import main  # noqa: E402
-from essence_kd.distill.bench import Bench, interleaved, loss_works, synthetic_logits, table  # noqa: E402
+import torch
+from essence_kd.cli.main import main
+from essence_kd.distill.bench import Bench, interleaved, loss_works, synthetic_logits, table
 
 
 def test_every_part_runs_and_is_reported(tmp_path, capsys):

@@ -2,14 +2,10 @@
 import json
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("lhotse")
-
-from essence_kd.am.bench import BASE, StepBench, table  # noqa: E402
-from essence_kd.am.settings import TrainSettings  # noqa: E402
-from essence_kd.cli.main import main  # noqa: E402
-from essence_kd.io.settings import load_settings  # noqa: E402
+from essence_kd.am.bench import BASE, StepBench, table
+from essence_kd.am.settings import TrainSettings
+from essence_kd.cli.main import main
+from essence_kd.io.settings import load_settings
 
 SMALL = ["arch=tdnn_lstm", "model.hidden=12", "model.cells=8", "data.chunk_frames=30", "data.left_context=9",
          "data.right_context=9"]

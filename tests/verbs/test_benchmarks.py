@@ -4,10 +4,16 @@ import subprocess
 import sys
 
 import graph_building
-from conftest import ROOT
-from test_decode import corpus  # noqa: F401
+import pytest
+from builders import ROOT
+from builders.decoding import make_scores
 
 from essence_kd.hmm.graph import load_graph
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_scores(tmp_path_factory.mktemp("corpus"))
 
 
 def bench(name, *arguments, kaldi_root=None):
@@ -25,7 +31,7 @@ def rows(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_decoders(corpus, tmp_path):  # noqa: F811
+def test_decoders(corpus, tmp_path):
     """Rows of all decoders that are there but k2, with the words of kaldi-decoder."""
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "text").write_text((corpus.folder / "text").read_text())
@@ -41,7 +47,7 @@ def test_decoders(corpus, tmp_path):  # noqa: F811
     assert missing.returncode == 1 and "graph.npz: there is no such file" in missing.stderr
 
 
-def test_long_audio_and_sweeps(corpus, tmp_path):  # noqa: F811
+def test_long_audio_and_sweeps(corpus, tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "text").write_text((corpus.folder / "text").read_text())
     shared = ["--without-k2", "--scores", f"scp:{corpus.folder}/scores.scp", "--set", "set", "--beams", "30",

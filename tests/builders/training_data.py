@@ -3,8 +3,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
-from conftest import ROOT
+from builders import ROOT
 
 from essence_kd.io.posterior import PosteriorWriter
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
@@ -72,7 +71,6 @@ class TrainingStage:
     """local/train_models.sh on a small corpus: ``folder`` gets data/, ali/ and exp/, and is the WORK_DIR."""
 
     def __init__(self, folder, environment):
-        pytest.importorskip("lhotse")
         self.corpus, self.exp = make_data(folder, utterances=4), Path(folder) / "exp"
         self.environment = {**environment, "WORK_DIR": str(folder)}
         for place in (self.corpus.data, self.corpus.ali, self.exp):
