@@ -39,7 +39,7 @@ def shell(tmp_path):
 @pytest.fixture(scope="module", params=["compiled", "numpy"])
 def inner_loops(request):
     """The test with the compiled kernels, and without them."""
-    from essence_kd.distill import essence
+    from essence_kd.distill import largest, threshold
     from essence_kd.io import posterior
     from essence_kd.io.kernels import kernels
 
@@ -48,6 +48,6 @@ def inner_loops(request):
             if kernels() is None:
                 pytest.skip("no C compiler, so no compiled kernels (apt-get install gcc)")
         else:
-            for module in (essence, posterior):
+            for module in (largest, threshold, posterior):
                 patch.setattr(module, "kernels", lambda: None)
         yield

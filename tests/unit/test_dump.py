@@ -13,7 +13,8 @@ from builders import ROOT, table
 from essence_kd.am.dump import DumpSettings, device_entries, describe_teachers, dump
 from essence_kd.cli.main import main
 from essence_kd.distill.ensemble import Ensemble, combine
-from essence_kd.distill.essence import EssenceSettings, Scale, select, select_agree
+from essence_kd.distill.essence import EssenceSettings, select
+from essence_kd.distill.scales import Scale
 from essence_kd.hmm.kaldi_alignment import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import read_posteriors
@@ -96,7 +97,7 @@ def test_fusing_is_dumping_and_pruning(rule, two, tmp_path):
     for utt, post in read_posteriors(f"ark:{tmp_path}/post.ark"):
         both = [v[utt] for v in values]
         full = combine(ensemble, both)
-        want = select_agree(both, full, rule) if rule.select == "agree" else select(full, rule, utt=utt)
+        want = select(full, rule, utt=utt, teachers=both)
         np.testing.assert_array_equal(post.ids, want.ids)
         np.testing.assert_array_equal(post.probs, want.probs)
     fields = json.loads((tmp_path / "essence.json").read_text())

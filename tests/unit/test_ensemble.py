@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from essence_kd.distill.ensemble import Ensemble, combine, combine_top_k
-from essence_kd.distill.essence import FrameError, Scale
+from essence_kd.distill.scales import FrameError, Scale
 from scipy.special import log_softmax, logsumexp
 
 

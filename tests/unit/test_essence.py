@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
-from essence_kd.distill import essence as module
-from essence_kd.distill.essence import (EssenceSettings, FrameError, Scale, block_maxima, bound_maxima, entries_of,
-                                        frame_uniforms, log_normalisers, positions, reference_agree, reference_select,
-                                        select, select_agree, select_sparse, sort_entries, to_probabilities, top_k)
+from essence_kd.distill import largest
+from essence_kd.distill.entries import sort_entries
+from essence_kd.distill.essence import EssenceSettings, entries_of, reference_select, select, select_sparse
+from essence_kd.distill.largest import block_maxima, bound_maxima, positions, top_k
+from essence_kd.distill.rules import min_post, random_prune
+from essence_kd.distill.rules.random_prune import frame_uniforms
+from essence_kd.distill.scales import FrameError, Scale, log_normalisers, to_probabilities
 from essence_kd.io.objects import StoredMatrix
 from essence_kd.io.sources import OpenFile, Truncated
 
@@ -292,9 +295,9 @@ def test_agree():
     combined = np.mean(teachers, axis=0).astype(np.float32)
     for n in (1, 2, 3):
         rule = EssenceSettings(select="agree", top_k=5, agree=n, mass="keep")
-        assert frames_of(select_agree(teachers, combined, rule)) == reference_agree(teachers, combined, rule)
+        assert frames_of(select(combined, rule, teachers=teachers)) == reference_select(combined, rule, teachers=teachers)
     with pytest.raises(ValueError, match="3 teachers"):
-        select_agree(teachers, combined, EssenceSettings(select="agree", agree=4))
+        select(combined, EssenceSettings(select="agree", agree=4), teachers=teachers)
     for dense_or_sparse in (lambda rule: select(combined, rule),
                             lambda rule: select_sparse(np.array([0, 1]), np.array([1]), np.array([1.0]), rule)):
         with pytest.raises(ValueError, match="teachers themselves"):
@@ -305,7 +308,7 @@ def test_agree():
                          ids=lambda rule: f"{rule.select}-{rule.top_k}-{rule.top_p}-{rule.min_post}")
 def test_no_frames(rule):
     nothing = np.zeros((0, 5), np.float32)
-    essence = (select_agree([nothing], nothing, rule) if rule.select == "agree" else select(nothing, rule))
+    essence = select(nothing, rule, teachers=[nothing])
     assert essence.offsets.tolist() == [0] and len(essence.ids) == 0
     if rule.select != "agree":
         assert len(select_sparse(np.zeros(1), np.zeros(0, int), np.zeros(0), rule).ids) == 0
@@ -337,10 +340,11 @@ def test_one_bad_element_anywhere_is_found(rule, column):
 
 def test_the_kernels_take_what_is_good(monkeypatch):
     """NumPy, which has the last word, is not asked."""
-    if module.kernels() is None:
+    if largest.kernels() is None:
         pytest.skip("without compiled kernels")
-    monkeypatch.setattr(module, "bound_maxima", None)
-    monkeypatch.setattr(module, "positions", None)
+    monkeypatch.setattr(largest, "bound_maxima", None)
+    for module in (largest, min_post, random_prune):
+        monkeypatch.setattr(module, "positions", None)
     for kind in ("random", "tied", "constant", "one-hot", "denormal", "few", "permuted"):
         for columns in (1, 53, 640):
             if columns > 7 or kind in ("constant", "one-hot"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from essence_kd.distill import on_device
 from essence_kd.distill.ensemble import Ensemble, combine
-from essence_kd.distill.essence import Scale
+from essence_kd.distill.scales import Scale
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

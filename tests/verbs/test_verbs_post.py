@@ -125,7 +125,8 @@ def test_files_pipes_gzip_and_threads_give_the_same_bytes(options, tmp_path, cap
             assert run(capsys, "prune-post", "--threads", threads, *options, spec, f"ark:{tmp_path}/p.ark")[0] == 0
             outputs.append((tmp_path / "p.ark").read_bytes())
     monkeypatch.setattr("essence_kd.distill.prune.kernels", lambda: None)
-    monkeypatch.setattr("essence_kd.distill.essence.kernels", lambda: None)
+    monkeypatch.setattr("essence_kd.distill.largest.kernels", lambda: None)
+    monkeypatch.setattr("essence_kd.distill.threshold.kernels", lambda: None)
     assert run(capsys, "prune-post", *options, source, f"ark:{tmp_path}/p.ark")[0] == 0
     assert {(tmp_path / "p.ark").read_bytes(), *outputs} == {outputs[0]}
 

@@ -17,10 +17,12 @@ import numpy as np
 
 from essence_kd.am.models import read_model_yaml
 from essence_kd.am.nnet3 import is_nnet3
-from essence_kd.distill.archives import (Progress, Tally, ahead, describe, frame_error, num_utterances, sidecar_of,
+from essence_kd.distill.archives import (WIDE, Progress, Tally, ahead, describe, frame_error, num_utterances, sidecar_of,
                                          target_sidecar, write_essence)
 from essence_kd.distill.ensemble import Ensemble, combine, combine_top_k
-from essence_kd.distill.essence import Essence, EssenceSettings, Scale, entries_of, select, select_agree
+from essence_kd.distill.entries import Essence
+from essence_kd.distill.essence import EssenceSettings, entries_of, select
+from essence_kd.distill.scales import Scale
 from essence_kd.hmm.kaldi_alignment import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import PosteriorWriter
@@ -29,7 +31,6 @@ from essence_kd.io.specifiers import parse_rspecifier, read_scp
 from essence_kd.io.tables import MatrixTable, MatrixWriter, read_matrices
 
 DESCRIBED = ("num_pdfs", "tree_hash", "frame_shift_ms")
-WIDE = 100  # entries of a frame of a wide archive
 WINDOW_FRAMES = 2_000_000  # feature frames of a window in which utterances are sorted by length
 
 
@@ -124,8 +125,9 @@ def _fits_device(settings: DumpSettings) -> bool:
     """Whether all teachers are models of ours, and all that is asked for comes from the largest entries of a frame."""
     if any(is_table(teacher) or is_nnet3(teacher) for teacher in settings.teachers):
         return False
-    rule = settings.essence.select if settings.essence else "top-k"
-    return settings.full is None and rule in ("top-k", "top-p") and (settings.essence is not None or settings.keep != 0)
+    if settings.essence is None:
+        return settings.full is None and settings.keep != 0
+    return settings.full is None and settings.essence.rule().reach(None) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------- teachers
@@ -314,11 +316,11 @@ class _Output:
         self.wspecifier, self.kind, self.described = wspecifier, kind, dict(described)
         self.sidecar = target_sidecar(wspecifier, *filter(is_table, settings.teachers))
         if kind == "essence":
-            self.rule = settings.essence
+            self.essence = settings.essence
         elif kind == "wide":
-            self.rule = EssenceSettings(select="top-k", top_k=settings.keep or WIDE, mass="keep")
+            self.essence = EssenceSettings(select="top-k", top_k=settings.keep or WIDE, mass="keep")
         else:
-            self.rule = None
+            self.essence = None
         temperatures = [scale.temperature for scale in ensemble.scales]
         same = all(t == temperatures[0] for t in temperatures)
         # teachers at one temperature make a posterior at that temperature; different ones are a calibration
@@ -338,13 +340,11 @@ class _Output:
             raise ValueError(f"{num_pdfs} columns, but there are {known} pdfs")
         self.described["num_pdfs"] = num_pdfs if known is None else known
         if self._may_be_fewer and num_pdfs is not None:
-            self.rule.top_k = min(WIDE, num_pdfs)
+            self.essence.top_k = min(WIDE, num_pdfs)
 
-    def width(self) -> int:
-        """How many of a frame's largest entries top-k or top-p look at."""
-        if self.rule.select == "top-k":
-            return self.rule.top_k
-        return min(self.rule.max_k, self.described.get("num_pdfs") or self.rule.max_k)
+    def width(self) -> Optional[int]:
+        """How many of a frame's largest entries the rule looks at; None: at all."""
+        return self.essence.rule().reach(self.described.get("num_pdfs"))
 
     def __enter__(self) -> "_Output":
         if self.kind == "dense":
@@ -358,7 +358,7 @@ class _Output:
 
     def from_entries(self, ids: np.ndarray, probs: np.ndarray) -> Essence:
         """The rule applied to the largest entries of each frame."""
-        return entries_of(ids, probs, self.rule)
+        return entries_of(ids, probs, self.essence)
 
     def write_essence(self, utt: str, essence: Essence) -> None:
         write_essence(self.writer, utt, essence)
@@ -368,9 +368,9 @@ class _Output:
         if self.sidecar is None:
             return
         form = "matrix" if self.kind == "dense" else "compact" if self.writer.compact else "kaldi"
-        fields = {**self.described, "kind": self.kind, "form": form, **(describe(self.rule) if self.rule else {}),
+        fields = {**self.described, "kind": self.kind, "form": form, **(describe(self.essence) if self.essence else {}),
                   **tally.fields(), **self.fields}
-        if self.rule is None:
+        if self.essence is None:
             fields.update(selection="all", mean_mass=1.0, num_entries=tally.num_frames * (fields["num_pdfs"] or 0))
         write_sidecar(self.sidecar, fields)
 
@@ -382,21 +382,19 @@ def _write_utterance(utt: str, matrices: Sequence[np.ndarray], ensemble: Ensembl
     num_pdfs = matrices[0].shape[1] if matrices[0].size else None
     for output in outputs:
         output.set_num_pdfs(num_pdfs)
-    rule = outputs[-1].rule
+    essence = outputs[-1].essence
+    width = None if essence is None else outputs[-1].width()
     whole = None
-    if outputs[0].kind == "dense" or rule.select not in ("top-k", "top-p"):
+    if outputs[0].kind == "dense" or width is None:
         whole = combine(ensemble, matrices, threads=threads)
     for output in outputs:
         if output.kind == "dense":
             output.writer.write(utt, whole)
-    if rule is None:
+    if essence is None:
         return len(whole), whole.size, np.ones(len(whole), np.float32)
     if whole is None:
-        ids, probs = combine_top_k(ensemble, matrices, outputs[-1].width(), threads=threads)
-        essence = outputs[-1].from_entries(ids, probs)
-    elif rule.select == "agree":
-        essence = select_agree(matrices, whole, rule, threads=threads)
+        kept = outputs[-1].from_entries(*combine_top_k(ensemble, matrices, width, threads=threads))
     else:
-        essence = select(whole, replace(rule, temperature=1.0), utt=utt, threads=threads)
-    outputs[-1].write_essence(utt, essence)
-    return len(essence.kept), len(essence.ids), essence.kept
+        kept = select(whole, replace(essence, temperature=1.0), utt=utt, threads=threads, teachers=matrices)
+    outputs[-1].write_essence(utt, kept)
+    return len(kept.kept), len(kept.ids), kept.kept

@@ -35,7 +35,8 @@ def _numbers(text: str) -> list:
 
 
 def add_arguments(parser) -> None:
-    from essence_kd.distill.options import add_selection_arguments
+    from essence_kd.distill.archives import WIDE
+    from essence_kd.distill.options import SELECTION, add_settings_arguments
 
     parser.add_argument("--combine", choices=("mean", "logmean"), default="mean",
                         help="mean of the posteriors (default) or of their logs, normalised")
@@ -48,12 +49,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--prior-scale", type=float, default=1.0, metavar="S", help="of the log prior (default: 1)")
     parser.add_argument("--feats", metavar="scp:FILE", help="features for model directories")
     parser.add_argument("--keep", type=_keep, default=None, metavar="N|all",
-                        help="entries a frame of the wide archive (default: 100, or all there are); all: matrices")
+                        help=f"entries a frame of the wide archive (default: {WIDE}, or all there are); all: matrices")
     parser.add_argument("--full-wspecifier", metavar="WSPECIFIER", help="write the whole posteriors, too, as matrices")
     parser.add_argument("--fuse", action="store_true",
                         help="write essence targets (the options below), not a wide archive")
-    add_selection_arguments(parser)
-    parser.add_argument("--agree", type=int, metavar="N", help="agree: teachers that must hold a class (default: 2)")
+    add_settings_arguments(parser, (*SELECTION, "agree"))
     parser.add_argument("--frame-shift-ms", type=float, metavar="MS", help="for the sidecar, where no model says it")
     parser.add_argument("--job", type=job_share, metavar="J/N",
                         help="the utterances alone that fall to the J-th of N jobs, which join-post joins; what "
@@ -70,20 +70,20 @@ def run(args) -> None:
     from dataclasses import replace
 
     from essence_kd.am.dump import DumpSettings, dump
-    from essence_kd.distill.options import selection_settings
+    from essence_kd.distill.options import SELECTION, essence_settings, option
     from essence_kd.io.errors import UserError
 
     essence = None
     temperatures = args.temperatures or ([args.temperature] if args.temperature is not None else [])
     if args.fuse:
-        essence = selection_settings(args)
+        essence = essence_settings(args)
         temperatures = temperatures or [essence.temperature]
         if len(set(temperatures)) == 1:
             essence = replace(essence, temperature=temperatures[0])
     else:
-        for name in ("config", "select", "top_k", "top_p", "max_k", "min_post", "mass", "seed", "agree"):
-            if getattr(args, name) is not None:
-                raise UserError(f"--{name.replace('_', '-')} selects essence targets: say --fuse, or prune-post later")
+        for name in ("config", *SELECTION, "agree", "set"):
+            if name != "temperature" and getattr(args, name) is not None:
+                raise UserError(f"{option(name)} selects essence targets: say --fuse, or prune-post later")
     tally = dump(DumpSettings(
         teachers=args.teachers, output=args.wspecifier, keep=args.keep, essence=essence, full=args.full_wspecifier,
         feats=args.feats, combine=args.combine, weights=args.weights, temperatures=temperatures, input=args.input,

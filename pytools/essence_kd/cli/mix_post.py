@@ -14,8 +14,9 @@ HELP = "mix soft essence targets and hard alignments into one archive"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--config", metavar="YAML", help="settings (conf/essence.yaml) that give the soft weight")
-    parser.add_argument("--soft-weight", type=float, metavar="A", help="weight of the soft target (default: 0.9)")
+    from essence_kd.distill.options import add_settings_arguments
+
+    add_settings_arguments(parser, ("soft_weight",))
     parser.add_argument("--frame-subsampling-factor", type=int, metavar="N",
                         help="alignment frames for one frame of the soft target (default: as its sidecar says, else 1)")
     parser.add_argument("--every-frame", action="store_true",
@@ -27,8 +28,8 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     from essence_kd.distill.mix import mix
-    from essence_kd.distill.options import selection_settings
+    from essence_kd.distill.options import essence_settings
 
-    tally = mix(args.soft, args.alignments, args.wspecifier, selection_settings(args).soft_weight,
+    tally = mix(args.soft, args.alignments, args.wspecifier, essence_settings(args).soft_weight,
                 factor=args.frame_subsampling_factor, every_frame=args.every_frame)
     print(f"mix-post: {tally}", file=sys.stderr)

@@ -17,6 +17,9 @@ HELP = "statistics of a posterior archive: retained mass, entropy, agreement, si
 
 
 def add_arguments(parser) -> None:
+    from essence_kd.distill.archives import WIDE
+    from essence_kd.distill.essence import EssenceSettings
+
     parser.add_argument("--input", choices=("prob", "log", "logit", "post"), default=None,
                         help="what matrices hold (default: prob); post: a sparse archive (recognised, too)")
     parser.add_argument("--alignment", metavar="ALI-RSPECIFIER", help="vectors of pdf-ids to compare with")
@@ -31,8 +34,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--hours", type=float, metavar="H", help="forecast disk and time for a corpus of H hours")
     parser.add_argument("--frame-shift-ms", type=float, metavar="MS",
                         help="of the forecast (default: as the sidecar says, else 10)")
-    parser.add_argument("--keep", type=int, default=100, metavar="N", help="entries of a wide archive (default: 100)")
-    parser.add_argument("--top-k", type=int, default=20, metavar="K", help="entries of an essence (default: 20)")
+    parser.add_argument("--keep", type=int, default=WIDE, metavar="N", help=f"entries of a wide archive (default: {WIDE})")
+    parser.add_argument("--top-k", type=int, default=EssenceSettings.top_k, metavar="K",
+                        help=f"entries of an essence (default: {EssenceSettings.top_k})")
     parser.add_argument("--max-frames", type=int, default=0, metavar="N",
                         help="look at the first N frames, to the end of their utterance (default: all)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="look at every N-th utterance (default: all)")

@@ -18,9 +18,9 @@ HELP = "prune posteriors (matrices or sparse archives) to essence targets"
 
 
 def add_arguments(parser) -> None:
-    from essence_kd.distill.options import add_selection_arguments
+    from essence_kd.distill.options import add_settings_arguments
 
-    add_selection_arguments(parser)
+    add_settings_arguments(parser)
     parser.add_argument("--input", choices=("prob", "log", "logit", "post"), default=None,
                         help="what the input holds: matrices of probabilities (default), log-probabilities or logits, "
                              "or post (a sparse archive; recognised, too)")
@@ -31,9 +31,10 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    from essence_kd.distill.options import selection_settings
+    from essence_kd.distill.options import essence_settings
     from essence_kd.distill.prune import prune
 
-    tally = prune(args.rspecifier, args.wspecifier, selection_settings(args), kind=args.input, threads=args.threads,
-                  keep_temperature=args.temperature is None and args.config is None)
+    told = [args.temperature, args.config, *(given for given in args.set or [] if given.startswith("temperature"))]
+    tally = prune(args.rspecifier, args.wspecifier, essence_settings(args), kind=args.input, threads=args.threads,
+                  keep_temperature=not any(given is not None for given in told))
     print(f"prune-post: {tally}", file=sys.stderr)

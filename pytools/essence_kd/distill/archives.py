@@ -11,7 +11,8 @@ from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple, Typ
 
 import numpy as np
 
-from essence_kd.distill.essence import Essence, EssenceSettings
+from essence_kd.distill.entries import Essence
+from essence_kd.distill.essence import EssenceSettings
 from essence_kd.io import compact
 from essence_kd.io.errors import UserError
 from essence_kd.io.objects import StoredMatrix, cut_matrix, read_matrix
@@ -23,6 +24,7 @@ from essence_kd.io.tables import read_table
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+WIDE = 100  # entries of a frame of a wide archive
 CARRIED = ("num_pdfs", "temperature", "combine", "weights", "frame_shift_ms", "tree_hash", "models", "prior_scale")
 
 
@@ -191,18 +193,8 @@ def check_kind(source: str, utt: str, is_sparse: bool, wanted: Optional[str]) ->
 
 def describe(settings: EssenceSettings) -> Dict[str, Any]:
     """The fields of a sidecar that say how an essence was selected."""
-    fields: Dict[str, Any] = {"selection": settings.select, "mass": settings.mass, "temperature": settings.temperature}
-    if settings.select in ("top-k", "agree"):
-        fields["k"] = settings.top_k
-    if settings.select == "top-p":
-        fields.update(top_p=settings.top_p, max_k=settings.max_k)
-    if settings.select in ("min-post", "random-prune"):
-        fields["min_post"] = settings.min_post
-    if settings.select == "random-prune":
-        fields["seed"] = settings.seed
-    if settings.select == "agree":
-        fields["agree"] = settings.agree
-    return fields
+    return {"selection": settings.select, "mass": settings.mass, "temperature": settings.temperature,
+            **settings.rule().describe(), **settings.mass_rule().describe()}
 
 
 class Tally:

@@ -14,7 +14,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 
 from essence_kd.distill.ensemble import Ensemble, combine_top_k
-from essence_kd.distill.essence import Scale, log_normalisers, top_k
+from essence_kd.distill.largest import top_k
+from essence_kd.distill.scales import Scale, log_normalisers
 from essence_kd.io.errors import UserError
 from essence_kd.io.objects import kaldi_io_module
 from essence_kd.io.posterior import PosteriorWriter, read_posteriors

@@ -1,7 +1,7 @@
 """Combining teachers: from M matrices of one utterance to the ensemble's posterior, or straight to its k largest.
 
 Legend: M teachers, T frames, C pdfs; p_m the posterior of teacher m at its temperature and with its prior divided
-out where asked (`essence.Scale`); w_m weights that sum to 1.
+out where asked (`scales.Scale`); w_m weights that sum to 1.
 
     mean      sum_m w_m p_m
     logmean   softmax(sum_m w_m log p_m)
@@ -16,8 +16,9 @@ from typing import List, Sequence, Tuple
 
 import numpy as np
 
-from essence_kd.distill.essence import (Scale, as_float32, check_k, log_normalisers, over_rows, top_k,
-                                        top_k_of_mixture)
+from essence_kd.distill.largest import check_k, top_k, top_k_of_mixture
+from essence_kd.distill.rows import over_rows
+from essence_kd.distill.scales import Scale, as_float32, log_normalisers
 
 COMBINE = ("mean", "logmean")
 
@@ -97,7 +98,7 @@ def combine_top_k(ensemble: Ensemble, matrices: Sequence[np.ndarray], k: int, *,
     """The k largest probabilities of `combine`, without it: ids (T, k) int32 and probs (T, k) float32.
 
     Ordered by falling probability, ties by rising pdf-id. For the mean of log-posteriors, exponentials are taken of
-    the few classes that can be among the k largest only (`essence.top_k_of_mixture`). Raises FrameError, ValueError.
+    the few classes that can be among the k largest only (`largest.top_k_of_mixture`). Raises FrameError, ValueError.
     """
     teachers = ensemble._aligned(matrices)
     shape = teachers[0][0].shape

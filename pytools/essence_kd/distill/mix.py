@@ -13,7 +13,7 @@ import numpy as np
 
 from essence_kd.distill.archives import (CARRIED, Progress, Tally, check_sidecars, num_utterances, sidecar_of,
                                          target_sidecar)
-from essence_kd.distill.essence import sort_entries
+from essence_kd.distill.entries import sort_entries
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
 from essence_kd.io.provenance import write_sidecar

@@ -1,41 +1,49 @@
-"""The selection options that verbs share."""
+"""The options of `EssenceSettings` that verbs share."""
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
 
+from essence_kd.distill.essence import EssenceSettings
+from essence_kd.distill.mass_rules import MASS_RULES
+from essence_kd.distill.rules import RULES
 from essence_kd.io.errors import UserError
+from essence_kd.io.settings import load_settings
 
-if TYPE_CHECKING:
-    from essence_kd.distill.essence import EssenceSettings
+SELECTION = ("select", "top_k", "top_p", "max_k", "min_post", "mass", "temperature", "seed")
 
 
-def add_selection_arguments(parser) -> None:
-    """The options that fill `EssenceSettings`; an option wins over --config."""
+def add_settings_arguments(parser, names=SELECTION) -> None:
+    """--config, options for these fields of `EssenceSettings`, and --set; help prints the defaults."""
     parser.add_argument("--config", metavar="YAML", help="settings (conf/essence.yaml); the options below win over it")
-    parser.add_argument("--select", choices=("top-k", "top-p", "min-post", "random-prune", "agree"),
-                        help="selection rule (default: top-k)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="classes a frame (default: 20)")
-    parser.add_argument("--top-p", type=float, metavar="P", help="top-p: the mass to reach (default: 0.95)")
-    parser.add_argument("--max-k", type=int, metavar="K", help="top-p: never more classes than this (default: 100)")
-    parser.add_argument("--min-post", type=float, metavar="P",
-                        help="min-post and random-prune: the threshold (default: 0.01)")
-    parser.add_argument("--mass", choices=("renorm", "keep", "residual"), help="mass rule (default: renorm)")
-    parser.add_argument("--temperature", type=float, metavar="T", help="temperature of the result (default: 1)")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of random-prune (default: 0)")
+    for part in fields(EssenceSettings):
+        if part.name not in names:
+            continue
+        registry = {"select": RULES, "mass": MASS_RULES}.get(part.name)
+        text, metavar, kind = part.metadata["help"], part.name.rpartition("_")[2][0].upper(), type(part.default)
+        if registry is not None:
+            text, metavar = f"{text}: {', '.join(registry.names(plugins=False))}, or a plugin's", "NAME"
+        default = f"{part.default:g}" if kind is not str else part.default
+        parser.add_argument(option(part.name), type=kind, metavar=metavar, help=f"{text} (default: {default})")
+    parser.add_argument("--set", action="append", metavar="NAME=VALUE",
+                        help="a setting, or a parameter of a plugin's rule (repeat it)")
 
 
-def selection_settings(args) -> EssenceSettings:
-    """EssenceSettings from --config and the options. Raises UserError for values without meaning."""
-    from essence_kd.distill.essence import EssenceSettings
-    from essence_kd.io.settings import load_settings
+def option(name: str) -> str:
+    """A field's name as an option."""
+    return "--" + name.replace("_", "-")
 
-    settings = load_settings(EssenceSettings, args.config)
-    given = {name: getattr(args, name, None) for name in EssenceSettings.__dataclass_fields__}
+
+def essence_settings(args) -> EssenceSettings:
+    """EssenceSettings from --config, --set and the options. Raises UserError for values without meaning."""
+    known = EssenceSettings.__dataclass_fields__
+    overrides = [given if given.partition("=")[0].strip().partition(".")[0] in known else f"parameters.{given}"
+                 for given in args.set or []]
+    settings = load_settings(EssenceSettings, args.config, overrides)
+    given = {name: getattr(args, name, None) for name in known}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     try:
         settings.check()
     except ValueError as error:
-        option, _, rest = str(error).partition(" ")
-        raise UserError(f"--{option.replace('_', '-')} {rest}") from None
+        name, _, rest = str(error).partition(" ")
+        raise UserError(f"{option(name)} {rest}" if name in known else f"--set: {error}") from None
     return settings

@@ -7,7 +7,9 @@ from typing import Optional
 from essence_kd.distill.archives import (CARRIED, Progress, Tally, check_kind, describe, frame_error, in_turn,
                                          num_utterances, read_dense_or_sparse, sidecar_of, target_sidecar,
                                          write_essence)
-from essence_kd.distill.essence import EssenceSettings, default_threads, select, select_sparse
+from essence_kd.distill.essence import EssenceSettings, select, select_sparse
+from essence_kd.distill.mass_rules import MASS_RULES
+from essence_kd.distill.rows import default_threads
 from essence_kd.io.errors import UserError
 from essence_kd.io.kernels import kernels
 from essence_kd.io.posterior import Posterior, PosteriorWriter
@@ -22,19 +24,21 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
     ``keep_temperature``: the result has the temperature of the source whatever the settings say. Writes the sidecar
     of ``wspecifier`` when that is a file. Raises UserError; nothing is left then.
     """
-    if settings.select == "agree":
-        raise UserError("--select agree needs the teachers themselves: essence dump-post --fuse --select agree")
+    rule, mass = settings.rule(), settings.mass_rule()
+    if rule.needs_teachers:
+        raise UserError(f"--select {rule.name} needs the teachers themselves: essence dump-post --fuse --select {rule.name}")
     source, target = sidecar_of(rspecifier), target_sidecar(wspecifier, rspecifier)
     temperature = float(source.get("temperature") or 1.0)
     if keep_temperature:
         settings = replace(settings, temperature=temperature)
     beside = sidecar_path(rspecifier)
-    if settings.select == "top-k" and source.get("selection") == "top-k" and source.get("k", 0) < settings.top_k:
-        raise UserError(f"{beside}: the archive holds {source['k']} classes a frame, --top-k asks for {settings.top_k}")
-    renormed = source.get("mass") == "renorm" and source.get("mean_mass") is not None and source["mean_mass"] < 0.9999
-    if renormed and settings.mass != "renorm":
+    if rule.exact and source.get("selection") == rule.name and source.get("k", 0) < rule.exact:
+        raise UserError(f"{beside}: the archive holds {source['k']} classes a frame, --{rule.name} asks for {rule.exact}")
+    rescaled = (source.get("mean_mass") is not None and source["mean_mass"] < 0.9999 and source.get("mass") is not None
+                and MASS_RULES.get(source["mass"], str(beside)).rescales)
+    if rescaled and not mass.scale_free:
         raise UserError(f"{beside}: the archive was scaled to mass 1 (it had {source['mean_mass']:.4f}); "
-                        f"--mass {settings.mass} needs one made with --mass keep")
+                        f"--mass {mass.name} needs one made with --mass keep")
 
     threads = max(1, threads or default_threads())
     tally, num_pdfs, most, least = Tally(), source.get("num_pdfs"), 0, None
@@ -78,14 +82,14 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
             progress.show(tally)
         if not tally.num_utts:
             raise UserError(f"{rspecifier}: holds no utterance")
-        if settings.select == "top-k" and most and most == least and most < min(settings.top_k, num_pdfs or 1 << 31):
-            raise UserError(f"{rspecifier}: holds {most} classes a frame, --top-k asks for {settings.top_k}")
+        if rule.exact and most and most == least and most < min(rule.exact, num_pdfs or 1 << 31):
+            raise UserError(f"{rspecifier}: holds {most} classes a frame, --{rule.name} asks for {rule.exact}")
     if target is not None:
         fields = {name: source[name] for name in CARRIED if name in source}
         fields.update(describe(settings), **tally.fields(), kind="essence", source=rspecifier,
                       form="compact" if writer.compact else "kaldi")
         fields["num_pdfs"] = num_pdfs
-        if renormed:
+        if rescaled:
             fields["mean_mass"] = None  # what the source lost is not known frame by frame
         write_sidecar(target, fields)
     return tally

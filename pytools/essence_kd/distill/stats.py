@@ -12,7 +12,8 @@ import numpy as np
 
 from essence_kd.distill.archives import (Progress, Tally, ahead, check_kind, check_sidecars, frame_error, num_utterances,
                                          read_dense_or_sparse, sidecar_of)
-from essence_kd.distill.essence import EssenceSettings, Scale, select, to_probabilities
+from essence_kd.distill.essence import EssenceSettings, select
+from essence_kd.distill.scales import Scale, to_probabilities
 from essence_kd.distill.mix import Alignments, factor_of, subsample
 from essence_kd.io import compact
 from essence_kd.io.errors import UserError
@@ -183,7 +184,7 @@ def collect(rspecifier: str, *, kind: Optional[str] = None, alignments: Optional
                     raise ValueError(f"{value.shape[1]} columns, but there are {num_pdfs} pdfs")
                 num_pdfs = num_pdfs or value.shape[1] or None
                 began = time.perf_counter()
-                select(value, EssenceSettings(top_k=min(20, max(1, value.shape[1]))), kind=scale.kind, threads=threads)
+                select(value, EssenceSettings(top_k=min(EssenceSettings.top_k, max(1, value.shape[1]))), kind=scale.kind, threads=threads)
                 select_seconds, selected = select_seconds + time.perf_counter() - began, selected + len(value)
                 ids, probs = None, to_probabilities(value, scale, threads=threads)
             if alignment is not None:

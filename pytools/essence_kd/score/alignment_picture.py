@@ -9,10 +9,9 @@ from typing import Sequence
 import numpy as np
 
 from essence_kd.io.errors import UserError
-from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.text import read_lines, read_map
 
-FRAME_SECONDS = FRAME_SHIFT_MS / 1000
+FRAME_SECONDS = 0.01
 SILENCES = ("SIL", "sil")
 
 

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from essence_kd.distill.essence import EssenceSettings
+from essence_kd.distill.rules import RULES
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import read_sidecar, sha256_file, write_text
 from essence_kd.io.settings import from_dict, load_settings, read_yaml, to_dict
 from essence_kd.score.experiment import read_json
 
-# What a rule depends on; hard: no soft targets at all, all: every soft label.
-PARAMETERS = {"hard": (), "all": (), "top-k": ("top_k",), "top-p": ("top_p", "max_k"), "min-post": ("min_post",),
-              "random-prune": ("min_post", "seed"), "agree": ("agree", "top_k")}
+WITHOUT_RULE = ("hard", "all")  # no soft targets at all; every soft label
 ALL_TEACHERS = "all"
 
 
@@ -47,12 +46,7 @@ class Point:
         e = self.essence
         if e.select == "hard":
             return ""
-        stem = {"all": "all", "top-k": f"k{e.top_k}", "top-p": f"p{e.top_p:g}", "min-post": f"min{e.min_post:g}",
-                "random-prune": f"random{e.min_post:g}", "agree": f"agree{e.agree}-k{e.top_k}"}[e.select]
-        if e.max_k != self.base.max_k:
-            stem += f"_max{e.max_k}"
-        if e.seed != self.base.seed:
-            stem += f"_draw{e.seed}"
+        stem = "all" if e.select == "all" else e.rule().label(self.base)
         if e.mass != self.base.mass:
             stem += f"_{e.mass}"
         return stem + ("_teachers" + "+".join(map(str, self.teachers)) if self.teachers else "")
@@ -80,13 +74,14 @@ def make_point(values: Dict[str, Any], base: EssenceSettings, num_teachers: int,
         if len(numbers) == num_teachers:
             numbers = ()
     essence = from_dict(EssenceSettings, {**to_dict(base), **values}, where)
-    if essence.select not in PARAMETERS:
-        raise UserError(f"{where}: select: '{essence.select}' is none of {', '.join(PARAMETERS)}")
+    bare = essence.select in WITHOUT_RULE
+    if not bare and essence.select not in RULES:
+        raise UserError(f"{where}: select: '{essence.select}' is none of {', '.join((*WITHOUT_RULE, *RULES.names()))}")
     try:
-        replace(essence, select=essence.select if essence.select not in ("hard", "all") else "top-k").check()
+        replace(essence, select=EssenceSettings.select if bare else essence.select).check()
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
-    matters = {"select", *PARAMETERS[essence.select]}
+    matters = {"select"} if bare else {"select", "parameters", *RULES.get(essence.select).parameters}
     if essence.select != "hard":
         matters |= {"soft_weight", "temperature"} | ({"mass"} if essence.select != "all" else set())
     else:
@@ -152,9 +147,9 @@ def _same_target(point: Point, sidecar: Dict[str, Any], dense: bool) -> bool:
         return False
     if e.select == "all":
         return dense
-    wanted = {"top-k": {"k": e.top_k}}.get(e.select)
-    return (not dense and wanted is not None and sidecar.get("selection") == e.select and sidecar.get("mass") == e.mass
-            and all(sidecar.get(k) == v for k, v in wanted.items()))
+    rule = e.rule()
+    return (not dense and not rule.needs_every_class and sidecar.get("selection") == e.select
+            and sidecar.get("mass") == e.mass and all(sidecar.get(k) == v for k, v in rule.describe().items()))
 
 
 def find_trained(exp_dir: Path, model_yaml, point: Point, seed: int, rescored: bool = False) -> Optional[str]:
@@ -196,14 +191,16 @@ def _make_target(point: Point, exp_dir: Path, out: Path, feats: str, essence_yam
     if e.select == "all" and not point.teachers:
         return []
     post = f"ark,scp:{out}/post.ark,{out}/post.scp"
-    if point.teachers or e.select == "agree":
+    rule = None if e.select == "all" else e.rule()
+    for name, value in e.parameters.items():
+        select += ["--set", f"{name}={value}"]
+    if point.teachers or rule.needs_teachers:
         models = [str(exp_dir / f"teacher_{n}") for n in point.teachers or range(1, _num_teachers(exp_dir) + 1)]
         start = ["dump-post", "--combine", combine, "--feats", f"scp:{feats}"]
         if e.select == "all":
             return [*start, "--keep", "all", *models, f"ark,scp:{out}/full.ark,{out}/full.scp"]
         return [*start, "--fuse", *select, "--agree", str(e.agree), *models, post]
-    # A value below the hundred largest may survive random pruning: it reads them all.
-    source = posteriors / ("full.scp" if e.select == "random-prune" else "wide.scp")
+    source = posteriors / ("full.scp" if rule.needs_every_class else "wide.scp")
     return ["prune-post", *select, f"scp:{source}", post]
 
 
@@ -216,7 +213,7 @@ def _entries(point: Point, sidecar: Dict[str, Any]) -> float:
     e = point.essence
     if e.select == "all":
         return 0.4 * float(sidecar["num_pdfs"])  # four bytes a class, not ten
-    return float({"top-k": e.top_k, "agree": e.top_k}.get(e.select, 10))
+    return e.rule().usual()
 
 
 def _forecast(exp_dir: Path, soft: bool) -> Optional[float]:
