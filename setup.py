@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     package_dir={"": "pytools"},
     packages=find_packages("pytools"),
-    package_data={"essence_kd.io": ["kernels.c"]},
+    package_data={"essence_kd.io": ["kernels.c"], "essence_kd.score": ["templates/*.html"]},
     python_requires=">=3.9",
     install_requires=requirements("core"),
     extras_require={"recipe": requirements("recipe"), "test": requirements("test")},

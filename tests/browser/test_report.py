@@ -9,25 +9,29 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import wave
 from dataclasses import asdict
 
+import jinja2
 import kaldialign
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from essence_kd.cli.main import main
 from essence_kd.distill.essence import EssenceSettings
 from essence_kd.io.errors import UserError
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
 from essence_kd.io.wave import write_wav
-from essence_kd.score import alignment_picture, charts, hub5, page, wer
+from essence_kd.score import alignment_picture, charts, hub5, labels, page, sections, wer
 from essence_kd.score.clips import load_clips
 from essence_kd.score.experiment import load_experiment, load_system
 from essence_kd.score.results import Analysis, best_teacher
 
+TEMPLATES = ROOT / "pytools" / "essence_kd" / "score" / "templates"
 SETS = {"eval_swbd": 1.0, "eval_che": 1.6, "dev": 1.0}
 RATES = {"gmm": 0.45, "teacher_1": 0.2, "teacher_2": 0.22, "ensemble": 0.17, "baseline": 0.26, "student_full": 0.21,
          "student_essence": 0.2}
@@ -548,6 +552,42 @@ def test_page_without_extras_still_renders(tmp_path):
     assert results["corpus"] == "mini" and results["decoder"] is None and results["stages"] == {}
 
 
+def test_every_section_has_its_template_and_what_is_not_escaped_is_our_own():
+    names = {path.stem for path in TEMPLATES.glob("*.html")}
+    assert names == {section.name for section in sections.SECTIONS} | {"report", "macros"}
+    made_here = {"style", "body", "mark", "labels", "chart", "legend", "times", "disk"}  # style.py, page.py, charts.py
+    for path in TEMPLATES.glob("*.html"):
+        safe = re.findall(r"([^\s{]+) *\| *safe", path.read_text())
+        assert {name.rpartition(".")[2] for name in safe} <= made_here, path
+        assert path.read_text().count("safe") == len(safe)
+
+
+def test_a_template_refuses_a_value_that_is_not_there():
+    with pytest.raises(jinja2.UndefinedError, match="'column' is undefined"):
+        page.environment().get_template("ablation.html").render(curve=None)
+
+
+def test_names_and_words_are_text_and_not_markup(tmp_path):
+    rates = {"baseline": 0.3, "student_essence": 0.2, "odd <x>&": 0.2}
+    exp, data = make_experiment(tmp_path, rates, speakers=2, turns=2)
+    for path, old in ((exp / "stages.jsonl", "teachers"), (exp / "student_essence/model.yaml", "tdnn"),
+                      (exp / "ali/tree.txt", "HH_B"), (exp / "essence_k20/essence.json", "top-k"),
+                      *((path, "lake") for path in exp.glob("*/decode_*/???.txt"))):
+        path.write_text(path.read_text().replace(old, "<x>&"))
+    assert report(exp, data, "--corpus", "'\"<x>&") == 0
+    text = (exp / "report" / "report.html").read_text()
+    assert "<x>" not in text and "&&" not in text and "&amp;lt;" not in text
+    for words in ("distillation: '\"<x>&</title>", ">odd <x>&<", ">5 <x>&<", "\n<x>& (5 min", "<dd><x>&, 5 epochs",
+                  "<dd><x>&</dd>", "<b><x>&</b>", '<span class="ref"><x>&</span>'):
+        assert words in html.unescape(text), words
+
+
+def test_the_package_needs_jinja_for_the_page_alone():
+    code = "import sys, essence_kd.score.report; sys.exit('jinja2' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "pytools")}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
 class Browser:
     """Headless Chromium over its debugging pipe (file descriptors 3 and 4, messages end with a zero byte)."""
 
@@ -698,7 +738,7 @@ def test_a_phone_that_repeats_begins_anew_and_silence_does_not():
 
 
 def test_words_are_cut_by_the_pronunciations_that_fit():
-    phones = [alignment.Span(label, i, i + 1) for i, label in enumerate("A B SIL A B C".split())]
+    phones = [alignment_picture.Span(label, i, i + 1) for i, label in enumerate("A B SIL A B C".split())]
     lexicon = {"x": [["A"], ["A", "B"]], "y": [["B", "C"]], "z": [["C"]]}
     found = alignment_picture.word_spans(phones, ["x", "x", "y"], lexicon)
     assert [(w.label, w.start, w.end) for w in found] == [("x", 0, 2), ("x", 3, 4), ("y", 4, 6)]
@@ -710,8 +750,8 @@ def test_words_are_cut_by_the_pronunciations_that_fit():
 def test_two_alignments_share_the_columns_of_the_reference():
     first = [("a", "a"), (None, "x"), ("b", None), ("c", "c")]
     second = [(None, "y"), ("a", "z"), (None, "w"), ("b", "b"), ("c", None)]
-    assert page.merge_alignments(first, second) == [(None, None, "y"), ("a", "a", "z"), (None, "x", "w"),
-                                                    ("b", None, "b"), ("c", "c", None)]
+    assert sections.merge_alignments(first, second) == [(None, None, "y"), ("a", "a", "z"), (None, "x", "w"),
+                                                        ("b", None, "b"), ("c", "c", None)]
 
 
 def test_best_teacher_is_chosen_on_dev(tmp_path):
@@ -722,6 +762,6 @@ def test_best_teacher_is_chosen_on_dev(tmp_path):
     shutil.rmtree(exp / "teacher_2" / "decode_dev")
     shutil.copytree(exp / "swap", exp / "teacher_2" / "decode_dev")
     assert best_teacher(load_experiment(exp)) == "teacher_2"
-    assert [page.size_text(n) for n in (None, 7, 30451, 304512, 3694813)] == ["\u2013", "7", "30.5 k", "305 k", "3.7 M"]
-    assert [page.bytes_text(n) for n in (0, 7, 30451)] == ["0 B", "7 B", "30.5 kB"]
-    assert [page.time_text(s) for s in (9.6, 99, 310, 7260)] == ["10 s", "99 s", "5 min 10 s", "2 h 01 min"]
+    assert [labels.size_text(n) for n in (None, 7, 30451, 304512, 3694813)] == ["\u2013", "7", "30.5 k", "305 k", "3.7 M"]
+    assert [labels.bytes_text(n) for n in (0, 7, 30451)] == ["0 B", "7 B", "30.5 kB"]
+    assert [labels.time_text(s) for s in (9.6, 99, 310, 7260)] == ["10 s", "99 s", "5 min 10 s", "2 h 01 min"]

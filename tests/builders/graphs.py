@@ -3,12 +3,13 @@ import itertools
 
 import numpy as np
 
-from essence_kd.hmm import gmm as G
 from essence_kd.hmm import graph as R
 from essence_kd.hmm import lang as L
 from essence_kd.hmm import lm
 from essence_kd.hmm.fst import Fst, from_kaldifst, make_fst, sort_arcs, to_kaldifst, write_fst
+from essence_kd.hmm.gmm import Gmm, pdf_of_tid
 from essence_kd.hmm.graph import Graph
+from essence_kd.hmm.kaldi_gmm import monophone_tree, transition_model
 
 LEXICON = {"red": ["R E D"], "read": ["R E D", "R I D"], "reader": ["R I D A"], "a": ["A"], "dear": ["D I A"],
            "add": ["A D D"], "era": ["E R A"], "<unk>": ["SPN"]}
@@ -33,14 +34,14 @@ def make_model(lang, seed=0, classes=None):
     """A model with random transition probabilities and one random Gaussian a pdf."""
     rng = np.random.default_rng(seed)
     classes = classes or [[phone] for phone in sorted(lang.topo)]
-    tree = G._tree_of(classes, lang.topo)
+    tree = monophone_tree(classes, lang.topo)
     pdfs = int(tree[:, 0].max()) + 1
     probs = [0.0]
     for phone in sorted(lang.topo):
         for arcs in lang.topo[phone]:
             probs += list(rng.dirichlet(np.full(len(arcs), 5.0)))
-    return G.Gmm(lang.phones, lang.topo, tree, np.arange(pdfs + 1), np.ones(pdfs), rng.normal(size=(pdfs, 6)),
-                 np.ones((pdfs, 6)), np.array(probs), classes)
+    return Gmm(lang.phones, lang.topo, tree, np.arange(pdfs + 1), np.ones(pdfs), rng.normal(size=(pdfs, 6)),
+               np.ones((pdfs, 6)), np.array(probs), classes)
 
 
 def as_fst(graph, labels="ilabel"):
@@ -78,7 +79,7 @@ def kaldis_hclg(lang, model, transition_scale, self_loop_scale):
     import kaldi_hmm_gmm as khg
     import kaldifst
 
-    transitions, context = G._transition_model(model)
+    transitions, context = transition_model(model)
     lg = to_kaldifst(sort_arcs(R.compose_lexicon_and_grammar(lang)))
     clg, labels = kaldifst.compose_context(lang.disambig, 1, 0, lg)
     kaldifst.arcsort(clg, "ilabel")
@@ -99,7 +100,7 @@ def kaldis_hclg(lang, model, transition_scale, self_loop_scale):
 def kaldis_graph(lang, model, transition_scale, self_loop_scale):
     """The same over pdf-id + 1."""
     arrays = kaldis_hclg(lang, model, transition_scale, self_loop_scale)
-    pdf = G.pdf_of_tid(model)
+    pdf = pdf_of_tid(model)
     ilabel = np.where(arrays.ilabel > 0, pdf[arrays.ilabel] + 1, 0).astype(np.int32)
     return sort_arcs(Fst(arrays.src, arrays.dst, ilabel, arrays.olabel, arrays.weight, arrays.final, arrays.start))
 

@@ -14,9 +14,9 @@ from kaldi_files import transition_model_text
 
 from essence_kd.cli.main import main
 from essence_kd.decode.lattice import path_word_spans, path_words
-from essence_kd.hmm import gmm as G
 from essence_kd.hmm import graph as R
 from essence_kd.hmm.fst import Fst, make_fst, write_fst
+from essence_kd.hmm.gmm import TransitionTable, pdf_of_tid
 from essence_kd.hmm.hclg import import_graph
 from essence_kd.hmm.transition_model import read_transition_model
 from essence_kd.io.errors import UserError
@@ -93,9 +93,9 @@ def read(path, data):
 def test_transition_ids_mean_what_kaldi_means(kaldi, tmp_path, form):
     model, lang = kaldi["model"], kaldi["lang"]
     found = read(tmp_path / "a.mdl", form(lang.topo, kaldi["rows"]))
-    table = G.TransitionTable.of(model.topo)
+    table = TransitionTable.of(model.topo)
     assert found.num_ids == len(table.phone) - 1 and found.num_pdfs == model.num_pdfs
-    assert np.array_equal(found.pdf, G.pdf_of_tid(model))
+    assert np.array_equal(found.pdf, pdf_of_tid(model))
     assert np.array_equal(found.phone[1:], table.phone[1:]) and np.array_equal(found.state[1:], table.state[1:])
 
 

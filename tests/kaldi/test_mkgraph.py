@@ -24,7 +24,7 @@ def graphs(tmp_path_factory):
     mkgraph(root / "lang", root / "kaldi", root / "kaldi" / "graph")
     theirs = import_graph(root / "kaldi" / "graph" / "HCLG.fst", root / "kaldi" / "final.mdl",
                           root / "kaldi" / "graph" / "words.txt")
-    ours = R.make_graph(root / "lang", root / "gmm")
+    ours = R.make_graph(root / "lang", root / "gmm", factor=1)
     R.write_graph_dir(root / "ours", ours)
     R.write_graph_dir(root / "theirs", theirs)
     return root, ours, theirs

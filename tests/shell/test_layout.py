@@ -122,11 +122,13 @@ def test_a_source_archive_can_be_installed_from(tmp_path):
     subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", "."], cwd=tmp_path, check=True, capture_output=True)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"conf/requirements/core.txt", "conf/requirements/recipe.txt", "pytools/essence_kd/io/kernels.c"} <= names
+    assert {"conf/requirements/core.txt", "conf/requirements/recipe.txt", "pytools/essence_kd/io/kernels.c",
+            "pytools/essence_kd/score/templates/report.html"} <= names
 
 
-def test_a_python_without_the_packages_says_which_one():
-    code = (f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); sys.argv = ['essence', 'join-post', 'out', 'a.scp']\n"
+@pytest.mark.parametrize("verb", ["join-post", "gmm-align"])
+def test_a_python_without_the_packages_says_which_one(verb):
+    code = (f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); sys.argv = ['essence', {verb!r}, 'out', 'a.scp']\n"
             "from essence_kd.cli.main import command; command()")
     done = subprocess.run([sys.executable, "-S", "-E", "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "has no package 'numpy'; local/setup_env.sh" in done.stderr

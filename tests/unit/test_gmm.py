@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 
 from essence_kd.cli.main import main
-from essence_kd.hmm import gmm as G
 from essence_kd.hmm import lang as L
+from essence_kd.hmm.gmm import Gmm, TransitionTable, load_gmm, pdf_of_tid, save_gmm
+from essence_kd.hmm.gmm_alignment import SubsampledCounts, align
+from essence_kd.hmm.gmm_estimation import _update_transitions, accumulate, mix_up, update
+from essence_kd.hmm.gmm_features import FeatureReader, add_deltas
+from essence_kd.hmm.gmm_training import TrainOptions, train
+from essence_kd.hmm.kaldi_gmm import acoustic_model, monophone_tree, quiet, transition_model
 from essence_kd.io.tables import IntVectorTable, MatrixTable, MatrixWriter
 
 WORDS = {"ape": "A P", "pea": "P E", "tap": "T A P", "eat": "E T", "at": "A T", "teat": "T E T", "apt": "A P T",
@@ -77,10 +82,10 @@ def corpus(tmp_path_factory):
     feats, text, speakers, truth = synthesise(np.random.default_rng(0), 60)
     L.prepare_lang(make_dict(root / "dict"), root / "lang")
     write_data(root / "data", feats, text, speakers)
-    options = G.TrainOptions(num_gauss=120, num_iters=14, split_iter=6, min_tokens=15)
-    model = G.train(root / "data", root / "lang", options)
-    G.save_gmm(root / "gmm", model)
-    total, failed = G.align(root / "data", root / "lang", model, root / "ali", nj=1)
+    options = TrainOptions(num_gauss=120, num_iters=14, split_iter=6, min_tokens=15)
+    model = train(root / "data", root / "lang", options)
+    save_gmm(root / "gmm", model)
+    total, failed = align(root / "data", root / "lang", model, root / "ali", nj=1)
     return dict(root=root, model=model, truth=truth, options=options, total=total, failed=failed,
                 lang=L.load_lang(root / "lang"), feats=feats, text=text, speakers=speakers)
 
@@ -91,7 +96,7 @@ def test_deltas_by_definition():
     rng = np.random.default_rng(0)
     for frames in (1, 2, 3, 9, 40):
         x = rng.normal(size=(frames, 4)).astype(np.float32)
-        out = G.add_deltas(x)
+        out = add_deltas(x)
         def at(t):
             return x[min(max(t, 0), frames - 1)].astype(np.float64)
         for t in range(frames):
@@ -101,7 +106,7 @@ def test_deltas_by_definition():
 
 
 def random_model(lang, rng, max_gauss=4):
-    tree = G._tree_of(lang.sets, lang.topo)
+    tree = monophone_tree(lang.sets, lang.topo)
     pdfs = int(tree[:, 0].max()) + 1
     sizes = rng.integers(1, max_gauss + 1, pdfs)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
@@ -109,15 +114,15 @@ def random_model(lang, rng, max_gauss=4):
     weights = rng.random(offsets[-1]) + 0.2
     weights /= np.bincount(owner, weights=weights)[owner]
     probs = [0.0] + [p for phone in sorted(lang.topo) for arcs in lang.topo[phone] for _, p in arcs]
-    return G.Gmm(lang.phones, lang.topo, tree, offsets, weights, rng.normal(size=(offsets[-1], 6)),
+    return Gmm(lang.phones, lang.topo, tree, offsets, weights, rng.normal(size=(offsets[-1], 6)),
                  rng.random((offsets[-1], 6)) + 0.3, np.array(probs), [list(line) for line in lang.sets])
 
 
 def test_transition_ids_are_kaldis(corpus):
-    transitions, context = G._transition_model(corpus["model"])
-    table = G.TransitionTable.of(corpus["model"].topo)
+    transitions, context = transition_model(corpus["model"])
+    table = TransitionTable.of(corpus["model"].topo)
     assert transitions.num_transition_ids + 1 == len(table.phone)
-    pdf = G.pdf_of_tid(corpus["model"])
+    pdf = pdf_of_tid(corpus["model"])
     for tid in range(1, len(table.phone)):
         assert transitions.transition_id_to_phone(tid) == table.phone[tid]
         assert transitions.transition_id_to_pdf(tid) == pdf[tid]
@@ -131,7 +136,7 @@ def test_likelihoods_and_statistics_are_kaldis(corpus):
 
     rng = np.random.default_rng(1)
     model = random_model(corpus["lang"], rng)
-    theirs = G._acoustic_model(model)
+    theirs = acoustic_model(model)
     feats = rng.normal(size=(300, 6)).astype(np.float32) * 1.5
     ours = model.log_likelihoods(feats)
     assert ours.shape == (300, model.num_pdfs) and ours.dtype == np.float32
@@ -139,7 +144,7 @@ def test_likelihoods_and_statistics_are_kaldis(corpus):
         for pdf in range(model.num_pdfs):
             assert ours[t, pdf] == pytest.approx(theirs.log_likelihood(pdf, feats[t]), abs=2e-3)
     pdfs = rng.integers(0, model.num_pdfs, 300).astype(np.int32)
-    stats = G.accumulate(model, feats, np.ones(300, dtype=np.int64), pdfs)
+    stats = accumulate(model, feats, np.ones(300, dtype=np.int64), pdfs)
     acc = khg.AccumAmDiagGmm()
     acc.init(theirs, 15)
     total = sum(acc.accumulate_for_gmm(theirs, feats[t], int(pdfs[t]), 1.0) for t in range(300))
@@ -157,16 +162,16 @@ def test_update_is_kaldis(corpus):
 
     rng = np.random.default_rng(2)
     model = random_model(corpus["lang"], rng)
-    theirs = G._acoustic_model(model)
+    theirs = acoustic_model(model)
     pdfs = np.sort(rng.integers(0, model.num_pdfs // 2, 1500)).astype(np.int32)  # half of the pdfs see nothing
     feats = (rng.normal(size=(1500, 6)) + 0.1 * pdfs[:, None]).astype(np.float32)
     acc = khg.AccumAmDiagGmm()
     acc.init(theirs, 15)
     for t in range(len(feats)):
         acc.accumulate_for_gmm(theirs, feats[t], int(pdfs[t]), 1.0)
-    with G._quiet():
+    with quiet():
         khg.mle_am_diag_gmm_update(khg.MleDiagGmmOptions(), acc, 15, theirs)
-    G.update(model, G.accumulate(model, feats, np.ones(1500, dtype=np.int64), pdfs))
+    update(model, accumulate(model, feats, np.ones(1500, dtype=np.int64), pdfs))
     assert theirs.num_gauss == len(model.weights) < 4 * model.num_pdfs
     for pdf in range(model.num_pdfs):
         own = slice(model.offsets[pdf], model.offsets[pdf + 1])
@@ -180,24 +185,24 @@ def test_transition_update_is_kaldis(corpus):
     import kaldi_hmm_gmm as khg
 
     model = random_model(corpus["lang"], np.random.default_rng(3))
-    transitions, _ = G._transition_model(model)
+    transitions, _ = transition_model(model)
     counts = np.random.default_rng(4).integers(0, 60, len(model.transitions)).astype(np.float64)
     counts[0] = 0
     counts[1:60] = 0  # states without data keep what they had
-    with G._quiet():
+    with quiet():
         transitions.mle_update(counts, khg.MleTransitionUpdateConfig())
-    G._update_transitions(model, counts)
+    _update_transitions(model, counts)
     np.testing.assert_allclose(model.transitions[1:], np.exp(np.array(list(transitions.log_probs))[1:]), rtol=2e-3)
 
 
 def test_mixing_up_is_kaldis(corpus):
     model = random_model(corpus["lang"], np.random.default_rng(5), max_gauss=1)
-    theirs = G._acoustic_model(model)
+    theirs = acoustic_model(model)
     occupancy = np.random.default_rng(6).gamma(0.7, 400, model.num_pdfs)
-    with G._quiet():
+    with quiet():
         theirs.split_by_count(occupancy.astype(np.float32), 200, 0.01, 0.25, 20.0)
     before = model.means.copy()
-    G.mix_up(model, occupancy, 200, np.random.default_rng(0))
+    mix_up(model, occupancy, 200, np.random.default_rng(0))
     sizes = np.diff(model.offsets)
     assert sizes.tolist() == [theirs.num_gauss_in_pdf(pdf) for pdf in range(model.num_pdfs)]
     assert len(model.weights) == 200 == len(model.means) == len(model.variances)
@@ -257,31 +262,31 @@ def test_tree_shares_what_is_rare(corpus):
 
 
 def test_two_processes_give_the_same(corpus, tmp_path):
-    options = G.TrainOptions(**{**vars(corpus["options"]), "nj": 2})
-    model = G.train(corpus["root"] / "data", corpus["root"] / "lang", options)
+    options = TrainOptions(**{**vars(corpus["options"]), "nj": 2})
+    model = train(corpus["root"] / "data", corpus["root"] / "lang", options)
     assert model.num_pdfs == corpus["model"].num_pdfs
     name = "log_likelihood_per_frame"
     assert model.meta[name] == pytest.approx(corpus["model"].meta[name], abs=0.05)
-    G.align(corpus["root"] / "data", corpus["root"] / "lang", corpus["model"], tmp_path / "ali", nj=2)
+    align(corpus["root"] / "data", corpus["root"] / "lang", corpus["model"], tmp_path / "ali", nj=2)
     one, two = (IntVectorTable(str(path / "ali.scp")) for path in (corpus["root"] / "ali", tmp_path / "ali"))
     assert list(one) == list(two)
     assert all(np.array_equal(one[utt], two[utt]) for utt in one)
-    assert G.SubsampledCounts.load(tmp_path / "ali" / "topology.npz").enter.sum() > 0
+    assert SubsampledCounts.load(tmp_path / "ali" / "topology.npz").enter.sum() > 0
 
 
 def test_training_twice_gives_the_same_bytes(corpus, tmp_path):
-    options = G.TrainOptions(**{**vars(corpus["options"]), "num_iters": 5})
-    models = [G.train(corpus["root"] / "data", corpus["root"] / "lang", options) for _ in range(2)]
+    options = TrainOptions(**{**vars(corpus["options"]), "num_iters": 5})
+    models = [train(corpus["root"] / "data", corpus["root"] / "lang", options) for _ in range(2)]
     for name in ("weights", "means", "variances", "transitions", "tree"):
         assert np.array_equal(getattr(models[0], name), getattr(models[1], name)), name
 
 
 def test_reload(corpus, tmp_path):
-    model, back = corpus["model"], G.load_gmm(corpus["root"] / "gmm")
-    feats = G.FeatureReader(corpus["root"] / "data")["spk0-0000"]
+    model, back = corpus["model"], load_gmm(corpus["root"] / "gmm")
+    feats = FeatureReader(corpus["root"] / "data")["spk0-0000"]
     np.testing.assert_allclose(back.log_likelihoods(feats), model.log_likelihoods(feats), atol=1e-2)
     assert back.topo == model.topo and back.classes == model.classes and back.phones == model.phones
-    G.align(corpus["root"] / "data", corpus["root"] / "lang", back, tmp_path / "ali")
+    align(corpus["root"] / "data", corpus["root"] / "lang", back, tmp_path / "ali")
     one, two = (IntVectorTable(str(path / "ali.scp")) for path in (corpus["root"] / "ali", tmp_path / "ali"))
     same = np.concatenate([one[utt] == two[utt] for utt in one])
     assert same.mean() > 0.999
@@ -289,7 +294,7 @@ def test_reload(corpus, tmp_path):
 
 def test_subsampled_counts(corpus):
     """Every phase of every utterance is a chain of phones: what enters leaves, and all kept frames are counted."""
-    counts = G.SubsampledCounts.load(corpus["root"] / "ali" / "topology.npz")
+    counts = SubsampledCounts.load(corpus["root"] / "ali" / "topology.npz")
     frames = json.loads((corpus["root"] / "ali" / "ali.json").read_text())["num_frames"]
     assert counts.factor == 3
     assert counts.enter.sum() + counts.stay.sum() == frames
@@ -305,13 +310,13 @@ def test_subsampled_counts(corpus):
 
 def test_subsampled_counts_by_hand(corpus):
     lang = corpus["lang"]
-    table = G.TransitionTable.of(lang.topo)
+    table = TransitionTable.of(lang.topo)
     keys = zip(table.phone.tolist(), table.state.tolist(), table.self_loop.tolist())
     first = {key: tid for tid, key in enumerate(keys)}
     a, p = lang.phone_ids["A_B"], lang.phone_ids["P_E"]
     states = [(a, 0), (a, 1), (a, 1), (a, 2), (p, 0), (p, 1), (p, 2), (p, 2)]
     tids = [first[phone, state, states[i - 1:i] == [(phone, state)]] for i, (phone, state) in enumerate(states)]
-    counts = G.SubsampledCounts.empty(lang.topo, 3)
+    counts = SubsampledCounts.empty(lang.topo, 3)
     counts.add(table, np.array(tids))
     row = {key: n for n, key in enumerate(lang.phone_and_state())}
     # phases: a0 a2 p2 | a1 p0 p2 | a1 p1
@@ -327,11 +332,11 @@ def test_scores(corpus, tmp_path):
     data, gmm = str(corpus["root"] / "data"), str(corpus["root"] / "gmm")
     assert main(["gmm-scores", data, gmm, f"ark,scp:{out}.ark,{out}.scp"]) == 0
     scores = MatrixTable(f"{out}.scp")
-    reader = G.FeatureReader(corpus["root"] / "data")
+    reader = FeatureReader(corpus["root"] / "data")
     assert list(scores) == reader.utts
     about = json.loads(Path(f"{out}.json").read_text())
     assert (about["kind"], about["num_pdfs"], about["frame_shift_ms"]) == ("scores", corpus["model"].num_pdfs, 30)
-    model = G.load_gmm(corpus["root"] / "gmm")
+    model = load_gmm(corpus["root"] / "gmm")
     for utt in reader.utts[:5]:
         full = model.log_likelihoods(reader[utt])
         assert scores[utt].shape == (-(-len(full) // 3), model.num_pdfs)

@@ -6,10 +6,11 @@ import pytest
 from builders.graphs import LEXICON, TEXT, as_fst, best, kaldis_graph, make_lang, make_model, wander
 
 from essence_kd.cli.main import main
-from essence_kd.hmm import gmm as G
 from essence_kd.hmm import graph as R
 from essence_kd.hmm import lang as L
 from essence_kd.hmm.fst import make_fst, read_fst, to_kaldifst, write_fst
+from essence_kd.hmm.gmm import save_gmm
+from essence_kd.hmm.gmm_alignment import SubsampledCounts
 from essence_kd.io.errors import UserError
 
 
@@ -87,7 +88,7 @@ def test_thinned_out_walks_have_these_frequencies():
 def test_counts_decide_where_there_are_many(setup):
     lang, model = setup["lang"], setup["model"]
     rows = {key: n for n, key in enumerate(lang.phone_and_state())}
-    counts = G.SubsampledCounts.empty(lang.topo, 3)
+    counts = SubsampledCounts.empty(lang.topo, 3)
     phone = lang.phone_ids["R_B"]
     n = rows[phone, 0]
     counts.enter[n:n + 3] = [600, 300, 100]
@@ -308,12 +309,12 @@ def test_round_trip(setup, tmp_path):
 @pytest.fixture
 def directories(setup, tmp_path):
     """A GMM directory and an alignment directory as the verbs leave them."""
-    G.save_gmm(tmp_path / "gmm", setup["model"])
+    save_gmm(tmp_path / "gmm", setup["model"])
     ali = tmp_path / "ali"
     ali.mkdir()
     about = json.loads((tmp_path / "gmm" / "gmm.json").read_text())
     (ali / "ali.json").write_text(json.dumps({"num_pdfs": about["num_pdfs"], "tree_hash": about["tree_hash"]}))
-    counts = G.SubsampledCounts.empty(setup["lang"].topo, 3)
+    counts = SubsampledCounts.empty(setup["lang"].topo, 3)
     counts.enter += 5
     counts.leave += 5
     counts.save(ali / "topology.npz")

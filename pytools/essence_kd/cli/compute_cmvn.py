@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import sys
 
+from essence_kd.corpus.features import compute_cmvn
+
 HELP = "compute CMVN statistics per speaker"
 
 
@@ -11,8 +13,6 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    from essence_kd.corpus.features import compute_cmvn
-
     counts = compute_cmvn(args.data)
     print(f"{args.data}: CMVN statistics of {counts['speakers']} speakers from {counts['utterances']} utterances",
           file=sys.stderr)

@@ -4,6 +4,13 @@ e.g.: essence gmm-scores data/mini/dev exp/mini/gmm ark,scp:scores.ark,scores.sc
 """
 from __future__ import annotations
 
+import sys
+
+from essence_kd.hmm.gmm import load_gmm
+from essence_kd.hmm.gmm_alignment import write_scores
+from essence_kd.io.errors import UserError
+from essence_kd.io.options import given, tell_defaults
+
 HELP = "write a GMM's log-likelihoods for decoding"
 
 
@@ -11,18 +18,14 @@ def add_arguments(parser) -> None:
     parser.add_argument("data_dir", metavar="DATA", help="data directory with feats.scp, cmvn.scp, utt2spk")
     parser.add_argument("gmm_dir", metavar="GMM_DIR")
     parser.add_argument("wspecifier", metavar="SCORES-WSPECIFIER")
-    parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N",
-                        help="feature frames a row (default: 3)")
+    parser.add_argument("--frame-subsampling-factor", type=int, metavar="N", dest="factor", help="feature frames a row")
+    tell_defaults(parser, write_scores)
 
 
 def run(args) -> None:
     """Write the scores and count them."""
-    from essence_kd.hmm.gmm import load_gmm, write_scores
-    from essence_kd.io.errors import UserError
-
-    if args.frame_subsampling_factor < 1:
+    options = given(args, write_scores)
+    if options.get("factor", 1) < 1:
         raise UserError("--frame-subsampling-factor must be at least 1")
-    import sys
-
-    utts, rows = write_scores(args.data_dir, load_gmm(args.gmm_dir), args.wspecifier, args.frame_subsampling_factor)
+    utts, rows = write_scores(args.data_dir, load_gmm(args.gmm_dir), args.wspecifier, **options)
     print(f"{args.wspecifier}: {utts} utterances, {rows} rows", file=sys.stderr)

@@ -4,6 +4,11 @@ e.g.: essence gmm-train --nj 2 data/mini/train data/mini/lang exp/mini/gmm
 """
 from __future__ import annotations
 
+from essence_kd.hmm.gmm import save_gmm
+from essence_kd.hmm.gmm_training import TrainOptions, train
+from essence_kd.io.errors import UserError
+from essence_kd.io.options import given, tell_defaults
+
 HELP = "train a GMM-HMM (flat start, position-dependent monophones)"
 
 
@@ -11,27 +16,23 @@ def add_arguments(parser) -> None:
     parser.add_argument("data_dir", metavar="DATA", help="data directory with feats.scp, cmvn.scp, text, utt2spk")
     parser.add_argument("lang_dir", metavar="LANG")
     parser.add_argument("gmm_dir", metavar="GMM_DIR", help="gmm.npz, tree.txt, num_pdfs, phones.txt go there")
-    parser.add_argument("--nj", type=int, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument("--num-iters", type=int, default=30, metavar="N", help="passes over the data (default: 30)")
-    parser.add_argument("--num-gauss", type=int, default=3000, metavar="N", help="Gaussians in all (default: 3000)")
-    parser.add_argument("--min-tokens", type=int, default=20, metavar="N",
-                        help="a position of a phone seen less often shares pdfs (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of mixing up (default: 0)")
-    parser.add_argument("--map-oov", choices=("true", "false"), default="false",
-                        help="take words that the lang lacks as its oov word (default: refuse them)")
+    parser.add_argument("--nj", type=int, metavar="N", help="processes")
+    parser.add_argument("--num-iters", type=int, metavar="N", help="passes over the data")
+    parser.add_argument("--num-gauss", type=int, metavar="N", help="Gaussians in all")
+    parser.add_argument("--min-tokens", type=int, metavar="N", help="a position of a phone seen less often shares pdfs")
+    parser.add_argument("--seed", type=int, metavar="N", help="of mixing up")
+    parser.add_argument("--map-oov", choices=("true", "false"),
+                        help="take words that the lang lacks as its oov word; false: refuse them")
+    tell_defaults(parser, TrainOptions)
 
 
 def run(args) -> None:
     """Train, save, and say what was trained."""
-    from essence_kd.hmm.gmm import TrainOptions, save_gmm, train
-    from essence_kd.io.errors import UserError
-
+    options = TrainOptions(**given(args, TrainOptions))
     for name, least in (("nj", 1), ("num_iters", 4), ("num_gauss", 1), ("min_tokens", 1)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
-    model = train(args.data_dir, args.lang_dir, TrainOptions(
-        num_gauss=args.num_gauss, num_iters=args.num_iters, min_tokens=args.min_tokens, nj=args.nj, seed=args.seed,
-        map_oov=args.map_oov == "true"))
+        if getattr(options, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {least}")
+    model = train(args.data_dir, args.lang_dir, options)
     save_gmm(args.gmm_dir, model)
     about = model.meta
     print(f"{args.gmm_dir}: {model.num_pdfs} pdfs, {len(model.weights)} Gaussians, {about['utterances']} utterances of "

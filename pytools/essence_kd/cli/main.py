@@ -53,12 +53,12 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in verbs():
         print(f"essence: there is no verb '{verb}'\n\n{_usage()}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"essence_kd.cli.{verb.replace('-', '_')}")
-    parser = argparse.ArgumentParser(prog=f"essence {verb}", description=module.__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    module.add_arguments(parser)
-    args = parser.parse_args(argv[1:])
     try:
+        module = importlib.import_module(f"essence_kd.cli.{verb.replace('-', '_')}")
+        parser = argparse.ArgumentParser(prog=f"essence {verb}", description=module.__doc__,
+                                         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        module.add_arguments(parser)
+        args = parser.parse_args(argv[1:])
         status = module.run(args) or 0
         sys.stdout.flush()
         return status

@@ -10,27 +10,32 @@ from __future__ import annotations
 import sys
 import time
 
+from essence_kd.corpus.features import join_feats, make_feats, make_feats_job
+from essence_kd.io.options import given, tell_defaults
 from essence_kd.io.parallel import job_share
 
 HELP = "compute MFCC and filterbank features of a data directory"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--nj", type=int, default=2, help="processes (%(default)s)")
-    parser.add_argument("--kinds", default="mfcc,fbank", help="mfcc, fbank or both, with a comma (%(default)s)")
-    parser.add_argument("--job", type=job_share, metavar="J/N", help="write the archives of the J-th of N jobs, no more")
+    parser.add_argument("--nj", type=int, help="processes")
+    parser.add_argument("--kinds", type=lambda text: text.split(","), help="mfcc, fbank or both, with a comma")
+    parser.add_argument("--job", type=job_share, metavar="J/N",
+                        help="write the archives of the J-th of N jobs, no more")
     parser.add_argument("--join", type=int, metavar="N", help="write what belongs to the archives of N jobs")
     parser.add_argument("data", metavar="DATA_DIR")
+    tell_defaults(parser, make_feats)
 
 
 def run(args) -> None:
-    from essence_kd.corpus.features import join_feats, make_feats, make_feats_job
-
-    start, kinds = time.time(), args.kinds.split(",")
+    start = time.time()
     if args.job:
-        make_feats_job(args.data, kinds, *args.job)
+        make_feats_job(args.data, *args.job, **given(args, make_feats_job))
         return
-    counts = join_feats(args.data, kinds, args.join) if args.join else make_feats(args.data, kinds, args.nj)
+    if args.join:
+        counts = join_feats(args.data, args.join, **given(args, join_feats))
+    else:
+        counts = make_feats(args.data, **given(args, make_feats))
     taken = time.time() - start
     print(f"{args.data}: features of {counts['utterances']} utterances, {counts['frames']} frames, "
           f"{counts['seconds'] / 60:.1f} min of speech in {taken:.1f} s", file=sys.stderr)

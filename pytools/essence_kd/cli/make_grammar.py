@@ -4,6 +4,14 @@ e.g.: essence make-grammar data/mini/lm/lm.arpa.gz data/mini/lang
 """
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+from essence_kd.hmm.fst import write_fst
+from essence_kd.hmm.lang import read_symbols
+from essence_kd.hmm.lm import make_grammar, read_arpa
+from essence_kd.io.errors import UserError
+
 HELP = "turn an ARPA language model into LANG/G.fst"
 
 
@@ -14,14 +22,6 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Write G.fst; say which words had to be left out."""
-    import sys
-    from pathlib import Path
-
-    from essence_kd.hmm.fst import write_fst
-    from essence_kd.hmm.lang import read_symbols
-    from essence_kd.hmm.lm import make_grammar, read_arpa
-    from essence_kd.io.errors import UserError
-
     lang = Path(args.lang_dir)
     words, model = read_symbols(lang / "words.txt"), read_arpa(args.arpa)
     try:

@@ -8,21 +8,23 @@ from __future__ import annotations
 import sys
 import time
 
+from essence_kd.corpus.synth import SIZES, synthesize
+from essence_kd.io.options import given, tell_defaults
+
 HELP = "make the synthetic telephone corpus 'mini'"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--size", default="default", help="tiny, default or full (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="another seed, another corpus (%(default)s)")
-    parser.add_argument("--nj", type=int, default=2, help="processes (%(default)s)")
+    parser.add_argument("--size", help=f"one of {' '.join(SIZES)}")
+    parser.add_argument("--seed", type=int, help="another seed, another corpus")
+    parser.add_argument("--nj", type=int, help="processes")
     parser.add_argument("dir", metavar="DIR")
+    tell_defaults(parser, synthesize)
 
 
 def run(args) -> None:
-    from essence_kd.corpus.synth import synthesize
-
     start = time.time()
-    counts = synthesize(args.dir, args.size, args.seed, args.nj)
+    counts = synthesize(args.dir, **given(args, synthesize))
     for name, c in counts.items():
         print(f"{args.dir}/{name}: {c['utterances']} utterances, {c['words']} words, {c['speakers']} speakers, "
               f"{c['seconds'] / 60:.1f} min", file=sys.stderr)

@@ -6,29 +6,33 @@ The text is a Kaldi text file or has a sentence a line; prints the perplexity of
 """
 from __future__ import annotations
 
+from essence_kd.hmm import lm
+from essence_kd.io.errors import UserError
+from essence_kd.io.options import given, tell_defaults
+
 HELP = "estimate an n-gram model from text (ARPA out)"
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("text", metavar="TEXT", help="sentences; utterance-ids are recognised")
     parser.add_argument("arpa", metavar="ARPA", help="model to write (.gz: compressed)")
-    parser.add_argument("--order", type=int, default=3, metavar="N", help="longest n-gram (default: 3)")
-    parser.add_argument("--words", metavar="WORDS-TXT", help="vocabulary: a lang's words.txt (default: the text's)")
+    parser.add_argument("--order", type=int, metavar="N", help="longest n-gram")
+    parser.add_argument("--words", metavar="WORDS-TXT", dest="words_txt",
+                        help="vocabulary: a lang's words.txt (default: the text's)")
     parser.add_argument("--map-oov", metavar="WORD", help="write this for words that --words lacks (default: refuse)")
-    parser.add_argument("--ids", choices=("auto", "true", "false"), default="auto", help="do lines begin with ids?")
+    parser.add_argument("--ids", choices=("auto", "true", "false"), help="do lines begin with ids?")
     parser.add_argument("--test", metavar="TEXT", action="append", default=[], help="print the perplexity of this text")
+    tell_defaults(parser, lm.estimate, lm.read_text)
 
 
 def run(args) -> None:
     """Estimate, write, and print perplexities."""
-    from essence_kd.hmm import lm
-    from essence_kd.io.errors import UserError
-
-    if args.order < 1:
+    if args.order is not None and args.order < 1:
         raise UserError(f"--order {args.order}: must be at least 1")
-    words = lm.vocabulary(args.words) if args.words else None
+    words = lm.vocabulary(args.words_txt) if args.words_txt else None
     known = {word: i for i, word in enumerate(words)} if words else None
-    text = lm.read_text(args.text, args.ids, known)
+    ids = given(args, lm.read_text)
+    text = lm.read_text(args.text, words=known, **ids)
     if known is not None:
         known = set(known)
         if args.map_oov:
@@ -37,14 +41,14 @@ def run(args) -> None:
         for utt, row in text:
             for word in row:
                 if word not in known:
-                    raise UserError(f"{args.text}: {utt}: the word '{word}' is not in {args.words}; add it to the "
+                    raise UserError(f"{args.text}: {utt}: the word '{word}' is not in {args.words_txt}; add it to the "
                                     "lexicon, or pass --map-oov WORD")
-    model = lm.estimate([row for _, row in text], args.order, words)
+    model = lm.estimate([row for _, row in text], words=words, **given(args, lm.estimate))
     lm.write_arpa(args.arpa, model)
     print(f"{args.arpa}: {len(text)} sentences, {len(model.words) - 2} words, n-grams "
           + " ".join(str(len(table.key)) for table in model.orders))
     vocabulary = {word: i for i, word in enumerate(model.words)}
     for name in [args.text, *args.test]:
-        sentences = text if name == args.text else lm.read_text(name, args.ids, vocabulary)
+        sentences = text if name == args.text else lm.read_text(name, words=vocabulary, **ids)
         value, tokens, unknown = lm.perplexity(model, [row for _, row in sentences])
         print(f"{name}: perplexity {value:.2f} over {tokens} words and sentence ends, {unknown} unknown words left out")

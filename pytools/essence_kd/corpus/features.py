@@ -19,6 +19,7 @@ import numpy as np
 from essence_kd.io.parallel import run_jobs
 from essence_kd.io.data_dir import MAX_OVERSHOOT, DataDir, same_ids, write_table
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.provenance import atomic_write, write_text
 from essence_kd.io.tables import MatrixWriter, read_matrices
 from essence_kd.io.wave import read_wav, speed_command
@@ -33,7 +34,7 @@ class FeatureOptions:
 
     sample_frequency: int = 8000
     frame_length_ms: float = 25.0
-    frame_shift_ms: float = 10.0
+    frame_shift_ms: float = FRAME_SHIFT_MS
     low_freq: float = 20.0
     high_freq: float = 3700.0
     num_mel_bins_mfcc: int = 23
@@ -137,7 +138,7 @@ def make_feats(path: str | Path, kinds: Sequence[str] = KINDS, nj: int = 2,
     return _gather(path, places, jobs, results, options)
 
 
-def make_feats_job(path: str | Path, kinds: Sequence[str], number: int, of: int,
+def make_feats_job(path: str | Path, number: int, of: int, kinds: Sequence[str] = KINDS,
                    options: FeatureOptions = FeatureOptions()) -> None:
     """The archives that job ``number`` of ``of`` has to write, for `join_feats`; there may be nothing to do for it.
 
@@ -154,8 +155,12 @@ def make_feats_job(path: str | Path, kinds: Sequence[str], number: int, of: int,
     write_text(counts, json.dumps(_extract(*jobs[number - 1])))
 
 
-def join_feats(path: str | Path, kinds: Sequence[str], of: int, options: FeatureOptions = FeatureOptions()) -> dict[str, float]:
-    """What `make_feats` does beside the archives, when all of ``of`` jobs have ended. Raises UserError where one has not."""
+def join_feats(path: str | Path, of: int, kinds: Sequence[str] = KINDS,
+               options: FeatureOptions = FeatureOptions()) -> dict[str, float]:
+    """What `make_feats` does beside the archives, when all of ``of`` jobs have ended.
+
+    Raises UserError where one has not.
+    """
     path, places = _places(path, kinds)
     jobs = _jobs(path, places, of, options)
     for place in places.values():
@@ -166,7 +171,8 @@ def join_feats(path: str | Path, kinds: Sequence[str], of: int, options: Feature
         try:
             results.append(json.loads(_counts_file(job).read_text(encoding="utf-8")))
         except (OSError, ValueError):
-            raise UserError(f"{path}: features of job {number} of {of} are not there: it did not end well; run it again") from None
+            raise UserError(f"{path}: features of job {number} of {of} are not there: it did not end well; "
+                            "run it again") from None
     counts = _gather(path, places, jobs, results, options)
     for job in jobs:
         _counts_file(job).unlink()
@@ -325,7 +331,7 @@ def compute_cmvn(path: str | Path) -> dict[str, int]:
     return {"speakers": len(stats), "utterances": count, "missing": missing}
 
 
-def perturb_speed(source: str | Path, target: str | Path, factors: Iterable[str] = SPEEDS) -> dict[str, int]:
+def perturb_speed(source: str | Path, target: str | Path, speeds: Iterable[str] = SPEEDS) -> dict[str, int]:
     """Writes a data directory with every utterance at each speed, named as Kaldi's perturb_data_dir_speed_3way.sh does.
 
     Utterance, speaker and recording get the prefix ``sp0.9-``; the speed 1.0 keeps its names. utt2uniq maps each to its
@@ -339,7 +345,7 @@ def perturb_speed(source: str | Path, target: str | Path, factors: Iterable[str]
         raise UserError(f"{target}: the perturbed data need a directory of their own")
     out = DataDir(Path(target), {}, {}, {}, None if data.segments is None else {}, {"utt2uniq": {}})
     uniq = data.extra.get("utt2uniq", {})
-    for factor in factors:
+    for factor in speeds:
         speed = float(factor)
         prefix = "" if speed == 1 else f"sp{factor}-"
         for reco, place in data.wav_scp.items():

@@ -5,8 +5,8 @@ make eval_che, held-out takes of the others eval_swbd and dev, the rest train. S
 ``CONDITIONS``.
 
 Every set has the same noise: its kinds in turn, each at levels spread evenly over its range (a set left to chance may
-lack babble, in which most errors happen). Babble is other speakers' training takes, for every set. Half of dev is spoken
-by its speakers in another voice (resampled takes), as eval_che is by speakers that training lacks.
+lack babble, in which most errors happen). Babble is other speakers' training takes, for every set. Half of dev is
+spoken by its speakers in another voice (resampled takes), as eval_che is by speakers that training lacks.
 """
 from __future__ import annotations
 

@@ -72,8 +72,8 @@ _AMERICAN = {"en-us": 0.7, "en-us-nyc": 0.15, "en-gb-x-rp": 0.15}
 POPULATIONS = {
     "train": Population(
         tuple("Andrea aunty f1 shelby zac".split()),
-        tuple("adam Alex Andy boris david Denis edward Gene grandpa ian iven3 john klatt3 Lee m1 m3 m4 m7 marcelo Mario "
-              "Michael michel Mike pablo pedro quincy rob Tweaky".split()),
+        tuple("adam Alex Andy boris david Denis edward Gene grandpa ian iven3 john klatt3 Lee m1 m3 m4 m7 marcelo "
+              "Mario Michael michel Mike pablo pedro quincy rob Tweaky".split()),
         _AMERICAN,
     ),
     "dev": Population(("grandma",), ("m5", "miguel", "iven2"), _AMERICAN),

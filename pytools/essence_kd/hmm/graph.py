@@ -43,8 +43,10 @@ from essence_kd.hmm.fst import Fst, from_kaldifst, make_fst, read_fst, sort_arcs
 from essence_kd.hmm.lang import Lang, Topology, load_lang
 from essence_kd.hmm.npz import read_npz, write_npz
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import FRAME_SHIFT_MS, FRAME_SUBSAMPLING_FACTOR
 from essence_kd.io.provenance import check_match, read_sidecar, write_sidecar, write_text
 
+TRANSITION_SCALE, SELF_LOOP_SCALE = 1.0, 0.1  # Kaldi's utils/mkgraph.sh
 _FIELDS = {"src": np.int32, "dst": np.int32, "ilabel": np.int32, "olabel": np.int32, "weight": np.float32,
            "unit": np.int32, "begin": np.uint8, "final": np.float32, "unit_phone": np.int32, "unit_state": np.int32,
            "unit_pdf": np.int32, "phones": np.str_, "phone_kind": np.uint8, "words": np.str_}
@@ -91,7 +93,7 @@ class Graph:
     @property
     def frame_shift_ms(self) -> float:
         """The time between two rows that the graph expects."""
-        return float(self.meta.get("frame_shift_ms", 10 * self.meta["frame_subsampling_factor"]))
+        return float(self.meta.get("frame_shift_ms", FRAME_SHIFT_MS * self.meta["frame_subsampling_factor"]))
 
 
 def save_graph(path: str | Path, graph: Graph) -> None:
@@ -159,8 +161,8 @@ def phone_hmms(topo: Dict[int, Topology], transitions: np.ndarray, factor: int, 
                prior_weight: float = 10.0) -> Dict[int, PhoneHmm]:
     """The HMM of every phone-id at the graph's frame rate.
 
-    transitions: probabilities by transition-id (hmm.gmm.Gmm.transitions); counts: hmm.gmm.SubsampledCounts of an
-    alignment, or None. Counts are smoothed with `prior_weight` occurrences of what the full-rate transitions foretell.
+    transitions: probabilities by transition-id (hmm.gmm.Gmm.transitions); counts: hmm.gmm_alignment.SubsampledCounts of
+    an alignment, or None. Counts are smoothed with `prior_weight` occurrences of what the full-rate transitions foretell.
     """
     out, at, row = {}, 1, 0
     for phone in sorted(topo):
@@ -312,8 +314,9 @@ def trim(fst: Fst) -> Fst:
                     fst.final[kept], 0)
 
 
-def build_graph(lang: Lang, tree: np.ndarray, hmms: Dict[int, PhoneHmm], *, transition_scale: float = 1.0,
-                self_loop_scale: float = 0.1, meta: dict | None = None) -> Graph:
+def build_graph(lang: Lang, tree: np.ndarray, hmms: Dict[int, PhoneHmm], *,
+                transition_scale: float = TRANSITION_SCALE, self_loop_scale: float = SELF_LOOP_SCALE,
+                meta: dict | None = None) -> Graph:
     """A decoding graph from lang (with G.fst), a map (phone, state) -> pdf and the phones' HMMs.
 
     tree: rows (pdf-id, phone-id, state), as hmm.gmm.Gmm.tree; the scales are those of Kaldi's mkgraph.sh.
@@ -345,14 +348,16 @@ def build_graph(lang: Lang, tree: np.ndarray, hmms: Dict[int, PhoneHmm], *, tran
                   "num_self_loops": int(loop.sum()), "num_epsilons": int((unit == 0).sum())})
 
 
-def make_graph(lang_dir: str | Path, gmm_dir: str | Path, *, factor: int = 1, ali_dir: str | Path | None = None,
-               transition_scale: float = 1.0, self_loop_scale: float = 0.1) -> Graph:
+def make_graph(lang_dir: str | Path, gmm_dir: str | Path, *, factor: int = FRAME_SUBSAMPLING_FACTOR,
+               ali_dir: str | Path | None = None, transition_scale: float = TRANSITION_SCALE,
+               self_loop_scale: float = SELF_LOOP_SCALE) -> Graph:
     """The decoding graph of a lang directory and a GMM directory for networks that answer every `factor`-th frame.
 
     ali_dir: an alignment whose counts give the transition probabilities at that rate; without it they follow from the
     GMM's. Raises UserError where lang, model and alignment do not belong together.
     """
-    from essence_kd.hmm.gmm import SubsampledCounts, load_gmm
+    from essence_kd.hmm.gmm import load_gmm
+    from essence_kd.hmm.gmm_alignment import SubsampledCounts
 
     started = time.time()
     lang, model = load_lang(lang_dir), load_gmm(gmm_dir)
@@ -371,7 +376,7 @@ def make_graph(lang_dir: str | Path, gmm_dir: str | Path, *, factor: int = 1, al
             counts = None
     hmms = phone_hmms(model.topo, model.transitions, factor, counts)
     graph = build_graph(lang, model.tree, hmms, transition_scale=transition_scale, self_loop_scale=self_loop_scale,
-                        meta={"frame_subsampling_factor": factor, "frame_shift_ms": 10 * factor,
+                        meta={"frame_subsampling_factor": factor, "frame_shift_ms": round(FRAME_SHIFT_MS * factor),
                               "tree_hash": model.meta.get("tree_hash"),
                               "transitions": "gmm" if counts is None else "alignment"})
     graph.meta["seconds"] = round(time.time() - started, 1)

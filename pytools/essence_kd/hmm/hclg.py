@@ -12,6 +12,7 @@ from essence_kd.hmm.graph import Graph, trim
 from essence_kd.hmm.lang import read_positions, read_symbols
 from essence_kd.hmm.transition_model import TransitionModel, read_transition_model
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.provenance import sha256_file
 
 
@@ -105,8 +106,9 @@ def import_graph(hclg: str | Path, mdl: str | Path, words_txt: str | Path, *, la
                  np.append(-1, units[:, 2]).astype(np.int32), named,
                  kind if phones else np.zeros(len(named), np.uint8), np.array(words, dtype=np.str_),
                  {**(meta or {}), "num_pdfs": model.num_pdfs, "frame_subsampling_factor": factor,
-                  "frame_shift_ms": 10 * factor, "transitions": "HCLG", "hclg": str(hclg),
-                  "hclg_sha256": sha256_file(hclg), "model": str(mdl), "word_times": "phones" if kind.any() else "labels",
+                  "frame_shift_ms": round(FRAME_SHIFT_MS * factor), "transitions": "HCLG", "hclg": str(hclg),
+                  "hclg_sha256": sha256_file(hclg), "model": str(mdl),
+                  "word_times": "phones" if kind.any() else "labels",
                   "num_states": fst.num_states, "num_arcs": fst.num_arcs,
                   "num_self_loops": int(((fst.src == fst.dst) & (fst.ilabel > 0)).sum()),
                   "num_epsilons": int((fst.ilabel == 0).sum()), "seconds": round(time.time() - started, 1)})

@@ -11,6 +11,7 @@ import numpy as np
 
 from essence_kd.io.data_dir import read_table
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
 from essence_kd.io.tables import IntVectorWriter, read_int_vectors
 from essence_kd.io.text import read_lines
@@ -53,8 +54,9 @@ def write_ali_dir(ali_dir: Path, tree: str, frames: np.ndarray, utterances: int,
         write_text(ali_dir / name, text)
     write_sidecar(ali_dir / "ali.json", {
         "kind": "alignment", "num_pdfs": len(frames), "num_utts": utterances - len(failed), "failed": len(failed),
-        "num_frames": int(frames.sum()), "frame_shift_ms": 10, "tree_hash": sha256_file(ali_dir / "tree.txt"),
-        "unseen_pdfs": int((frames == 0).sum()), "seconds": round(time.time() - started, 1)})
+        "num_frames": int(frames.sum()), "frame_shift_ms": round(FRAME_SHIFT_MS),
+        "tree_hash": sha256_file(ali_dir / "tree.txt"), "unseen_pdfs": int((frames == 0).sum()),
+        "seconds": round(time.time() - started, 1)})
 
 
 def tree_hash(ali_dir: str | Path) -> str | None:

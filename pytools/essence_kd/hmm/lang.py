@@ -21,6 +21,7 @@ from essence_kd.io.text import read_lines
 
 POSITIONS = {"nonword": 0, "begin": 1, "end": 2, "internal": 3, "singleton": 4}
 _SUFFIXES = {"_B": "begin", "_E": "end", "_I": "internal", "_S": "singleton"}
+OOV_WORDS = ("<unk>", "<UNK>", "<spoken_noise>", "<SPOKEN_NOISE>", "[OOV]")  # unknown words are one of these
 _RESERVED_WORDS = ("<eps>", "<s>", "</s>")
 
 # A phone's HMM: for each emitting state, its (next state, probability) pairs; the state after the last is final.
@@ -295,10 +296,7 @@ def choose_oov(lexicon: List[Pronunciation], silence: List[List[str]], optional:
     """The word for unknown words, and the pronunciation to add for it (None when the lexicon has it)."""
     words = {pron.word for pron in lexicon}
     if oov is None:
-        for candidate in ("<unk>", "<UNK>", "<spoken_noise>", "<SPOKEN_NOISE>", "[OOV]"):
-            if candidate in words:
-                return candidate, None
-        oov = "<unk>"
+        oov = next((word for word in OOV_WORDS if word in words), OOV_WORDS[0])
     if oov in words:
         return oov, None
     flat = [phone for line in silence for phone in line]
@@ -309,8 +307,9 @@ def prepare_lang(dict_dir: str | Path, lang_dir: str | Path, *, oov: str | None 
                  num_nonsil_states: int = 3, sil_prob: float = 0.5, position_dependent: bool = True) -> Lang:
     """Make a lang directory as Kaldi's utils/prepare_lang.sh does; it appears under its name only when it is whole.
 
-    oov: the word that stands for unknown ones (default: ``<unk>`` or its like; added as spoken noise when the lexicon
-    lacks it); sil_prob: probability of silence before and after a word. Raises UserError for a bad dict directory.
+    oov: the word that stands for unknown ones (default: the first of OOV_WORDS that the lexicon has, else the first;
+    added as spoken noise when the lexicon lacks it); sil_prob: probability of silence before and after a word. Raises
+    UserError for a bad dict directory.
     """
     if not 0.0 <= sil_prob < 1.0:
         raise UserError(f"--sil-prob {sil_prob}: must be at least 0 and under 1")

@@ -9,9 +9,10 @@ from typing import Sequence
 import numpy as np
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.text import read_lines, read_map
 
-FRAME_SECONDS = 0.01
+FRAME_SECONDS = FRAME_SHIFT_MS / 1000
 SILENCES = ("SIL", "sil")
 
 

@@ -18,11 +18,12 @@ from essence_kd.io.text import read_map
 from essence_kd.score.alignment_picture import load_alignment
 from essence_kd.score.clips import load_clips
 from essence_kd.score.experiment import DEV_SET, load_experiment, say, score_by_time
-from essence_kd.score.page import changed_utterances, extremes, render
+from essence_kd.score.page import render
 from essence_kd.score.results import Analysis, results_dict, results_text
+from essence_kd.score.sections import changed_utterances, extremes
 
-VERSIONS_OF = ("numpy", "torch", "lhotse", "kaldi-io", "kaldi-native-io", "kaldi-native-fbank", "kaldi-hmm-gmm",
-               "kaldifst", "kaldi-decoder", "kaldialign", "espeakng-loader")
+VERSIONS_OF = ("numpy", "torch", "lhotse", "kaldi-io", "kaldi-native-io", "kaldi-hmm-gmm", "kaldifst",
+               "kaldi-decoder", "kaldialign", "espeakng-loader")
 
 
 def provenance() -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""A GMM as objects of kaldi-hmm-gmm (Kaldi's own code), which compiles training graphs and aligns.
+
+kaldi-hmm-gmm knows monophone trees alone (``classes`` of phones that share pdfs).
+"""
+from __future__ import annotations
+
+import os
+import sys
+from typing import Dict, List
+
+import numpy as np
+
+from essence_kd.hmm.gmm import Gmm
+from essence_kd.hmm.lang import Topology, format_topology
+
+
+def monophone_context(classes: List[List[int]], topo: Dict[int, Topology]):
+    """(kaldi-hmm-gmm's context dependency, its topology) for classes of phones that share pdfs."""
+    import kaldi_hmm_gmm as khg
+
+    topology = khg.HmmTopology()
+    topology.read(format_topology([([phone], states) for phone, states in sorted(topo.items())]))
+    return khg.monophone_context_dependency_shared(classes, topology.get_phone_to_num_pdf_classes()), topology
+
+
+def monophone_tree(classes: List[List[int]], topo: Dict[int, Topology]) -> np.ndarray:
+    """Rows (pdf-id, phone-id, state) sorted, with the pdf-ids that Kaldi's monophone tree gives."""
+    context, _ = monophone_context(classes, topo)
+    rows = [(context.compute([phone], state)[1], phone, state) for phone in topo for state in range(len(topo[phone]))]
+    return np.array(sorted(rows), dtype=np.int32)
+
+
+def transition_model(model: Gmm):
+    """(transition model, context dependency) of kaldi-hmm-gmm with this model's probabilities."""
+    import kaldi_hmm_gmm as khg
+
+    context, topology = monophone_context(model.classes, model.topo)
+    transitions = khg.TransitionModel(context, topology)
+    if transitions.num_transition_ids + 1 != len(model.transitions):
+        raise ValueError("the transition-ids are not Kaldi's")
+    with quiet():
+        transitions.mle_update(model.transitions * 1e6, khg.MleTransitionUpdateConfig(floor=1e-10, mincount=0.0))
+    return transitions, context
+
+
+def acoustic_model(model: Gmm):
+    """kaldi-hmm-gmm's AmDiagGmm of the same Gaussians."""
+    import kaldi_hmm_gmm as khg
+
+    out = khg.AmDiagGmm()
+    for pdf in range(model.num_pdfs):
+        own = slice(int(model.offsets[pdf]), int(model.offsets[pdf + 1]))
+        diag = khg.DiagGmm(own.stop - own.start, model.dim)
+        diag.set_weights(model.weights[own].astype(np.float32))
+        diag.set_invvars_and_means((1.0 / model.variances[own]).astype(np.float32), model.means[own].astype(np.float32))
+        out.add_pdf(diag)
+    out.compute_gconsts()
+    return out
+
+
+def graph_compiler(transitions, context, lexicon, disambig: List[int]):
+    """kaldi-hmm-gmm's compiler of training graphs without transition probabilities.
+
+    transitions, context: of :func:`transition_model`, which must live as long as the compiler; lexicon: L as a kaldifst
+    transducer; disambig: phone-ids of its disambiguation symbols.
+    """
+    import kaldi_hmm_gmm as khg
+
+    options = khg.TrainingGraphCompilerOptions(transition_scale=0.0, self_loop_scale=0.0, reorder=True)
+    return khg.TrainingGraphCompiler(transitions, context, lexicon, disambig, options)
+
+
+class quiet:
+    """Silences what C++ code writes to stderr (Kaldi's log lines) while a block runs."""
+
+    def __enter__(self):
+        sys.stderr.flush()
+        self.saved = os.dup(2)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+
+    def __exit__(self, *exc):
+        os.dup2(self.saved, 2)
+        os.close(self.saved)
