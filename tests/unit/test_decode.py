@@ -331,7 +331,7 @@ def test_stage_9_rescores_decodes_anew_and_resumes(tmp_path, shell):
 
     from essence_kd.am.settings import TrainSettings
     from essence_kd.am.trainer import train
-    from essence_kd.hmm.kaldi_alignment import tree_hash
+    from essence_kd.hmm.alignment_dir import tree_hash
     from essence_kd.io.settings import load_settings
 
     data, exp = tmp_path / "data", tmp_path / "exp"

@@ -15,7 +15,7 @@ from essence_kd.cli.main import main
 from essence_kd.distill.ensemble import Ensemble, combine
 from essence_kd.distill.essence import EssenceSettings, select
 from essence_kd.distill.scales import Scale
-from essence_kd.hmm.kaldi_alignment import read_log_priors
+from essence_kd.hmm.alignment_dir import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import read_posteriors
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter, read_matrices

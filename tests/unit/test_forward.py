@@ -12,7 +12,7 @@ from essence_kd.am.forward import iter_logits, load_model, scores
 from essence_kd.am.settings import TrainSettings
 from essence_kd.am.trainer import train
 from essence_kd.cli.main import main
-from essence_kd.hmm.kaldi_alignment import read_log_priors
+from essence_kd.hmm.alignment_dir import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import sha256_file
 from essence_kd.io.settings import load_settings

@@ -23,7 +23,7 @@ from essence_kd.distill.ensemble import Ensemble, combine, combine_top_k
 from essence_kd.distill.entries import Essence
 from essence_kd.distill.essence import EssenceSettings, entries_of, select
 from essence_kd.distill.scales import Scale
-from essence_kd.hmm.kaldi_alignment import read_log_priors
+from essence_kd.hmm.alignment_dir import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import PosteriorWriter
 from essence_kd.io.provenance import check_match, check_utterances, sha256_file, sidecar_path, write_sidecar

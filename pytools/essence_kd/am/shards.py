@@ -18,7 +18,7 @@ import numpy as np
 
 from essence_kd.am.dataset import FeatureSource, load_cuts, split_heldout
 from essence_kd.am.targets import attach_alignments, open_soft, read_count
-from essence_kd.hmm.kaldi_alignment import tree_hash
+from essence_kd.hmm.alignment_dir import tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
 from essence_kd.io.tables import IntVectorTable

@@ -10,7 +10,7 @@ from typing import List, Tuple
 import numpy as np
 
 from essence_kd.am.dataset import StoredCuts
-from essence_kd.hmm.kaldi_alignment import tree_hash
+from essence_kd.hmm.alignment_dir import tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import PosteriorTable
 from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path

@@ -34,7 +34,7 @@ from essence_kd.am.settings import TrainSettings, check_settings
 from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index
 from essence_kd.am.targets import attach_alignments, open_soft, read_count
 from essence_kd.distill.losses import multitask_loss, retemper
-from essence_kd.hmm.kaldi_alignment import read_log_priors, tree_hash
+from essence_kd.hmm.alignment_dir import read_log_priors, tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import check_match, sha256_file, write_text
 from essence_kd.io.settings import dump_settings, to_dict

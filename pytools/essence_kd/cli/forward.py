@@ -39,7 +39,7 @@ def run(args) -> None:
     from essence_kd.distill.archives import frame_error
     from essence_kd.distill.ensemble import Ensemble, combine
     from essence_kd.distill.scales import Scale
-    from essence_kd.hmm.kaldi_alignment import read_log_priors
+    from essence_kd.hmm.alignment_dir import read_log_priors
     from essence_kd.io.errors import UserError
     from essence_kd.io.provenance import sidecar_path, write_sidecar
     from essence_kd.io.tables import MatrixWriter

@@ -13,11 +13,11 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from essence_kd.hmm.alignment_dir import MIN_ALIGNED, write_ali_dir
 from essence_kd.hmm.fst import read_fst, to_kaldifst
 from essence_kd.hmm.gmm import Gmm, TransitionTable, pdf_of_tid, tree_lines
 from essence_kd.hmm.gmm_estimation import Statistics, accumulate
 from essence_kd.hmm.gmm_features import FeatureReader, read_transcripts
-from essence_kd.hmm.kaldi_alignment import write_ali_dir
 from essence_kd.hmm.kaldi_gmm import acoustic_model, graph_compiler, transition_model
 from essence_kd.hmm.lang import Topology, load_lang
 from essence_kd.hmm.npz import read_npz, write_npz
@@ -29,7 +29,6 @@ from essence_kd.io.tables import IntVectorWriter, MatrixWriter
 # Kaldi's steps/train_mono.sh and align_si.sh
 BEAM, RETRY_BEAM = 10.0, 40.0
 ACOUSTIC_SCALE, TRANSITION_SCALE, SELF_LOOP_SCALE = 0.1, 1.0, 0.1
-MIN_ALIGNED = 0.95  # a smaller share of aligned utterances is an error
 
 
 class Aligner:
