@@ -13,7 +13,7 @@ from builders import ROOT, refused
 from builders.training_data import make_data
 from builders.training_runs import SMALL, killed, progress, same, state, together
 
-from essence_kd.am import trainer
+from essence_kd.am import train_log, trainer
 from essence_kd.am.optim import learning_rate
 from essence_kd.am.settings import OptimSettings, TrainSettings, check_settings
 from essence_kd.am.trainer import train
@@ -103,8 +103,8 @@ def test_killed_at_any_step_it_ends_in_the_same_bytes(corpus, tmp_path, arch):
 
 def test_checkpoints_by_the_clock(corpus, tmp_path, monkeypatch):
     saved = []
-    real = trainer._Training._save_checkpoint
-    monkeypatch.setattr(trainer._Training, "_save_checkpoint", lambda self: (saved.append(self.step), real(self)))
+    real = trainer.Trainer._save_checkpoint
+    monkeypatch.setattr(trainer.Trainer, "_save_checkpoint", lambda self: (saved.append(self.state.step), real(self)))
     train(settings("checkpoint.every_minutes=1e-9", "optim.epochs=1"), corpus.data, corpus.ali, tmp_path / "m")
     assert saved[0] == 10 and len(saved) > 1
     del saved[:]
@@ -204,15 +204,15 @@ def interrupted(corpus, model_dir, monkeypatch, *more):
     class Stop(Exception):
         pass
 
-    real = trainer._Training._train_epoch
+    real = trainer.Trainer._train_epoch
 
     def once(self):
-        if self.epoch == 1:
+        if self.state.epoch == 1:
             raise Stop
         real(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Training, "_train_epoch", once)
+        patch.setattr(trainer.Trainer, "_train_epoch", once)
         with pytest.raises(Stop):
             train(settings(*more), corpus.data, corpus.ali, model_dir)
     return model_dir
@@ -241,8 +241,21 @@ def test_a_checkpoint_of_another_training_is_refused(corpus, tmp_path, monkeypat
     refused(lambda: train(settings("seed=5"), corpus.data, corpus.ali, model), model / "info.json", "settings: seed")
 
 
+def test_a_setting_that_came_later_has_its_default_in_an_older_checkpoint(corpus, tmp_path, monkeypatch):
+    path = interrupted(corpus, tmp_path / "m", monkeypatch) / "checkpoint.pt"
+    held = torch.load(path, weights_only=True)
+    older = json.loads(held["fingerprint"]["settings"])
+    del older["optim"]["grad_clip"]
+    held["fingerprint"]["settings"] = json.dumps(older)
+    torch.save(held, path)
+    refused(lambda: train(settings("optim.grad_clip=4"), corpus.data, corpus.ali, tmp_path / "m"),
+            "settings: optim.grad_clip", "5.0 there, 4.0 here")
+    train(settings(), corpus.data, corpus.ali, tmp_path / "m")
+    assert "going on after epoch 1" in (tmp_path / "m" / "train.log").read_text()
+
+
 def test_two_trainings_in_one_place_are_refused(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(train_log, "LOCK_PATIENCE", 0.1)
     (tmp_path / "m").mkdir()
     log = tmp_path / "m" / "train.log"
     log.touch()

@@ -2,12 +2,63 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Dict, List, Optional
 
 import torch
 
+from essence_kd.am.settings import TrainSettings
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write
+from essence_kd.io.settings import to_dict
+
+_SUMS = {"train": 0.0, "hard": 0.0, "soft": 0.0, "frames": 0, "waited": 0.0}  # losses, rows, seconds waiting for data
+
+
+@dataclass
+class TrainingState:
+    """All that changes while a model learns, but for the random states of its processes."""
+
+    model: torch.nn.Module
+    average: Optional[torch.nn.Module]  # the moving average of its parameters, where one is kept
+    optimiser: torch.optim.Optimizer
+    epoch: int = 0  # epochs that are done
+    step: int = 0  # steps of all epochs
+    history: List[dict] = field(default_factory=list)  # a line of progress.jsonl an epoch
+    best: Optional[dict] = None  # early stopping: value, epoch and model of the best epoch so far
+    stale: int = 0  # figures since then that were no better
+    batch: int = 0  # batches of the epoch at work that are done
+    seconds: float = 0.0  # what they took
+    sums: Dict[str, float] = field(default_factory=lambda: dict(_SUMS))  # over their frames, in this process
+
+    @property
+    def final(self) -> torch.nn.Module:
+        """The model that is evaluated and kept."""
+        return self.model if self.average is None else self.average
+
+    def begin_epoch(self) -> None:
+        """Nothing of the next epoch is done yet."""
+        self.batch, self.seconds, self.sums = 0, 0.0, dict(_SUMS)
+
+    def checkpoint(self, fingerprint: dict, sums: Dict[str, float], random: dict) -> dict:
+        """What a checkpoint holds; ``sums``: those of all processes, ``random``: their random states."""
+        return {"fingerprint": fingerprint, "epoch": self.epoch, "batch": self.batch, "step": self.step,
+                "history": self.history, "sums": sums, "seconds": self.seconds, "random": random,
+                "model": self.model.state_dict(), "ema": None if self.average is None else self.average.state_dict(),
+                "optimiser": self.optimiser.state_dict(), "best": self.best, "stale": self.stale}
+
+    def restore(self, held: dict, first: bool) -> None:
+        """Go on from a checkpoint; the sums of all processes go to the ``first`` one."""
+        self.model.load_state_dict(held["model"])
+        if self.average is not None:
+            self.average.load_state_dict(held["ema"])
+        self.optimiser.load_state_dict(held["optimiser"])
+        self.epoch, self.step, self.history = held["epoch"], held["step"], held["history"]
+        self.best, self.stale = held.get("best"), held.get("stale", 0)
+        self.batch, self.seconds = held["batch"], held["seconds"]
+        if first:
+            self.sums.update(held["sums"])
 
 
 def save(state: dict, path: Path) -> None:
@@ -42,9 +93,11 @@ def check_fingerprint(path, theirs: dict, mine: dict) -> None:
             continue
         found, wanted = str(theirs.get(key)), value
         if key == "settings" and theirs.get(key):
-            a, b = _flat(json.loads(found)), _flat(json.loads(wanted))
-            name = sorted(k for k in set(a) | set(b) if a.get(k) != b.get(k))[0]
-            key, found, wanted = f"settings: {name}", a.get(name), b.get(name)
+            a, b = ({**_flat(to_dict(TrainSettings())), **_flat(json.loads(text))} for text in (found, wanted))
+            names = sorted(k for k in set(a) | set(b) if a.get(k) != b.get(k))
+            if not names:  # settings that came later have their defaults here
+                continue
+            key, found, wanted = f"settings: {names[0]}", a.get(names[0]), b.get(names[0])
         raise UserError(f"{path}: made by another training ({key}: {found} there, {wanted} here); "
                         "use another model directory or remove this one")
 

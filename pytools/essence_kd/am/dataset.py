@@ -28,6 +28,7 @@ from essence_kd.io.text import read_map
 
 IGNORE = -100
 FRAME_SHIFT = FRAME_SHIFT_MS / 1000  # seconds a feature frame
+FRAMES_PER_HOUR = 3_600_000 / FRAME_SHIFT_MS
 
 
 class StoredCuts:

@@ -1,4 +1,4 @@
-"""The optimiser's parameter groups, the learning rate of a step, and the moving average of parameters."""
+"""The optimiser, the learning rate of a step, and the moving average of parameters."""
 from __future__ import annotations
 
 import math
@@ -14,6 +14,14 @@ def parameter_groups(model, weight_decay: float) -> List[dict]:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def build_optimiser(model, optim: OptimSettings) -> torch.optim.Optimizer:
+    """AdamW or SGD over the parameters of ``model``."""
+    groups = parameter_groups(model, optim.weight_decay)
+    if optim.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=(0.9, 0.98), fused=True)
 
 
 def learning_rate(optim: OptimSettings, done: float) -> float:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Union
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SUBSAMPLING_FACTOR
@@ -100,6 +102,23 @@ class TrainSettings:
     seed: int = 1
     threads: int = 1
     precision: str = "auto"  # auto, float32 or bfloat16
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """What a training reads; the names of files and directories may be any path or text."""
+
+    data_dir: Union[str, Path]  # Kaldi data directory with feats.scp (utt2spk and utt2uniq are used if there), or shards
+    ali_dir: Union[str, Path]  # ali.scp, num_pdfs, priors.txt, tree.txt; shards hold theirs themselves
+    soft: Union[str, Path, None] = None  # scp of soft targets, a row an output frame; None: hard labels alone
+    soft_kind: str = "post"  # Kaldi Posterior, or dense: matrices of probabilities
+    init: Union[str, Path, None] = None  # model directory to start from, of the same architecture and sizes
+    dev_data: Union[str, Path, None] = None  # data for the dev loss, in the place of a held-out share
+    dev_ali: Union[str, Path, None] = None  # its alignments
+
+    def __post_init__(self) -> None:
+        if (self.dev_data is None) != (self.dev_ali is None):
+            raise UserError("--dev-data and --dev-ali belong together")
 
 
 def check_settings(s: TrainSettings) -> None:

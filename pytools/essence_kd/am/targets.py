@@ -5,13 +5,14 @@ Legend: R = ceil(T / factor) output rows of an utterance of T feature frames, C 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import List, Tuple
+from typing import Any, Dict, List, Tuple, Union
 
 import numpy as np
 
 from essence_kd.am.dataset import StoredCuts
 from essence_kd.hmm.alignment_dir import tree_hash
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.posterior import PosteriorTable
 from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path
 from essence_kd.io.tables import IntVectorTable, MatrixTable
@@ -57,8 +58,9 @@ class DenseTargets:
         return probs
 
 
-def open_soft(soft, kind: str, ali_dir, factor: int):
-    """(SparseTargets or DenseTargets, the temperature they were made at, the fields of their sidecar or none) of an scp.
+def open_soft(soft, kind: str, ali_dir,
+              factor: int) -> Tuple[Union[SparseTargets, DenseTargets], float, Dict[str, Any]]:
+    """(targets, the temperature they were made at, the fields of their sidecar or none) of an scp.
 
     Raises UserError: no such scp, another kind than post and dense, a sidecar of another tree or frame rate than that
     of the alignments and ``factor``.
@@ -71,7 +73,7 @@ def open_soft(soft, kind: str, ali_dir, factor: int):
     beside = sidecar_path(path)
     sidecar = read_sidecar(beside) if Path(beside).is_file() else {}
     mine = {"num_pdfs": read_count(Path(ali_dir) / "num_pdfs"), "tree_hash": tree_hash(ali_dir),
-            "frame_shift_ms": 10 * factor}
+            "frame_shift_ms": round(FRAME_SHIFT_MS * factor)}
     check_match(beside, sidecar, ali_dir, mine, [k for k in mine if None not in (sidecar.get(k), mine[k])])
     targets = DenseTargets(path) if kind == "dense" else SparseTargets(path)
     return targets, float(sidecar.get("temperature") or 1.0), sidecar
