@@ -157,7 +157,7 @@ print(max(h for h in links if want.search(urllib.parse.unquote(h))))
 if [ -n "$wheel" ] && "$main" -m venv "$kenv" >>"$log" 2>&1; then
   py=$kenv/bin/python
   if install "k2 for torch 2.7.1, from k2's wheel page, into $kenv" "${torch[@]}" &&
-    install "k2" "$wheel" numpy graphviz kaldi-io PyYAML && "$py" -c 'import k2' 2>>"$log"; then
+    install "k2" "$wheel" numpy graphviz PyYAML && "$py" -c 'import k2' 2>>"$log"; then
     say "k2 is ready: ${wheel##*/}, in $kenv"
     : >"$kenv/.ready"
     exit 0
@@ -173,7 +173,7 @@ for candidate in "$main" python3.11 python3.10 python3.9; do
   esac
   "$candidate" -m venv "$kenv" >>"$log" 2>&1 || { rm -rf "$kenv"; continue; }
   py=$kenv/bin/python
-  install "k2 1.23.4 with torch 1.13.1 (about 3.5 GB) into $kenv" torch==1.13.1 'numpy<2' graphviz kaldi-io PyYAML ||
+  install "k2 1.23.4 with torch 1.13.1 (about 3.5 GB) into $kenv" torch==1.13.1 'numpy<2' graphviz PyYAML ||
     { rm -rf "$kenv"; no_k2 "torch 1.13.1 could not be installed"; }
   echo "k2==1.23.4 --hash=sha256:$hash" >"$kenv/k2.txt"
   if ! install "k2 1.23.4" --no-deps --require-hashes -r "$kenv/k2.txt" || ! "$py" -c 'import k2' 2>>"$log"; then

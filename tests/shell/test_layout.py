@@ -76,7 +76,7 @@ def test_tests_take_what_they_share_from_builders():
 
 
 def test_no_circular_imports_and_nothing_heavy_at_import():
-    """Every module of io, hmm.graph and decode loads where only NumPy, kaldi-io and PyYAML are."""
+    """Every module of io, hmm.graph and decode loads where only NumPy and PyYAML are."""
     light = ["essence_kd.io.tables", "essence_kd.io.posterior", "essence_kd.io.provenance", "essence_kd.hmm.graph",
              "essence_kd.am.settings", "essence_kd.decode.k2_decoder", "essence_kd.decode.lattice", "essence_kd.cli.main"]
     code = ("import importlib, sys\n"

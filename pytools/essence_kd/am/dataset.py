@@ -24,6 +24,7 @@ import torch
 from essence_kd.am.augment import spec_augment
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS
+from essence_kd.io.tables import MatrixPlaces
 from essence_kd.io.text import read_map
 
 IGNORE = -100
@@ -48,7 +49,10 @@ class StoredCuts:
         return len(self.ids)
 
     def __getitem__(self, i: int):
-        """The MonoCut of utterance i; its speaker is its supervision's, ``cut.uniq`` the id before perturbation."""
+        """The MonoCut of utterance i; its speaker is its supervision's, ``cut.uniq`` the id before perturbation.
+
+        Only ``cut.load_features()`` reads with lhotse's own reader (kaldi-native-io), as writing Shar does.
+        """
         from lhotse import MonoCut, SupervisionSegment
         from lhotse.features.base import Features
 
@@ -79,19 +83,13 @@ def load_cuts(feats_scp) -> StoredCuts:
     Raises:
         UserError: a missing or empty scp, a duplicate id, an archive that cannot be read, an empty matrix.
     """
-    import kaldi_native_io
-
     feats_scp = Path(feats_scp)
-    places = read_map(feats_scp)
+    places, matrices = read_map(feats_scp), MatrixPlaces()
     frames, width = np.zeros(len(places), dtype=np.int64), None
     for i, (utt, place) in enumerate(places.items()):
         try:
-            if place.endswith("]"):  # a range of a matrix; the header tells nothing of that
-                frames[i], bins = kaldi_native_io.FloatMatrix.read(place).numpy().shape
-            else:
-                shape = kaldi_native_io.MatrixShape.read(place)
-                frames[i], bins = shape.num_rows, shape.num_cols
-        except Exception:  # the reader raises a bare RuntimeError
+            frames[i], bins = matrices.shape(utt, place)
+        except UserError:
             raise UserError(f"{feats_scp}: utterance {utt}: cannot read the features at {place}") from None
         if frames[i] == 0:
             raise UserError(f"{feats_scp}: utterance {utt} has no frames")
@@ -119,7 +117,7 @@ class FeatureSource:
     def __init__(self, cuts: StoredCuts, cmn: str) -> None:
         if cmn not in ("none", "utterance", "speaker"):
             raise UserError(f"data.cmn: '{cmn}' is none of none, utterance, speaker")
-        self.cuts, self.cmn = cuts, cmn
+        self.cuts, self.cmn, self._matrices = cuts, cmn, MatrixPlaces()
         self.ids, self.frames, self.feat_dim = cuts.ids, cuts.frames, cuts.feat_dim
         self._means: Dict[str, np.ndarray] = {}
         self._of_speaker: Dict[str, List[int]] = {}
@@ -136,8 +134,8 @@ class FeatureSource:
         ``rng`` is for sources that compute features from audio and mix noise into it.
         """
         try:
-            feats = np.asarray(self.cuts[i].load_features(), dtype=np.float32)
-        except Exception:
+            feats = np.asarray(self._matrices.read(self.ids[i], self.cuts.places[i]), dtype=np.float32)
+        except UserError:
             raise UserError(f"utterance {self.ids[i]}: cannot read the features at {self.cuts.places[i]}") from None
         if not np.isfinite(feats).all():
             raise UserError(f"utterance {self.ids[i]}: NaN or infinite features at {self.cuts.places[i]}")

@@ -27,13 +27,11 @@ HELP = "words from scores: k2 or kaldi-decoder, with word times, n-best, lattice
 _NO_K2 = 97  # exit status of a Python that cannot import k2
 # k2's own Python starts here: says why k2 cannot be used there, or runs the same verb.
 _BOOT = f"""
-import importlib.util, signal, sys
+import signal, sys
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     import numpy, yaml, torch, k2
     torch.zeros(1)
-    if importlib.util.find_spec("kaldi_io") is None:
-        raise ImportError("No module named 'kaldi_io'")
 except BaseException as error:
     open(sys.argv[1], "w").write(" ".join(f"{{type(error).__name__}}: {{error}}".split())[:300])
     sys.exit({_NO_K2})

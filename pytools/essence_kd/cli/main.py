@@ -42,7 +42,6 @@ def _usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status (0 done, 1 a user's mistake, 2 usage, 130 interrupted)."""
     argv = sys.argv[1:] if argv is None else argv
-    os.environ.setdefault("KALDI_ROOT", "")  # kaldi-io prints a banner without it
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if argv else 2

@@ -17,7 +17,6 @@ from essence_kd.distill.ensemble import Ensemble, combine_top_k
 from essence_kd.distill.largest import top_k
 from essence_kd.distill.scales import Scale, log_normalisers
 from essence_kd.io.errors import UserError
-from essence_kd.io.objects import kaldi_io_module
 from essence_kd.io.posterior import PosteriorWriter, read_posteriors
 from essence_kd.io.tables import MatrixWriter
 
@@ -297,7 +296,8 @@ def _other_codecs(utterances, path: str, archive: str) -> Dict[str, Tuple[Callab
     except ImportError:
         pass
     try:
-        kaldi_io = kaldi_io_module()  # its import is noisy; io.tables keeps it quiet
+        os.environ.setdefault("KALDI_ROOT", "")  # kaldi-io prints a banner without it
+        import kaldi_io
 
         def write_kaldi_io():
             with open(path, "wb") as stream:

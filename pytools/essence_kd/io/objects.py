@@ -5,18 +5,16 @@ Truncated, UserError or ValueError; tables.read_table adds the file and the utte
 """
 from __future__ import annotations
 
-import functools
 import os
 import struct
 
 import numpy as np
 
 from essence_kd.io.errors import UserError
-from essence_kd.io.sources import BLOCK, OpenFile, Source, Truncated
+from essence_kd.io.sources import BLOCK, Mapped, OpenFile, Source, Truncated
 from essence_kd.io.specifiers import parse_span
 
 _STORED = BLOCK  # bytes of a matrix that is worth leaving in its file
-_KALDI_IO_LIMIT = 1 << 31  # bytes of a matrix; it counts them in 32 bits
 INT_CELL = np.dtype([("tag", "i1"), ("value", "<i4")])
 
 
@@ -51,82 +49,87 @@ class StoredMatrix:
         return np.frombuffer(b"".join(parts), np.float32).reshape(max(0, stop - start), self.shape[1])
 
 
-@functools.lru_cache(maxsize=None)
-def kaldi_io_module():
-    """The module kaldi_io; its import changes PATH and complains about KALDI_ROOT, which is undone and avoided."""
-    kept = {name: os.environ.get(name) for name in ("KALDI_ROOT", "PATH")}
-    os.environ["KALDI_ROOT"] = "/"
-    try:
-        import kaldi_io
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-    return kaldi_io
+def read_matrix(source: Source | Mapped, stored: bool = False) -> np.ndarray | StoredMatrix:
+    """One float matrix, (rows, columns): binary FM, DM (float64), CM, CM2, CM3, or text, which are all float32.
 
-
-def read_matrix(source: Source, stored: bool = False) -> np.ndarray | StoredMatrix:
-    """One float matrix: binary FM, DM, CM, CM2, CM3, or text. With `stored`, a large FM of a file is left there."""
+    Every float matrix of the package is read here. With `stored`, a large FM of a file is left there.
+    """
     if not _is_binary(source):
         rows = [_text_numbers(line, np.float32) for line in _text_object(source).split("\n") if line.strip()]
         if len({len(row) for row in rows}) > 1:
             raise ValueError("rows of different lengths")
         return np.vstack(rows) if rows else np.zeros((0, 0), np.float32)
+    token, rows, cols, least, span = _matrix_header(source)
+    if token.startswith(b"C"):
+        return _uncompressed(source, token, rows, cols, np.float32(least), np.float32(span))
+    width = 4 if token == b"FM " else 8
+    size = rows * cols * width
+    if not source.holds(size):
+        raise Truncated(f"{source.name}: ends in the middle")
+    place = source.pass_over(size) if stored and width == 4 and size >= _STORED else None
+    if place is not None:
+        return StoredMatrix(*place, (rows, cols), source.name)
+    return _numbers(source, rows * cols, f"<f{width}").reshape(rows, cols)
+
+
+def matrix_shape(source: Source | Mapped) -> tuple[int, int]:
+    """(rows, columns) of the float matrix ahead; of a binary one no more is read than its header."""
+    return _matrix_header(source)[1:3] if _is_binary(source) else read_matrix(source).shape
+
+
+def _matrix_header(source: Source | Mapped) -> tuple[bytes, int, int, float, float]:
+    """(token, rows, columns, least value, range of values) of a binary matrix; the last two are of compressed ones."""
     head = source.peek(15).tobytes()
     if head[2:4] == b"CM":
-        source.skip(2)
-        return _read_compressed(source)
-    if head[2:3] == b"\4":
-        raise ValueError("what lies there are posteriors or whole numbers")
-    if head[2:5] not in (b"FM ", b"DM "):
-        raise ValueError(f"its header is {head[2:5]!r}")
-    if len(head) < 15:
+        start = 5 if head[4:5] == b" " else 6
+        token, size = head[2:start], start + 16
+        if len(token) == start - 2 and token not in (b"CM ", b"CM2 ", b"CM3 "):
+            raise ValueError(f"its header is {token!r}")
+    else:
+        token, size = head[2:5], 15
+        if token[:1] == b"\4":
+            raise ValueError("what lies there are posteriors or whole numbers")
+        if token not in (b"FM ", b"DM "):
+            raise ValueError(f"its header is {token!r}")
+    head = source.peek(size).tobytes()
+    if len(head) < size:
         raise Truncated(f"{source.name}: ends in the middle")
-    tag_rows, rows, tag_cols, cols = struct.unpack("<bibi", head[5:])
-    width = 4 if head[2:3] == b"F" else 8
-    size = rows * cols * width
-    if (tag_rows, tag_cols) != (4, 4) or rows < 0 or cols < 0:
+    least = span = 0.0
+    if token.startswith(b"C"):
+        least, span, rows, cols = struct.unpack("<ffii", head[-16:])
+        damaged = not np.isfinite((least, span)).all()
+    else:
+        tag_rows, rows, tag_cols, cols = struct.unpack("<bibi", head[5:])
+        damaged = (tag_rows, tag_cols) != (4, 4)
+    if damaged or rows < 0 or cols < 0:
         raise ValueError("its header is damaged")
-    if not source.holds(15 + size):
-        raise Truncated(f"{source.name}: ends in the middle")
-    place = source.pass_over(15 + size) if stored and width == 4 and size >= _STORED else None
-    if place is not None:
-        return StoredMatrix(place[0], place[1] + 15, (rows, cols), source.name)
-    if size >= _KALDI_IO_LIMIT:
-        source.skip(15)
-        return source.read(size).view(np.float32 if width == 4 else np.float64).reshape(rows, cols)
-    return kaldi_io_module().read_mat(source)
+    source.skip(size)
+    return token, rows, cols, least, span
 
 
-def _read_compressed(source: Source) -> np.ndarray:
-    """A compressed matrix from its token on (Kaldi's CompressedMatrix: CM, CM2, CM3), as float32."""
-    token = source.read(2) + source.read(1)
-    if token != b"CM ":
-        token += source.read(1)
-    if token not in (b"CM ", b"CM2 ", b"CM3 "):
-        raise ValueError(f"its header is {token!r}")
-    least, span, rows, cols = struct.unpack("<ffii", source.read(16))
-    if rows < 0 or cols < 0 or not np.isfinite((least, span)).all():
-        raise ValueError("its header is damaged")
-    least, span = np.float32(least), np.float32(span)
+def _numbers(source: Source | Mapped, count: int, dtype: str) -> np.ndarray:
+    """The next `count` numbers, in an array that can be written to."""
+    data = np.frombuffer(source.read(count * np.dtype(dtype).itemsize), dtype)
+    return data if data.flags.writeable else data.copy()
+
+
+def _uncompressed(source: Source | Mapped, token: bytes, rows: int, cols: int, least: np.float32,
+                  span: np.float32) -> np.ndarray:
+    """What follows the header of Kaldi's CompressedMatrix, as float32; every number is the one that Kaldi has."""
     size = rows * cols * (2 if token == b"CM2 " else 1) + (8 * cols if token == b"CM " else 0)
     if not source.holds(size):
         raise Truncated(f"{source.name}: ends in the middle")
     data = np.frombuffer(source.read(size), np.uint8)
-    if token == b"CM2 ":
-        step = np.float32(span * np.float32(1 / 65535.0))
-        return (data.view("<u2").astype(np.float32) * step + least).reshape(rows, cols)
-    if token == b"CM3 ":
-        step = np.float32(span * np.float32(1 / 255.0))
-        return (data.astype(np.float32) * step + least).reshape(rows, cols)
+    if token != b"CM ":
+        codes, most = (data.view("<u2"), 65535.0) if token == b"CM2 " else (data, 255.0)
+        step = np.float32(float(span) * (1 / most))
+        return (codes.astype(np.float32) * step + least).reshape(rows, cols)
     heads = data[:8 * cols].view("<u2").reshape(cols, 4).astype(np.float32)
     p0, p25, p75, p100 = (heads * (span * np.float32(1.52590218966964e-05)) + least).T[..., None]  # each (cols, 1)
-    code = np.arange(256, dtype=np.float32)
-    table = np.where(code <= 64, p0 + (p25 - p0) * code * np.float32(1 / 64.0),
-                     np.where(code <= 192, p25 + (p75 - p25) * (code - 64) * np.float32(1 / 128.0),
-                              p75 + (p100 - p75) * (code - 192) * np.float32(1 / 63.0)))  # (cols, 256)
+    code = np.arange(129, dtype=np.float32)
+    table = np.concatenate([p0 + (p25 - p0) * code[:65] * np.float32(1 / 64),
+                            p25 + (p75 - p25) * code[1:] * np.float32(1 / 128),
+                            (p75 + ((p100 - p75) * code[1:64]).astype(np.float64) * (1 / 63)).astype(np.float32)], axis=1)
     codes = data[8 * cols:].reshape(cols, rows)
     return np.ascontiguousarray(np.take_along_axis(table, codes.astype(np.intp), axis=1).T)
 
@@ -143,9 +146,11 @@ def read_vector(source: Source) -> np.ndarray:
     tag, count = struct.unpack("<bi", head[5:])
     if tag != 4 or count < 0:
         raise ValueError("its header is damaged")
-    if not source.holds(10 + count * (4 if head[2:3] == b"F" else 8)):
+    width = 4 if head[2:3] == b"F" else 8
+    if not source.holds(10 + count * width):
         raise Truncated(f"{source.name}: ends in the middle")
-    return np.require(kaldi_io_module().read_vec_flt(source), requirements="W")
+    source.skip(10)
+    return _numbers(source, count, f"<f{width}")
 
 
 def read_int_vector(source: Source) -> np.ndarray:

@@ -96,11 +96,9 @@ class OpenFile:
 class Source:
     """A binary input with look-ahead, read forwards: a file, a pipe, gzip, or stdin.
 
-    Attributes: `name` (for messages), `mode` (kaldi-io asks for it). Reads are exact: what is not there raises
-    Truncated, and a size that the file cannot hold is refused before memory is asked for.
+    `name` is for messages. Reads are exact: what is not there raises Truncated, and a size that the file cannot hold
+    is refused before memory is asked for.
     """
-
-    mode = "rb"
 
     def __init__(self, raw, name: str, *, command: Command | None = None, close: bool = True):
         self.name = name
@@ -352,8 +350,6 @@ class Maps:
 
 class Mapped:
     """A memory-mapped file from some byte on, which reads like a Source."""
-
-    mode = "rb"
 
     def __init__(self, data: np.ndarray, offset: int, name: str, maps: Maps):
         self.name, self._data, self._low = name, data, offset

@@ -1,6 +1,6 @@
 """Kaldi's tables: archives and scp indexes read in order or by utterance, and written as a whole file or none.
 
-Nothing but NumPy and kaldi-io is imported, so that the decoders' environments can use it, too.
+Nothing but NumPy is imported, so that the decoders' environments can use it, too.
 """
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any, Callable, Iterator
 import numpy as np
 
 from essence_kd.io.errors import UserError
-from essence_kd.io.objects import INT_CELL, cut_matrix, cut_vector, read_int_vector, read_matrix, read_vector
+from essence_kd.io.objects import (INT_CELL, cut_matrix, cut_vector, matrix_shape, read_int_vector, read_matrix,
+                                   read_vector)
 from essence_kd.io.provenance import is_special, staging_path, writing_failed
 from essence_kd.io.sources import BLOCK, Command, Maps, Source, guarded, open_object, open_source, read_key
-from essence_kd.io.specifiers import parse_rspecifier, parse_wspecifier, read_scp
+from essence_kd.io.specifiers import parse_rspecifier, parse_scp_line, parse_wspecifier, read_scp
 
 
 def read_table(rspecifier: str, read_object: Callable[[Source], Any], cut: Callable[[Any, str], Any],
@@ -153,6 +154,29 @@ class MatrixTable(ScpTable):
     what = "matrix"
     _read = staticmethod(read_matrix)
     _cut = staticmethod(cut_matrix)
+
+
+class MatrixPlaces:
+    """Float matrices by what an scp line says of them (``feats.ark:17``, ``feats.ark:17[0:9]``, a command).
+
+    For who keeps the lines himself; archives are memory-mapped as in an ScpTable. Raises UserError.
+    """
+
+    def __init__(self) -> None:
+        self._maps = Maps()
+
+    def read(self, utt: str, place: str) -> np.ndarray:
+        """The matrix of an utterance: (rows, columns), float32 or float64."""
+        _, file, span = parse_scp_line(f"{utt} {place}", place, 1)
+        return _read_line(file, span, self._maps, read_matrix, cut_matrix, utt, "matrix", place)
+
+    def shape(self, utt: str, place: str) -> tuple[int, int]:
+        """(rows, columns) of the matrix of an utterance; where it is a binary one in a file, its header is read alone."""
+        if place.endswith(("|", "]")):
+            return self.read(utt, place).shape
+        self._maps.used(1 << 16)  # what the system maps around a header
+        with open_object(place, self._maps, utt, place) as source:
+            return guarded(matrix_shape, source, utt, "matrix")
 
 
 class VectorTable(ScpTable):
