@@ -1,5 +1,6 @@
 """Small languages, models and decoding graphs, paths through them and scores of these paths."""
 import itertools
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,21 @@ LEXICON = {"red": ["R E D"], "read": ["R E D", "R I D"], "reader": ["R I D A"], 
            "add": ["A D D"], "era": ["E R A"], "<unk>": ["SPN"]}
 TEXT = ["a red era", "read a reader", "dear reader add a red", "a", "add add a read", "red red red", "dear a", "read"]
 KINDS = {"": 0, "_B": 1, "_E": 2, "_I": 3, "_S": 4}
+DICT = {
+    "lexicon.txt": "<unk> SPN\na AX\nred R EH D\nread R EH D\nread R IY D\nreader R IY D ER\n",
+    "silence_phones.txt": "SIL\nSPN\n", "optional_silence.txt": "SIL\n",
+    "nonsilence_phones.txt": "AX\nD\nEH\nER\nIY\nR\n", "extra_questions.txt": "AX ER\n",
+}
+
+
+def make_dict(path: Path, **changes) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    for name, text in {**DICT, **changes}.items():
+        if text is None:
+            (path / name).unlink(missing_ok=True)
+        else:
+            (path / name).write_text(text, encoding="utf-8")
+    return path
 
 
 def make_lang(root, text=TEXT, **options):

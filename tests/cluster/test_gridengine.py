@@ -11,16 +11,7 @@ import pytest
 from builders.training_data import TrainingStage
 
 LIB, SHARE = "/usr/lib/gridengine", "/usr/share/gridengine"
-MISSING = [p for p in (f"{LIB}/sge_qmaster", f"{LIB}/sge_execd", f"{LIB}/spoolinit", "/usr/bin/qsub", "/usr/bin/qconf")
-           if not os.path.exists(p)]
-WHY = ""
-if not os.environ.get("KALDI_ROOT"):
-    WHY = "KALDI_ROOT is not set: Kaldi's QUEUE.PL is not tested"
-elif MISSING:
-    WHY = f"GRIDENGINE is not here ({', '.join(MISSING)} missing; apt install gridengine-master gridengine-exec gridengine-client)"
-elif os.getuid() != 0:
-    WHY = "GRIDENGINE is here, but sge_execd runs jobs only when root starts it"
-pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
+pytestmark = [pytest.mark.gridengine, pytest.mark.kaldi("egs/wsj/s5/utils/parallel/queue.pl")]
 
 
 class GridEngine:

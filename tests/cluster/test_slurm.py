@@ -14,13 +14,8 @@ import pytest
 from builders import ROOT
 from builders.training_data import TrainingStage, make_data
 
-NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scancel", "scontrol")
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
-MISSING = [name for name in NEEDED if shutil.which(name, path=PATH) is None]
-WHY = f"SLURM is not here ({', '.join(MISSING)} missing; apt install slurm-wlm munge)"
-if not MISSING and os.getuid() != 0:
-    MISSING, WHY = ["root"], "SLURM is here, but slurmd runs jobs only when root starts it"
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=WHY)
+pytestmark = pytest.mark.slurm
 
 
 def free_ports(count):
@@ -335,7 +330,7 @@ def test_a_stage_trains_with_a_process_a_gpu(cluster, tmp_path):
     assert [" on " in (out / "log" / name).read_text() for name in ("dump.1.log", "dump.2.log", "post_stats.log")] == [True] * 3
 
 
-@pytest.mark.skipif(not os.environ.get("KALDI_ROOT"), reason="KALDI_ROOT is not set: Kaldi's SLURM.PL is not tested")
+@pytest.mark.kaldi("egs/wsj/s5/utils/parallel/slurm.pl")
 def test_kaldis_slurm_pl_runs_the_jobs_of_a_stage(cluster, tmp_path):
     config = tmp_path / "slurm.conf"
     config.write_text("command sbatch --export=PATH --ntasks-per-node=1\noption mem=* --mem $0\ndefault gpu=0\n"

@@ -107,16 +107,10 @@ def test_self_loops_with_a_pdf_of_their_own(tmp_path, form):
     assert found.num_pdfs == 6
 
 
-def kaldi_program(name):
-    path = Path(os.environ.get("KALDI_ROOT") or "/nowhere") / "src" / "bin" / name
-    if not path.exists():
-        pytest.skip(f"no compiled Kaldi: KALDI_ROOT/src/bin/{name} is not there")
-    return path
-
-
+@pytest.mark.kaldi("src/bin/copy-transition-model")
 @pytest.mark.parametrize("apart", [False, True])
 def test_transition_models_that_kaldi_wrote(kaldi, tmp_path, apart):
-    program = kaldi_program("copy-transition-model")
+    program = Path(os.environ["KALDI_ROOT"], "src", "bin", "copy-transition-model")
     topo, rows = ({1: CHAIN, 3: CHAIN}, [(1, 0, 0, 1), (3, 0, 2, 1), (3, 0, 4, 5)]) if apart else (
         kaldi["lang"].topo, kaldi["rows"])
     ours = read(tmp_path / "ours", mdl_text(topo, rows))

@@ -19,8 +19,7 @@ from essence_kd.io.tables import MatrixWriter, read_int_vectors, read_matrices
 from essence_kd.io.wave import write_wav
 
 KALDI = os.environ.get("KALDI_ROOT", "")
-pytestmark = pytest.mark.skipif(not KALDI, reason="KALDI_ROOT is not set: THE ENGINE KALDI, the plug-in's nnet3 side and the "
-                                "preparation of swbd are not tested")
+pytestmark = pytest.mark.kaldi
 
 # what Kaldi's trainer is told
 SMALL = ("--use-gpu no --trainer.num-epochs 1 --trainer.optimization.num-jobs-initial 1 "
@@ -209,11 +208,12 @@ def test_kaldis_decoder_and_ours_find_the_same_words(kaldi, tmp_path, shift):
     assert set(tables[0]) <= set(tables[1]) and all(abs(n - tables[1][point]) <= 1 for point, n in tables[0].items())
 
 
+@pytest.mark.kaldi(*(f"src/{name}" for name in ("lmbin/arpa-to-const-arpa", "latbin/lattice-lmrescore",
+                                                "latbin/lattice-lmrescore-const-arpa")))
 def test_lattices_rescored_by_kaldi_and_lists_by_us_have_the_same_costs(kaldi, tmp_path, shell):
     """The graph's bigram replaced by a trigram: the best path's cost by Kaldi's lattice tools is that of our n-best list."""
     done = shell("local/kaldi/check.sh", "--gmm", "false", "--lattices", "true", "--rescore", "true")
-    if done.returncode:
-        pytest.skip(f"RESCORING BY KALDI is not tested: {done.stderr}")
+    assert done.returncode == 0, done.stderr
     pdfs = int((kaldi / "exp" / "our_ali" / "num_pdfs").read_text())
     rng = np.random.default_rng(4)
     with MatrixWriter(f"ark:{tmp_path}/scores.ark") as writer:
@@ -528,12 +528,12 @@ def test_a_chain_model_as_a_teacher(kaldi):
     assert done.returncode == 1 and "exp/graph is a graph for" in done.stderr
 
 
+@pytest.mark.kaldi("tools/sph2pipe_v2.5/sph2pipe")
+@pytest.mark.python
 def test_the_swbd_recipe_prepares_made_up_corpora(tmp_path, shell):
     patch = Path(KALDI) / "egs" / "swbd" / "s5c" / "local" / "dict.patch"
     env = make_corpora(tmp_path / "ldc", patch, conversations=6)
     done = shell("recipes/swbd/check.sh", "--size", "made_up", env=env)
-    if "missing: sph2pipe" in done.stderr or "'python' on PATH" in done.stderr:
-        pytest.skip(f"the preparation of swbd is not tested: {done.stderr}")
     assert done.returncode == 0, done.stderr
     data = tmp_path / "data"
     done = shell("recipes/swbd/prepare_data.sh", "--size", "made_up", data, env=env, timeout=300)

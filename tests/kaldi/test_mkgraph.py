@@ -3,19 +3,18 @@ import numpy as np
 import pytest
 from builders.decoding import decode, read_hyp, write
 from builders.graphs import as_fst, best, make_lang, make_model, scores_of, wander
-from graph_building import missing_for_mkgraph, mkgraph, write_kaldi_model
+from graph_building import MKGRAPH_NEEDS, mkgraph, write_kaldi_model
 
 from essence_kd.hmm import graph as R
 from essence_kd.hmm.gmm import save_gmm
 from essence_kd.hmm.hclg import import_graph
 
+pytestmark = pytest.mark.kaldi(*MKGRAPH_NEEDS)
+
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
     """The native graph and Kaldi's, imported, both at 10 ms."""
-    lacking = missing_for_mkgraph()
-    if lacking:
-        pytest.skip(f"no compiled Kaldi: {lacking}; our graph is not compared with mkgraph.sh's")
     root = tmp_path_factory.mktemp("mkgraph")
     lang = make_lang(root)
     model = make_model(lang)

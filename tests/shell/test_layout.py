@@ -75,6 +75,14 @@ def test_tests_take_what_they_share_from_builders():
             assert not {name.split(".")[0] for name in found} & {*names, "conftest"}, f"{path}, line {node.lineno}"
 
 
+def test_what_is_required_is_not_skipped(shell):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kaldi/test_kaldi_scripts.py"]
+    for require, code, said in (("", 0, "skipped"), ("k2 kaldi", 1, "REQUIRE has kaldi, but KALDI is not tested: KALDI_ROOT has no"),
+                                ("kadli", 4, "no need is called kadli")):
+        done = shell(*command, env={"KALDI_ROOT": "/nowhere", "REQUIRE": require})
+        assert done.returncode == code and said in done.stdout + done.stderr, done.stdout + done.stderr
+
+
 def test_no_circular_imports_and_nothing_heavy_at_import():
     """Every module of io, hmm.graph and decode loads where only NumPy and PyYAML are."""
     light = ["essence_kd.io.tables", "essence_kd.io.posterior", "essence_kd.io.provenance", "essence_kd.hmm.graph",
@@ -113,8 +121,8 @@ def test_a_users_mistake_is_one_line(shell, tmp_path):
     assert "none.scp" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.setuptools
 def test_a_source_archive_can_be_installed_from(tmp_path):
-    pytest.importorskip("setuptools")
     shutil.copytree(ROOT / "pytools", tmp_path / "pytools", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     for name in ("setup.py", "MANIFEST.in", "README.md"):

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from builders import ROOT
 
 from essence_kd.io.data_dir import DataDir, read_table, validate_data_dir
 from essence_kd.io.errors import UserError
@@ -243,11 +244,8 @@ def test_other_sox_commands_are_left_alone():
         assert split_speed(command) == (command, None)
 
 
+@pytest.mark.sox
 def test_speed_agrees_with_sox(tmp_path):
-    import shutil
-
-    if not shutil.which("sox"):
-        pytest.skip("sox is not installed")
     rng = np.random.default_rng(1)
     noise = np.convolve(rng.standard_normal(16000), np.ones(4) / 4, "same")
     write_wav(tmp_path / "a.wav", (3000 * noise).astype(np.int16), RATE)
@@ -260,11 +258,11 @@ def test_speed_agrees_with_sox(tmp_path):
         assert np.corrcoef(ours[:n], theirs[:n])[0, 1] > 0.99
 
 
-def test_the_verb_says_one_line(data, root):
+def test_the_verb_says_one_line(data):
     edit(data / "text", "ann-2 yes", "ann-2")
     run = subprocess.run(
         [sys.executable, "-m", "essence_kd", "validate-data", str(data)],
-        cwd=root / "pytools",
+        cwd=ROOT / "pytools",
         capture_output=True,
         text=True,
     )
@@ -273,7 +271,7 @@ def test_the_verb_says_one_line(data, root):
     edit(data / "text", "ann-2\n", "ann-2 yes\n")
     run = subprocess.run(
         [sys.executable, "-m", "essence_kd", "validate-data", str(data)],
-        cwd=root / "pytools",
+        cwd=ROOT / "pytools",
         capture_output=True,
         text=True,
     )

@@ -1,7 +1,6 @@
 """Decoding: exactness against dynamic programming, both decoders against each other, sweeps, and bad input."""
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -31,28 +30,6 @@ from essence_kd.io.provenance import write_sidecar
 
 WIDE = {"beam": 60.0, "max_active": 1000000}
 WIDE_FLAGS = ["--beam", "60", "--max-active", "1000000"]
-
-
-def k2_python():
-    """The Python that has k2, or None."""
-    named = os.environ.get("ESSENCE_K2_PYTHON")
-    if named:
-        return named
-    if importlib.util.find_spec("k2"):
-        return sys.executable
-    python = ROOT / ".venv-k2" / "bin" / "python"
-    return str(python) if python.exists() else None
-
-
-@pytest.fixture(scope="module")
-def k2():
-    """Environment with which ``essence decode --decoder k2`` works; fails without k2 where it is required."""
-    python = k2_python()
-    if python is None:
-        if os.environ.get("ESSENCE_REQUIRE_K2") == "1":
-            pytest.fail("k2 is required here (ESSENCE_REQUIRE_K2=1), but there is none: local/setup_env.sh")
-        pytest.skip("NO K2 HERE: nothing of k2 is tested; local/setup_env.sh sets it up where it can be had")
-    return {"ESSENCE_K2_PYTHON": python}
 
 
 @pytest.fixture(scope="module")

@@ -338,10 +338,10 @@ def test_one_bad_element_anywhere_is_found(rule, column):
             select(p, rule)
 
 
+@pytest.mark.compiler
+@pytest.mark.parametrize("inner_loops", ["compiled"], indirect=True)
 def test_the_kernels_take_what_is_good(monkeypatch):
     """NumPy, which has the last word, is not asked."""
-    if largest.kernels() is None:
-        pytest.skip("without compiled kernels")
     monkeypatch.setattr(largest, "bound_maxima", None)
     for module in (largest, min_post, random_prune):
         monkeypatch.setattr(module, "positions", None)

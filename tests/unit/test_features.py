@@ -2,11 +2,10 @@
 import os
 import re
 import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from builders.corpora import RATE, make_recordings, speechlike
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,19 +22,7 @@ from essence_kd.io.parallel import run_jobs
 from essence_kd.io.data_dir import DataDir, read_table, validate_data_dir
 from essence_kd.io.errors import UserError
 from essence_kd.io.tables import MatrixTable, read_matrices
-from essence_kd.io.wave import change_speed, read_wav, write_wav
-
-RATE = 8000
-
-
-def speechlike(seconds, seed=0):
-    """Harmonics under a moving envelope, and noise: int16."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(int(seconds * RATE)) / RATE
-    pitch = 120 + 30 * np.sin(2 * np.pi * 0.7 * t + seed)
-    phase = 2 * np.pi * np.cumsum(pitch) / RATE
-    voice = sum(np.sin(k * phase) / k for k in range(1, 25)) * (0.2 + np.abs(np.sin(2 * np.pi * 2.3 * t)))
-    return np.clip(3000 * voice + 150 * rng.standard_normal(len(t)) + 40, -32768, 32767).astype(np.int16)
+from essence_kd.io.wave import change_speed, read_wav
 
 
 def kaldis(samples, kind):
@@ -85,19 +72,7 @@ def test_other_options():
 
 @pytest.fixture
 def data(tmp_path):
-    """Three recordings of three speakers, two utterances each."""
-    wavs, text, utt2spk, segments = {}, {}, {}, {}
-    for n, spk in enumerate(("ann", "bob", "eve")):
-        reco = f"call{n}-A"
-        write_wav(tmp_path / f"{reco}.wav", speechlike(4, n), RATE)
-        wavs[reco] = str(tmp_path / f"{reco}.wav")
-        for i, (start, end) in enumerate(((0.25, 1.5), (2.0, 3.91))):
-            utt = f"{spk}-{reco}-{i}"
-            text[utt], utt2spk[utt], segments[utt] = "one two", spk, (reco, start, end)
-    DataDir(tmp_path / "data", wavs, text, utt2spk, segments,
-            {"spk2gender": {"ann": "f", "bob": "m", "eve": "f"},
-             "reco2file_and_channel": {reco: f"{reco[:-2]} A" for reco in wavs}}).write(tmp_path / "data")
-    return tmp_path / "data"
+    return make_recordings(tmp_path)
 
 
 def test_make_feats(data):
@@ -223,37 +198,6 @@ def test_speed_perturbation(data, tmp_path):
     (data / "segments").write_text("".join(lines[:-1]))
     with pytest.raises(UserError, match=f"segments: lacks {lines[-1].split()[0]}, which utt2spk has"):
         perturb_speed(data, tmp_path / "less")
-
-
-def kaldi_utils():
-    utils = Path(os.environ.get("KALDI_ROOT") or "/nonexistent") / "egs/wsj/s5/utils"
-    if not utils.is_dir():
-        pytest.skip("KALDI_ROOT does not name a Kaldi checkout")
-    return utils
-
-
-def test_kaldi_accepts_it_and_names_the_same(data, tmp_path):
-    utils = kaldi_utils()
-    perturb_speed(data, tmp_path / "sp")
-    for place in (data, tmp_path / "sp"):
-        make_feats(place)
-        compute_cmvn(place)
-    work = tmp_path / "recipe"
-    work.mkdir()
-    (work / "utils").symlink_to(utils)
-    (work / "path.sh").write_text("")
-    for place in ("data", "sp", "data_hires", "sp_hires"):
-        run = subprocess.run(["utils/validate_data_dir.sh", tmp_path / place], cwd=work, capture_output=True, text=True)
-        assert "Successfully validated" in run.stdout, run.stdout + run.stderr
-    (data / "reco2dur").write_text(
-        "call0-A 4.0\ncall1-A 4.0\ncall2-A 4.0\n"
-    )  # or the script would need Kaldi's binaries
-    script = work / "utils" / "perturb_data_dir_speed.sh"
-    subprocess.run([script, "0.9", data, tmp_path / "theirs"], cwd=work, capture_output=True)
-    for name in ("wav.scp", "segments", "text", "utt2spk", "spk2gender", "reco2file_and_channel", "utt2uniq"):
-        ours = [line for line in (tmp_path / "sp" / name).read_text().splitlines() if line.startswith("sp0.9-")]
-        theirs = (tmp_path / "theirs" / name).read_text().splitlines()
-        assert [line.split() for line in ours] == [line.split() for line in theirs], name
 
 
 def _square(x):

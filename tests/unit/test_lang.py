@@ -1,32 +1,14 @@
 """Lang directories against hand-made expectations, kaldifst, and (where there is one) a real Kaldi; OpenFst files."""
-import os
-import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from builders.graphs import make_dict
 
 from essence_kd.cli.main import main
 from essence_kd.hmm import fst as F
 from essence_kd.hmm import lang as L
 from essence_kd.io.errors import UserError
-
-DICT = {
-    "lexicon.txt": "<unk> SPN\na AX\nred R EH D\nread R EH D\nread R IY D\nreader R IY D ER\n",
-    "silence_phones.txt": "SIL\nSPN\n", "optional_silence.txt": "SIL\n",
-    "nonsilence_phones.txt": "AX\nD\nEH\nER\nIY\nR\n", "extra_questions.txt": "AX ER\n",
-}
-
-
-def make_dict(path: Path, **changes) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    for name, text in {**DICT, **changes}.items():
-        if text is None:
-            (path / name).unlink(missing_ok=True)
-        else:
-            (path / name).write_text(text, encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -208,30 +190,6 @@ def test_load_refuses_what_does_not_fit(lang):
         L.load_lang(lang.path / "nothing")
 
 
-@pytest.mark.skipif(not Path(os.environ.get("KALDI_ROOT") or "/-", "egs/wsj/s5/utils/prepare_lang.sh").exists(),
-                    reason="no Kaldi at KALDI_ROOT: prepare_lang.sh cannot be compared")
-def test_same_files_as_kaldis_own_script(tmp_path):
-    root = os.environ["KALDI_ROOT"]
-    wsj = Path(root, "egs/wsj/s5")
-    (tmp_path / "work").mkdir()
-    for name in ("utils", "steps"):
-        (tmp_path / "work" / name).symlink_to(wsj / name)
-    (tmp_path / "work" / "path.sh").write_text((wsj / "path.sh").read_text().replace("`pwd`/../../..", root))
-    ours = L.prepare_lang(make_dict(tmp_path / "dict"), tmp_path / "lang").path
-    theirs = tmp_path / "kaldi"
-    command = f". ./path.sh; utils/prepare_lang.sh --num-sil-states 5 {tmp_path}/dict '<unk>' {tmp_path}/tmp {theirs}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path / "work", capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for path in sorted(theirs.rglob("*")):
-        if path.is_file() and path.suffix != ".fst":
-            texts = [(folder / path.relative_to(theirs)).read_text().splitlines() for folder in (ours, theirs)]
-            assert [line.rstrip() for line in texts[0]] == [line.rstrip() for line in texts[1]], path.name
-    for name in ("L.fst", "L_disambig.fst"):
-        a, b = F.read_fst(ours / name), F.read_fst(theirs / name)
-        rows = [sorted(zip(x.src, x.dst, x.ilabel, x.olabel, x.weight.round(4))) for x in (a, b)]
-        assert rows[0] == rows[1], name
-
-
 # ----------------------------------------------------------------------------------------------------- OpenFst files
 
 def random_fst(rng, states=30, arcs=100):
@@ -263,7 +221,7 @@ def test_fst_files_agree_with_kaldifst(tmp_path, seed):
     assert_same(F.from_kaldifst(F.to_kaldifst(fst)), fst)
 
 
-@pytest.mark.skipif(shutil.which("fstcompile") is None, reason="OpenFst's tools are not installed")
+@pytest.mark.openfst
 def test_fst_from_a_pipe_is_read(tmp_path):
     """A pipe cannot be sought in: the header's counts stay unknown."""
     fst = random_fst(np.random.default_rng(3))

@@ -8,7 +8,7 @@ from essence_kd.distill import on_device
 from essence_kd.distill.ensemble import Ensemble, combine
 from essence_kd.distill.scales import Scale
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -13,6 +12,7 @@ from pathlib import Path
 import kaldi_native_io
 import numpy as np
 import pytest
+from builders.posteriors import MANY, as_lists, fixed, ragged, same, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,51 +24,10 @@ pytestmark = pytest.mark.usefixtures("inner_loops")
 PYTOOLS = str(Path(posterior.__file__).resolve().parents[2])
 
 
-def ragged(counts, seed: int = 0, zeros: float = 0.0) -> Posterior:
-    """A posterior with the given number of entries a frame; a share of `zeros` of its weights is exactly zero."""
-    rng = np.random.default_rng(seed)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    probs = rng.random(offsets[-1]).astype(np.float32)
-    probs[rng.random(len(probs)) < zeros] = 0
-    return Posterior(offsets, rng.integers(0, 8816, offsets[-1]), probs)
-
-
-def fixed(frames: int, k: int, seed: int = 0) -> Posterior:
-    return ragged(np.full(frames, k), seed)
-
-
-def same(found: Posterior, wanted: Posterior, exact: bool = True) -> None:
-    np.testing.assert_array_equal(found.offsets, wanted.offsets)
-    np.testing.assert_array_equal(found.ids, wanted.ids)
-    assert found.ids.dtype == np.int32 and found.probs.dtype == np.float32 and found.offsets.dtype == np.int64
-    if exact:
-        np.testing.assert_array_equal(found.probs.view(np.int32), wanted.probs.view(np.int32))
-    else:
-        np.testing.assert_allclose(found.probs, wanted.probs, rtol=5e-7)
-
-
-def as_lists(post: Posterior) -> list:
-    """As kaldi-native-io has it: a list a frame of (pdf-id, weight)."""
-    return [list(zip(post.ids[a:b].tolist(), post.probs[a:b].tolist()))
-            for a, b in zip(post.offsets[:-1], post.offsets[1:])]
-
-
-def write(wspecifier: str, posts: dict, **options) -> None:
-    with PosteriorWriter(wspecifier, **options) as writer:
-        for utt, post in posts.items():
-            writer.write(utt, post)
-
-
 def write_theirs(wspecifier: str, posts: dict) -> None:
     with kaldi_native_io.PosteriorWriter(wspecifier) as writer:
         for utt, post in posts.items():
             writer.write(utt, as_lists(post))
-
-
-MANY = {"fixed": fixed(30, 20), "one": fixed(5, 1), "none": fixed(0, 0), "empty-frames": fixed(7, 0),
-        "varying": ragged([3, 0, 1, 7, 0, 0, 2, 30, 1, 1]), "ends-empty": ragged([2, 1, 0, 0]),
-        "starts-empty": ragged([0, 0, 4]), "zeros": ragged([3, 5, 1, 0, 9, 2, 2, 0], zeros=0.5),
-        "all-zero": ragged([3, 5, 1, 0, 9, 2, 2, 0], zeros=1.0), "long": ragged(np.arange(400) % 23, zeros=0.05)}
 
 
 @pytest.fixture
@@ -95,67 +54,6 @@ def test_our_bytes_are_kaldis_and_each_reads_the_other(here, text):
                                                                   as_lists(MANY[utt])]
             if not text:
                 assert value == as_lists(MANY[utt])
-
-
-def kaldi(program: str) -> str:
-    """The path of a program of Kaldi's; skips the test where there is none."""
-    root = os.environ.get("KALDI_ROOT", "") + "/src/"
-    path = shutil.which(program) or shutil.which(program, path=f"{root}bin:{root}nnet3bin")
-    if path is None:
-        pytest.skip(f"{program} of Kaldi is neither on PATH nor in KALDI_ROOT/src")
-    return path
-
-
-def test_copy_post_of_kaldi_changes_nothing(here):
-    program = kaldi("copy-post")
-    write("ark,scp:a.ark,a.scp", MANY)
-    write("ark,t:a.txt", MANY)
-    for source in ("ark:a.ark", "scp:a.scp"):
-        for target, wanted in (("ark:b.ark", "a.ark"), ("ark,t:b.ark", "a.txt")):
-            subprocess.run([program, source, target], check=True, capture_output=True)
-            assert Path("b.ark").read_bytes() == Path(wanted).read_bytes()
-    found = dict(read_posteriors(f"ark:{program} scp:a.scp ark:- |"))
-    for utt, post in MANY.items():
-        same(found[utt], post)
-
-
-def test_post_to_weights_of_kaldi_finds_our_masses(here):
-    program = kaldi("post-to-weights")
-    write("ark:a.ark", MANY)
-    for utt, weights in tables.read_vectors(f"ark:{program} ark:a.ark ark:- |"):
-        np.testing.assert_allclose(weights, MANY[utt].mass(), rtol=1e-5)
-
-
-def entries(text: str) -> list:
-    """The frames of Kaldi's text form: {pdf-id: weight} each."""
-    frames = [frame.split("]")[0].split() for frame in text.split("[")[1:]]
-    return [{int(i): float(p) for i, p in zip(frame[::2], frame[1::2])} for frame in frames]
-
-
-def test_sum_post_of_kaldi_adds_ours(here):
-    program = kaldi("sum-post")
-    one, two = Posterior([0, 2, 3, 3], [7, 3, 1], [0.5, 0.25, 1.0]), Posterior([0, 2, 3, 4], [3, 9, 1, 4],
-                                                                              [0.5, 0.5, 1.0, 1.0])
-    write("ark:one.ark", {"u": one})
-    write("ark,scp:two.ark,two.scp", {"u": two})
-    done = subprocess.run([program, "--scale1=0.5", "--scale2=0.5", "ark:one.ark", "scp:two.scp", "ark,t:-"], check=True,
-                          capture_output=True, text=True)
-    assert entries(done.stdout) == [{7: 0.25, 3: 0.375, 9: 0.25}, {1: 1.0}, {4: 0.5}]
-
-
-def test_nnet3_examples_of_kaldi_hold_our_targets(here):
-    get, copy = kaldi("nnet3-get-egs"), kaldi("nnet3-copy-egs")
-    post = ragged([2, 1, 3, 0, 2], seed=4)
-    write("ark,scp:post.ark,post.scp", {"u": post})
-    with tables.MatrixWriter("ark:feats.ark") as writer:
-        writer.write("u", np.ones((5, 3)))
-    subprocess.run([get, "--num-pdfs=8816", "--num-frames=5", "--compress=false", "ark:feats.ark", "scp:post.scp",
-                    "ark:egs.ark"], check=True, capture_output=True)
-    done = subprocess.run([copy, "ark:egs.ark", "ark,t:-"], check=True, capture_output=True, text=True)
-    found = entries(done.stdout.partition("output")[2])
-    assert "rows=5 dim=8816" in done.stdout and len(found) == 5
-    for frame, wanted in zip(found, as_lists(post)):
-        assert frame == pytest.approx(dict(wanted), rel=1e-5)
 
 
 @settings(max_examples=150, deadline=None)

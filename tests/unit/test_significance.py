@@ -108,8 +108,7 @@ def test_matched_pairs_without_evidence():
     assert significance.matched_pairs([(1, 0), (1, 0)]).p == 0.0
 
 
-@pytest.mark.skipif(SCLITE is None or not (SCLITE / "sc_stats").exists(),
-                    reason="no sc_stats: install Debian's package sctk to compare with it")
+@pytest.mark.sclite
 def test_matched_pairs_agree_with_sc_stats(tmp_path):
     """z, segments and mean of two noisy copies of 300 sentences, from sclite's alignments on both sides."""
     rng = random.Random(11)

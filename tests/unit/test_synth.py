@@ -1,20 +1,18 @@
 """The mini corpus: its text, its voices and lines, its dictionary, and that the same seed gives the same bytes."""
 import hashlib
 import json
-import os
 import random
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from builders.corpora import MICRO, make_mini
 
 from essence_kd.corpus import channel
 from essence_kd.corpus.channel import SAMPLE_RATE, Condition
 from essence_kd.corpus.grammar import GENERAL, Grammar
 from essence_kd.io.parallel import run_jobs
 from essence_kd.corpus.phones import NONSILENCE_PHONES, make_lexicon, to_phones
-from essence_kd.corpus.synth import POPULATIONS, SETS, SIZES, Size, plan_calls, synthesize
+from essence_kd.corpus.synth import POPULATIONS, SETS, SIZES, plan_calls, synthesize
 from essence_kd.io.data_dir import DataDir, validate_data_dir
 from essence_kd.io.errors import UserError
 from essence_kd.io.wave import read_wav
@@ -194,24 +192,12 @@ def test_the_lexicon_keeps_what_is_said_often():
 
 # ---------------------------------------------------------------------------------------------------------- speech
 
-MICRO = Size(
-    {"train": 260, "dev": 60, "eval_swbd": 60, "eval_che": 60},
-    {"train": 4, "dev": 2, "eval_swbd": 2, "eval_che": 2},
-    call=70,
-    topics=2,
-    lm_sentences=50,
-)
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     out = tmp_path_factory.mktemp("mini")
-    SIZES["micro"] = MICRO
-    try:
-        counts = synthesize(out, "micro", seed=3, nj=2)
-        synthesize(out / "again", "micro", seed=3, nj=1)
-    finally:
-        del SIZES["micro"]
+    counts = make_mini(out)
+    make_mini(out / "again", nj=1)
     return out, counts
 
 
@@ -287,22 +273,6 @@ def test_dictionary_and_lm_text(corpus):
     assert len(lines) == len(train) + MICRO.lm_sentences and set(lines) >= set(train)
     people = json.loads((out / "speakers.json").read_text())
     assert {p["set"] for p in people.values()} == set(SETS)
-
-
-def test_kaldi_accepts_the_corpus(corpus, tmp_path):
-    utils = Path(os.environ.get("KALDI_ROOT") or "/nonexistent") / "egs/wsj/s5/utils"
-    if not utils.is_dir():
-        pytest.skip("KALDI_ROOT does not name a Kaldi checkout")
-    out, _ = corpus
-    (tmp_path / "utils").symlink_to(utils)
-    (tmp_path / "path.sh").write_text("")
-    for name in SETS:
-        run = subprocess.run(
-            ["utils/validate_data_dir.sh", "--no-feats", out / name], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert "Successfully validated" in run.stdout, run.stdout + run.stderr
-    run = subprocess.run(["utils/validate_dict_dir.pl", out / "dict"], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0 and "SUCCESS" in run.stdout, run.stdout + run.stderr
 
 
 def _variants():

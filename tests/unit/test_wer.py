@@ -14,7 +14,6 @@ from essence_kd.score.glm import DEFAULT_GLM, Filter, is_noise, load_filters, pa
 from essence_kd.score.alternatives import align_networks, count_steps, parse_network
 
 SCLITE = hub5.find_sclite()
-needs_sclite = pytest.mark.skipif(SCLITE is None, reason="no sclite: install Debian's package sctk to compare with it")
 
 GLM = """;; rules of the test
 * name "test"
@@ -223,7 +222,7 @@ def test_acronyms_are_spelled(word, letters):
     assert spell(word) == letters.split()
 
 
-@pytest.mark.parametrize("scorer", ["native", pytest.param("sclite", marks=needs_sclite)])
+@pytest.mark.parametrize("scorer", ["native", pytest.param("sclite", marks=pytest.mark.sclite)])
 def test_letters_of_an_acronym_share_its_time(tmp_path, scorer):
     """Half of it lies in the next segment, and so do its last two letters."""
     (tmp_path / "stm").write_text("sw_1 A s 0.00 2.00 <O> THE U S\nsw_1 A s 2.00 4.00 <O> S R'S WAY\n")
@@ -252,7 +251,7 @@ def test_hub5_files_scored_natively(hub5_files):
     assert {name: c.errors for name, c in hub5.halves(scores).items()} == {"CHE": 1, "SWBD": 4}
 
 
-@needs_sclite
+@pytest.mark.sclite
 def test_hub5_files_agree_with_sclite(hub5_files):
     files = hub5_files / "a.stm", hub5_files / "a.ctm"
     for glm in (hub5_files / "a.glm", None):
@@ -291,7 +290,7 @@ def _random_files(rng, num_segments):
     return segments, tokens
 
 
-@needs_sclite
+@pytest.mark.sclite
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("rules", ["test", "default"])
 def test_random_networks_agree_with_sclite(hub5_files, seed, rules):
@@ -304,7 +303,7 @@ def test_random_networks_agree_with_sclite(hub5_files, seed, rules):
     assert sum(a.counts.errors for a in native) > 1000
 
 
-@needs_sclite
+@pytest.mark.sclite
 @pytest.mark.parametrize("kind", ["touching", "gaps", "overlapping", "starting together", "ignored", "out of order"])
 @pytest.mark.parametrize("rules", ["test", "default"])
 def test_words_on_and_across_edges_agree_with_sclite(hub5_files, kind, rules):

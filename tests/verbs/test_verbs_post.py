@@ -334,7 +334,6 @@ def test_a_full_disk_leaves_nothing(full, tmp_path, shell):
 
 @pytest.mark.parametrize("verb", [["prune-post", "--threads", "2"], ["dump-post", "--keep", "5"]], ids=lambda v: v[0])
 @pytest.mark.parametrize("source", ["ark:{}", "ark:cat {} |", "scp:{}.scp"])
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from Linux's /proc")
 def test_memory_does_not_grow_with_the_archive(verb, source, tmp_path):
     """120 MB more of input, in utterances of 6 MB, take less than a third of that more memory.
 
