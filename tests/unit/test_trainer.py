@@ -575,6 +575,77 @@ def test_the_models_of_conf_are_settings_that_exist():
         model_settings(found.arch, found.model, str(path))
 
 
+OWN = '''
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from essence_kd.am.models.registry import ARCHITECTURES
+
+
+@dataclass
+class PlainSettings:
+    width: int = 16
+
+
+class Scale(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        return self.weight * x
+
+    def flops(self, output):
+        return output.numel()
+
+    @torch.no_grad()
+    def constrain(self):
+        self.weight.clamp_(max=1.0)
+
+
+@ARCHITECTURES.register("plain")
+class Encoder(nn.Module):
+    Settings = PlainSettings
+
+    def __init__(self, settings, feat_dim, factor):
+        super().__init__()
+        self.factor, self.output_dim = factor, settings.width
+        self.layer, self.scale = nn.Linear(feat_dim, settings.width), Scale(settings.width)
+
+    def forward(self, x, lens):
+        return self.scale(torch.relu(self.layer(x[:, ::self.factor])))
+'''
+
+
+@pytest.mark.parametrize("way", ["a file of am/models", "a plugin"])
+def test_an_architecture_of_ones_own_is_one_file(corpus, tmp_path, way):
+    """It is trained, kept and run by the verbs; nothing else is told of it."""
+    package, environment = ROOT / "pytools", {**os.environ, "PYTHONPATH": str(ROOT / "pytools")}
+    if way == "a plugin":
+        (tmp_path / "my_models.py").write_text(OWN)
+        environment.update(PYTHONPATH=f"{package}{os.pathsep}{tmp_path}", ESSENCE_PLUGINS="my_models")
+    else:
+        shutil.copytree(package, tmp_path / "pytools", ignore=shutil.ignore_patterns("__pycache__"))
+        (tmp_path / "pytools" / "essence_kd" / "am" / "models" / "plain.py").write_text(OWN)
+        environment.update(PYTHONPATH=str(tmp_path / "pytools"))
+    (tmp_path / "plain.yaml").write_text("arch: plain\nmodel: {width: 24}\ndata: {batch_frames: 300, heldout: 0.2}\n"
+                                         "optim: {epochs: 2, lr: 0.01, ema_decay: 0, constrain_every: 1}\n")
+    words = [["train", "--model", tmp_path / "plain.yaml", corpus.data, corpus.ali, tmp_path / "m"],
+             ["forward", tmp_path / "m", corpus.data, f"ark,scp:{tmp_path}/s.ark,{tmp_path}/s.scp"]]
+    code = (f"from essence_kd.cli.main import main\nfor words in {[list(map(str, w)) for w in words]!r}:\n"
+            "    assert main(words) == 0")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    info = json.loads((tmp_path / "m" / "info.json").read_text())
+    assert info["params"] == 8 * 24 + 24 + 24 + 24 * C + C and info["look_ahead_ms"] == 0
+    assert info["mflop_per_frame"] == pytest.approx((2 * 8 * 24 + 24 + 2 * 24 * C) / 3e6, abs=1e-6)
+    losses = [line["train_loss"] for line in progress(tmp_path / "m")]
+    assert losses[1] < losses[0] and float(state(tmp_path / "m")["encoder.scale.weight"].max()) <= 1.0
+    assert len(list(read_matrices(f"scp:{tmp_path}/s.scp"))) == len(corpus.frames)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "exponential", "linear"])
 def test_learning_rate(schedule):
     optim = OptimSettings(lr=1.0, warmup=0.1, schedule=schedule, final_lr=0.05)

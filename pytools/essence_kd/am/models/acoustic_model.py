@@ -7,8 +7,7 @@ from typing import Optional
 import torch
 from torch import nn
 
-from essence_kd.am.models.conformer import WindowAttention
-from essence_kd.am.models.layers import FactoredTdnn, length_mask
+from essence_kd.am.models.layers import length_mask
 
 
 class AcousticModel(nn.Module):
@@ -49,8 +48,8 @@ class AcousticModel(nn.Module):
 
     def constrain(self) -> None:
         """Apply the layers' constraints on parameters (the semi-orthogonal one of TDNN-F), after some of the steps."""
-        for module in self.modules():
-            if isinstance(module, FactoredTdnn):
+        for module in self.encoder.modules():
+            if hasattr(module, "constrain"):
                 module.constrain()
 
 
@@ -90,11 +89,11 @@ def mflop_per_frame(model: AcousticModel, frames: int = 300) -> float:
             flops[0] += 2 * module.in_features * output.numel()
         elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
             flops[0] += 2 * module.weight[0].numel() * output.numel()
-        elif isinstance(module, WindowAttention):
-            flops[0] += 4 * output.numel() * module.bias.size(1)
         elif isinstance(module, nn.LSTM):
             rows = output[0].size(0) * output[0].size(1)
             flops[0] += 2 * rows * (module.weight_ih_l0.numel() + module.weight_hh_l0.numel())
+        elif hasattr(module, "flops"):
+            flops[0] += module.flops(output)
 
     hooks = [m.register_forward_hook(count) for m in model.modules()]
     training = model.training

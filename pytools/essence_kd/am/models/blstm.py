@@ -8,10 +8,11 @@ from torch import nn
 
 from essence_kd.am.models.layers import (FrontEnd, FrontEndSettings, RowLayerNorm, SharedDropout, length_mask,
                                          masked, num_rows, reverse_rows)
+from essence_kd.am.models.registry import ARCHITECTURES
 
 
 @dataclass
-class Settings(FrontEndSettings):
+class BlstmSettings(FrontEndSettings):
     """Sizes of a BLSTM; ``cells`` counts one direction."""
 
     cells: int = 128
@@ -19,10 +20,13 @@ class Settings(FrontEndSettings):
     dropout: float = 0.2
 
 
+@ARCHITECTURES.register("blstm")
 class Encoder(nn.Module):
     """(B, T, feat_dim) features -> (B, R, 2 * cells) hidden rows."""
 
-    def __init__(self, settings: Settings, feat_dim: int, factor: int) -> None:
+    Settings = BlstmSettings
+
+    def __init__(self, settings: BlstmSettings, feat_dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
         self.input = FrontEnd(settings, feat_dim, factor, dropout=settings.dropout)

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from essence_kd.am.models.layers import Convolutions, FactoredTdnn, Tdnn, length_mask, num_rows
+from essence_kd.am.models.registry import ARCHITECTURES
 
 
 @dataclass
-class Settings:
+class CnnTdnnSettings:
     """Sizes of a CNN-TDNN-F. The first convolution steps to the output rate; dilations count output rows."""
 
     channels: List[int] = field(default_factory=lambda: [16, 32, 48])
@@ -23,10 +24,13 @@ class Settings:
     dropout: float = 0.1
 
 
+@ARCHITECTURES.register("cnn_tdnn")
 class Encoder(nn.Module):
     """(B, T, feat_dim) features -> (B, R, output_dim) hidden rows."""
 
-    def __init__(self, settings: Settings, feat_dim: int, factor: int) -> None:
+    Settings = CnnTdnnSettings
+
+    def __init__(self, settings: CnnTdnnSettings, feat_dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
         common = {"norm": settings.norm, "dropout": settings.dropout}

@@ -14,13 +14,14 @@ from torch import nn
 from torch.nn import functional
 
 from essence_kd.am.models.layers import FrontEnd, FrontEndSettings, SharedDropout, length_mask, masked, num_rows
+from essence_kd.am.models.registry import ARCHITECTURES
 from essence_kd.io.errors import UserError
 
 BLOCK = 256  # rows that attend at a time
 
 
 @dataclass
-class Settings(FrontEndSettings):
+class ConformerSettings(FrontEndSettings):
     """Sizes of a Conformer. A row attends to ``left`` rows before it and ``right`` rows after it in each block."""
 
     hidden: int = 144
@@ -72,6 +73,10 @@ class WindowAttention(nn.Module):
         y = torch.cat(parts, dim=2)
         return self.dropout(self.out(y.permute(0, 2, 1, 3).reshape(batch, rows, dim)))
 
+    def flops(self, output: torch.Tensor) -> int:
+        """Operations of the scores and the sums of values, as they would run over the window."""
+        return 4 * output.numel() * self.bias.size(1)
+
     def _bias(self, begin: int, end: int, heard: slice, inside: Optional[torch.Tensor], device) -> torch.Tensor:
         """What is added to the scores of rows [begin, end) for rows ``heard``; ``inside`` (B, heard): 0 is padding."""
         rows = torch.arange(begin, end, device=device)[:, None]
@@ -105,7 +110,7 @@ class ConvolutionModule(nn.Module):
 class Block(nn.Module):
     """Half a feed-forward, attention, convolution, half a feed-forward, each added to what comes in."""
 
-    def __init__(self, s: Settings) -> None:
+    def __init__(self, s: ConformerSettings) -> None:
         super().__init__()
         self.before = FeedForward(s.hidden, s.feed_forward, s.dropout)
         self.attention = WindowAttention(s.hidden, s.heads, s.left, s.right, s.dropout)
@@ -120,10 +125,13 @@ class Block(nn.Module):
         return masked(self.norm(x + 0.5 * self.after(x)), mask)
 
 
+@ARCHITECTURES.register("conformer")
 class Encoder(nn.Module):
     """(B, T, feat_dim) features -> (B, R, hidden) rows."""
 
-    def __init__(self, settings: Settings, feat_dim: int, factor: int) -> None:
+    Settings = ConformerSettings
+
+    def __init__(self, settings: ConformerSettings, feat_dim: int, factor: int) -> None:
         super().__init__()
         if settings.hidden % settings.heads or settings.kernel % 2 == 0 or min(settings.left, settings.right) < 0:
             raise UserError(f"model: hidden ({settings.hidden}) must be a multiple of heads ({settings.heads}), kernel "

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from essence_kd.am.models.layers import Tdnn, length_mask, num_rows
+from essence_kd.am.models.registry import ARCHITECTURES
 
 
 @dataclass
-class Settings:
+class TdnnSettings:
     """Sizes of a TDNN; dilations count output rows."""
 
     input_offsets: List[int] = field(default_factory=lambda: [-2, -1, 0, 1, 2])  # feature frames around 3t
@@ -22,10 +23,13 @@ class Settings:
     dropout: float = 0.1
 
 
+@ARCHITECTURES.register("tdnn")
 class Encoder(nn.Module):
     """(B, T, feat_dim) features -> (B, R, output_dim) hidden rows."""
 
-    def __init__(self, settings: Settings, feat_dim: int, factor: int) -> None:
+    Settings = TdnnSettings
+
+    def __init__(self, settings: TdnnSettings, feat_dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
         common = {"norm": settings.norm, "dropout": settings.dropout}

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from essence_kd.am.models.layers import FactoredTdnn, Tdnn, length_mask, num_rows
+from essence_kd.am.models.registry import ARCHITECTURES
 
 
 @dataclass
-class Settings:
+class TdnnFSettings:
     """Sizes of a TDNN-F; dilations count output rows, a layer each (0: a layer without context)."""
 
     input_offsets: List[int] = field(default_factory=lambda: [-2, -1, 0, 1, 2])  # feature frames around 3t
@@ -24,10 +25,13 @@ class Settings:
     dropout: float = 0.1
 
 
+@ARCHITECTURES.register("tdnn_f")
 class Encoder(nn.Module):
     """(B, T, feat_dim) features -> (B, R, output_dim) hidden rows."""
 
-    def __init__(self, settings: Settings, feat_dim: int, factor: int) -> None:
+    Settings = TdnnFSettings
+
+    def __init__(self, settings: TdnnFSettings, feat_dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
         common = {"norm": settings.norm, "dropout": settings.dropout}

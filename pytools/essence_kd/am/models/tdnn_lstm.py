@@ -9,10 +9,11 @@ from torch import nn
 
 from essence_kd.am.models.layers import (FrameDropout, FrontEnd, FrontEndSettings, RowLayerNorm, SharedDropout, Tdnn,
                                          length_mask, masked, num_rows)
+from essence_kd.am.models.registry import ARCHITECTURES
 
 
 @dataclass
-class Settings(FrontEndSettings):
+class TdnnLstmSettings(FrontEndSettings):
     """Sizes of a TDNN-LSTM; a block is one TDNN layer (dilation in output rows) and one LSTM layer."""
 
     cells: int = 192
@@ -22,10 +23,13 @@ class Settings(FrontEndSettings):
     frame_dropout: float = 0.0  # of whole rows of what an LSTM layer answers
 
 
+@ARCHITECTURES.register("tdnn_lstm")
 class Encoder(nn.Module):
     """(B, T, feat_dim) features -> (B, R, output_dim) hidden rows."""
 
-    def __init__(self, settings: Settings, feat_dim: int, factor: int) -> None:
+    Settings = TdnnLstmSettings
+
+    def __init__(self, settings: TdnnLstmSettings, feat_dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
         common = {"norm": settings.norm, "dropout": settings.dropout}
