@@ -8,9 +8,9 @@ audio beyond starting, CPU seconds of starting. Each decoder is a process of its
 the first utterance alone is subtracted, with that utterance's duration, and the rest of that is its start. Runs
 alternate between the decoders; the smallest of --repeats counts, since other work on the machine only adds.
 
---part asks other questions: "long" decodes one utterance of --seconds of the scores, whole and in pieces, "sweep" tries all settings of
-conf/decode.yaml and decodes at each scale, "rescoring" takes the best of 100 from a bigram graph by the language model
-of DATA/lm.
+--part asks other questions: "long" decodes one utterance of --seconds of the scores, whole and in pieces, "sweep" tries
+the whole grid of a sweep and decodes at each scale, "rescoring" takes the best of 100 from a bigram graph by the
+language model of DATA/lm.
 """
 from __future__ import annotations
 

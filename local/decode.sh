@@ -113,14 +113,13 @@ make_scores() {
 
 # Each job decodes a share of a list of SCORES OUT_DIR [SWEEP_JSON|- [DATA_DIR]] and loads the graph once.
 decode() { # LIST WHAT OPTION...
-  local list=$1 what=$2 jobs part verb=(decode --decoder "$decoder")
+  local list=$1 what=$2 jobs part
   shift 2
-  if [ "$decoder" = kaldi-lattice ]; then verb=(decode-kaldi); fi
   jobs=$(wc -l <"$list")
   [ "$jobs" -le "$nj" ] || jobs=$nj
   split -n "r/$jobs" --numeric-suffixes=1 -a 3 "$list" "$list."
   for part in "$list".*; do
-    printf '%q ' essence "${verb[@]}" --config conf/decode.yaml "$@" --jobs-file "$part" "$graph"
+    printf '%q ' essence decode --decoder "$decoder" --config conf/decode.yaml "$@" --jobs-file "$part" "$graph"
     echo
   done >"$list"
   as_jobs "$list"

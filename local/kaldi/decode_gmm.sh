@@ -46,9 +46,10 @@ done
 scales=0.05,0.0625,0.0714,0.0833,0.1,0.125,0.1667,0.2,0.25
 printf '%q %q - %q\n' "lat:gunzip -c $PWD/exp/final_gmm/decode_$dev_set/lat.*.gz |" "$out/sweep" "$data/$dev_set" >"$jobs.sweep"
 trap 'rm -f "$jobs" "$jobs.sweep"' EXIT
-one_job "$exp/log/sweep_gmm.log" essence decode-kaldi --config conf/decode.yaml --sweep "$data/$dev_set/text" --sweep-scales "$scales" --jobs-file "$jobs.sweep" \
-  "$exp/graph"
-one_job "$exp/log/decode_gmm.log" essence decode-kaldi --config conf/decode.yaml "${rescore[@]}" --jobs-file "$jobs" "$exp/graph"
+decode=(essence decode --decoder kaldi-lattice --config conf/decode.yaml)
+one_job "$exp/log/sweep_gmm.log" "${decode[@]}" --sweep "$data/$dev_set/text" --sweep-scales "$scales" \
+  --jobs-file "$jobs.sweep" "$exp/graph"
+one_job "$exp/log/decode_gmm.log" "${decode[@]}" "${rescore[@]}" --jobs-file "$jobs" "$exp/graph"
 for set in $dev_set $eval_sets; do
   cp "$data/$set/text" "$out/decode_$set/ref.txt"
   same_count "$data/$set/feats.scp" "$out/decode_$set/hyp.txt"

@@ -205,15 +205,16 @@ def test_networks_at_30_ms_decode_a_graph_at_10_ms(kaldi, tmp_path, capsys):
 
 def test_repeated_rows_carry_a_part_of_the_score(kaldi, tmp_path):
     """Costs, and so the choice between model and grammar, do not depend on the number of repetitions."""
+    from essence_kd.decode.decoders.kaldi import KaldiDecoder
     from essence_kd.decode.options import DecodeOptions
-    from essence_kd.decode.runner import _run_task, _Task, make_decoder
+    from essence_kd.decode.workers import Task, run_task
 
     graph = import_graph(kaldi["graph"] / "HCLG.fst", kaldi["root"] / "final.mdl", kaldi["graph"] / "words.txt")
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(20, graph.num_pdfs)).astype(np.float32)
     options = DecodeOptions(acoustic_scale=0.5, beam=100.0, max_active=100000, frame_shift_ms=30, repeat_rows=3)
-    decoder = make_decoder(graph, "kaldi", options)
-    (outcome,), _ = _run_task(decoder, _Task(0, ["u"], [scores], options, 3, False, False))
+    decoder = KaldiDecoder(graph, options)
+    (outcome,), _ = run_task(decoder, Task(0, ["u"], [scores], options, n_best=3))
     thirds = np.repeat(scores / 3, 3, axis=0)
     path = decoder.decode([thirds])[0].path
     labels = graph.ilabel[path][graph.ilabel[path] > 0]

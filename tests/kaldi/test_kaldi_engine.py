@@ -187,13 +187,14 @@ def test_kaldis_decoder_and_ours_find_the_same_words(kaldi, tmp_path, shift):
                                           "word_insertion_penalty: -4.0\n")
     env = {"ESSENCE_PYTHON": os.sys.executable}
     bash(kaldi, f"""
+        lattice="essence decode --decoder kaldi-lattice"
         essence decode --decoder kaldi --config {tmp_path}/conf.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/ours
-        essence decode-kaldi --config {tmp_path}/conf.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/kaldis
+        $lattice --config {tmp_path}/conf.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/kaldis
         essence decode --decoder kaldi --config {tmp_path}/narrow.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/our_narrow
-        essence decode-kaldi --config {tmp_path}/narrow.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/kaldi_narrow
+        $lattice --config {tmp_path}/narrow.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/kaldi_narrow
         essence decode --decoder kaldi --config {tmp_path}/conf.yaml --sweep {tmp_path}/text graph ark:{tmp_path}/scores.ark \\
           {tmp_path}/our_sweep
-        essence decode-kaldi --config {tmp_path}/conf.yaml --sweep {tmp_path}/text graph ark:{tmp_path}/scores.ark \\
+        $lattice --config {tmp_path}/conf.yaml --sweep {tmp_path}/text graph ark:{tmp_path}/scores.ark \\
           {tmp_path}/kaldi_sweep""", **env)
     hyps = [(tmp_path / name / "hyp.txt").read_text() for name in ("ours", "kaldis")]
     assert hyps[0] == hyps[1] and len(hyps[0].split()) > 6
@@ -243,10 +244,11 @@ def test_lattices_rescored_by_kaldi_and_lists_by_us_have_the_same_costs(kaldi, t
         (few / file).write_text("".join(f"{utt} {value}\n" for utt, _ in read_matrices(f"ark:{tmp_path}/scores.ark")))
     lists = ["--decoder", "kaldi", "--config", tmp_path / "conf.yaml", "--n-best", 1]
     bash(kaldi, f"""
-        essence decode-kaldi --config {tmp_path}/conf.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/plain
-        essence decode-kaldi --config {tmp_path}/conf.yaml --old-lm data/lang/G.fst --new-lm {data}/lang_rescore/G.carpa \
+        lattice="essence decode --decoder kaldi-lattice"
+        $lattice --config {tmp_path}/conf.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/plain
+        $lattice --config {tmp_path}/conf.yaml --old-lm data/lang/G.fst --new-lm {data}/lang_rescore/G.carpa \
           graph ark:{tmp_path}/scores.ark {tmp_path}/kaldis
-        essence decode-kaldi --config {tmp_path}/conf.yaml --old-lm data/lang/G.fst --new-lm {data}/lang_rescore/G.carpa \
+        $lattice --config {tmp_path}/conf.yaml --old-lm data/lang/G.fst --new-lm {data}/lang_rescore/G.carpa \
           --data {few} graph 'lat:gunzip -c {tmp_path}/plain/lat.gz |' {tmp_path}/again
         essence decode {' '.join(map(str, lists))} --old-lm lm.arpa.gz --new-lm {data}/lm_rescore/lm.arpa.gz --rescore-n-best 1000 \
           graph ark:{tmp_path}/scores.ark {tmp_path}/ours""", ESSENCE_PYTHON=os.sys.executable)
@@ -268,8 +270,8 @@ def test_lattices_rescored_by_kaldi_and_lists_by_us_have_the_same_costs(kaldi, t
 def test_a_failing_program_names_its_log(kaldi, tmp_path, shell):
     with MatrixWriter(f"ark:{tmp_path}/scores.ark") as writer:
         writer.write("u", np.zeros((5, 3), np.float32))
-    done = shell("local/bin/essence", "decode-kaldi", kaldi / "graph", f"ark:{tmp_path}/scores.ark", tmp_path / "out",
-                 env={"PATH": bash(kaldi, "echo $PATH").strip()})
+    done = shell("local/bin/essence", "decode", "--decoder", "kaldi-lattice", kaldi / "graph", f"ark:{tmp_path}/scores.ark",
+                 tmp_path / "out", env={"PATH": bash(kaldi, "echo $PATH").strip()})
     assert done.returncode == 1 and "3 columns" in done.stderr and "Traceback" not in done.stderr
     broken = tmp_path / "graph"
     shutil.copytree(kaldi / "graph", broken)
@@ -277,8 +279,8 @@ def test_a_failing_program_names_its_log(kaldi, tmp_path, shell):
     pdfs = int((kaldi / "exp" / "our_ali" / "num_pdfs").read_text())
     with MatrixWriter(f"ark:{tmp_path}/scores.ark") as writer:
         writer.write("u", np.zeros((5, pdfs), np.float32))
-    done = shell("local/bin/essence", "decode-kaldi", broken, f"ark:{tmp_path}/scores.ark", tmp_path / "out",
-                 env={"PATH": bash(kaldi, "echo $PATH").strip()})
+    done = shell("local/bin/essence", "decode", "--decoder", "kaldi-lattice", broken, f"ark:{tmp_path}/scores.ark",
+                 tmp_path / "out", env={"PATH": bash(kaldi, "echo $PATH").strip()})
     assert done.returncode == 1 and "out/log/" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -5,10 +5,12 @@ import os
 
 import pytest
 from builders import ROOT, refused
+from builders.graphs import loop_graph
 from builders.training_data import make_data
 
 from essence_kd.cli.main import main
-from essence_kd.decode.kaldi_lattice import const_arpa_order
+from essence_kd.decode.decoders.kaldi_lattice import const_arpa_order
+from essence_kd.hmm.graph import save_graph
 
 SCRIPTS = sorted(p for p in (ROOT / "local" / "kaldi").glob("*.sh") if os.access(p, os.X_OK))
 TAKES_ALL = ("check.sh", "make_feats.sh", "train_nnet3.sh")  # paths, sets, systems
@@ -143,11 +145,11 @@ def test_a_network_of_kaldis_without_its_programs(shell, tmp_path):
     assert done.returncode == 1 and "'nnet3-compute' is not found" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_decode_kaldi_names_what_a_graph_lacks(shell, tmp_path):
+def test_kaldis_decoder_names_what_a_graph_lacks(shell, tmp_path):
     (tmp_path / "graph.npz").write_text("")
-    done = shell("local/bin/essence", "decode-kaldi", tmp_path, "ark:scores.ark", tmp_path / "out")
+    done = shell("local/bin/essence", "decode", "--decoder", "kaldi-lattice", tmp_path, "ark:scores.ark", tmp_path / "out")
     assert done.returncode == 1 and "HCLG.fst: missing" in done.stderr and "Traceback" not in done.stderr
-    done = shell("local/bin/essence", "decode-kaldi", tmp_path)
+    done = shell("local/bin/essence", "decode", "--decoder", "kaldi-lattice", tmp_path)
     assert done.returncode == 1 and "--jobs-file" in done.stderr
 
 
@@ -173,8 +175,18 @@ def write(path, content):
 
 @pytest.mark.parametrize("args, message", [
     (["--old-lm", "G.fst"], "--old-lm and --new-lm belong together"),
-    (["--old-lm", "G.fst", "--new-lm", "G.carpa", "--sweep", "text"], "--old-lm does not go with --sweep"),
+    (["--old-lm", "G.fst", "--new-lm", "G.carpa", "--sweep", "text"], "--old-lm do not go with --sweep"),
+    (["--nj", "2"], "leave out --nj"),
+    (["--n-best", "5"], "--n-best, --lattices and --lm-scale do not go with --decoder kaldi-lattice"),
+    (["--lattices"], "do not go with --decoder kaldi-lattice"),
+    (["--old-lm", "G.fst", "--new-lm", "G.carpa", "--lm-scale", "2"], "do not go with --decoder kaldi-lattice"),
+    (["--sweep", os.devnull, "--pooled", "all.json"], "--pooled does not go with --decoder kaldi-lattice"),
 ])
-def test_decode_kaldi_refuses_what_does_not_go_together(tmp_path, capsys, args, message):
-    assert main(["decode-kaldi", *args, str(tmp_path), "ark:scores.ark", str(tmp_path / "out")]) == 1
+def test_kaldis_decoder_refuses_what_does_not_go_together(tmp_path, capsys, args, message):
+    save_graph(tmp_path / "graph.npz", loop_graph(num_words=3, num_phones=3, seed=1))
+    (tmp_path / "phones").mkdir()
+    for name in ("HCLG.fst", "final.mdl", "phones/word_boundary.int"):
+        (tmp_path / name).write_text("")
+    command = ["decode", "--decoder", "kaldi-lattice", *args, str(tmp_path), "ark:scores.ark", str(tmp_path / "out")]
+    assert main(command) == 1
     assert message in capsys.readouterr().err

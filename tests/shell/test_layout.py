@@ -86,7 +86,7 @@ def test_what_is_required_is_not_skipped(shell):
 def test_no_circular_imports_and_nothing_heavy_at_import():
     """Every module of io, hmm.graph and decode loads where only NumPy and PyYAML are."""
     light = ["essence_kd.io.tables", "essence_kd.io.posterior", "essence_kd.io.provenance", "essence_kd.hmm.graph",
-             "essence_kd.am.settings", "essence_kd.decode.k2_decoder", "essence_kd.decode.lattice", "essence_kd.cli.main"]
+             "essence_kd.am.settings", "essence_kd.decode.decoders.k2", "essence_kd.decode.lattice", "essence_kd.cli.main"]
     code = ("import importlib, sys\n"
             f"for m in {light!r}: importlib.import_module(m)\n"
             "heavy = {'torch', 'lhotse', 'k2', 'matplotlib', 'scipy'} & set(sys.modules)\n"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +19,15 @@ from builders.decoding import decode, make_scores, read_hyp, write
 from builders.graphs import loop_graph, random_path, scores_of
 
 from essence_kd.cli.main import main
-from essence_kd.decode.kaldi_decoder import KaldiDecoder
+from essence_kd.decode.checks import cut_batches
+from essence_kd.decode.decoder import Job
+from essence_kd.decode.decoders.kaldi import KaldiDecoder
 from essence_kd.decode.lattice import Hypothesis, edit_distance, label_frames, n_best, path_cost, path_word_spans, path_words
 from essence_kd.decode.options import DecodeOptions
 from essence_kd.decode.pieces import first_rows, joined_lists, silence_pdfs
 from essence_kd.decode.rescoring import Entry, Rescorer
-from essence_kd.decode.runner import Job, Runner, cut_batches, sweep_table
+from essence_kd.decode.runner import open_decoder
+from essence_kd.decode.sweeps import sweep_table
 from essence_kd.hmm.graph import load_graph, save_graph
 from essence_kd.hmm.lm import estimate, read_arpa, score, write_arpa
 from essence_kd.io.provenance import write_sidecar
@@ -180,8 +184,80 @@ def test_settings_file_and_options(corpus, tmp_path):
                   f"ark:{corpus.folder}/odd.ark", tmp_path / "p") == 0
     report = json.loads((tmp_path / "p" / "decode.json").read_text())
     assert (report["frame_shift_ms"], report["repeat_rows"]) == (30, 1)  # what the graph expects
-    for name, value in dataclasses.asdict(DecodeOptions()).items():  # the file holds the defaults
+    for name, value in dataclasses.asdict(DecodeOptions()).items():  # the file changes no default
         assert name in ("frame_shift_ms", "repeat_rows") or report.get(name, value) == value
+
+
+def test_the_help_tells_every_default(capsys):
+    with pytest.raises(SystemExit):
+        decode("--help")
+    told = " ".join(capsys.readouterr().out.partition("settings:")[2].split())
+    for name, value in dataclasses.asdict(DecodeOptions()).items():
+        shown = ",".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
+        option = told.partition(f"--{name.replace('_', '-')} ")[2]
+        assert option.partition("(default: ")[2].startswith(f"{shown})"), name
+
+
+# ---------------------------------------------------------------------------------------------- a decoder of one's own
+
+MINE = """
+import numpy as np
+
+from essence_kd.decode.decoder import Decoded, Decoder, register_decoder
+
+
+@register_decoder("mine")
+class Viterbi(Decoder):
+    "Every path of a small graph, nothing pruned."
+
+    def decode(self, batch, *, lattices=False):
+        return [Decoded(self.path(scores)) for scores in batch]
+
+    def path(self, scores):
+        graph, scale = self.graph, self.options.acoustic_scale
+        cost = graph.weight + self.options.word_insertion_penalty * (graph.olabel > 0)
+        arcs = list(zip(graph.src.tolist(), graph.dst.tolist(), graph.ilabel.tolist(), cost.tolist()))
+        now = {0: (0.0, None)}  # state -> cost, and the arcs to it as a linked list
+        epsilons = [None] * 4  # chains of them are short
+        for row in epsilons + [r for row in scores.tolist() for r in [row] + epsilons]:
+            then = now if row is None else {}
+            for number, (src, dst, label, cost) in enumerate(arcs):
+                if src in now and (label > 0) == (row is not None):
+                    total = now[src][0] + cost - (scale * row[label - 1] if label else 0)
+                    if dst not in then or total < then[dst][0] - 1e-9:
+                        then[dst] = total, (number, now[src][1])
+            now = then
+        chain, path = min((total + graph.final[state], chain) for state, (total, chain) in now.items())[1], []
+        while chain:
+            number, chain = chain
+            path.append(number)
+        return np.array(path[::-1])
+"""
+
+
+def test_a_plugin_adds_a_decoder(corpus, tmp_path):
+    """One module, named in ESSENCE_PLUGINS: batches, processes, sweeps and files are there."""
+    (tmp_path / "my_decoders.py").write_text(MINE.lstrip())
+    write(tmp_path / "s", {utt: corpus.scores[utt] for utt in list(corpus.scores)[:5]})
+    (tmp_path / "text").write_text("".join((corpus.folder / "text").read_text().splitlines(keepends=True)[:5]))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'pytools'}:{tmp_path}", "ESSENCE_PLUGINS": "my_decoders"}
+    common = ["--sweep", tmp_path / "text", "--sweep-scales", "0.5", "--sweep-penalties", "0,1",
+              corpus.folder / "graph", f"scp:{tmp_path}/s.scp"]
+
+    def mine(*arguments):
+        return subprocess.run([sys.executable, "-m", "essence_kd", "decode", "--decoder", "mine", *map(str, arguments)],
+                              env=environment, capture_output=True, text=True)
+
+    done = mine("--nj", 2, *common, tmp_path / "mine")
+    assert done.returncode == 0, done.stderr
+    assert decode(*WIDE_FLAGS, *common, tmp_path / "kaldi") == 0
+    for name in ("hyp.txt", "hyp.ctm"):
+        assert (tmp_path / "mine" / name).read_text() == (tmp_path / "kaldi" / name).read_text()
+    report, table = (json.loads((tmp_path / "mine" / name).read_text()) for name in ("decode.json", "sweep.json"))
+    assert report["decoder"] == table["decoder"] == "mine" and len(table["points"]) == 2
+    environment["ESSENCE_PLUGINS"] = ""
+    done = mine(*common, tmp_path / "none")
+    assert done.returncode == 1 and "unknown decoder 'mine' (known: k2, kaldi, kaldi-lattice)" in done.stderr
 
 
 def test_kaldi_sweep_tries_scales_then_penalties(corpus, tmp_path, capsys):
@@ -474,7 +550,7 @@ def test_k2_lattices_and_report(corpus, k2_decoded):
 COUNT_IN_K2 = """
 import json, sys
 import numpy as np
-from essence_kd.decode.k2_decoder import K2Decoder
+from essence_kd.decode.decoders.k2 import K2Decoder
 from essence_kd.decode.options import DecodeOptions
 from essence_kd.hmm.graph import load_graph
 
@@ -580,12 +656,12 @@ def test_pieces_are_neither_long_nor_tiny(length):
 def test_an_interrupt_does_not_wait_for_what_processes_are_at(conversation):
     folder, _, _ = conversation
     with pytest.raises(KeyboardInterrupt):
-        with Runner(folder / "graph", "kaldi", DecodeOptions(), nj=2) as runner:
-            runner._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-            runner._pool.submit(time.sleep, 600)
-            while not runner._pool._processes:
+        with open_decoder("kaldi", folder / "graph", DecodeOptions(), nj=2) as decoder:
+            decoder.workers._pool = pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            pool.submit(time.sleep, 600)
+            while not pool._processes:
                 time.sleep(0.1)
-            process, = runner._pool._processes.values()
+            process, = pool._processes.values()
             raise KeyboardInterrupt
     assert process.exitcode == -signal.SIGTERM
 
@@ -793,7 +869,7 @@ def test_no_surviving_path_is_an_empty_hypothesis(tmp_path, capsys, k2):
 def test_a_narrow_beam_is_widened_once(corpus, tmp_path):
     """A search so narrow that it loses every path is tried again wider, and that is counted."""
     options = DecodeOptions(acoustic_scale=1.0, beam=0.4, max_active=2, min_active=0, retry_factor=200.0)
-    Runner(corpus.folder / "graph", "kaldi", options).decode([Job(f"scp:{corpus.folder}/scores.scp", tmp_path)])
+    open_decoder("kaldi", corpus.folder / "graph", options).decode([Job(f"scp:{corpus.folder}/scores.scp", tmp_path)])
     report = json.loads((tmp_path / "decode.json").read_text())
     assert report["retried"] > 0 and report["no_path"] == 0
 
@@ -878,6 +954,22 @@ def test_k2_that_is_missing_or_broken(corpus, tmp_path):
     fallen_back = run_k2(broken, "--decoder", "auto", *bare, tmp_path / "b")
     assert fallen_back.returncode == 0 and "kaldi-decoder decodes instead" in fallen_back.stderr
     assert json.loads((tmp_path / "b" / "decode.json").read_text())["decoder"] == "kaldi"
+
+
+def test_k2s_python_gets_nothing_that_lies_beside_an_installed_package(corpus, k2, tmp_path):
+    """The package among another Python's packages, where pip puts it: k2's Python keeps its own NumPy."""
+    site = tmp_path / "site-packages"
+    shutil.copytree(ROOT / "pytools" / "essence_kd", site / "essence_kd", ignore=shutil.ignore_patterns("__pycache__"))
+    (site / "numpy").mkdir()
+    (site / "numpy" / "__init__.py").write_text("raise ImportError('of another Python')\n")
+    start = f"import sys; sys.path.append({str(site)!r}); from essence_kd.cli.main import command; command()"
+    environment = {**os.environ, **k2, "KALDI_ROOT": ""}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", start, "decode", "--decoder", "k2", "--nj", "2", corpus.folder / "graph",
+               f"ark:{corpus.folder}/odd.ark", tmp_path / "out"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "decode.json").read_text())["decoder"] == "k2"
 
 
 def test_batches_keep_to_their_bounds():

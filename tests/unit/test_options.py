@@ -1,7 +1,7 @@
 """Options whose defaults stand in functions: what is told, and what is passed on."""
 import argparse
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -15,6 +15,7 @@ VERBS = ("gmm-train gmm-align gmm-scores make-lang make-grammar train-lm perplex
 class Settings:
     rate: float = 0.5
     careful: bool = False
+    grid: list = field(default_factory=lambda: [0.1, 2])
 
 
 def work(path, nj: int = 3, kinds=("a", "b"), share: str = "5%", name=None):
@@ -23,7 +24,7 @@ def work(path, nj: int = 3, kinds=("a", "b"), share: str = "5%", name=None):
 
 def parser_of(*functions):
     parser = argparse.ArgumentParser()
-    for option in ("--nj", "--kinds", "--share", "--name", "--rate", "--careful", "--other"):
+    for option in ("--nj", "--kinds", "--share", "--name", "--rate", "--careful", "--grid", "--other"):
         parser.add_argument(option, type=int if option == "--nj" else None)
     tell_defaults(parser, *functions)
     return parser
@@ -40,9 +41,9 @@ def test_only_what_was_given_is_passed_on():
 def test_help_tells_the_functions_defaults():
     told = " ".join(parser_of(work, Settings).format_help().split())
     for line in ("--nj NJ (default: 3)", "--kinds KINDS (default: a,b)", "--share SHARE (default: 5%)",
-                 "--rate RATE (default: 0.5)", "--careful CAREFUL (default: false)"):
+                 "--rate RATE (default: 0.5)", "--careful CAREFUL (default: false)", "--grid GRID (default: 0.1,2)"):
         assert line in told
-    assert told.count("default:") == 5
+    assert told.count("default:") == 6
 
 
 def test_a_second_default_is_refused():

@@ -13,7 +13,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    from essence_kd.decode.runner import pool_sweeps
+    from essence_kd.decode.sweeps import pool_sweeps
 
     best = pool_sweeps(args.sweeps, args.out)["best"]
     print(f"{args.out}: acoustic scale {best['acoustic_scale']}, word insertion penalty {best['word_insertion_penalty']}: "

@@ -1,50 +1,51 @@
-"""What a decoder is asked and what it answers, the same for both decoders."""
+"""Settings of a decoding: every default and its meaning stands here; command line and YAML files change single ones."""
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import List
 
-import numpy as np
-
-from essence_kd.decode.lattice import Lattice, Occurrences
 from essence_kd.io.errors import UserError
+from essence_kd.io.options import given, tell_defaults
+from essence_kd.io.settings import load_settings
 
-LAST_ROWS = 4  # of an utterance, at which k2 takes a wider beam so that the end is reached
+_LISTS = ("sweep_scales", "sweep_penalties")
+
+
+def _setting(default, text: str):
+    """A field with the help text of its option."""
+    if isinstance(default, tuple):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": text})
+    return dataclasses.field(default=default, metadata={"help": text})
+
 
 @dataclass
 class DecodeOptions:
-    """Settings of a decoding. Beams are in units of cost after scaling (natural logarithms).
+    """Settings of a decoding. Beams are in units of cost after scaling (natural logarithms)."""
 
-    ``acoustic_scale`` multiplies the scores, ``word_insertion_penalty`` is a cost a word (positive: fewer words).
-    ``beam``: paths this much worse than the best of a row are dropped. ``output_beam``: what a lattice keeps
-    around its best path. ``max_active``/``min_active``: graph states kept a row (advisory in k2).
-    ``retry_factor``: an utterance without a path is decoded once more with a beam this many times wider (and its
-    square times as many active states). ``frame_shift_ms``: time between two rows of the scores; 0: what their sidecar
-    says, else what the graph expects. ``repeat_rows``: how many rows the graph gets for one row of the scores, each with
-    that part of the score, so that scales mean the same for every graph; 0: as many as the two frame shifts tell.
-    ``batch_rows``: rows, padding included, that k2 decodes at once; 0: 500 on a CPU (its caches), 20,000 on a GPU.
-    ``piece_seconds``: an utterance that is longer is decoded in pieces of at most that length (decode.pieces), unless
-    lattices are written; 0: never.
-    ``active_rows``: at how many rows of a set, at most, the states that the search holds active are counted (k2 alone can).
-    ``sweep_*``: the grid of a sweep; ``sweep_output_beam``: the output beam of the lattices that it rescores.
-    """
-
-    acoustic_scale: float = 0.4
-    word_insertion_penalty: float = 0.0
-    beam: float = 10.0
-    output_beam: float = 5.0
-    max_active: int = 7000
-    min_active: int = 30
-    retry_factor: float = 2.0
-    frame_shift_ms: float = 0.0
-    repeat_rows: int = 0
-    batch_rows: int = 0
-    piece_seconds: float = 600.0
-    active_rows: int = 64
-    sweep_scales: List[float] = field(default_factory=lambda: [0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0])
-    sweep_penalties: List[float] = field(default_factory=lambda: [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0])
-    sweep_output_beam: float = 8.0
+    acoustic_scale: float = _setting(0.4, "multiplies the scores")
+    word_insertion_penalty: float = _setting(0.0, "cost a word; positive: fewer words")
+    beam: float = _setting(10.0, "search beam: paths so much worse than the best of a row are dropped")
+    output_beam: float = _setting(5.0, "lattice beam: what is kept around the best path")
+    max_active: int = _setting(7000, "graph states kept a row (advisory in k2)")
+    min_active: int = _setting(30, "graph states kept a row, whatever the beam")
+    retry_factor: float = _setting(2.0, "an utterance without a path is decoded once more with a beam so many times "
+                                   "wider, and the square of it times as many active states")
+    frame_shift_ms: float = _setting(0.0, "between two rows of the scores; 0: what their sidecar says, else what the "
+                                     "graph expects")
+    repeat_rows: int = _setting(0, "rows that the graph gets for one of the scores, each with that part of its score, "
+                                "so that scales mean the same for every graph; 0: as many as both frame shifts tell")
+    batch_rows: int = _setting(0, "rows that are decoded at once, padding included; 0: what suits decoder and device "
+                               "(k2: 500 on a CPU, 20,000 on a GPU)")
+    piece_seconds: float = _setting(600.0, "decode a longer utterance in pieces, cut where silence is surest, so that "
+                                    "memory is bounded; 0: never (nor with --lattices)")
+    active_rows: int = _setting(64, "count the states that k2's search holds active at so many rows of a set at most; "
+                                "0: never")
+    sweep_scales: List[float] = _setting((0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8), "acoustic scales of a sweep")
+    sweep_penalties: List[float] = _setting((-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0),
+                                            "word insertion penalties of a sweep")
+    sweep_output_beam: float = _setting(8.0, "output beam of the lattices that a sweep rescores")
 
     def check(self) -> None:
         """Raise UserError for a value that cannot be decoded with."""
@@ -56,7 +57,7 @@ class DecodeOptions:
         if not math.isfinite(self.word_insertion_penalty):
             raise UserError(f"--word-insertion-penalty is {self.word_insertion_penalty}, but must be a number")
         if not self.retry_factor >= 1:
-            raise UserError(f"retry_factor is {self.retry_factor}, but must be at least 1")
+            raise UserError(f"--retry-factor is {self.retry_factor}, but must be at least 1")
         for name, value in {"batch-rows": self.batch_rows, "frame-shift-ms": self.frame_shift_ms,
                             "repeat-rows": self.repeat_rows, "piece-seconds": self.piece_seconds,
                             "active-rows": self.active_rows}.items():
@@ -70,18 +71,28 @@ class DecodeOptions:
             raise UserError("--sweep-scales and --sweep-penalties need at least one number each, scales above 0")
 
 
-@dataclass
-class Decoded:
-    """A decoder's answer for one utterance.
+def add_option_arguments(parser) -> None:
+    """--config and an option for every field of DecodeOptions."""
+    parser.add_argument("--config", metavar="YAML", help="settings, e.g. conf/decode.yaml; options here win")
+    for field in dataclasses.fields(DecodeOptions):
+        several = field.name in _LISTS
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=str if several else type(field.default),
+                            metavar="X,X,..." if several else "N" if isinstance(field.default, int) else "X",
+                            help=field.metadata["help"])
+    tell_defaults(parser, DecodeOptions)
 
-    ``path`` int64 arc indices of the graph (epsilons included), None where no path survived; ``retried``: it took the
-    wider beam. ``states`` and ``arcs``: size of the lattice, None where there is none. ``occurrences``: word
-    labels with posteriors, None without a lattice. ``lattice`` only where it was asked for.
-    """
 
-    path: "np.ndarray | None"
-    retried: bool = False
-    states: "int | None" = None
-    arcs: "int | None" = None
-    occurrences: "Occurrences | None" = None
-    lattice: "Lattice | None" = None
+def decode_options(args) -> DecodeOptions:
+    """DecodeOptions from --config and the options that were given. Raises UserError for what cannot be decoded with."""
+    values = {name: _numbers(value, name) if name in _LISTS else value
+              for name, value in given(args, DecodeOptions).items()}
+    options = dataclasses.replace(load_settings(DecodeOptions, args.config), **values)
+    options.check()
+    return options
+
+
+def _numbers(text: str, name: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(f"--{name.replace('_', '-')} is '{text}', but must be numbers with commas between") from None

@@ -4,12 +4,17 @@ A verb adds such options without a default, calls :func:`tell_defaults` for the 
 """
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any, Callable, Dict
 
 
 def defaults_of(function: Callable) -> Dict[str, Any]:
     """The defaults of a function's parameters or a dataclass's fields, by name."""
+    if dataclasses.is_dataclass(function):  # whose signature does not tell a list
+        made = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+                for f in dataclasses.fields(function)}
+        return {name: default for name, default in made.items() if default is not dataclasses.MISSING}
     parameters = inspect.signature(function).parameters.items()
     return {name: parameter.default for name, parameter in parameters if parameter.default is not parameter.empty}
 
@@ -43,6 +48,6 @@ def tell_defaults(parser, *functions: Callable) -> None:
 def _text(default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
-    if isinstance(default, tuple):
+    if isinstance(default, (tuple, list)):
         return ",".join(map(str, default))
     return f"{default:g}" if isinstance(default, float) else str(default).replace("%", "%%")

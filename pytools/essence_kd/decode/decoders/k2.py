@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from essence_kd.decode.decoder import LAST_ROWS, Decoded, Decoder, register_decoder
+from essence_kd.decode.k2_python import k2_here, run_in_k2_python
 from essence_kd.decode.lattice import Lattice, Occurrences
-from essence_kd.decode.options import LAST_ROWS, Decoded, DecodeOptions
+from essence_kd.decode.options import DecodeOptions
 from essence_kd.hmm.graph import Graph
 from essence_kd.io.errors import UserError
 
@@ -27,23 +29,34 @@ def load_k2():
     return k2, torch
 
 
-class K2Decoder:
-    """Decodes batches of score matrices. UserError where k2 cannot be imported."""
+@register_decoder("k2")
+class K2Decoder(Decoder):
+    """Decodes batches by dense intersection, with lattices. UserError where k2 cannot be imported."""
 
-    name = "k2"
+    library = "k2"
+    sweeps_lattices = True
+    counts_active_states = True
 
     def __init__(self, graph: Graph, options: DecodeOptions, device: str | None = None):
         self._k2, self._torch = k2, torch = load_k2()
         if device is None:
             device = "cuda" if torch.cuda.is_available() and getattr(k2, "with_cuda", False) else "cpu"
         self.device = torch.device(device)
-        self.batch_rows = 20000 if self.device.type == "cuda" else 500
+        if self.device.type == "cuda":
+            self.batch_rows = 20000
         if self.device.type == "cpu":
             torch.set_num_threads(1)  # k2 has one on a CPU; PyTorch's others would only wait between its operations
-        self.graph = graph
         self._load(graph)
         self._waiting, self._waiting_penalty = None, 0.0  # made when it is wanted
-        self.set_options(options)
+        super().__init__(graph, options)
+
+    @classmethod
+    def hand_over(cls, command: list[str]) -> int | None:
+        return None if k2_here() else run_in_k2_python(command)
+
+    @classmethod
+    def check(cls) -> None:
+        load_k2()
 
     def _load(self, graph: Graph) -> None:
         k2, torch = self._k2, self._torch
@@ -74,8 +87,7 @@ class K2Decoder:
         self._fsa = k2.create_fsa_vec([bare]).to(self.device)
 
     def set_options(self, options: DecodeOptions) -> None:
-        """Take other scales and beams."""
-        self.options = options
+        super().set_options(options)
         fsa = self._fsa
         fsa.scores = fsa.graph_scores - options.word_insertion_penalty * fsa.penalised
 

@@ -4,6 +4,9 @@ A graph directory holds what the other decoders read (graph.npz, words.txt) and 
 final.mdl and phones/word_boundary.int. Costs are those of decode.lattice: graph + penalty a word - scale x score, in the
 search, too, as with the other decoders: Kaldi's own scripts add the penalty to lattices alone, whose best path may be lost by
 then. The lattices that are kept do not have it in their costs.
+
+Scores of a job may be lattices that Kaldi's scripts made of its data directory's utterances,
+``lat:gunzip -c DIR/lat.*.gz |``: only their best paths are taken then.
 """
 from __future__ import annotations
 
@@ -20,9 +23,11 @@ from typing import Dict, List, Tuple
 
 import numpy as np
 
+from essence_kd.decode.checks import check_scores, ctm_places, fit_rates
+from essence_kd.decode.decoder import ArchiveDecoder, Job, Request, register_decoder
 from essence_kd.decode.lattice import edit_distance
 from essence_kd.decode.options import DecodeOptions
-from essence_kd.decode.runner import NEAR, Job, check_scores, ctm_places, fit_rates, read_best, sweep_table
+from essence_kd.decode.sweeps import is_far, read_best, sweep_table, write_sweep
 from essence_kd.hmm.fst import read_fst, write_fst
 from essence_kd.hmm.graph import load_graph
 from essence_kd.io.data_dir import read_table
@@ -30,7 +35,6 @@ from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import write_text
 from essence_kd.io.tables import MatrixWriter, read_matrices
 
-NAME = "kaldi-lattice"
 LATTICES = "lat:"  # a job's scores that begin so are the rxfilename of lattices that are there already
 
 
@@ -60,27 +64,23 @@ class _Set:
     seconds: float = 0.0
 
 
-class KaldiLatticeDecoder:
-    """Decodes jobs (runner.Job) by Kaldi's programs, one after the other."""
+@register_decoder("kaldi-lattice")
+class KaldiLatticeDecoder(ArchiveDecoder):
+    """Decodes jobs by Kaldi's programs, one after the other. UserError where the graph directory lacks a file."""
 
-    def __init__(self, graph_dir: str | Path, options: DecodeOptions, rescore: Tuple[str, str] | None = None):
-        """``rescore``: the graph's G.fst, and the G.carpa that takes its place in what :meth:`decode` decodes.
-
-        Raises UserError where a file of the graph directory is missing, or one of the two grammars is not what it should be.
-        """
-        options.check()
-        self.dir, self.options = Path(graph_dir), options
-        self.rescore = rescore
+    def __init__(self, graph_dir: str | Path, options: DecodeOptions, nj: int = 1):
+        super().__init__(graph_dir, options, nj)
+        if nj != 1:
+            raise UserError(f"--decoder {self.name} decodes in one process: leave out --nj and share out the sets")
         for name in ("graph.npz", "HCLG.fst", "final.mdl", "phones/word_boundary.int"):
             if not (self.dir / name).exists():
                 raise UserError(f"{self.dir / name}: missing; stage 9 with --engine kaldi makes a graph that Kaldi's "
                                 "programs read")
         self.graph = load_graph(self.dir / "graph.npz")
         self._scratch = tempfile.TemporaryDirectory(prefix="essence-hclg-")
-        if rescore:
-            self.order = const_arpa_order(rescore[1])
-            old = read_fst(rescore[0])  # projected here: fstproject's option has another name in every other OpenFst
-            write_fst(Path(self._scratch.name) / "G.fst", replace(old, ilabel=old.olabel))
+
+    def __exit__(self, kind, *exc) -> None:
+        self._scratch.cleanup()
 
     def _search_graph(self, penalty: float) -> Path:
         """HCLG.fst, or a copy of it (one a penalty) in which every word costs the penalty more."""
@@ -161,7 +161,7 @@ class KaldiLatticeDecoder:
         progress.lattices = f"gunzip -c {shlex.quote(str(target))} |"
         return progress
 
-    def _swap_grammar(self, progress: _Set) -> None:
+    def _swap_grammar(self, progress: _Set, new_lm: str) -> None:
         """Lattices with the costs of the new grammar in the place of the old one's, as steps/lmrescore_const_arpa.sh does."""
         out = Path(progress.job.out_dir)
         out.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ class KaldiLatticeDecoder:
         begin = time.perf_counter()
         self._run("rescoring lattices", [
             ["lattice-lmrescore", "--lm-scale=-1.0", f"ark:{progress.lattices}", f"{self._scratch.name}/G.fst", "ark:-"],
-            ["lattice-lmrescore-const-arpa", "--lm-scale=1.0", "ark:-", str(self.rescore[1]), f"ark:|gzip -c >{target}"]],
+            ["lattice-lmrescore-const-arpa", "--lm-scale=1.0", "ark:-", new_lm, f"ark:|gzip -c >{target}"]],
             out / "log" / "rescore.log")
         if progress.seconds:  # else the lattices were there already and nobody knows what they took
             progress.seconds += time.perf_counter() - begin
@@ -207,35 +207,46 @@ class KaldiLatticeDecoder:
 
     # .. jobs
 
-    def decode(self, jobs: List[Job]) -> None:
-        """Lattices, hyp.txt, hyp.ctm and decode.json of every job."""
-        for job in jobs:
-            best = {} if job.scale_from is None else read_best(job.scale_from)
-            scale = best.get("acoustic_scale", self.options.acoustic_scale)
-            penalty = best.get("word_insertion_penalty", self.options.word_insertion_penalty)
-            options = replace(self.options, acoustic_scale=scale, word_insertion_penalty=penalty)
-            progress = self._load(job, options)
-            if self.rescore:
-                self._swap_grammar(progress)
-            self._write(progress, scale, penalty, rescored=bool(self.rescore))
+    def decode(self, jobs: List[Job], request: Request | None = None) -> List[dict]:
+        """Lattices, hyp.txt, hyp.ctm and decode.json of every job.
 
-    def _write(self, progress: _Set, scale: float, penalty: float, rescored: bool = False) -> None:
+        ``request.old_lm`` is the graph's G.fst, ``new_lm`` the G.carpa that takes its place in the lattices.
+        """
+        request, rescoring = request or Request(), None
+        if request.n_best or request.lattices or request.lm_scale != 1:
+            raise UserError(f"--n-best, --lattices and --lm-scale do not go with --decoder {self.name}, which leaves "
+                            "lat.gz")
+        if request.old_lm is not None:
+            rescoring = {"method": "lattice", "old_lm": request.old_lm, "new_lm": request.new_lm,
+                         "order": const_arpa_order(request.new_lm)}
+            # projected here: fstproject's option has another name in every other OpenFst
+            old = read_fst(request.old_lm)
+            write_fst(Path(self._scratch.name) / "G.fst", replace(old, ilabel=old.olabel))
+        reports = []
+        for job in jobs:
+            options = self.options if job.scale_from is None else replace(self.options, **read_best(job.scale_from))
+            progress = self._load(job, options)
+            if rescoring:
+                self._swap_grammar(progress, request.new_lm)
+            reports.append(self._write(progress, options, rescoring))
+        return reports
+
+    def _write(self, progress: _Set, options: DecodeOptions, rescoring: dict | None = None) -> dict:
+        scale, penalty = options.acoustic_scale, options.word_insertion_penalty
         out, words = Path(progress.job.out_dir), self._words(progress, scale, penalty)
         out.mkdir(parents=True, exist_ok=True)
         lost = [utt for utt in progress.order if utt not in words and utt not in progress.empty]
         audio = progress.rows * self.graph.frame_shift_ms / 1000
         report = {
-            "decoder": NAME, "graph": str(self.dir / "HCLG.fst"), "num_pdfs": self.graph.num_pdfs,
+            "decoder": self.name, "graph": str(self.dir / "HCLG.fst"), "num_pdfs": self.graph.num_pdfs,
             "tree_hash": self.graph.meta.get("tree_hash"), "scores": progress.job.scores, "acoustic_scale": scale,
             "word_insertion_penalty": penalty, "beam": self.options.beam, "output_beam": self.options.output_beam,
             "max_active": self.options.max_active, "num_utts": len(progress.order), "num_frames": progress.rows,
             "num_words": int(sum(len(w) for w in words.values())), "audio_seconds": round(audio, 3),
             "decode_seconds": round(progress.seconds, 3),
             "rtf": round(progress.seconds / audio, 5) if audio and progress.seconds else None, "no_path": len(lost),
-            "no_path_utts": lost, "empty_audio": len(progress.empty), "empty_audio_utts": progress.empty, "rescoring": None}
-        if rescored:
-            report["rescoring"] = {"method": "lattice", "old_lm": str(self.rescore[0]), "new_lm": str(self.rescore[1]),
-                                   "order": self.order}
+            "no_path_utts": lost, "empty_audio": len(progress.empty), "empty_audio_utts": progress.empty,
+            "rescoring": rescoring}
         texts = {
             "hyp.txt": "".join(" ".join([utt, *self.graph.words[words.get(utt, np.zeros(0, np.int32))]]) + "\n"
                                for utt in progress.order),
@@ -243,25 +254,30 @@ class KaldiLatticeDecoder:
             "decode.json": json.dumps(report, indent=1) + "\n"}
         for name, text in texts.items():
             write_text(out / name, text)
+        return report
 
-    def sweep(self, jobs: List[Job], reference: Dict[str, List[str]]) -> None:
-        """A sweep.json for every job, and its decoding at the best setting.
+    def sweep(self, jobs: List[Job], reference: Dict[str, List[str]], pooled=None) -> List[dict]:
+        """A sweep.json for every job, and its decoding at the best setting; ``pooled`` is refused.
 
         As with k2, one lattice an utterance serves the whole grid; where the best scale is far from the one that it was
         made at, the lattices are made once more there.
         """
+        if pooled is not None:
+            raise UserError(f"--pooled does not go with --decoder {self.name}; essence pool-sweeps adds its sweeps")
+        tables = []
         for job in jobs:
             options = replace(self.options, output_beam=self.options.sweep_output_beam)
             progress = self._load(job, options)
             table = self._grid(progress, reference)
-            best, here = table["best"]["acoustic_scale"], self.options.acoustic_scale
-            if not job.scores.startswith(LATTICES) and max(best / here, here / best) > NEAR:
+            best = table["best"]["acoustic_scale"]
+            if not job.scores.startswith(LATTICES) and is_far(best, self.options.acoustic_scale):
                 progress = self._load(job, replace(options, acoustic_scale=best))
                 table = self._grid(progress, reference)
-            table = {"decoder": NAME, "graph": str(self.dir / "HCLG.fst"), **table}
-            Path(job.out_dir).mkdir(parents=True, exist_ok=True)
-            write_text(Path(job.out_dir) / "sweep.json", json.dumps(table, indent=1) + "\n")
-            self._write(progress, table["best"]["acoustic_scale"], table["best"]["word_insertion_penalty"])
+            path = Path(job.out_dir) / "sweep.json"
+            write_sweep(path, table, self.name, self.dir / "HCLG.fst")
+            self._write(progress, replace(self.options, **read_best(path)))
+            tables.append(table)
+        return tables
 
     def _grid(self, progress: _Set, reference: Dict[str, List[str]]) -> dict:
         unknown = [utt for utt in progress.order if utt not in reference]

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
-from dataclasses import replace
 
 import numpy as np
 
-from essence_kd.decode.lattice import Lattice, path_words
-from essence_kd.decode.options import Decoded, DecodeOptions
+from essence_kd.decode.decoder import Decoded, Decoder, register_decoder
+from essence_kd.decode.lattice import Lattice
+from essence_kd.decode.options import DecodeOptions
 from essence_kd.hmm.fst import Fst, to_kaldifst
 from essence_kd.hmm.graph import Graph
 from essence_kd.io.errors import UserError
@@ -90,22 +90,21 @@ def _topological_order(num_states: int, start: int, src: np.ndarray, dst: np.nda
     return rank
 
 
-class KaldiDecoder:
-    """Decodes score matrices one by one. UserError where the wheel cannot be imported."""
+@register_decoder("kaldi")
+class KaldiDecoder(Decoder):
+    """Decodes score matrices one by one; a batch is what one process takes at a time. UserError without the wheel."""
 
-    name = "kaldi"
-    batch_rows = 500  # utterances are decoded one by one; a batch is what one process takes at a time
+    library = "kaldi-decoder"
 
     def __init__(self, graph: Graph, options: DecodeOptions):
+        super().__init__(graph, options)
         self._kaldi_decoder, self._kaldifst = load_kaldi()
-        self.graph = graph
-        self.options = options
         self._penalty: float | None = None
-        self._fst = None
+        self._fst = None  # converted again only when the word insertion penalty changes
 
-    def set_options(self, options: DecodeOptions) -> None:
-        """Take other scales and beams; the graph is converted again only when the word insertion penalty changes."""
-        self.options = options
+    @classmethod
+    def check(cls) -> None:
+        load_kaldi()
 
     def _search_graph(self):
         graph, penalty = self.graph, self.options.word_insertion_penalty
@@ -173,22 +172,4 @@ class KaldiDecoder:
                     answer.occurrences = answer.lattice.occurrences(self.graph, posteriors)
                     answer.states, answer.arcs = len(answer.lattice.final), len(answer.lattice.src)
             answers.append(answer)
-        return answers
-
-    def sweep(self, batch: list[np.ndarray], scales: list[float],
-              penalties: list[float]) -> list[list[list[np.ndarray]]]:
-        """Words of every utterance for every acoustic scale and word insertion penalty, each decoded anew.
-
-        Returns ``[utterance][scale][penalty]`` of word-ids (int32); an utterance without a path has empty sequences.
-        """
-        kept = self.options
-        answers: list = [[[] for _ in scales] for _ in batch]
-        for i, scale in enumerate(scales):
-            for penalty in penalties:
-                self.options = replace(kept, acoustic_scale=scale, word_insertion_penalty=penalty)
-                for row, decoded in enumerate(self.decode(batch)):
-                    nothing = np.zeros(0, np.int32)
-                    words = nothing if decoded.path is None else path_words(self.graph, decoded.path)
-                    answers[row][i].append(words)
-        self.options = kept
         return answers
