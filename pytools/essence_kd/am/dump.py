@@ -17,6 +17,7 @@ import numpy as np
 
 from essence_kd.am.models import read_model_yaml
 from essence_kd.am.nnet3 import is_nnet3
+from essence_kd.am.settings import ForwardSettings
 from essence_kd.distill.archives import (WIDE, Progress, Tally, ahead, describe, frame_error, num_utterances, sidecar_of,
                                          target_sidecar, write_essence)
 from essence_kd.distill.ensemble import Ensemble, combine, combine_top_k
@@ -44,15 +45,15 @@ class DumpSettings:
     essence: Optional[EssenceSettings] = None  # given: `output` gets the essence
     full: Optional[str] = None  # wspecifier of matrices, beside `output`
     feats: Optional[str] = None  # scp of features, for model directories
-    combine: str = "mean"
+    combine: str = Ensemble.combine
     weights: List[float] = field(default_factory=list)
     temperatures: List[float] = field(default_factory=list)
     input: str = "prob"  # what the rspecifiers hold
     priors: Optional[str] = None  # a prior a line, divided out of every teacher
-    prior_scale: float = 1.0
+    prior_scale: float = ForwardSettings.prior_scale
     frame_shift_ms: Optional[float] = None  # where no model and no sidecar says it
     job: Optional[Tuple[int, int]] = None  # (J, N): the utterances alone that fall to the J-th of N jobs
-    batch_frames: int = 30000
+    batch_frames: int = ForwardSettings.batch_frames
     device: Optional[str] = None
     threads: Optional[int] = None
 

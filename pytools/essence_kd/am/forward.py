@@ -1,8 +1,9 @@
-"""Scores of a trained model: utterances in batches of similar length, answers in the order of the scp."""
+"""Scores of trained models: utterances in batches of similar length, answers in the order of the scp."""
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Iterator, List, Optional, Tuple, Union
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -13,7 +14,15 @@ from essence_kd.am.dataset import FeatureSource, batches_by_length, load_cuts
 from essence_kd.am.models import read_model_yaml
 from essence_kd.am.models.registry import build_model
 from essence_kd.am.processes import device_of
+from essence_kd.am.settings import ForwardSettings
+from essence_kd.distill.archives import frame_error
+from essence_kd.distill.ensemble import Ensemble, combine
+from essence_kd.distill.scales import Scale
+from essence_kd.hmm.alignment_dir import read_log_priors
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import FRAME_SHIFT_MS
+from essence_kd.io.provenance import sidecar_path, write_sidecar
+from essence_kd.io.tables import MatrixWriter
 
 WINDOW_BYTES = 400_000_000  # logits held while they wait for their turn
 Job = Tuple[int, int]  # the first of three jobs: (1, 3)
@@ -67,7 +76,7 @@ def load_model(model_dir, device: Union[str, torch.device] = "cpu") -> Tuple[tor
     return model.to(device).eval(), settings
 
 
-def iter_logits(model_dir, feats_scp, *, batch_frames: int = 30000, device: Optional[str] = None,
+def iter_logits(model_dir, feats_scp, *, batch_frames: int = ForwardSettings.batch_frames, device: Optional[str] = None,
                 threads: Optional[int] = None, job: Optional[Job] = None) -> Iterator[Tuple[str, np.ndarray]]:
     """(utterance, float32 (ceil(T / factor), num_pdfs) logits) of every utterance, in the order of the scp.
 
@@ -108,8 +117,65 @@ def iter_logits(model_dir, feats_scp, *, batch_frames: int = 30000, device: Opti
                 yield source.ids[i], ready.pop(i)
 
 
+class Scorer:
+    """The scores of one model, or of several combined."""
+
+    def __init__(self, model_dirs: Sequence[str], settings: ForwardSettings) -> None:
+        """Raises UserError for models that do not belong to one ensemble, and settings that they cannot meet."""
+        self.model_dirs, self.settings = model_dirs, settings
+        about = [read_model_yaml(model_dir) for model_dir in model_dirs]
+        for key in ("num_pdfs", "frame_subsampling_factor", "tree_hash"):
+            for model_dir, other in zip(model_dirs, about):
+                if other.get(key) != about[0].get(key):
+                    raise UserError(f"{model_dirs[0]} has {key} {about[0].get(key)} and {model_dir} has "
+                                    f"{other.get(key)}: these models do not belong to one ensemble")
+        self.about = about[0]
+        if len(about) > 1 and settings.output == "logit":
+            raise UserError("several models together have no logits: ask for --output prob, logprob or loglike")
+        try:
+            weights = [float(w) for w in settings.weights.split(",")] if settings.weights else []
+            self.ensemble = Ensemble([Scale("logit") for _ in about], weights, settings.combine)
+        except ValueError as error:
+            raise UserError(f"--weights {settings.weights}: {error}") from None
+        self.priors = None
+        if settings.output == "loglike":
+            self.priors = read_log_priors(Path(model_dirs[0]) / "priors.txt", self.about["num_pdfs"],
+                                          settings.prior_floor).astype(np.float32)
+
+    def utterances(self, data_dir) -> Iterator[Tuple[str, np.ndarray]]:
+        """(utterance, scores (ceil(T / factor), num_pdfs) float32), in the order of the data directory's feats.scp."""
+        s = self.settings
+        for together in zip(*(iter_logits(model_dir, Path(data_dir) / "feats.scp", batch_frames=s.batch_frames,
+                                          device=s.device, threads=s.threads) for model_dir in self.model_dirs)):
+            utt, logits = together[0]
+            if len(together) > 1:  # the log of the combined posterior has the same softmax as logits would
+                try:
+                    mean = combine(self.ensemble, [matrix for _, matrix in together], threads=s.threads)
+                except ValueError as error:
+                    raise frame_error(" + ".join(self.model_dirs), utt, error) from None
+                logits = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
+            yield utt, scores(logits, s.output, self.priors, s.prior_scale)
+
+    def write(self, data_dir, wspecifier: str) -> str:
+        """Write the scores of a data directory, and their sidecar; a line that tells how much it was and how fast."""
+        began, utterances, rows = time.time(), 0, 0
+        with MatrixWriter(wspecifier) as writer:
+            for utt, matrix in self.utterances(data_dir):
+                writer.write(utt, matrix)
+                utterances, rows = utterances + 1, rows + len(matrix)
+        shift = round(FRAME_SHIFT_MS * self.about["frame_subsampling_factor"])
+        sidecar = sidecar_path(wspecifier)
+        if sidecar is not None:
+            write_sidecar(sidecar, {"kind": "scores", "output": self.settings.output,
+                                    "num_pdfs": self.about["num_pdfs"], "tree_hash": self.about.get("tree_hash"),
+                                    "frame_shift_ms": shift, "num_utts": utterances, "num_frames": rows})
+        seconds, audio = time.time() - began, rows * shift / 1000
+        return (f"{data_dir}: {utterances} utterances, {audio:.0f} s of audio in {seconds:.1f} s: "
+                f"{audio / seconds:.0f} x real time")
+
+
 def scores(logits: np.ndarray, output: str, priors: Optional[np.ndarray] = None,
-           prior_scale: float = 1.0) -> np.ndarray:
+           prior_scale: float = ForwardSettings.prior_scale) -> np.ndarray:
     """Logits (R, C) float32 as ``output``: loglike (log p - prior_scale * ``priors``), logprob, prob or logit."""
     if output == "logit":
         return logits

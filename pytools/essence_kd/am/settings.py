@@ -1,10 +1,12 @@
-"""All settings of a training, as dataclasses; every default of them stands here. It needs no PyTorch."""
+"""All settings of trainings, shards and scores, as dataclasses; their defaults stand here. It needs no PyTorch."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
+from essence_kd.distill.ensemble import Ensemble
+from essence_kd.hmm.alignment_dir import PRIOR_FLOOR
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SUBSAMPLING_FACTOR
 
@@ -119,6 +121,32 @@ class TrainInputs:
     def __post_init__(self) -> None:
         if (self.dev_data is None) != (self.dev_ali is None):
             raise UserError("--dev-data and --dev-ali belong together")
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """How training data are written as shards."""
+
+    soft: Union[str, Path, None] = None  # scp of soft targets, which go into the shards
+    soft_kind: str = TrainInputs.soft_kind
+    shard_size: int = 500  # utterances
+    heldout: float = DataSettings.heldout  # share of original utterances set apart for the dev loss
+    seed: int = TrainSettings.seed  # of the order of utterances
+    frame_subsampling_factor: int = TrainSettings.frame_subsampling_factor
+
+
+@dataclass(frozen=True)
+class ForwardSettings:
+    """Which scores trained models give, and how they are run."""
+
+    output: str = "loglike"  # log p - prior_scale * log prior; or logprob, prob, logit
+    combine: str = Ensemble.combine  # how the posteriors of several models become one
+    weights: Optional[str] = None  # of the models, with commas between; None: all the same
+    prior_scale: float = 1.0
+    prior_floor: float = PRIOR_FLOOR
+    batch_frames: int = 30000  # feature frames of a batch, padding included
+    threads: int = 1  # on a CPU
+    device: Optional[str] = None  # None: cuda where there is one, else cpu
 
 
 def check_settings(s: TrainSettings) -> None:

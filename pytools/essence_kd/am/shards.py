@@ -17,6 +17,7 @@ from typing import Dict, List, Tuple
 import numpy as np
 
 from essence_kd.am.dataset import FeatureSource, load_cuts, split_heldout
+from essence_kd.am.settings import ShardSettings
 from essence_kd.am.targets import attach_alignments, open_soft, read_count
 from essence_kd.hmm.alignment_dir import tree_hash
 from essence_kd.io.errors import UserError
@@ -36,29 +37,31 @@ def is_sharded(path) -> bool:
     return whole
 
 
-def write_shards(data_dir, ali_dir, out_dir, *, soft=None, soft_kind: str = "post", shard_size: int = 500,
-                 heldout: float = 0.05, seed: int = 1, frame_subsampling_factor: int = 3) -> dict:
+def write_shards(data_dir, ali_dir, out_dir, **options) -> dict:
     """Write the utterances of a data directory that have alignments as shards, shuffled; returns shards.json's fields.
+
+    ``options``: fields of :class:`~essence_kd.am.settings.ShardSettings`.
 
     Raises:
         UserError: what does not fit (as in training), a shard size below 1, an output folder that is in use.
     """
     from lhotse.shar import SharWriter
 
-    data_dir, ali_dir, out = Path(data_dir), Path(ali_dir), Path(out_dir)
-    if shard_size < 1:
-        raise UserError(f"--shard-size is {shard_size}, but must be at least 1")
+    s, data_dir, ali_dir, out = ShardSettings(**options), Path(data_dir), Path(ali_dir), Path(out_dir)
+    factor = s.frame_subsampling_factor
+    if s.shard_size < 1:
+        raise UserError(f"--shard-size is {s.shard_size}, but must be at least 1")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; name another folder or remove it")
     num_pdfs = read_count(ali_dir / "num_pdfs")
     fields = {"num_pdfs": num_pdfs, "tree_hash": tree_hash(ali_dir),
-              "frame_subsampling_factor": frame_subsampling_factor, "soft": None}
+              "frame_subsampling_factor": factor, "soft": None}
     targets = None
-    if soft is not None:
-        targets, temperature, _ = open_soft(soft, soft_kind, ali_dir, frame_subsampling_factor)
-        fields["soft"] = {"kind": soft_kind, "temperature": temperature}
-    cuts, _, without = attach_alignments(load_cuts(data_dir / "feats.scp"), ali_dir, num_pdfs, frame_subsampling_factor)
-    sets = dict(zip(SETS, split_heldout(cuts, heldout)))
+    if s.soft is not None:
+        targets, temperature, _ = open_soft(s.soft, s.soft_kind, ali_dir, factor)
+        fields["soft"] = {"kind": s.soft_kind, "temperature": temperature}
+    cuts, _, without = attach_alignments(load_cuts(data_dir / "feats.scp"), ali_dir, num_pdfs, factor)
+    sets = dict(zip(SETS, split_heldout(cuts, s.heldout)))
     alignments, source = IntVectorTable(str(ali_dir / "ali.scp")), FeatureSource(cuts, "none")
     kinds = {"features": "numpy", "alignment": "numpy"}
     if targets is not None:
@@ -68,28 +71,28 @@ def write_shards(data_dir, ali_dir, out_dir, *, soft=None, soft_kind: str = "pos
         if not positions:
             continue
         (out / name).mkdir(parents=True)
-        order = np.random.default_rng(seed).permutation(positions)
-        with SharWriter(str(out / name), fields=kinds, shard_size=shard_size, warn_unused_fields=False) as writer:
+        order = np.random.default_rng(s.seed).permutation(positions)
+        with SharWriter(str(out / name), fields=kinds, shard_size=s.shard_size, warn_unused_fields=False) as writer:
             for number, i in enumerate(order):
                 cut = cuts[i]
                 count = cut.features.num_frames
                 arrays = {"alignment": np.asarray(alignments[cut.id], dtype=np.int32)}
                 if targets is not None:
-                    read = targets.read(cut.id, -(-count // frame_subsampling_factor), num_pdfs)
+                    read = targets.read(cut.id, -(-count // factor), num_pdfs)
                     names = ("soft_probs",) if targets.dense else ("soft_ids", "soft_probs")
                     arrays.update(zip(names, (read,) if targets.dense else read))
                 source.raw(i)  # raises what is wrong with the features
                 for field, array in arrays.items():
                     cut = cut.attach_tensor(field, array)
                 writer.write(cut)
-                lines.append(f"{name} {number // shard_size} {count} {cut.id}\n")
+                lines.append(f"{name} {number // s.shard_size} {count} {cut.id}\n")
                 frames += count
     for name in ("num_pdfs", "priors.txt", "tree.txt"):
         if (ali_dir / name).is_file():
             shutil.copyfile(ali_dir / name, out / name)
     write_text(out / "utterances", "".join(lines))
-    fields.update(utterances=len(cuts), without_alignment=without, frames=frames, shard_size=shard_size,
-                  feat_dim=cuts.feat_dim, utterances_sha256=sha256_file(out / "utterances"), seed=seed)
+    fields.update(utterances=len(cuts), without_alignment=without, frames=frames, shard_size=s.shard_size,
+                  feat_dim=cuts.feat_dim, utterances_sha256=sha256_file(out / "utterances"), seed=s.seed)
     write_sidecar(out / INDEX, fields)
     return fields
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from essence_kd.distill.essence import EssenceSettings
+
+MODEL = "swbd_tdnn_lstm.yaml"
 HELP = "measure the training step with each kind of target on this machine"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--model", metavar="YAML", help="settings (default: conf/models/swbd_tdnn_lstm.yaml)")
+    parser.add_argument("--model", metavar="YAML", help=f"settings (default: conf/models/{MODEL})")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a setting that differs")
-    parser.add_argument("--pdfs", type=int, default=8816, metavar="N", help="default: 8816")
-    parser.add_argument("--top-k", type=int, default=20, metavar="K", help="default: 20")
-    parser.add_argument("--feat-dim", type=int, default=40, metavar="N", help="default: 40")
+    parser.add_argument("--pdfs", type=int, default=8816, metavar="N", help="default: %(default)s")
+    parser.add_argument("--top-k", type=int, default=EssenceSettings.top_k, metavar="K", help="default: %(default)s")
+    parser.add_argument("--feat-dim", type=int, default=40, metavar="N", help="default: %(default)s")
     parser.add_argument("--chunks", type=int, metavar="N",
                         help="chunks of a batch (default: 4 on a CPU, what data.batch_frames has room for on a GPU)")
-    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="default: 7")
+    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers, too: recipes/swbd/check.sh --rates FILE forecasts with them")
 
@@ -38,7 +41,7 @@ def run(args) -> None:
 
     if args.repeats < 1:
         raise UserError(f"--repeats {args.repeats}: must be at least 1")
-    model = args.model or Path(__file__).resolve().parents[3] / "conf" / "models" / "swbd_tdnn_lstm.yaml"
+    model = args.model or Path(__file__).resolve().parents[3] / "conf" / "models" / MODEL
     settings = load_settings(TrainSettings, model, args.set)
     bench = StepBench(settings, pdfs=args.pdfs, k=args.top_k, feat_dim=args.feat_dim, chunks=args.chunks,
                       device=args.device)

@@ -8,7 +8,14 @@ e.g.: essence train --model conf/models/student_tdnn.yaml --soft exp/mini/essenc
 """
 from __future__ import annotations
 
+from essence_kd.am.settings import DistillSettings, TrainInputs, TrainSettings
+from essence_kd.io.options import given, tell_defaults
+
 HELP = "train an acoustic model: a teacher, a baseline or a student"
+
+
+def _of_model(default) -> str:
+    return f"(default: the model's, {default:g})" if isinstance(default, float) else f"(default: the model's, {default})"
 
 
 def add_arguments(parser) -> None:
@@ -16,27 +23,29 @@ def add_arguments(parser) -> None:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
                         help="a setting that differs, such as optim.epochs=20; may be repeated")
     parser.add_argument("--soft", metavar="SCP", help="soft targets, a row an output frame")
-    parser.add_argument("--soft-kind", choices=("post", "dense"), default="post",
-                        help="Kaldi Posterior or matrices of probabilities (default: post)")
+    parser.add_argument("--soft-kind", choices=("post", "dense"), help="Kaldi Posterior or matrices of probabilities")
     parser.add_argument("--soft-weight", type=float, metavar="A",
-                        help="(1 - A) CE(hard) + A T^2 CE(soft) (default: the model's, 0.9)")
-    parser.add_argument("--temperature", type=float, metavar="T", help="of the soft loss (default: the model's, 1)")
-    parser.add_argument("--mass", choices=("renorm", "keep", "residual"), help="what a pruned target sums to")
+                        help=f"(1 - A) CE(hard) + A T^2 CE(soft) {_of_model(DistillSettings.soft_weight)}")
+    parser.add_argument("--temperature", type=float, metavar="T",
+                        help=f"of the soft loss {_of_model(DistillSettings.temperature)}")
+    parser.add_argument("--mass", choices=("renorm", "keep", "residual"),
+                        help=f"what a pruned target sums to {_of_model(DistillSettings.mass)}")
     parser.add_argument("--init", metavar="MODEL_DIR", help="start from this model's parameters")
     parser.add_argument("--dev-data", metavar="DIR", help="data for the dev loss (default: held out of DATA_DIR)")
     parser.add_argument("--dev-ali", metavar="DIR", help="its alignments")
-    parser.add_argument("--seed", type=int, metavar="N", help="of parameters, batches and dropout (default: 1)")
-    parser.add_argument("--threads", type=int, metavar="N", help="on a CPU (default: 1)")
+    parser.add_argument("--seed", type=int, metavar="N",
+                        help=f"of parameters, batches and dropout {_of_model(TrainSettings.seed)}")
+    parser.add_argument("--threads", type=int, metavar="N", help=f"on a CPU {_of_model(TrainSettings.threads)}")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--tensorboard", action="store_true", help="also write scalars to MODEL_DIR/tensorboard")
     parser.add_argument("data_dir", metavar="DATA_DIR", help="data directory with feats.scp, or shards (essence shard)")
     parser.add_argument("ali_dir", metavar="ALI_DIR", help="has ali.scp, num_pdfs, priors.txt, tree.txt")
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="final.pt, model.yaml, info.json ... go there")
+    tell_defaults(parser, TrainInputs)
 
 
 def run(args) -> None:
     from essence_kd.am.processes import keep_freed_memory
-    from essence_kd.am.settings import TrainSettings
     from essence_kd.am.trainer import train
     from essence_kd.io.settings import load_settings
 
@@ -52,6 +61,5 @@ def run(args) -> None:
         from essence_kd.score.dev_wer import DevWer
 
         dev_wer = DevWer(settings.early_stopping, args.device)
-    train(settings, args.data_dir, args.ali_dir, args.model_dir, soft=args.soft, soft_kind=args.soft_kind,
-          init=args.init, dev_data=args.dev_data, dev_ali=args.dev_ali, device=args.device,
-          tensorboard=args.tensorboard, dev_wer=dev_wer)
+    train(settings, args.data_dir, args.ali_dir, args.model_dir, device=args.device, tensorboard=args.tensorboard,
+          dev_wer=dev_wer, **given(args, TrainInputs))

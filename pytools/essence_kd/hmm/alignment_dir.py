@@ -13,6 +13,7 @@ from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
 from essence_kd.io.text import read_lines
 
 MIN_ALIGNED = 0.95  # a smaller share of aligned utterances is an error
+PRIOR_FLOOR = 1e-5  # the least prior of a pdf that training saw
 
 
 def write_ali_dir(ali_dir: Path, tree: str, frames: np.ndarray, utterances: int, failed: Sequence[str],
@@ -39,7 +40,7 @@ def tree_hash(ali_dir: str | Path) -> str | None:
     return sha256_file(path) if path.is_file() else None
 
 
-def read_log_priors(path: str | Path, num_pdfs: int | None = None, floor: float = 1e-5) -> np.ndarray:
+def read_log_priors(path: str | Path, num_pdfs: int | None = None, floor: float = PRIOR_FLOOR) -> np.ndarray:
     """(C,) float64 log priors of a file with a prior a line, such as priors.txt; they are scaled to sum to 1.
 
     Priors are raised to ``floor``. A pdf that training never saw gets prior 1 (0 here): its likelihood is then its
