@@ -152,14 +152,14 @@ def _parse_fst(data: bytes) -> Fst:
         counts, final = rows[:, 2], rows[:, 0]
     else:  # the header may not know the counts (files that were written to a pipe)
         rest = np.frombuffer(data, dtype="<u4", count=(len(data) - at) // 4, offset=at)
-        lengths, unpack, here = [], struct.Struct("<q").unpack_from, at
+        lengths, unpack, here = [], struct.Struct("<Q").unpack_from, at
         while here < len(data) if states < 0 else len(lengths) < states:
             count, = unpack(data, here + 4)
             lengths.append(count)
             here += 12 + 16 * count
-        counts = np.array(lengths, dtype=np.int64)
-        if counts.min(initial=0) < 0 or here > len(data):
+        if here > len(data):
             raise ValueError("it ends too early")
+        counts = np.array(lengths, dtype=np.int64)
         states, arcs = len(counts), int(counts.sum())
         at_state = 3 * np.arange(states) + 4 * (np.cumsum(counts) - counts)
         final = rest[at_state]
