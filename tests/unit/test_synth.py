@@ -8,13 +8,14 @@ import pytest
 from builders.corpora import MICRO, make_mini
 
 from essence_kd.corpus import channel
-from essence_kd.corpus.channel import SAMPLE_RATE, Condition
+from essence_kd.corpus.channel import Condition
 from essence_kd.corpus.grammar import GENERAL, Grammar
-from essence_kd.io.parallel import run_jobs
 from essence_kd.corpus.phones import NONSILENCE_PHONES, make_lexicon, to_phones
 from essence_kd.corpus.synth import POPULATIONS, SETS, SIZES, plan_calls, synthesize
 from essence_kd.io.data_dir import DataDir, validate_data_dir
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import SAMPLE_RATE
+from essence_kd.io.parallel import run_jobs
 from essence_kd.io.wave import read_wav
 
 

@@ -23,7 +23,7 @@ import torch
 
 from essence_kd.am.augment import spec_augment
 from essence_kd.io.errors import UserError
-from essence_kd.io.frames import FRAME_SHIFT_MS
+from essence_kd.io.frames import FRAME_SHIFT_MS, SAMPLE_RATE
 from essence_kd.io.tables import MatrixPlaces
 from essence_kd.io.text import read_map
 
@@ -59,7 +59,7 @@ class StoredCuts:
         utt, frames = self.ids[i], int(self.frames[i])
         seconds = frames * FRAME_SHIFT
         features = Features(type="kaldi", num_frames=frames, num_features=self.feat_dim, frame_shift=FRAME_SHIFT,
-                            sampling_rate=8000, start=0.0, duration=seconds, storage_type="kaldiio",
+                            sampling_rate=SAMPLE_RATE, start=0.0, duration=seconds, storage_type="kaldiio",
                             storage_path=self.places[i], storage_key=utt, recording_id=utt, channels=0)
         speaker = SupervisionSegment(id=utt, recording_id=utt, start=0.0, duration=seconds, speaker=self.speakers[i])
         return MonoCut(id=utt, start=0.0, duration=seconds, channel=0, features=features, supervisions=[speaker],

@@ -10,7 +10,7 @@ from typing import Sequence
 
 import numpy as np
 
-SAMPLE_RATE = 8000
+from essence_kd.io.frames import SAMPLE_RATE
 
 
 @dataclass(frozen=True)

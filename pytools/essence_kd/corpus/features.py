@@ -16,10 +16,10 @@ from typing import Iterable, Sequence
 
 import numpy as np
 
-from essence_kd.io.parallel import run_jobs
 from essence_kd.io.data_dir import MAX_OVERSHOOT, DataDir, same_ids, write_table
 from essence_kd.io.errors import UserError
-from essence_kd.io.frames import FRAME_SHIFT_MS
+from essence_kd.io.frames import FRAME_SHIFT_MS, SAMPLE_RATE
+from essence_kd.io.parallel import run_jobs
 from essence_kd.io.provenance import atomic_write, write_text
 from essence_kd.io.tables import MatrixWriter, read_matrices
 from essence_kd.io.wave import read_wav, speed_command
@@ -32,7 +32,7 @@ SPEEDS = ("0.9", "1.0", "1.1")
 class FeatureOptions:
     """Names and meanings as in Kaldi's mfcc.conf and fbank.conf. high_freq is in Hz, from zero."""
 
-    sample_frequency: int = 8000
+    sample_frequency: int = SAMPLE_RATE
     frame_length_ms: float = 25.0
     frame_shift_ms: float = FRAME_SHIFT_MS
     low_freq: float = 20.0

@@ -20,11 +20,12 @@ from typing import Optional, Sequence
 import numpy as np
 
 from essence_kd.corpus import channel
-from essence_kd.corpus.channel import SAMPLE_RATE, Condition
-from essence_kd.io.parallel import run_jobs
+from essence_kd.corpus.channel import Condition
 from essence_kd.corpus.phones import write_dict
 from essence_kd.corpus.synth import SETS, Utterance, write_set
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import SAMPLE_RATE
+from essence_kd.io.parallel import run_jobs
 from essence_kd.io.wave import change_speed, read_wav, write_wav
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -18,9 +18,10 @@ import numpy as np
 from essence_kd.corpus import channel
 from essence_kd.corpus.channel import Condition
 from essence_kd.corpus.grammar import Grammar
-from essence_kd.io.parallel import run_jobs
 from essence_kd.io.data_dir import DataDir
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import SAMPLE_RATE
+from essence_kd.io.parallel import run_jobs
 from essence_kd.io.provenance import write_text
 from essence_kd.io.wave import write_wav
 
@@ -316,7 +317,7 @@ def speak_calls(calls: list[Call], wav_dir: str) -> tuple[list[Utterance], dict[
             samples, drawn = channel.record(rng, POPULATIONS[call.corpus_set].condition, voices[key], active, others)
             folder = Path(wav_dir) / call.corpus_set
             folder.mkdir(parents=True, exist_ok=True)
-            write_wav(folder / f"{recording}.wav", samples, channel.SAMPLE_RATE)
+            write_wav(folder / f"{recording}.wav", samples, SAMPLE_RATE)
             utterances.extend(_segments(rng, speaker, recording, placed[key], len(samples)))
             lines[recording] = {
                 "speaker": speaker.name,
@@ -327,7 +328,7 @@ def speak_calls(calls: list[Call], wav_dir: str) -> tuple[list[Utterance], dict[
 
 def _schedule(rng: np.random.Generator, call: Call, spoken: list[np.ndarray]) -> tuple[list[int], int]:
     """The first sample of each turn, and the length of the call. No side ever speaks over itself."""
-    rate = channel.SAMPLE_RATE
+    rate = SAMPLE_RATE
     starts: list[int] = []
     free = [int(0.5 * rate), int(0.5 * rate)]  # when each side may speak again
     floor = int(0.5 * rate)  # when the turn that holds the floor is over
@@ -346,9 +347,9 @@ def _segments(rng: np.random.Generator, speaker: Speaker, recording: str, placed
     """Segments with a random margin of 0.05 to 0.17 s at each end, in whole hundredths of a second."""
     out = []
     for start, end, words in placed:
-        first = max(0, round(100 * (start / channel.SAMPLE_RATE - rng.uniform(0.05, 0.17))))
+        first = max(0, round(100 * (start / SAMPLE_RATE - rng.uniform(0.05, 0.17))))
         last = min(
-            total * 100 // channel.SAMPLE_RATE, round(100 * (end / channel.SAMPLE_RATE + rng.uniform(0.05, 0.17)))
+            total * 100 // SAMPLE_RATE, round(100 * (end / SAMPLE_RATE + rng.uniform(0.05, 0.17)))
         )
         name = f"{speaker.name}-{recording}_{first:06d}-{last:06d}"
         out.append(Utterance(name, speaker.name, recording, first / 100, last / 100, words))

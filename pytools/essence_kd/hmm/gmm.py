@@ -19,14 +19,18 @@ from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
 
 @dataclass
 class TransitionTable:
-    """What each of Kaldi's transition-ids means (index 0 unused): phone-id, HMM state, next state, flags."""
+    """What each of Kaldi's transition-ids means: arrays (I + 1,) of I ids, index 0 unused.
+
+    phone, state, next_state: int32, phone-id and HMM states; self_loop: bool; begin: bool, the frame is the first of
+    its phone; row: int32, number of the (phone, state) from 0, -1 at index 0.
+    """
 
     phone: np.ndarray
     state: np.ndarray
     next_state: np.ndarray
     self_loop: np.ndarray
-    begin: np.ndarray  # the frame is the first of its phone
-    row: np.ndarray  # number of the (phone, state), from 0
+    begin: np.ndarray
+    row: np.ndarray
 
     @classmethod
     def of(cls, topo: Dict[int, Topology]) -> "TransitionTable":
@@ -50,7 +54,8 @@ class Gmm:
 
     tree: int32 (N, 3), rows (pdf-id, phone-id, HMM state) for every state of every phone, sorted; offsets: int64
     (C + 1,), pdf c owns the Gaussians offsets[c] to offsets[c + 1]; weights (G,), means, variances (G, D): float64;
-    transitions: float64, probability by transition-id (index 0 unused); seen: bool (C,) pdfs that had data.
+    transitions: float64 (I + 1,), probability by transition-id (index 0 unused); phones: symbols by phone-id; topo: the
+    topology of every phone-id; classes: phone-ids that share pdfs, a list each; meta: what gmm.json tells besides.
     """
 
     phones: List[str]
@@ -102,7 +107,7 @@ def natural_parameters(weights: np.ndarray, means: np.ndarray, variances: np.nda
 
 
 def pdf_of_tid(model: Gmm) -> np.ndarray:
-    """pdf-id by transition-id, int32 (index 0: -1)."""
+    """pdf-id by transition-id, int32 (I + 1,), -1 at index 0."""
     table = TransitionTable.of(model.topo)
     pdf_of = model.pdf_table()
     keys = zip(table.phone[1:].tolist(), table.state[1:].tolist())

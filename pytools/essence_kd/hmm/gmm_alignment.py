@@ -32,7 +32,11 @@ ACOUSTIC_SCALE, TRANSITION_SCALE, SELF_LOOP_SCALE = 0.1, 1.0, 0.1
 
 
 class Aligner:
-    """Aligns utterances of one data directory; holds features and compiled graphs of the utterances it is given."""
+    """Aligns utterances of one data directory.
+
+    keep: features and graphs of `utts` are held, for training (:meth:`align`); else both are made as utterances are
+    asked for (:meth:`align_batch`). words: word-ids by utterance; dim: of the features with deltas, None: any.
+    """
 
     def __init__(self, data_dir: str, lang_dir: str, utts: List[str], words: Dict[str, List[int]], dim: int | None,
                  keep: bool):
@@ -48,7 +52,7 @@ class Aligner:
         self.alignment: Dict[str, np.ndarray] = {}
 
     def moments(self) -> Tuple[np.ndarray, np.ndarray, int]:
-        """Sums of frames and their squares, and how many frames there are."""
+        """Sums of frames and of their squares, float64 (D,) each, and how many frames there are."""
         first, second = np.zeros(self.matrix.shape[1]), np.zeros(self.matrix.shape[1])
         for at in range(0, len(self.matrix), 4096):
             block = self.matrix[at:at + 4096].astype(np.float64)
@@ -107,7 +111,7 @@ class Aligner:
         self.model, self.scorer = model, _Scorer(self, model)
 
     def align_batch(self, utts: List[str], beam: float, retry_beam: float) -> List[Tuple[str, Optional[np.ndarray]]]:
-        """(utterance, transition-ids or None where it failed) of some utterances, without keeping anything."""
+        """(utterance, transition-ids, int32 (T,), or None where it failed) of some utterances; nothing is kept."""
         out = []
         for utt in utts:
             feats = self.reader[utt]
@@ -125,7 +129,7 @@ class _Scorer:
         self.disambig = aligner.lang.disambig
 
     def align(self, utt: str, feats: np.ndarray, graph, beam: float, retry_beam: float) -> Optional[np.ndarray]:
-        """Transition-ids of the best path, or None."""
+        """Transition-ids of the best path, int32 (T,), or None."""
         import kaldi_hmm_gmm as khg
         import kaldifst
 
@@ -160,7 +164,11 @@ def serve(descriptor: int) -> None:
 
 
 class Team:
-    """Aligners over parts of the utterances, one a process (a single one: in this process)."""
+    """Aligners over parts of the utterances, one a process (a single one: in this process).
+
+    Raises what an aligner raises, a RuntimeError with its traceback where that is no UserError, and UserError where a
+    process died.
+    """
 
     def __init__(self, data_dir: str | Path, lang_dir: str | Path, shards: List[List[str]], words: Dict[str, List[int]],
                  dim: int | None, keep: bool):
@@ -264,7 +272,7 @@ class SubsampledCounts:
         return cls(factor, np.zeros(rows), np.zeros(rows), np.zeros((rows, max(len(s) for s in topo.values()))))
 
     def add(self, table: TransitionTable, tids: np.ndarray) -> None:
-        """Count one utterance's transition-ids."""
+        """Count one utterance's transition-ids, int (T,)."""
         token = np.cumsum(table.begin[tids])
         row, state = table.row[tids], table.state[tids]
         for phase in range(min(self.factor, len(tids))):
@@ -291,8 +299,8 @@ def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str |
     """Align a data directory; returns (utterances, failed ones).
 
     Writes ali.ark/.scp (int32 pdf-ids, a feature frame each), priors.txt, num_pdfs, tree.txt, failed.txt (ids),
-    ali.json, and topology.npz (:class:`SubsampledCounts`). Raises UserError when under 95 % align; failed.txt
-    is there then too.
+    ali.json, and topology.npz (:class:`SubsampledCounts`). Raises UserError when under MIN_ALIGNED align;
+    failed.txt is there then too.
     """
     started = time.time()
     lang = load_lang(lang_dir)
@@ -333,6 +341,8 @@ def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str |
 
 
 def check_failed(failed: List[str], total: int, data_dir: str | Path, why: str) -> None:
+    """Raises UserError where a smaller share than MIN_ALIGNED of `total` utterances is left; why: what became of the
+    failed ones."""
     if total - len(failed) < MIN_ALIGNED * total:
         raise UserError(f"{data_dir}: {len(failed)} of {total} utterances {why} (first: {failed[0]}); at most "
                         f"{100 * (1 - MIN_ALIGNED):.0f} % may fail: check text, segments and lexicon")

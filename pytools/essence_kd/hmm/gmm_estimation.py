@@ -18,7 +18,7 @@ TRANSITION_FLOOR, TRANSITION_MIN_COUNT = 0.01, 5.0
 
 @dataclass
 class Statistics:
-    """Sums over frames: occupancy (G,), first and second order (G, D), counts by transition-id, log-likelihood."""
+    """Sums over frames, float64: occupancy (G,), first and second order (G, D), counts by transition-id (I + 1,)."""
 
     occupancy: np.ndarray
     first: np.ndarray
@@ -36,7 +36,7 @@ class Statistics:
 
 
 def accumulate(model: Gmm, feats: np.ndarray, tids: np.ndarray, pdfs: np.ndarray) -> Statistics:
-    """Statistics of frames (N, D) with their transition-ids (N,) and pdf-ids (N,)."""
+    """Statistics of float32 frames (N, D) with their transition-ids and pdf-ids, int (N,) each."""
     gauss, dim = model.means.shape
     out = Statistics(np.zeros(gauss), np.zeros((gauss, dim)), np.zeros((gauss, dim)),
                      np.bincount(tids, minlength=len(model.transitions)).astype(np.float64), 0.0, len(tids))
@@ -62,7 +62,7 @@ def accumulate(model: Gmm, feats: np.ndarray, tids: np.ndarray, pdfs: np.ndarray
 
 
 def update(model: Gmm, stats: Statistics, min_occupancy: float = MIN_OCCUPANCY) -> np.ndarray:
-    """Maximum-likelihood update in place; returns each pdf's occupancy (C,).
+    """Maximum-likelihood update in place; returns each pdf's occupancy, float64 (C,).
 
     As Kaldi's MleDiagGmmUpdate: a Gaussian with too little data is removed, the last one of a pdf is kept as it was;
     variances are floored. Transition probabilities as in TransitionModel::MleUpdate.
@@ -100,7 +100,10 @@ def _update_transitions(model: Gmm, counts: np.ndarray) -> None:
 
 
 def split_targets(occupancy: np.ndarray, target: int) -> np.ndarray:
-    """How many Gaussians each pdf shall have so that there are `target` in all (Kaldi's GetSplitTargets)."""
+    """How many Gaussians each pdf shall have so that there are `target` in all: int64 (C,) (Kaldi's GetSplitTargets).
+
+    occupancy: float64 (C,). A pdf gets another Gaussian only where each has SPLIT_MIN_COUNT frames.
+    """
     import heapq
 
     sizes = np.ones(len(occupancy), dtype=np.int64)
@@ -119,7 +122,10 @@ def split_targets(occupancy: np.ndarray, target: int) -> np.ndarray:
 
 def mix_up(model: Gmm, occupancy: np.ndarray, target: int, rng: np.random.Generator) -> None:
     """Split Gaussians in place until there are about `target` (Kaldi's DiagGmm::Split): the heaviest of a pdf first,
-    its halves moved apart by a hundredth of a standard deviation times a Gaussian random vector."""
+    its halves moved apart by SPLIT_PERTURB standard deviations times a Gaussian random vector.
+
+    occupancy: float64 (C,), what :func:`update` returned.
+    """
     wanted = split_targets(occupancy, target)
     weights, means, variances, sizes = [], [], [], []
     for pdf in range(model.num_pdfs):

@@ -15,7 +15,7 @@ from essence_kd.io.text import read_map, read_words
 
 
 def add_deltas(feats: np.ndarray, order: int = 2, window: int = 2) -> np.ndarray:
-    """(T, D) -> (T, D * (order + 1)): each feature with its time derivatives, as Kaldi's add-deltas computes them.
+    """(T, D) -> float32 (T, D * (order + 1)): each feature with its time derivatives, as Kaldi's add-deltas does.
 
     The n-th derivative is one filter over the original frames (the first and last frame repeated at the edges).
     """
@@ -58,7 +58,7 @@ class FeatureReader:
         self._means: Dict[str, np.ndarray] = {}
 
     def mean(self, utt: str) -> np.ndarray:
-        """The mean of the utterance's speaker, from Kaldi's CMVN statistics (2, D + 1)."""
+        """The mean of the utterance's speaker, float64 (D,), from Kaldi's CMVN statistics (2, D + 1)."""
         spk = self.utt2spk.get(utt)
         if not spk:
             raise UserError(f"{self.path / 'utt2spk'}: tells no speaker of utterance {utt}, which feats.scp has")

@@ -162,7 +162,8 @@ def phone_hmms(topo: Dict[int, Topology], transitions: np.ndarray, factor: int, 
     """The HMM of every phone-id at the graph's frame rate.
 
     transitions: probabilities by transition-id (hmm.gmm.Gmm.transitions); counts: hmm.gmm_alignment.SubsampledCounts of
-    an alignment, or None. Counts are smoothed with `prior_weight` occurrences of what the full-rate transitions foretell.
+    an alignment, or None. Counts are smoothed with `prior_weight` occurrences of what the full-rate transitions
+    foretell.
     """
     out, at, row = {}, 1, 0
     for phone in sorted(topo):

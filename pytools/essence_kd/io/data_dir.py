@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Iterable, Mapping, Optional
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import SAMPLE_RATE
 from essence_kd.io.provenance import write_text
 from essence_kd.io.text import read_lines
 from essence_kd.io.wave import read_wav, split_speed, wav_info
@@ -160,7 +161,7 @@ def validate_data_dir(
     *,
     lexicon: str | Path | None = None,
     allow_oov: bool = False,
-    sample_rate: int = 8000,
+    sample_rate: int = SAMPLE_RATE,
     need_text: bool = True,
     run_pipes: bool = False,
     max_overshoot: float = MAX_OVERSHOOT,
