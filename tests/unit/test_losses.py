@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import refused
 from torch.nn import functional as F
 
-from essence_kd.distill.losses import (dense_soft_cross_entropy, multitask_loss, retemper,
-                                       sparse_soft_cross_entropy)
+from essence_kd.am.settings import DistillSettings
+from essence_kd.distill.losses import make_loss, retemper
+from essence_kd.distill.losses.cross_entropy import dense_soft_cross_entropy, multitask_loss, sparse_soft_cross_entropy
 
 N, C, K = 7, 23, 4
 
@@ -214,3 +216,108 @@ def test_mistakes_are_refused():
         retemper(probs, -1.0)
     with pytest.raises((RuntimeError, IndexError)):
         sparse_soft_cross_entropy(logits, ids + C, probs)
+
+
+# ---------------------------------------------------------------------------- other losses, and losses of somebody else
+
+def pairs(logits, ids, probs, mass, t):
+    """(q, p) over all classes in float64, and over the bucket of everything else where the mass rule has one."""
+    p = torch.softmax(logits.double() / t, 1)
+    if ids is None:
+        return probs.double(), p
+    q, rest = dense_target(ids, probs.double(), mass)
+    if rest is None:
+        return q, p
+    others = torch.where(q > 0, torch.zeros_like(p), p).sum(1, keepdim=True)
+    return torch.cat([q, rest[:, None]], 1), torch.cat([torch.where(q > 0, p, torch.zeros_like(p)), others], 1)
+
+
+def kl(one, other):
+    """KL(one || other) of one frame; where one has no mass it costs nothing."""
+    here = one > 0
+    return (one[here] * (one[here] / other[here]).log()).sum()
+
+
+def jensen_shannon(q, p, beta=0.5):
+    means = beta * q + (1 - beta) * p
+    return torch.stack([beta * kl(a, m) + (1 - beta) * kl(b, m) for a, b, m in zip(q, p, means)])
+
+
+def reverse_kl(q, p):
+    there = [a > 0 for a in q]
+    return torch.stack([kl(b[at] / b[at].sum(), a[at] / a[at].sum()) for a, b, at in zip(q, p, there)])
+
+
+def cross_entropy(q, p):
+    return torch.stack([-(a[a > 0] * b[a > 0].log()).sum() for a, b in zip(q, p)])
+
+
+LOSSES_AND_REFERENCES = [("jensen-shannon", {}, jensen_shannon),
+                         ("jensen-shannon", {"beta": 0.1}, lambda q, p: jensen_shannon(q, p, 0.1)),
+                         ("reverse-kl", {}, reverse_kl),
+                         ("cross-entropy", {}, cross_entropy)]
+
+
+@pytest.mark.parametrize("name, parameters, definition", LOSSES_AND_REFERENCES, ids=lambda x: str(x)[:20])
+@pytest.mark.parametrize("mass", ["renorm", "keep", "residual", "dense"])
+@pytest.mark.parametrize("t", [1.0, 2.5])
+def test_every_loss_equals_its_dense_definition(name, parameters, definition, mass, t):
+    logits, hard, ids, probs = essence(11)
+    if mass == "dense":
+        ids, probs = None, torch.softmax(logits.flip(0) / 2, 1)
+    else:  # padding: class 0 again and again, without mass
+        ids, probs = torch.cat([ids, ids[:, :1] * 0, ids[:, :1] * 0], 1), torch.cat([probs, probs[:, :2] * 0], 1)
+    hard[[1, 5]] = -100
+    keep = hard != -100
+    a, b = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    ours = make_loss(name, parameters, "test")(a, hard, ids, probs, soft_weight=0.7, temperature=t,
+                                               mass="renorm" if mass == "dense" else mass)
+    soft = definition(*pairs(b, ids, probs, mass, t))[keep].sum()
+    want = 0.3 * F.cross_entropy(b, hard, ignore_index=-100, reduction="sum") + 0.7 * t * t * soft
+    torch.testing.assert_close(ours.total, want, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours.soft, soft.detach(), rtol=1e-10, atol=1e-12)
+    assert int(ours.num_frames) == N - 2
+    ours.total.backward()
+    want.backward()
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-8, atol=1e-12)
+    assert a.grad[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["jensen-shannon", "reverse-kl", "cross-entropy"])
+@pytest.mark.parametrize("mass", ["renorm", "keep", "residual"])
+def test_no_loss_is_nan_where_a_frame_is_empty_or_a_class_impossible(name, mass):
+    logits, hard, ids, probs = essence(12, dtype=torch.float32)
+    probs[3], ids[3] = 0, 0
+    logits[:, ids[0, 1]] = -200.0
+    logits[0, ids[0, 0]] = 90.0
+    logits.requires_grad_()
+    loss = make_loss(name, {}, "test")(logits, hard, ids, probs, soft_weight=1.0, temperature=1.0, mass=mass)
+    loss.total.backward()
+    assert torch.isfinite(loss.total) and torch.isfinite(logits.grad).all()
+    assert logits.grad[3].abs().max() == 0
+
+
+def test_the_same_distribution_costs_nothing():
+    logits, hard, _, _ = essence(13)
+    probs = torch.softmax(logits, 1)
+    for name in ("jensen-shannon", "reverse-kl"):
+        loss = make_loss(name, {}, "test")(logits, hard, None, probs, soft_weight=1.0, temperature=1.0, mass="renorm")
+        assert abs(float(loss.soft)) < 1e-12
+
+
+def test_the_default_loss_is_the_fused_one_to_the_bit():
+    logits, hard, ids, probs = essence(14, dtype=torch.float32)
+    a, b = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    default = make_loss(DistillSettings().loss, {}, "test")
+    one = default(a, hard, ids, probs, soft_weight=0.9, temperature=1.0, mass="renorm")
+    two = multitask_loss(b, hard, ids, probs, soft_weight=0.9)
+    one.total.backward()
+    two.total.backward()
+    assert all(torch.equal(x, y) for x, y in zip(one, two)) and torch.equal(a.grad, b.grad)
+
+
+def test_a_loss_that_is_not_there_or_has_no_such_parameter():
+    refused(lambda: make_loss("l2", {}, "m.yaml"), "m.yaml: unknown loss 'l2' (known: cross-entropy, jensen-shannon, ")
+    refused(lambda: make_loss("jensen-shannon", {"gamma": 1}, "m.yaml"), "m.yaml: ", "unknown key 'gamma'", "beta")
+    refused(lambda: make_loss("jensen-shannon", {"beta": "much"}, "m.yaml"), "m.yaml: ", "expected a number")
+    refused(lambda: make_loss("jensen-shannon", {"beta": 2}, "m.yaml"), "beta must be above 0 and below 1, not 2")

@@ -459,7 +459,7 @@ def test_mixing_is_the_weighted_sum(weight, soft, aligned, tmp_path, capsys):
 def test_the_mixed_targets_cross_entropy_is_the_two_term_loss(soft, aligned, logits, tmp_path, capsys):
     """What an unmodified nnet3 setup minimises on the mixed archive is the multitask loss at T = 1."""
     import torch
-    from essence_kd.distill.losses import multitask_loss, sparse_soft_cross_entropy
+    from essence_kd.distill.losses.cross_entropy import multitask_loss, sparse_soft_cross_entropy
 
     posts, source = soft
     alis, ali = aligned

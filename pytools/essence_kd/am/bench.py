@@ -13,7 +13,8 @@ from essence_kd.am.models.registry import build_model
 from essence_kd.am.optim import parameter_groups, take_average
 from essence_kd.am.processes import Processes, precision_of
 from essence_kd.am.settings import TrainSettings
-from essence_kd.distill.losses import multitask_loss
+from essence_kd.distill.losses import make_loss
+from essence_kd.distill.losses.cross_entropy import multitask_loss
 from essence_kd.io.errors import UserError
 
 BASE = "hard labels alone"
@@ -39,6 +40,7 @@ class StepBench:
         self.precision = precision_of(settings.precision, self.device)
         self.model = build_model(settings.arch, settings.model, feat_dim=feat_dim, num_pdfs=pdfs,
                                  frame_subsampling_factor=factor).to(self.device)
+        self.soft_loss = make_loss(settings.distill.loss, settings.distill.parameters, "settings: distill")
         self.mflop, self.params = mflop_per_frame(self.model), num_params(self.model)
         self.average = copy.deepcopy(self.model)
         self.optimiser = torch.optim.AdamW(parameter_groups(self.model, settings.optim.weight_decay), lr=1e-4, fused=True)
@@ -64,8 +66,9 @@ class StepBench:
         if probs is None:
             loss = multitask_loss(logits.float(), hard, soft_weight=0.0)
         else:
-            loss = multitask_loss(logits.float(), hard, None if ids is None else ids.to(device), probs.to(device),
-                                  soft_weight=s.distill.soft_weight)
+            d = s.distill
+            loss = self.soft_loss(logits.float(), hard, None if ids is None else ids.to(device), probs.to(device),
+                                  soft_weight=d.soft_weight, temperature=d.temperature, mass=d.mass)
         self.optimiser.zero_grad(set_to_none=True)
         (loss.total / len(hard)).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.optim.grad_clip)

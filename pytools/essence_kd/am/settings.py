@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Optional, Union
 
 from essence_kd.distill.ensemble import Ensemble
+from essence_kd.distill.essence import EssenceSettings
+from essence_kd.distill.mass_rules import MASS_RULES
 from essence_kd.hmm.alignment_dir import PRIOR_FLOOR
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SUBSAMPLING_FACTOR
@@ -62,9 +64,11 @@ class OptimSettings:
 class DistillSettings:
     """The soft loss, when soft targets are given."""
 
-    soft_weight: float = 0.9
-    temperature: float = 1.0
-    mass: str = "renorm"  # renorm, keep or residual
+    loss: str = "cross-entropy"  # a file of distill/losses, or a plugin's
+    parameters: dict = field(default_factory=dict)  # of the loss
+    soft_weight: float = EssenceSettings.soft_weight
+    temperature: float = EssenceSettings.temperature
+    mass: str = EssenceSettings.mass  # a file of distill/mass_rules, or a plugin's
 
 
 @dataclass
@@ -191,7 +195,7 @@ def check_settings(s: TrainSettings) -> None:
             "at least frame_subsampling_factor"),
            ("distill.soft_weight", 0 <= s.distill.soft_weight <= 1, "from 0 to 1"),
            ("distill.temperature", s.distill.temperature > 0, "above 0"),
-           ("distill.mass", s.distill.mass in ("renorm", "keep", "residual"), "renorm, keep or residual")]
+           ("distill.mass", s.distill.mass in MASS_RULES, f"one of {', '.join(MASS_RULES.names(plugins=False))}")]
     for name, good, wanted in bad:
         if not good:
             raise UserError(f"settings: {name} must be {wanted}")

@@ -29,7 +29,8 @@ from essence_kd.am.optim import build_optimiser, learning_rate, take_average
 from essence_kd.am.processes import Processes, precision_of
 from essence_kd.am.settings import TrainInputs, TrainSettings, check_settings
 from essence_kd.am.train_log import TrainLog
-from essence_kd.distill.losses import multitask_loss, retemper
+from essence_kd.distill.losses import Loss, make_loss, retemper
+from essence_kd.distill.losses.cross_entropy import multitask_loss
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.provenance import write_text
@@ -72,6 +73,7 @@ def _train(settings: TrainSettings, inputs: TrainInputs, model_dir: Path, proces
            dev_wer) -> dict:
     check_settings(settings)
     model_settings(settings.arch, settings.model, "settings")
+    loss = make_loss(settings.distill.loss, settings.distill.parameters, "settings: distill")
     if (settings.early_stopping.metric == "dev_wer") != (dev_wer is not None):
         raise ValueError("early_stopping.metric=dev_wer and the argument dev_wer belong together")
     model_dir.mkdir(parents=True, exist_ok=True)
@@ -86,17 +88,18 @@ def _train(settings: TrainSettings, inputs: TrainInputs, model_dir: Path, proces
             check_fingerprint(model_dir / "info.json", info.get("fingerprint", {}), mine)
             log.log(f"{model_dir} is trained already")
             return info
-        return Trainer(settings, inputs, sets, model_dir, processes, log, precision=precision, fingerprint=mine,
+        return Trainer(settings, inputs, sets, loss, model_dir, processes, log, precision=precision, fingerprint=mine,
                        dev_wer=dev_wer, tensorboard=tensorboard).run()
 
 
 class Trainer:
     """One training. What it has is set here once; what changes while it learns is in ``state``."""
 
-    def __init__(self, settings: TrainSettings, inputs: TrainInputs, sets: TrainingSets, model_dir: Path,
+    def __init__(self, settings: TrainSettings, inputs: TrainInputs, sets: TrainingSets, loss: Loss, model_dir: Path,
                  processes: Processes, log: TrainLog, *, precision: str, fingerprint: Dict[str, Union[str, float]],
                  dev_wer=None, tensorboard: bool = False) -> None:
-        self.settings, self.sets, self.dir, self.processes, self.log = settings, sets, model_dir, processes, log
+        self.settings, self.sets, self.loss = settings, sets, loss
+        self.dir, self.processes, self.log = model_dir, processes, log
         self.device, self.precision, self.fingerprint, self.dev_wer = processes.device, precision, fingerprint, dev_wer
         self.priors = Path(inputs.ali_dir) / "priors.txt"
         torch.manual_seed(settings.seed)
@@ -221,8 +224,8 @@ class Trainer:
         if probs is None:
             loss = multitask_loss(logits, hard, soft_weight=0.0)
         else:
-            loss = multitask_loss(logits, hard, ids, probs, soft_weight=d.soft_weight, temperature=d.temperature,
-                                  mass=d.mass)
+            loss = self.loss(logits, hard, ids, probs, soft_weight=d.soft_weight, temperature=d.temperature,
+                             mass=d.mass)
         return loss, logits, hard
 
     def _out_of_memory(self, error: RuntimeError, batch: Batch) -> Exception:

@@ -82,10 +82,13 @@ def run(args) -> None:
 
 def report(result) -> str:
     """The table for people."""
+    from essence_kd.distill.mass_rules import MASS_RULES
+
     f = result["f_k"]
     ks = [k for k in (1, 2, 5, 10, 20, 40, 100, 200, 500, 1000, 5000) if k < len(f)] + [len(f)]
     of_kept = ", of the stored entries alone" if result["form"] == "sparse" else ""
-    scaled = ", which were scaled to 1" if result["mass"] == "renorm" else ""
+    mass = result["mass"]
+    scaled = ", which were scaled to 1" if mass in MASS_RULES and MASS_RULES.get(mass).rescales else ""
     lines = [f"{result['num_utts']} utterances, {result['num_frames']} frames, "
              f"{result['num_pdfs'] or '?'} pdfs ({result['form']}{of_kept}{scaled})",
              "k     " + " ".join(f"{k:>7}" for k in ks), "f_k   " + " ".join(f"{f[k - 1]:>7.4f}" for k in ks)]

@@ -28,8 +28,8 @@ def add_arguments(parser) -> None:
                         help=f"(1 - A) CE(hard) + A T^2 CE(soft) {_of_model(DistillSettings.soft_weight)}")
     parser.add_argument("--temperature", type=float, metavar="T",
                         help=f"of the soft loss {_of_model(DistillSettings.temperature)}")
-    parser.add_argument("--mass", choices=("renorm", "keep", "residual"),
-                        help=f"what a pruned target sums to {_of_model(DistillSettings.mass)}")
+    parser.add_argument("--mass", metavar="NAME",
+                        help=f"mass rule: what a pruned target sums to {_of_model(DistillSettings.mass)}")
     parser.add_argument("--init", metavar="MODEL_DIR", help="start from this model's parameters")
     parser.add_argument("--dev-data", metavar="DIR", help="data for the dev loss (default: held out of DATA_DIR)")
     parser.add_argument("--dev-ali", metavar="DIR", help="its alignments")

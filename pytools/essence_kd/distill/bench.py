@@ -216,7 +216,7 @@ def loss_works(frames: int, pdfs: int, k: int) -> Dict[str, Callable[[], Any]]:
     import torch
     from torch.nn import functional
 
-    from essence_kd.distill.losses import multitask_loss, sparse_soft_cross_entropy
+    from essence_kd.distill.losses.cross_entropy import multitask_loss, sparse_soft_cross_entropy
 
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(frames, pdfs, generator=generator)

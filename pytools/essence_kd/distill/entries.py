@@ -48,7 +48,8 @@ def listed(frames: Sequence[Sequence[Tuple[int, float]]], probs: np.ndarray) -> 
     frames = [list(entries) or [(int(np.argmax(row)), row.max())] for entries, row in zip(frames, probs)]
     flat = [entry for entries in frames for entry in entries]
     rows = np.repeat(np.arange(len(frames)), [len(entries) for entries in frames])
-    return sort_entries(rows, np.array([c for c, _ in flat], np.int64), np.array([p for _, p in flat], np.float32), len(frames))
+    ids, values = np.array([c for c, _ in flat], np.int64), np.array([p for _, p in flat], np.float32)
+    return sort_entries(rows, ids, values, len(frames))
 
 
 def put_together(parts: dict) -> List[np.ndarray]:

@@ -90,9 +90,9 @@ def select(matrix: Matrix, settings: EssenceSettings, *, kind: str = "prob", utt
            threads: Optional[int] = None, teachers: Sequence[np.ndarray] = ()) -> Essence:
     """The essence of a dense posterior at ``settings.temperature``: (T, C) float -> Essence of T frames.
 
-    ``kind``: prob, log or logit. ``utt`` seeds random-prune together with ``settings.seed``. ``teachers``: (T, C) each, on
-    any order-preserving scale, for a rule that asks them. Raises FrameError (NaN, not a posterior), ValueError (k above
-    C, a rule without meaning).
+    ``kind``: prob, log or logit. ``utt`` seeds random-prune together with ``settings.seed``. ``teachers``: (T, C) each,
+    on any order-preserving scale, for a rule that asks them. Raises FrameError (NaN, not a posterior), ValueError (k
+    above C, a rule without meaning).
     """
     settings.check()
     rule, mass = settings.rule(), settings.mass_rule()

@@ -26,14 +26,16 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
     """
     rule, mass = settings.rule(), settings.mass_rule()
     if rule.needs_teachers:
-        raise UserError(f"--select {rule.name} needs the teachers themselves: essence dump-post --fuse --select {rule.name}")
+        raise UserError(f"--select {rule.name} needs the teachers themselves: essence dump-post --fuse "
+                        f"--select {rule.name}")
     source, target = sidecar_of(rspecifier), target_sidecar(wspecifier, rspecifier)
     temperature = float(source.get("temperature") or 1.0)
     if keep_temperature:
         settings = replace(settings, temperature=temperature)
     beside = sidecar_path(rspecifier)
     if rule.exact and source.get("selection") == rule.name and source.get("k", 0) < rule.exact:
-        raise UserError(f"{beside}: the archive holds {source['k']} classes a frame, --{rule.name} asks for {rule.exact}")
+        raise UserError(f"{beside}: the archive holds {source['k']} classes a frame, "
+                        f"--{rule.name} asks for {rule.exact}")
     rescaled = (source.get("mean_mass") is not None and source["mean_mass"] < 0.9999 and source.get("mass") is not None
                 and MASS_RULES.get(source["mass"], str(beside)).rescales)
     if rescaled and not mass.scale_free:

@@ -184,7 +184,8 @@ def collect(rspecifier: str, *, kind: Optional[str] = None, alignments: Optional
                     raise ValueError(f"{value.shape[1]} columns, but there are {num_pdfs} pdfs")
                 num_pdfs = num_pdfs or value.shape[1] or None
                 began = time.perf_counter()
-                select(value, EssenceSettings(top_k=min(EssenceSettings.top_k, max(1, value.shape[1]))), kind=scale.kind, threads=threads)
+                usual = EssenceSettings(top_k=min(EssenceSettings.top_k, max(1, value.shape[1])))
+                select(value, usual, kind=scale.kind, threads=threads)
                 select_seconds, selected = select_seconds + time.perf_counter() - began, selected + len(value)
                 ids, probs = None, to_probabilities(value, scale, threads=threads)
             if alignment is not None:

@@ -25,8 +25,8 @@ class MassRule(Parametrised):
     scale_free: ClassVar[bool] = False  # the same whatever all entries of a frame are multiplied with
 
     def reference(self, probs: Sequence[float]) -> Tuple[List[float], float]:
-        """The definition: a frame's kept probabilities -> its soft target, and the mass of one more class "everything else"
-        (0: there is none)."""
+        """The definition: a frame's kept probabilities -> its soft target, and the mass of one more class "everything
+        else" (0: there is none)."""
         raise NotImplementedError
 
     def apply(self, offsets: np.ndarray, probs: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from essence_kd.distill.scales import Matrix
 from essence_kd.io.registry import Registry
 
 Frames = List[List[Tuple[int, float]]]  # (pdf-id, probability) of each frame
+Teachers = Sequence[np.ndarray]  # (T, C) each, on any order-preserving scale
 
 
 class Rule(Parametrised):
@@ -39,18 +40,17 @@ class Rule(Parametrised):
     by_order: ClassVar[bool] = False  # goes by the order of the classes alone, which no temperature changes
 
     def label(self, base: Any = None) -> str:
-        """A short name for files and tables: ``k20``. ``base`` (settings or a rule): what differs from it is said, too."""
+        """A short name for files and tables: ``k20``; with ``base`` (settings or a rule) also what differs from it."""
         return "-".join([self.name, *(f"{name}{_text(getattr(self, name))}" for name in self.parameters)])
 
     def title(self) -> str:
         """The same for people: ``k = 20``."""
         return ", ".join([self.name, *(f"{name} = {_text(getattr(self, name))}" for name in self.parameters)])
 
-    def reference(self, probs: np.ndarray, utt: str = "", teachers: Sequence[np.ndarray] = ()) -> Frames:
+    def reference(self, probs: np.ndarray, utt: str = "", teachers: Teachers = ()) -> Frames:
         """The definition: (T, C) float32 probabilities -> a list of (pdf-id, probability) for each frame, in any order.
 
-        ``utt`` seeds what is drawn; ``teachers``: (T, C) each, on any order-preserving scale. A frame without entries
-        keeps its largest, which need not be written here.
+        ``utt`` seeds what is drawn. A frame without entries keeps its largest, which need not be written here.
         """
         raise NotImplementedError
 
@@ -66,9 +66,8 @@ class Rule(Parametrised):
         return float(self.exact or 10)
 
     def reach(self, columns: Optional[int]) -> Optional[int]:
-        """How many of a frame's largest entries the rule looks at; None: at all. ``columns``: how many there are, if known.
-
-        A rule that gives a number must say by `trim` which of them are kept.
+        """How many of a frame's largest entries the rule looks at; None: at all. ``columns``: how many there are, if
+        known. A rule that gives a number says by `trim` which of them are kept.
         """
         return None
 
@@ -80,26 +79,27 @@ class Rule(Parametrised):
         """What `choose` gives, by a kernel that checks the probabilities; None where it is missing or refuses a row."""
         return None
 
-    def choose(self, probs: np.ndarray, utt: str, threads: Optional[int], teachers: Sequence[np.ndarray] = ()) -> Entries:
+    def choose(self, probs: np.ndarray, utt: str, threads: Optional[int], teachers: Teachers = ()) -> Entries:
         """The entries of a posterior (T, C) float32 that `trim` is then given. Raises ValueError."""
         return listed(self.reference(probs, utt, teachers), probs)
 
     def choose_sparse(self, rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int, utt: str) -> Entries:
-        """The same of sparse entries: rows (n,) ascending, ids (n,), probs (n,) float32. A frame without any has none."""
+        """The same of sparse entries: rows (n,) ascending, ids (n,), probs (n,) float32. An empty frame stays empty."""
         counts = np.bincount(rows, minlength=frames)
         inside = np.arange(max(1, int(counts.max(initial=0)))) < counts[:, None]
         order = np.lexsort((ids, rows))
         column_ids, columns = np.zeros(inside.shape, np.int64), np.zeros(inside.shape, np.float32)
         column_ids[inside], columns[inside] = ids[order], probs[order]  # the classes there are, by rising pdf-id
         chosen = self.choose(columns, utt, None)
-        row, place = np.nonzero((np.arange(chosen.ids.shape[1]) < chosen.counts[:, None]) & (chosen.ids < counts[:, None]))
+        real = (np.arange(chosen.ids.shape[1]) < chosen.counts[:, None]) & (chosen.ids < counts[:, None])
+        row, place = np.nonzero(real)
         return sort_entries(row, column_ids[row, chosen.ids[row, place]], chosen.probs[row, place], frames)
 
 
 class PrefixRule(Rule):
     """A rule that keeps the first entries of each frame: `trim` says how many."""
 
-    def choose(self, probs: np.ndarray, utt: str, threads: Optional[int], teachers: Sequence[np.ndarray] = ()) -> Entries:
+    def choose(self, probs: np.ndarray, utt: str, threads: Optional[int], teachers: Teachers = ()) -> Entries:
         return all_of(*top_k(probs, probs.shape[1], threads=threads))
 
     def choose_sparse(self, rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int, utt: str) -> Entries:

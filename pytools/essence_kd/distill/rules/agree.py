@@ -1,14 +1,14 @@
 """agree: classes on which several teachers agree."""
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 import numpy as np
 
 from essence_kd.distill.entries import Entries, sort_entries
 from essence_kd.distill.largest import top_k
 from essence_kd.distill.parameters import borrowed, parameter
-from essence_kd.distill.rules import Frames, Rule, by_value, register_rule
+from essence_kd.distill.rules import Frames, Rule, Teachers, by_value, register_rule
 from essence_kd.distill.rules.top_k import TopK
 
 
@@ -30,7 +30,7 @@ class Agree(Rule):
     def usual(self) -> float:
         return float(self.top_k)
 
-    def reference(self, probs: np.ndarray, utt: str = "", teachers: Sequence[np.ndarray] = ()) -> Frames:
+    def reference(self, probs: np.ndarray, utt: str = "", teachers: Teachers = ()) -> Frames:
         frames = []
         for t, row in enumerate(probs):
             votes = [0] * len(row)
@@ -40,7 +40,7 @@ class Agree(Rule):
             frames.append([(c, float(row[c])) for c in by_value(row) if votes[c] >= self.agree])
         return frames
 
-    def choose(self, probs: np.ndarray, utt: str, threads: Optional[int], teachers: Sequence[np.ndarray] = ()) -> Entries:
+    def choose(self, probs: np.ndarray, utt: str, threads: Optional[int], teachers: Teachers = ()) -> Entries:
         if self.agree > len(teachers):
             raise ValueError(f"agree is {self.agree}, but there are {len(teachers)} teachers")
         frames, columns = probs.shape

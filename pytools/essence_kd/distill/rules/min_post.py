@@ -1,7 +1,7 @@
 """min-post: all classes from a threshold on."""
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from essence_kd.distill.entries import Entries, put_together, sort_entries
 from essence_kd.distill.largest import positions
 from essence_kd.distill.parameters import parameter
 from essence_kd.distill.rows import over_rows
-from essence_kd.distill.rules import Frames, PrefixRule, by_value, register_rule
+from essence_kd.distill.rules import Frames, PrefixRule, Teachers, by_value, register_rule
 from essence_kd.distill.scales import Matrix
 from essence_kd.distill.threshold import compiled_over_threshold
 
@@ -28,7 +28,7 @@ class MinPost(PrefixRule):
     def title(self) -> str:
         return f"At least {self.min_post:g}"
 
-    def reference(self, probs: np.ndarray, utt: str = "", teachers: Sequence[np.ndarray] = ()) -> Frames:
+    def reference(self, probs: np.ndarray, utt: str = "", teachers: Teachers = ()) -> Frames:
         return [[(c, float(row[c])) for c in by_value(row) if row[c] >= np.float32(self.min_post)] for row in probs]
 
     def trim(self, entries: Entries) -> np.ndarray:
@@ -39,7 +39,7 @@ class MinPost(PrefixRule):
     def compiled(self, probs: Matrix, utt: str, threads: Optional[int]) -> Optional[Entries]:
         return compiled_over_threshold(probs, self.min_post, None, threads)
 
-    def choose(self, probs: np.ndarray, utt: str, threads: Optional[int], teachers: Sequence[np.ndarray] = ()) -> Entries:
+    def choose(self, probs: np.ndarray, utt: str, threads: Optional[int], teachers: Teachers = ()) -> Entries:
         """Every probability of a row that reaches the threshold, and the row's largest."""
         frames, columns = probs.shape
         parts: dict = {}

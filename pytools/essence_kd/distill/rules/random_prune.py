@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from essence_kd.distill.entries import Entries, put_together, sort_entries
 from essence_kd.distill.largest import positions
 from essence_kd.distill.parameters import borrowed, parameter
 from essence_kd.distill.rows import over_rows
-from essence_kd.distill.rules import Frames, Rule, register_rule
+from essence_kd.distill.rules import Frames, Rule, Teachers, register_rule
 from essence_kd.distill.rules.min_post import MinPost
 from essence_kd.distill.scales import Matrix
 from essence_kd.distill.threshold import compiled_over_threshold
@@ -18,7 +18,7 @@ from essence_kd.distill.threshold import compiled_over_threshold
 
 @register_rule
 class RandomPrune(Rule):
-    """All that are ``min_post`` or more; a smaller value p is kept with probability p / ``min_post``, at ``min_post``."""
+    """All that are ``min_post`` or more; a smaller p is kept with probability p / ``min_post``, at ``min_post``."""
 
     name = "random-prune"
     needs_every_class = True
@@ -31,7 +31,7 @@ class RandomPrune(Rule):
     def title(self) -> str:
         return f"Random below {self.min_post:g}"
 
-    def reference(self, probs: np.ndarray, utt: str = "", teachers: Sequence[np.ndarray] = ()) -> Frames:
+    def reference(self, probs: np.ndarray, utt: str = "", teachers: Teachers = ()) -> Frames:
         """Systematic sampling: one uniform start a frame, then a mark every ``min_post`` along the running sum of the
         small values; a value is kept for each mark that falls on it, so with probability value / threshold."""
         threshold, frames = np.float32(self.min_post), []
@@ -52,7 +52,7 @@ class RandomPrune(Rule):
         starts = frame_uniforms(probs.shape[0], self.seed, utt)
         return compiled_over_threshold(probs, self.min_post, starts, threads)
 
-    def choose(self, probs: np.ndarray, utt: str, threads: Optional[int], teachers: Sequence[np.ndarray] = ()) -> Entries:
+    def choose(self, probs: np.ndarray, utt: str, threads: Optional[int], teachers: Teachers = ()) -> Entries:
         frames, columns = probs.shape
         threshold, starts = np.float32(self.min_post), frame_uniforms(frames, self.seed, utt)
         size = 64  # columns of a block; only blocks on which a mark falls are looked at again

@@ -1,13 +1,13 @@
 """top-k: the k largest."""
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 import numpy as np
 
 from essence_kd.distill.entries import Entries
 from essence_kd.distill.parameters import parameter
-from essence_kd.distill.rules import Frames, PrefixRule, by_value, register_rule
+from essence_kd.distill.rules import Frames, PrefixRule, Teachers, by_value, register_rule
 
 
 @register_rule
@@ -24,7 +24,7 @@ class TopK(PrefixRule):
     def title(self) -> str:
         return f"k = {self.top_k}"
 
-    def reference(self, probs: np.ndarray, utt: str = "", teachers: Sequence[np.ndarray] = ()) -> Frames:
+    def reference(self, probs: np.ndarray, utt: str = "", teachers: Teachers = ()) -> Frames:
         return [[(c, float(row[c])) for c in by_value(row)[:self.top_k]] for row in probs]
 
     @property

@@ -1,13 +1,13 @@
 """top-p: the fewest classes that hold a given mass."""
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 import numpy as np
 
 from essence_kd.distill.entries import Entries
 from essence_kd.distill.parameters import parameter
-from essence_kd.distill.rules import Frames, PrefixRule, by_value, register_rule
+from essence_kd.distill.rules import Frames, PrefixRule, Teachers, by_value, register_rule
 
 
 @register_rule
@@ -24,7 +24,7 @@ class TopP(PrefixRule):
     def title(self) -> str:
         return f"Mass of {self.top_p:g}"
 
-    def reference(self, probs: np.ndarray, utt: str = "", teachers: Sequence[np.ndarray] = ()) -> Frames:
+    def reference(self, probs: np.ndarray, utt: str = "", teachers: Teachers = ()) -> Frames:
         frames = []
         for row in probs:
             entries, mass = [], 0.0

@@ -1,4 +1,4 @@
-"""Losses of the student: sparse soft cross-entropy and the multitask loss, without a dense target.
+"""cross-entropy: hard and soft cross-entropy fused, without a dense target.
 
 Legend: N frames (time and batch flattened), C pdfs, k entries a frame, T temperature, z logits (N, C),
 p = softmax(z / T), q the soft target, M = sum of q over a frame's entries.
@@ -9,29 +9,22 @@ p = softmax(z / T), q the soft target, M = sum of q over a frame's entries.
 
 The gradient is a scaled softmax minus a sparse scatter, so neither a dense target nor log-probabilities of all
 classes are ever stored: logits are walked through in blocks of rows that fit in a cache, once forward and once
-backward. Losses are sums over frames; whoever reports divides by the frames.
+backward.
 """
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
-MASS_RULES = ("renorm", "keep", "residual")
-PADDING = -100  # the hard label of a padded frame
+from essence_kd.distill.essence import EssenceSettings
+from essence_kd.distill.losses import Loss, MultitaskLoss, hard_labels, loss_dtype, register_loss, soft_target
+from essence_kd.distill.mass_rules import MassRule
+
 _CPU_BLOCK = 1 << 19  # elements of a block of rows: about what a core's second-level cache holds
 _SHARED_BLOCK = 1 << 22  # with several threads: every operation is a meeting of threads, so there must be fewer
 _GPU_BLOCK = 1 << 27
-
-
-class MultitaskLoss(NamedTuple):
-    """Sums over the frames that are not padding; divide by ``num_frames`` to report."""
-
-    total: Tensor  # (1 - soft_weight) * hard + soft_weight * T^2 * soft; float32 scalar with gradient
-    hard: Tensor  # cross-entropy against the alignment, detached
-    soft: Tensor  # cross-entropy against the soft target at temperature T (without T^2), detached
-    num_frames: Tensor  # int64 scalar: frames that are not padding (on the device of the logits)
 
 
 class _Terms(torch.autograd.Function):
@@ -44,7 +37,7 @@ class _Terms(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, hard, valid, ids, q, rest, temperature):
         n = logits.shape[0]
-        dtype = _loss_dtype(logits)
+        dtype = loss_dtype(logits)
         hard_loss = logits.new_zeros(n, dtype=dtype)
         soft_loss = logits.new_zeros(n, dtype=dtype)
         log_rest = None if rest is None else logits.new_zeros(n, dtype=dtype)
@@ -123,11 +116,6 @@ class _Terms(torch.autograd.Function):
         return grad, None, None, None, None, None, None
 
 
-def _loss_dtype(logits: Tensor) -> torch.dtype:
-    """float64 for float64 logits (gradient checks), float32 for everything else."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 def _blocks(logits: Tensor):
     """Slices of rows, each block of about a cache's size."""
     n, c = logits.shape
@@ -153,46 +141,6 @@ def _without(p: Tensor, ids: Tensor, q: Tensor) -> Tensor:
     return p.scatter_add_(1, ids, torch.where(q == 0, torch.zeros_like(p_at), -p_at))
 
 
-def _target(probs: Tensor, mass: str, dtype: torch.dtype) -> tuple[Tensor, Optional[Tensor]]:
-    """The soft target (N, k) and the mass (N,) of the bucket "everything else" (None unless ``residual``)."""
-    if mass not in MASS_RULES:
-        raise ValueError(f"mass must be one of {', '.join(MASS_RULES)}, not {mass!r}")
-    probs = probs.to(dtype)
-    if mass == "keep":
-        return probs, None
-    total = probs.sum(1)
-    if mass == "residual":
-        return probs, torch.where(total == 0, total, (1 - total).clamp_min(0))  # a frame without entries is padding
-    return probs / torch.where(total == 0, torch.ones_like(total), total)[:, None], None
-
-
-def retemper(probs: Tensor, temperature: float, source_temperature: float = 1.0) -> Tensor:
-    """An essence at another temperature: p^(T0/T), renormalised over its entries; (N, k) -> (N, k).
-
-    For one teacher, softmax(z/T) restricted to the entries and renormalised equals this, so that targets stored at
-    T0 = 1 serve every T. For an ensemble it tempers the combined posterior. Entries of 0 (padding) stay 0.
-    """
-    if temperature == source_temperature:
-        return probs
-    if not (temperature > 0 and source_temperature > 0):
-        raise ValueError(f"temperatures must be above 0, not {temperature} and {source_temperature}")
-    powered = probs.double().pow(source_temperature / temperature)
-    total = powered.sum(1, keepdim=True)
-    return (powered / torch.where(total == 0, torch.ones_like(total), total)).to(probs.dtype)
-
-
-def _check(logits: Tensor, ids: Optional[Tensor], probs: Tensor, temperature: float) -> None:
-    if logits.dim() != 2:
-        raise ValueError(f"logits must be (frames, pdfs), not of shape {tuple(logits.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"the temperature must be above 0, not {temperature}")
-    want = tuple(logits.shape) if ids is None else tuple(ids.shape)
-    if tuple(probs.shape) != want or want[0] != logits.shape[0]:
-        raise ValueError(f"the soft target's shape {tuple(probs.shape)} does not fit "
-                         f"{'the logits' if ids is None else 'the ids'} of shape {want} "
-                         f"and {logits.shape[0]} frames of logits")
-
-
 def _reduce(loss: Tensor, reduction: str) -> Tensor:
     if reduction not in ("sum", "none"):
         raise ValueError(f"reduction must be sum or none, not {reduction!r}: divide by frames when reporting")
@@ -200,7 +148,7 @@ def _reduce(loss: Tensor, reduction: str) -> Tensor:
 
 
 def sparse_soft_cross_entropy(logits: Tensor, ids: Tensor, probs: Tensor, *, temperature: float = 1.0,
-                              mass: str = "renorm", reduction: str = "sum") -> Tensor:
+                              mass: Union[str, MassRule] = EssenceSettings.mass, reduction: str = "sum") -> Tensor:
     """-sum over entries of q(c) log softmax(logits / temperature)(c), summed over frames.
 
     ``logits`` (N, C) of any floating type; ``ids`` (N, k) integers below C; ``probs`` (N, k): the essence at
@@ -209,8 +157,7 @@ def sparse_soft_cross_entropy(logits: Tensor, ids: Tensor, probs: Tensor, *, tem
     ``residual`` adds one class "everything else" on both sides. ``reduction``: ``sum`` or ``none`` (N,).
     Returns float32 (float64 for float64 logits). Raises ValueError for shapes or rules that do not fit.
     """
-    _check(logits, ids, probs, temperature)
-    q, rest = _target(probs, mass, _loss_dtype(logits))
+    q, rest = soft_target(logits, ids, probs, temperature, mass)
     loss = _Terms.apply(logits, None, None, ids.long(), q, rest, float(temperature))[1]
     return _reduce(loss, reduction)
 
@@ -221,13 +168,14 @@ def dense_soft_cross_entropy(logits: Tensor, probs: Tensor, *, temperature: floa
 
     ``probs`` is taken as it is (a row of zeros costs nothing). Returns and raises as `sparse_soft_cross_entropy`.
     """
-    _check(logits, None, probs, temperature)
-    loss = _Terms.apply(logits, None, None, None, probs.to(_loss_dtype(logits)), None, float(temperature))[1]
+    q, _ = soft_target(logits, None, probs, temperature)
+    loss = _Terms.apply(logits, None, None, None, q, None, float(temperature))[1]
     return _reduce(loss, reduction)
 
 
 def multitask_loss(logits: Tensor, hard: Tensor, ids: Optional[Tensor] = None, probs: Optional[Tensor] = None, *,
-                   soft_weight: float = 0.5, temperature: float = 1.0, mass: str = "renorm") -> MultitaskLoss:
+                   soft_weight: float = EssenceSettings.soft_weight, temperature: float = EssenceSettings.temperature,
+                   mass: Union[str, MassRule] = EssenceSettings.mass) -> MultitaskLoss:
     """(1 - soft_weight) CE(hard) + soft_weight T^2 CE(q, student at T), summed over the frames that count.
 
     ``logits`` (N, C); ``hard`` (N,) pdf-ids, -100 where a frame is padding (left out of both terms); the soft target
@@ -235,23 +183,27 @@ def multitask_loss(logits: Tensor, hard: Tensor, ids: Optional[Tensor] = None, p
     hard loss alone, whatever ``soft_weight`` says must then be 0). T^2 keeps the soft gradient's size
     (Hinton et al. 2015). At T = 1 both terms share one softmax. Raises ValueError for shapes that do not fit.
     """
-    if not 0 <= soft_weight <= 1:
-        raise ValueError(f"soft_weight must be between 0 and 1, not {soft_weight}")
-    if hard.dim() != 1 or hard.shape[0] != logits.shape[0]:
-        raise ValueError(f"hard labels of shape {tuple(hard.shape)} do not fit logits of shape {tuple(logits.shape)}")
+    valid, labels = hard_labels(logits, hard, soft_weight)
     q = rest = None
     if probs is not None:
-        _check(logits, ids, probs, temperature)
-        q, rest = (_target(probs, mass, _loss_dtype(logits)) if ids is not None
-                   else (probs.to(_loss_dtype(logits)), None))
+        q, rest = soft_target(logits, ids, probs, temperature, mass)
         ids = None if ids is None else ids.long()
     elif soft_weight != 0:
         raise ValueError(f"soft_weight is {soft_weight} but there is no soft target")
-    valid = hard != PADDING
-    labels = torch.where(valid, hard, torch.zeros_like(hard)).long()
     hard_terms, soft_terms = _Terms.apply(logits, labels, valid, ids, q, rest, float(temperature))
     hard_sum, soft_sum = hard_terms.sum(), soft_terms.sum()
     total = (1 - soft_weight) * hard_sum
     if q is not None:
         total = total + soft_weight * temperature ** 2 * soft_sum
     return MultitaskLoss(total, hard_sum.detach(), soft_sum.detach(), valid.sum())
+
+
+@register_loss
+class CrossEntropy(Loss):
+    """`multitask_loss`, by one pass over the logits each way."""
+
+    name = "cross-entropy"
+
+    def __call__(self, logits: Tensor, hard: Tensor, ids: Optional[Tensor], probs: Tensor, *, soft_weight: float,
+                 temperature: float, mass: Union[str, MassRule]) -> MultitaskLoss:
+        return multitask_loss(logits, hard, ids, probs, soft_weight=soft_weight, temperature=temperature, mass=mass)
