@@ -23,7 +23,7 @@ from typing import Any, ClassVar, List, Optional, Sequence, Tuple
 import numpy as np
 
 from essence_kd.distill.entries import Entries, all_of, listed, sort_entries
-from essence_kd.distill.largest import top_k
+from essence_kd.distill import largest
 from essence_kd.distill.parameters import Parametrised, registers
 from essence_kd.distill.scales import Matrix
 from essence_kd.io.registry import Registry
@@ -100,7 +100,7 @@ class PrefixRule(Rule):
     """A rule that keeps the first entries of each frame: `trim` says how many."""
 
     def choose(self, probs: np.ndarray, utt: str, threads: Optional[int], teachers: Teachers = ()) -> Entries:
-        return all_of(*top_k(probs, probs.shape[1], threads=threads))
+        return all_of(*largest.top_k(probs, probs.shape[1], threads=threads))
 
     def choose_sparse(self, rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int, utt: str) -> Entries:
         return sort_entries(rows, ids, probs, frames)
