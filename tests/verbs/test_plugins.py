@@ -60,9 +60,9 @@ def essence(tmp_path):
     (tmp_path / "my_rules.py").write_text(MODULE)
 
     def run(*arguments, plugins="my_rules"):
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'pytools'}{os.pathsep}{tmp_path}", "ESSENCE_PLUGINS": plugins}
-        return subprocess.run([sys.executable, "-m", "essence_kd", *map(str, arguments)], env=environment, text=True,
-                              capture_output=True)
+        more = {"PYTHONPATH": f"{ROOT / 'pytools'}{os.pathsep}{tmp_path}", "ESSENCE_PLUGINS": plugins}
+        return subprocess.run([sys.executable, "-m", "essence_kd", *map(str, arguments)], env={**os.environ, **more},
+                              text=True, capture_output=True)
     return run
 
 
@@ -84,10 +84,10 @@ def test_a_rule_and_a_mass_rule(essence, tmp_path):
     assert post.ids.tolist() == [0, 1]
 
     for words, message in (
-            (["--select", "half", "--set", "share=2"], "essence prune-post: --set: share must be above 0 and at most 1, not 2"),
+            (["--select", "half", "--set", "share=2"], "prune-post: --set: share must be above 0 and at most 1, not 2"),
             (["--select", "half", "--set", "part=1"], "have no parameter 'part' (known: share)"),
             (["--set", "share"], "--set parameters.share: expected key=value"),
-            (["--select", "third"], "--select must be one of agree, half, min-post, random-prune, top-k, top-p, not third")):
+            (["--select", "third"], "must be one of agree, half, min-post, random-prune, top-k, top-p, not third")):
         done = essence("prune-post", *words, full, f"ark:{tmp_path}/x.ark")
         assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     done = essence("prune-post", "--select", "half", full, f"ark:{tmp_path}/x.ark", plugins="")
@@ -108,6 +108,8 @@ def test_a_loss(essence, tmp_path):
         distill = read_yaml(model / "model.yaml")["train"]["distill"]
         assert (distill["loss"], distill["parameters"]) == ("brier", {"scale": scale})
     assert 0 < losses[0] < 2 and losses[1] > 100 * losses[0]
+    done = essence(*train, "--set", "distill.loss=cross-entropy", corpus.data, corpus.ali, tmp_path / "model1")
+    assert done.returncode == 1 and "(settings: distill.loss: brier there, cross-entropy here)" in done.stderr
     done = essence(*train, corpus.data, corpus.ali, tmp_path / "none", plugins="")
     assert done.returncode == 1 and "settings: distill: unknown loss 'brier' (known: cross-entropy, jens" in done.stderr
     done = essence(*train, "--set", "distill.parameters.size=1", corpus.data, corpus.ali, tmp_path / "none")

@@ -26,6 +26,7 @@ from essence_kd.distill.essence import EssenceSettings, entries_of, select
 from essence_kd.distill.scales import Scale
 from essence_kd.hmm.alignment_dir import read_log_priors
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.posterior import PosteriorWriter
 from essence_kd.io.provenance import check_match, check_utterances, sha256_file, sidecar_path, write_sidecar
 from essence_kd.io.specifiers import parse_rspecifier, read_scp
@@ -150,7 +151,7 @@ def describe_teachers(settings: DumpSettings) -> Dict[str, Any]:
             name = os.path.join(teacher, "model.yaml")
             model = read_model_yaml(teacher)
             fields = {k: model.get(k) for k in ("num_pdfs", "tree_hash") if model.get(k) is not None}
-            fields["frame_shift_ms"] = 10 * model["frame_subsampling_factor"]
+            fields["frame_shift_ms"] = round(FRAME_SHIFT_MS * model["frame_subsampling_factor"])
             file = "final.mdl" if is_nnet3(teacher) else "final.pt"
             models.append({"name": str(teacher), "sha256": sha256_file(os.path.join(teacher, file))})
         for key, value in fields.items():

@@ -10,7 +10,7 @@ from typing import Callable, Dict, List, Optional, Tuple, Union
 
 from essence_kd.am.dataset import FRAMES_PER_HOUR, FeatureSource, TrainingData, load_cuts, split_heldout
 from essence_kd.am.processes import Processes
-from essence_kd.am.settings import DistillSettings, TrainInputs, TrainSettings
+from essence_kd.am.settings import TrainInputs, TrainSettings
 from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index
 from essence_kd.am.targets import attach_alignments, open_soft, read_count
 from essence_kd.hmm.alignment_dir import read_log_priors, tree_hash
@@ -152,9 +152,6 @@ def fingerprint(inputs: TrainInputs, settings: TrainSettings, sets: TrainingSets
         values["data"].pop(key)
     if settings.early_stopping.metric == "none":
         values.pop("early_stopping")
-    for key in ("loss", "parameters"):  # as versions without them had it
-        if values["distill"][key] == getattr(DistillSettings(), key):
-            values["distill"].pop(key)
     data, noise = sets.train, settings.augment.noise
     ids = hashlib.sha256("\n".join(data.ids).encode())
     ids.update(data.frames.tobytes())

@@ -35,18 +35,22 @@ def _numbers(text: str) -> list:
 
 
 def add_arguments(parser) -> None:
+    from essence_kd.am.dump import DumpSettings
     from essence_kd.distill.archives import WIDE
+    from essence_kd.distill.ensemble import COMBINE
     from essence_kd.distill.options import SELECTION, add_settings_arguments
+    from essence_kd.distill.scales import KINDS
 
-    parser.add_argument("--combine", choices=("mean", "logmean"), default="mean",
-                        help="mean of the posteriors (default) or of their logs, normalised")
-    parser.add_argument("--weights", type=_numbers, default=[], metavar="W,W,...", help="a weight a teacher")
-    parser.add_argument("--temperatures", type=_numbers, default=[], metavar="T,T,...",
+    parser.add_argument("--combine", choices=COMBINE,
+                        help=f"mean of the posteriors or of their logs, normalised (default: {DumpSettings.combine})")
+    parser.add_argument("--weights", type=_numbers, metavar="W,W,...", help="a weight a teacher")
+    parser.add_argument("--temperatures", type=_numbers, metavar="T,T,...",
                         help="a temperature a teacher, or one for all (default: --temperature, or 1)")
-    parser.add_argument("--input", choices=("prob", "log", "logit"), default="prob",
-                        help="what tables hold (default: prob); models give logits")
+    parser.add_argument("--input", choices=KINDS,
+                        help=f"what tables hold (default: {DumpSettings.input}); models give logits")
     parser.add_argument("--priors", metavar="FILE", help="a prior a line, divided out of every teacher")
-    parser.add_argument("--prior-scale", type=float, default=1.0, metavar="S", help="of the log prior (default: 1)")
+    parser.add_argument("--prior-scale", type=float, metavar="S",
+                        help=f"of the log prior (default: {DumpSettings.prior_scale:g})")
     parser.add_argument("--feats", metavar="scp:FILE", help="features for model directories")
     parser.add_argument("--keep", type=_keep, default=None, metavar="N|all",
                         help=f"entries a frame of the wide archive (default: {WIDE}, or all there are); all: matrices")
@@ -58,8 +62,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--job", type=job_share, metavar="J/N",
                         help="the utterances alone that fall to the J-th of N jobs, which join-post joins; what "
                              "an utterance gets does not depend on N")
-    parser.add_argument("--batch-frames", type=int, default=30000, metavar="N",
-                        help="feature frames of a batch (default: 30000)")
+    parser.add_argument("--batch-frames", type=int, metavar="N",
+                        help=f"feature frames of a batch (default: {DumpSettings.batch_frames})")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: OMP_NUM_THREADS or the cores there are")
     parser.add_argument("teachers", nargs="+", metavar="TEACHER", help="model directory or rspecifier of matrices")
@@ -72,6 +76,7 @@ def run(args) -> None:
     from essence_kd.am.dump import DumpSettings, dump
     from essence_kd.distill.options import SELECTION, essence_settings, option
     from essence_kd.io.errors import UserError
+    from essence_kd.io.options import given
 
     essence = None
     temperatures = args.temperatures or ([args.temperature] if args.temperature is not None else [])
@@ -84,9 +89,6 @@ def run(args) -> None:
         for name in ("config", *SELECTION, "agree", "set"):
             if name != "temperature" and getattr(args, name) is not None:
                 raise UserError(f"{option(name)} selects essence targets: say --fuse, or prune-post later")
-    tally = dump(DumpSettings(
-        teachers=args.teachers, output=args.wspecifier, keep=args.keep, essence=essence, full=args.full_wspecifier,
-        feats=args.feats, combine=args.combine, weights=args.weights, temperatures=temperatures, input=args.input,
-        priors=args.priors, prior_scale=args.prior_scale, frame_shift_ms=args.frame_shift_ms,
-        job=args.job, batch_frames=args.batch_frames, device=args.device, threads=args.threads))
+    tally = dump(DumpSettings(**{**given(args, DumpSettings), "output": args.wspecifier, "essence": essence,
+                                 "full": args.full_wspecifier, "temperatures": temperatures}))
     print(f"dump-post: {tally}", file=sys.stderr)

@@ -19,6 +19,7 @@ HELP = "statistics of a posterior archive: retained mass, entropy, agreement, si
 def add_arguments(parser) -> None:
     from essence_kd.distill.archives import WIDE
     from essence_kd.distill.essence import EssenceSettings
+    from essence_kd.io.frames import FRAME_SHIFT_MS
 
     parser.add_argument("--input", choices=("prob", "log", "logit", "post"), default=None,
                         help="what matrices hold (default: prob); post: a sparse archive (recognised, too)")
@@ -33,13 +34,14 @@ def add_arguments(parser) -> None:
     parser.add_argument("--plot", metavar="FILE", help="f_k against k: .png, .pdf or .svg")
     parser.add_argument("--hours", type=float, metavar="H", help="forecast disk and time for a corpus of H hours")
     parser.add_argument("--frame-shift-ms", type=float, metavar="MS",
-                        help="of the forecast (default: as the sidecar says, else 10)")
+                        help="of the forecast (default: as the sidecar says, else "
+                             f"{FRAME_SHIFT_MS:g})")
     parser.add_argument("--keep", type=int, default=WIDE, metavar="N", help=f"entries of a wide archive (default: {WIDE})")
     parser.add_argument("--top-k", type=int, default=EssenceSettings.top_k, metavar="K",
                         help=f"entries of an essence (default: {EssenceSettings.top_k})")
-    parser.add_argument("--max-frames", type=int, default=0, metavar="N",
+    parser.add_argument("--max-frames", type=int, metavar="N",
                         help="look at the first N frames, to the end of their utterance (default: all)")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="look at every N-th utterance (default: all)")
+    parser.add_argument("--every", type=int, metavar="N", help="look at every N-th utterance (default: all)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: OMP_NUM_THREADS or the cores there are")
     parser.add_argument("rspecifier", metavar="RSPECIFIER", help="matrices or sparse posteriors")
 
@@ -47,6 +49,8 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     from essence_kd.distill.stats import bytes_per_frame, collect, forecast, plot
     from essence_kd.io.errors import UserError
+    from essence_kd.io.frames import FRAME_SHIFT_MS
+    from essence_kd.io.options import given
     from essence_kd.io.provenance import atomic_write, sidecar_path, write_sidecar
 
     kind = os.path.splitext(args.plot or "")[1][1:].lower()
@@ -56,8 +60,9 @@ def run(args) -> None:
         raise UserError("--plot: the package matplotlib is not here (pip install matplotlib)")
     for name, good in (("hours", args.hours is None or 0 < args.hours < float("inf")),
                        ("frame_shift_ms", args.frame_shift_ms is None or 0 < args.frame_shift_ms < float("inf")),
-                       ("keep", args.keep > 0), ("top_k", args.top_k > 0), ("max_frames", args.max_frames >= 0),
-                       ("every", args.every > 0)):
+                       ("keep", args.keep > 0), ("top_k", args.top_k > 0),
+                       ("max_frames", args.max_frames is None or args.max_frames >= 0),
+                       ("every", args.every is None or args.every > 0)):
         if not good:
             raise UserError(f"--{name.replace('_', '-')} cannot be {getattr(args, name):g}")
     own = sidecar_path(args.rspecifier)
@@ -65,10 +70,10 @@ def run(args) -> None:
         raise UserError(f"--json {args.json}: is the sidecar of {args.rspecifier}; name another file")
     result = collect(args.rspecifier, kind=args.input, alignments=args.alignment,
                      factor=args.frame_subsampling_factor, teachers=args.teacher, teacher_kind=args.teacher_input,
-                     max_frames=args.max_frames, every=args.every, threads=args.threads)
+                     **given(args, collect))
     result["bytes_per_frame"] = bytes_per_frame(result["num_pdfs"], args.keep, args.top_k)
     if args.hours is not None:
-        shift = args.frame_shift_ms or result["frame_shift_ms"] or 10.0
+        shift = args.frame_shift_ms or result["frame_shift_ms"] or FRAME_SHIFT_MS
         result["forecast"] = forecast(result["bytes_per_frame"], args.hours, shift,
                                       result.get("select_frames_per_second"))
     if args.json:

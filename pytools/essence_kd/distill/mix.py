@@ -15,6 +15,7 @@ from essence_kd.distill.archives import (CARRIED, Progress, Tally, check_sidecar
                                          target_sidecar)
 from essence_kd.distill.entries import sort_entries
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
 from essence_kd.io.provenance import write_sidecar
 from essence_kd.io.specifiers import parse_rspecifier
@@ -95,7 +96,7 @@ def factor_of(rspecifier: str, given: Optional[int]) -> int:
         if given < 1:
             raise UserError(f"--frame-subsampling-factor {given}: must be at least 1")
         return given
-    return max(1, int(round((sidecar_of(rspecifier).get("frame_shift_ms") or 10) / 10)))
+    return max(1, int(round((sidecar_of(rspecifier).get("frame_shift_ms") or FRAME_SHIFT_MS) / FRAME_SHIFT_MS)))
 
 
 def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, factor: Optional[int] = None,
