@@ -1,5 +1,4 @@
 """Features against Kaldi's own code, frames, archives, CMVN statistics and speed perturbation."""
-import os
 import re
 import shutil
 
@@ -18,7 +17,6 @@ from essence_kd.corpus.features import (
     num_frames,
     perturb_speed,
 )
-from essence_kd.io.parallel import run_jobs
 from essence_kd.io.data_dir import DataDir, read_table, validate_data_dir
 from essence_kd.io.errors import UserError
 from essence_kd.io.tables import MatrixTable, read_matrices
@@ -198,28 +196,3 @@ def test_speed_perturbation(data, tmp_path):
     (data / "segments").write_text("".join(lines[:-1]))
     with pytest.raises(UserError, match=f"segments: lacks {lines[-1].split()[0]}, which utt2spk has"):
         perturb_speed(data, tmp_path / "less")
-
-
-def _square(x):
-    return os.getpid(), x * x
-
-
-def _fail(kind):
-    if kind == "user":
-        raise UserError("file x: wrong")
-    if kind == "dies":
-        os._exit(7)
-    raise ValueError("a mistake of ours")
-
-
-def test_jobs_run_in_processes_of_their_own_and_keep_their_order():
-    results = run_jobs(_square, [(x,) for x in range(7)], nj=3)
-    assert [value for _, value in results] == [x * x for x in range(7)]
-    assert len({pid for pid, _ in results} | {os.getpid()}) == 8
-
-
-@pytest.mark.parametrize("kind,error,words", [("user", UserError, "file x: wrong"), ("dies", UserError, "status 7"),
-                                              ("bug", RuntimeError, "a mistake of ours")])
-def test_jobs_that_fail(kind, error, words):
-    with pytest.raises(error, match=words):
-        run_jobs(_fail, [(kind,)] * 3, nj=2)

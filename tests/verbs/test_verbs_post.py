@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 from builders import ROOT, table
 
 from essence_kd.cli.main import main
-from essence_kd.distill.archives import in_turn, read_dense_or_sparse
+from essence_kd.distill.archives import read_dense_or_sparse
 from essence_kd.distill.essence import EssenceSettings, reference_select, select
 from essence_kd.distill.mix import mix_frames
 from essence_kd.io import objects
@@ -367,53 +366,6 @@ def test_too_little_memory_is_one_line(tmp_path):
                           env={**os.environ, "PYTHONPATH": str(ROOT / "pytools"), "OPENBLAS_NUM_THREADS": "1"})
     assert done.returncode == 1 and done.stderr.startswith("essence prune-post: not enough memory: "), done.stderr
     assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("threads", [1, 2, 7])
-def test_work_is_done_in_turn(threads):
-    seen, closed = [], []
-
-    def items():
-        try:
-            for i in range(60):
-                seen.append(i)
-                yield i
-        finally:
-            closed.append(True)
-
-    def work(i):
-        time.sleep(0.002 * (i % 3 == 0))
-        return 10 * i
-
-    for i, value in enumerate(in_turn(work, items(), threads)):
-        assert value == 10 * i and len(seen) <= i + 1 + 2 * threads
-    assert i == 59 and seen == list(range(60)) and closed == [True]
-    stream = in_turn(work, items(), threads)
-    assert next(stream) == 0
-    stream.close()
-    assert closed == [True, True] and threading.active_count() == 1
-
-
-@pytest.mark.parametrize("threads", [1, 2, 7])
-def test_the_first_error_in_turn_is_raised(threads):
-    def items(last):
-        yield from range(last)
-        raise KeyError(last)
-
-    def work(i):
-        if i >= 20:
-            raise ValueError(i)
-        time.sleep(0.001)
-        return i
-
-    for last, error in ((30, ValueError), (10, KeyError)):
-        got = []
-        with pytest.raises(error) as caught:
-            for value in in_turn(work, items(last), threads):
-                got.append(value)
-        assert got == list(range(min(last, 20))) and caught.value.args == (len(got),)
-    with pytest.raises(RuntimeError):  # not taken for the end
-        list(in_turn(lambda i: next(iter([])), items(5), threads))
 
 
 # ------------------------------------------------------------------------------------------------------------ mixing

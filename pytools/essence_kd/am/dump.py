@@ -18,7 +18,7 @@ import numpy as np
 from essence_kd.am.models import read_model_yaml
 from essence_kd.am.nnet3 import is_nnet3
 from essence_kd.am.settings import ForwardSettings
-from essence_kd.distill.archives import (WIDE, Progress, Tally, ahead, describe, frame_error, num_utterances, sidecar_of,
+from essence_kd.distill.archives import (WIDE, Progress, Tally, describe, frame_error, num_utterances, sidecar_of,
                                          target_sidecar, write_essence)
 from essence_kd.distill.ensemble import Ensemble, combine, combine_top_k
 from essence_kd.distill.entries import Essence
@@ -27,6 +27,7 @@ from essence_kd.distill.scales import Scale
 from essence_kd.hmm.alignment_dir import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS
+from essence_kd.io.parallel import ahead
 from essence_kd.io.posterior import PosteriorWriter
 from essence_kd.io.provenance import check_match, check_utterances, sha256_file, sidecar_path, write_sidecar
 from essence_kd.io.specifiers import parse_rspecifier, read_scp

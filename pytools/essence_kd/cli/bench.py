@@ -45,7 +45,7 @@ def run(args) -> None:
     import torch
 
     from essence_kd.distill.bench import PARTS, Bench, table
-    from essence_kd.distill.rows import default_threads
+    from essence_kd.io.parallel import default_threads
     from essence_kd.io.errors import UserError
     from essence_kd.io.provenance import write_sidecar
 

@@ -1,13 +1,10 @@
 """Posterior archives for the verbs: dense or sparse input told apart, sidecars carried on, frames named in errors."""
 from __future__ import annotations
 
-import contextlib
 import os
-import queue
 import sys
-import threading
 import time
-from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -22,8 +19,6 @@ from essence_kd.io.sources import Source
 from essence_kd.io.specifiers import parse_rspecifier, read_scp
 from essence_kd.io.tables import read_table
 
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 WIDE = 100  # entries of a frame of a wide archive
 CARRIED = ("num_pdfs", "temperature", "combine", "weights", "frame_shift_ms", "tree_hash", "models", "prior_scale")
 
@@ -86,96 +81,6 @@ def num_utterances(rspecifier: str) -> Optional[int]:
     if spec.scp is None or spec.scp in ("", "-") or spec.scp.endswith("|"):
         return None
     return sum(1 for _ in read_scp(spec.scp))
-
-
-def ahead(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
-    """The same items, fetched by a thread of their own, at most `depth` in advance; its exceptions come through."""
-    fetched: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(entry) -> bool:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                fetched.put(entry, timeout=0.1)
-                return True
-        return False
-
-    def fetch() -> None:
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-            put((None, StopIteration()))
-        except BaseException as error:  # noqa: B036 - handed to the thread that waits for it
-            put((None, error))
-        finally:
-            items.close()
-
-    thread = threading.Thread(target=fetch, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = fetched.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        stop.set()
-        thread.join(2.0)  # it may be waiting for a pipe; an interrupt does not wait with it
-
-
-def in_turn(work: Callable[[_T], _R], items: Iterator[_T], threads: int) -> Iterator[_R]:
-    """``work(item)`` of all items, in their order. Each of the threads takes an item when it is free, and works on it.
-
-    Items are taken one after the other, so that the iterator need not know of threads, and no further ahead than twice
-    the threads. The first exception, of an item or of the work on it, is raised in its turn, and ends it.
-    """
-    order: queue.SimpleQueue = queue.SimpleQueue()  # for each item that was begun, a queue that will hold its result
-    taking, room, stop = threading.Lock(), threading.Semaphore(2 * threads), threading.Event()
-    end: Any = object()
-
-    def run() -> None:
-        while room.acquire() and not stop.is_set():
-            result: queue.SimpleQueue = queue.SimpleQueue()
-            try:
-                with taking:
-                    if stop.is_set():
-                        return
-                    order.put(result)
-                    item = end
-                    try:
-                        item = next(items, end)
-                    finally:
-                        if item is end:
-                            stop.set()  # nothing comes after it
-                result.put((end if item is end else work(item), None))
-                del item
-            except BaseException as error:  # noqa: B036 - handed to the thread that waits for it
-                result.put((None, error))
-
-    helpers = [threading.Thread(target=run, daemon=True) for _ in range(threads)]
-    for helper in helpers:
-        helper.start()
-    try:
-        while True:
-            value, error = order.get().get()
-            room.release()
-            if error is not None:
-                raise error
-            if value is end:
-                return
-            yield value
-    finally:
-        stop.set()
-        for _ in helpers:
-            room.release()
-        until = time.monotonic() + 2.0  # one may be waiting for a pipe; an interrupt does not wait with it
-        for helper in helpers:
-            helper.join(max(0.0, until - time.monotonic()))
-        if not any(helper.is_alive() for helper in helpers):
-            items.close()
 
 
 def frame_error(source: str, utt: str, error: Exception) -> UserError:

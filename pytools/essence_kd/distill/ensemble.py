@@ -17,8 +17,8 @@ from typing import List, Sequence, Tuple
 import numpy as np
 
 from essence_kd.distill.largest import check_k, top_k, top_k_of_mixture
-from essence_kd.distill.rows import over_rows
 from essence_kd.distill.scales import Scale, as_float32, log_normalisers
+from essence_kd.io.parallel import over_rows
 
 COMBINE = ("mean", "logmean")
 

@@ -14,9 +14,10 @@ from typing import Callable, Optional, Sequence, Tuple
 
 import numpy as np
 
-from essence_kd.distill.rows import MANY_ROWS, ROWS, over_many_rows, over_rows, whereabouts
+from essence_kd.distill.rows import MANY_ROWS, over_many_rows, whereabouts
 from essence_kd.distill.scales import ONE_BITS, SUM_TOLERANCE, Matrix, as_float32, check_finite, check_probabilities
 from essence_kd.io.kernels import kernels, pointer
+from essence_kd.io.parallel import ROWS, over_rows
 
 _LARGEST = float(np.finfo(np.float32).max)
 

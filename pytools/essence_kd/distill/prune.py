@@ -4,14 +4,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Optional
 
-from essence_kd.distill.archives import (CARRIED, Progress, Tally, check_kind, describe, frame_error, in_turn,
+from essence_kd.distill.archives import (CARRIED, Progress, Tally, check_kind, describe, frame_error,
                                          num_utterances, read_dense_or_sparse, sidecar_of, target_sidecar,
                                          write_essence)
 from essence_kd.distill.essence import EssenceSettings, select, select_sparse
 from essence_kd.distill.mass_rules import MASS_RULES
-from essence_kd.distill.rows import default_threads
 from essence_kd.io.errors import UserError
 from essence_kd.io.kernels import kernels
+from essence_kd.io.parallel import default_threads, in_turn
 from essence_kd.io.posterior import Posterior, PosteriorWriter
 from essence_kd.io.provenance import sidecar_path, write_sidecar
 from essence_kd.io.sources import Truncated

@@ -9,8 +9,8 @@ from typing import Optional, Tuple, Union
 
 import numpy as np
 
-from essence_kd.distill.rows import over_rows
 from essence_kd.io.objects import StoredMatrix
+from essence_kd.io.parallel import over_rows
 
 KINDS = ("prob", "log", "logit")
 SUM_TOLERANCE = 0.01  # a row of probabilities may miss 1 by this much (compressed archives do)

@@ -10,14 +10,15 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 
-from essence_kd.distill.archives import (Progress, Tally, ahead, check_kind, check_sidecars, frame_error, num_utterances,
+from essence_kd.distill.archives import (Progress, Tally, check_kind, check_sidecars, frame_error, num_utterances,
                                          read_dense_or_sparse, sidecar_of)
 from essence_kd.distill.essence import EssenceSettings, select
-from essence_kd.distill.scales import Scale, to_probabilities
 from essence_kd.distill.mix import Alignments, factor_of, subsample
+from essence_kd.distill.scales import Scale, to_probabilities
 from essence_kd.io import compact
 from essence_kd.io.errors import UserError
 from essence_kd.io.objects import StoredMatrix
+from essence_kd.io.parallel import ahead
 from essence_kd.io.posterior import Posterior
 from essence_kd.io.tables import read_matrices
 

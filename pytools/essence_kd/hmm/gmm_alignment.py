@@ -1,15 +1,12 @@
 """GMMs applied to a data directory: alignments, by one process or several, and scores for decoding."""
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
-import traceback
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -23,6 +20,7 @@ from essence_kd.hmm.lang import Topology, load_lang
 from essence_kd.hmm.npz import read_npz, write_npz
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS, FRAME_SUBSAMPLING_FACTOR
+from essence_kd.io.parallel import Workers
 from essence_kd.io.provenance import sidecar_path, write_sidecar, write_text
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
 
@@ -144,114 +142,12 @@ class _Scorer:
         return None if errors or len(tids) != len(feats) else np.array(tids, dtype=np.int32)
 
 
-def serve(descriptor: int) -> None:
-    """A worker process: makes the Aligner it is told to, then answers (method, arguments) until the pipe closes."""
-    from multiprocessing.connection import Connection
-
-    pipe = Connection(descriptor)
-    try:
-        aligner = Aligner(*pipe.recv())
-        pipe.send((True, None))
-        while True:
-            method, args = pipe.recv()
-            pipe.send((True, getattr(aligner, method)(*args)))
-    except (EOFError, KeyboardInterrupt, BrokenPipeError):
-        return
-    except UserError as error:
-        pipe.send((False, error))
-    except Exception:
-        pipe.send((False, RuntimeError(traceback.format_exc())))
-
-
-class Team:
-    """Aligners over parts of the utterances, one a process (a single one: in this process).
-
-    Raises what an aligner raises, a RuntimeError with its traceback where that is no UserError, and UserError where a
-    process died.
-    """
-
-    def __init__(self, data_dir: str | Path, lang_dir: str | Path, shards: List[List[str]], words: Dict[str, List[int]],
-                 dim: int | None, keep: bool):
-        arguments = [(str(data_dir), str(lang_dir), shard, {utt: words[utt] for utt in shard} if keep else words, dim,
-                      keep) for shard in shards]
-        self.members: List[tuple] = []
-        self.local: Optional[Aligner] = Aligner(*arguments[0]) if len(shards) == 1 else None
-        if self.local is not None:
-            return
-        from multiprocessing import Pipe
-
-        package_root = str(Path(__file__).resolve().parents[2])
-        search = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": search,
-                       **{name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}}
-        try:
-            for argument in arguments:
-                ours, theirs = Pipe()
-                # a new interpreter, not multiprocessing's: no threads are forked, the caller's script is not run again
-                process = subprocess.Popen([sys.executable, "-c", f"import sys; from {__name__} import serve; "
-                                            "serve(int(sys.argv[1]))", str(theirs.fileno())],
-                                           stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment)
-                theirs.close()
-                self.members.append((process, ours))
-                ours.send(argument)
-            for _, pipe in self.members:
-                self._answer(pipe)
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __enter__(self) -> "Team":
-        return self
-
-    def __exit__(self, *exc) -> None:
-        for process, pipe in self.members:
-            pipe.close()
-            process.terminate()
-            process.wait()
-        self.members = []
-
-    @staticmethod
-    def _answer(pipe):
-        try:
-            fine, value = pipe.recv()
-        except EOFError:
-            raise UserError("a worker process died (out of memory?); try again with --nj 1") from None
-        if not fine:
-            raise value
-        return value
-
-    def everyone(self, method: str, *args) -> list:
-        """Call a method of every aligner; the answers in order."""
-        if self.local is not None:
-            return [getattr(self.local, method)(*args)]
-        for _, pipe in self.members:
-            pipe.send((method, args))
-        return [self._answer(pipe) for _, pipe in self.members]
-
-    def in_order(self, method: str, items: Sequence[tuple]):
-        """Call a method once an item, on whichever process is free; yields the answers in the order of the items."""
-        if self.local is not None:
-            for item in items:
-                yield getattr(self.local, method)(*item)
-            return
-        from multiprocessing.connection import wait
-
-        answers: Dict[int, object] = {}
-        working: Dict[object, int] = {}
-        idle = [pipe for _, pipe in self.members]
-        sent = given = 0
-        while given < len(items):
-            while idle and sent < len(items):
-                pipe = idle.pop()
-                pipe.send((method, items[sent]))
-                working[pipe] = sent
-                sent += 1
-            for pipe in wait(list(working)):
-                answers[working.pop(pipe)] = self._answer(pipe)
-                idle.append(pipe)
-            while given in answers:
-                yield answers.pop(given)
-                given += 1
+def open_aligners(data_dir: str | Path, lang_dir: str | Path, shards: List[List[str]], words: Dict[str, List[int]],
+                  dim: int | None, keep: bool) -> Workers:
+    """Aligners over parts of the utterances, one a process (a single one: in this process)."""
+    arguments = [(str(data_dir), str(lang_dir), shard, {utt: words[utt] for utt in shard} if keep else words, dim, keep)
+                 for shard in shards]
+    return Workers(Aligner, arguments, "a worker process died (out of memory?); try again with --nj 1", one_thread=True)
 
 
 @dataclass
@@ -317,11 +213,11 @@ def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str |
     size = 16
     batches = [(reader.utts[at:at + size], beam, retry_beam) for at in range(0, len(reader.utts), size)]
     nj = max(1, min(nj, len(batches)))
-    with Team(data_dir, lang_dir, [[] for _ in range(nj)], words, model.dim, keep=False) as team:
-        team.everyone("start_alignment", model)
+    with open_aligners(data_dir, lang_dir, [[] for _ in range(nj)], words, model.dim, keep=False) as aligners:
+        aligners.everyone("start_alignment", model)
         with IntVectorWriter(f"ark,scp:{ali_dir / 'ali.ark'},{ali_dir / 'ali.scp'}") as writer:
             done = 0
-            for batch in team.in_order("align_batch", batches):
+            for _, batch in aligners.in_order("align_batch", batches):
                 for utt, tids in batch:
                     if tids is None:
                         failed.append(utt)

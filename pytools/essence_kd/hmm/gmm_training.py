@@ -15,7 +15,7 @@ from typing import List
 import numpy as np
 
 from essence_kd.hmm.gmm import Gmm, TransitionTable
-from essence_kd.hmm.gmm_alignment import BEAM, RETRY_BEAM, Team, check_failed
+from essence_kd.hmm.gmm_alignment import BEAM, RETRY_BEAM, check_failed, open_aligners
 from essence_kd.hmm.gmm_estimation import MIN_OCCUPANCY_FIRST, MIN_VARIANCE, Statistics, mix_up, update
 from essence_kd.hmm.gmm_features import FeatureReader, read_transcripts
 from essence_kd.hmm.kaldi_gmm import monophone_tree
@@ -49,23 +49,23 @@ def train(data_dir: str | Path, lang_dir: str | Path, options: TrainOptions = Tr
     nj = max(1, min(options.nj, len(reader.utts)))
     shards = [reader.utts[n::nj] for n in range(nj)]
     rng = np.random.default_rng(options.seed)
-    with Team(data_dir, lang_dir, shards, words, dim, keep=True) as team:
-        model = _flat_start(lang, team.everyone("moments"))
-        team.everyone("compile", model)
-        failed = [utt for part in team.everyone("align_equally") for utt in part]
+    with open_aligners(data_dir, lang_dir, shards, words, dim, keep=True) as aligners:
+        model = _flat_start(lang, aligners.everyone("moments"))
+        aligners.everyone("compile", model)
+        failed = [utt for part in aligners.everyone("align_equally") for utt in part]
         check_failed(failed, len(reader.utts), data_dir, "are too short for their transcripts or have none")
-        update(model, _sum(team.everyone("statistics", model)), MIN_OCCUPANCY_FIRST)
+        update(model, _sum(aligners.everyone("statistics", model)), MIN_OCCUPANCY_FIRST)
         target, beam = model.num_pdfs, INITIAL_BEAM
         mixing = max(1, int(0.75 * options.num_iters))
         split_iter = min(options.split_iter, options.num_iters - 2)
         for x in range(1, options.num_iters):
             if x in REALIGN:
-                failed = [utt for part in team.everyone("align", model, beam, RETRY_BEAM) for utt in part]
+                failed = [utt for part in aligners.everyone("align", model, beam, RETRY_BEAM) for utt in part]
                 beam = BEAM
-            stats = _sum(team.everyone("statistics", model))
+            stats = _sum(aligners.everyone("statistics", model))
             if x == split_iter:
                 model = split_positions(model, lang, stats.transitions, options.min_tokens)
-                stats = _sum(team.everyone("statistics", model))
+                stats = _sum(aligners.everyone("statistics", model))
                 target = max(target, model.num_pdfs)
             occupancy = update(model, stats)
             if x <= mixing:

@@ -1,17 +1,34 @@
-"""Work spread over processes: every job in a fresh one, results in the order of the jobs."""
+"""Work side by side, in four ways, and all that the package has.
+
+| | |
+|---|---|
+| `run_jobs` | a list of calls, each in a fresh process |
+| `Workers` | methods of objects that live in processes of their own, for many calls on what was loaded once |
+| `in_turn`, `ahead` | work on a stream of items by threads, results in the order of the items |
+| `over_rows` | blocks of the rows of a matrix by threads, for work of less than a second |
+"""
 from __future__ import annotations
 
 import argparse
-import multiprocessing as mp
+import contextlib
 import os
-import traceback
-from multiprocessing.connection import wait
-from typing import Any, Callable, Sequence
+import queue
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence, TypeVar
 
 from essence_kd.io.errors import UserError
 
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+ROWS = 1 << 18  # elements of a block of rows: 1 MB, half of a core's second-level cache
 _PRELOAD = ["scipy.signal", "scipy.fft", "essence_kd.corpus.synth", "essence_kd.corpus.features"]
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 def job_share(text: str) -> tuple[int, int]:
@@ -22,11 +39,27 @@ def job_share(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def _child(pipe, function: Callable[..., Any], args: tuple) -> None:
+def default_threads() -> int:
+    """OMP_NUM_THREADS where it is set, else the cores this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ------------------------------------------------------------------------------------------------------ processes
+
+def _answer(pipe: Connection, function: Callable[..., Any], args: tuple) -> bool:
+    """Sends (True, what the function returns) or (False, what it raised); whether it returned."""
     try:
         pipe.send((True, function(*args)))
+        return True
     except BaseException as error:  # whatever happened is told to the parent, which raises it
-        pipe.send((False, error if isinstance(error, (UserError, OSError)) else traceback.format_exc()))
+        import traceback
+
+        kept = isinstance(error, (UserError, OSError, MemoryError))
+        pipe.send((False, error if kept else RuntimeError(traceback.format_exc())))
+        return False
 
 
 def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -> list[Any]:
@@ -34,10 +67,13 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
 
     The processes come from a fork server that has imported the package but run none of it, so that a job never sees
     what another has left behind, and what it computes does not depend on ``nj``. A single job runs in a process too.
-    Raises what a job raised (a UserError or OSError as it was, anything else as a RuntimeError with its traceback),
+    Raises what a job raised (UserError, OSError and MemoryError as they were, else a RuntimeError with the traceback),
     or UserError when a process died; the other processes are ended first.
     """
-    context = mp.get_context("forkserver")
+    import multiprocessing
+    from multiprocessing.connection import wait
+
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(_ONE_THREAD)  # inherited by the fork server: nj processes, one thread each
@@ -51,7 +87,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
                 if index is None:
                     break
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_child, args=(theirs, function, jobs[index]), daemon=True)
+                process = context.Process(target=_answer, args=(theirs, function, jobs[index]), daemon=True)
                 process.start()
                 theirs.close()
                 running[ours] = (index, process)
@@ -69,7 +105,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
                     ) from None
                 process.join()
                 if not good:
-                    raise value if isinstance(value, BaseException) else RuntimeError(value)
+                    raise value
                 results[index] = value
     finally:
         for _, process in running.values():
@@ -80,3 +116,221 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _serve(descriptor: int) -> None:
+    """A process of Workers: makes the object it is told to, then calls its methods until the pipe closes."""
+    from multiprocessing.connection import Connection
+
+    pipe = Connection(descriptor)
+    made: list[Any] = []
+
+    def make(function: Callable[..., Any], args: tuple) -> None:
+        made.append(function(*args))
+
+    with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
+        good = _answer(pipe, make, pipe.recv())
+        while good:
+            method, args = pipe.recv()
+            good = _answer(pipe, getattr(made[0], method), args)
+
+
+class Workers:
+    """``make(*args)`` of each of ``arguments``, in a process each, whose methods are called from here; a context.
+
+    A single one lives in this process (`local`). The others are started by the first call, by new interpreters: no
+    threads are forked, and the caller's script is not run again. What a method raises is raised here, as by `run_jobs`,
+    a UserError that says ``died`` where a process ended. With ``one_thread`` numerical libraries use one thread a
+    process.
+    """
+
+    def __init__(self, make: Callable[..., Any], arguments: Sequence[tuple], died: str, one_thread: bool = False):
+        self.died, self._make, self._arguments = died, make, list(arguments)
+        self._environment = _ONE_THREAD if one_thread else {}
+        self._members: list[_Member] = []
+        self.local = make(*self._arguments[0]) if len(self._arguments) == 1 else None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes at once, whatever they are at."""
+        members, self._members = self._members, []
+        for member in members:
+            member.process.terminate()
+        for member in members:
+            member.process.wait()
+            member.pipe.close()
+
+    def _started(self) -> list[_Member]:
+        if not self._members:
+            package = str(Path(__file__).resolve().parents[2])
+            search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+            environment = {**os.environ, "PYTHONPATH": search, **self._environment}
+            try:
+                for args in self._arguments:
+                    self._members.append(_Member(environment, self.died))
+                    self._members[-1].send((self._make, args))
+            except BaseException:
+                self.close()
+                raise
+        return self._members
+
+    def everyone(self, method: str, *args: Any) -> list[Any]:
+        """What a method of every object returns, in order."""
+        if self.local is not None:
+            return [getattr(self.local, method)(*args)]
+        members = self._started()
+        for member in members:
+            member.send((method, args))
+        return [member.receive() for member in members]
+
+    def in_order(self, method: str, items: Iterable[tuple]) -> Iterator[tuple[tuple, Any]]:
+        """(item, ``method(*item)``) of every item, in their order; whichever object is free takes the next.
+
+        Another thread may take the items, at most twice as many ahead as there are processes.
+        """
+        if self.local is not None:
+            for item in items:
+                yield item, getattr(self.local, method)(*item)
+            return
+        idle: queue.SimpleQueue = queue.SimpleQueue()
+        for member in self._started():
+            idle.put(member)
+
+        def call(item: tuple) -> tuple[tuple, Any]:
+            member = idle.get()
+            try:
+                member.send((method, item))
+                return item, member.receive()
+            finally:
+                idle.put(member)
+
+        count = 2 * len(self._arguments)  # each with an item in hand: none waits for one to be made
+        yield from in_turn(call, items, count, count)
+
+
+class _Member:
+    """A process of Workers."""
+
+    def __init__(self, environment: dict[str, str], died: str):
+        import multiprocessing
+        import subprocess
+
+        self.pipe, theirs = multiprocessing.Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", f"import sys; from {__name__} import _serve; _serve(int(sys.argv[1]))",
+                 str(theirs.fileno())], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment)
+        self.died, self._made = died, False
+
+    def send(self, message: tuple) -> None:
+        with contextlib.suppress(OSError):  # what ended the process is what receive finds
+            self.pipe.send(message)
+
+    def receive(self) -> Any:
+        """The next answer. Raises what was raised there, UserError where the process died."""
+        try:
+            good, value = self.pipe.recv()
+            if good and not self._made:
+                self._made = True
+                good, value = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise UserError(self.died) from None
+        if not good:
+            raise value
+        return value
+
+
+# -------------------------------------------------------------------------------------------------------- threads
+
+def in_turn(work: Callable[[_T], _R], items: Iterable[_T], threads: int, held: int | None = None) -> Iterator[_R]:
+    """``work(item)`` of all items, in their order. Each of the threads takes an item when it is free, and works on it.
+
+    Items are taken one after the other, so that the iterator need not know of threads, and no further ahead than
+    ``held`` (None: twice the threads). The first exception, of an item or of the work on it, is raised in its turn, and
+    ends it.
+    """
+    items = iter(items)
+    order: queue.SimpleQueue = queue.SimpleQueue()  # for each item that was begun, a queue that will hold its result
+    taking, room, stop = threading.Lock(), threading.Semaphore(held or 2 * threads), threading.Event()
+    end: Any = object()
+
+    def run() -> None:
+        while room.acquire() and not stop.is_set():
+            result: queue.SimpleQueue = queue.SimpleQueue()
+            try:
+                with taking:
+                    if stop.is_set():
+                        return
+                    order.put(result)
+                    item = end
+                    try:
+                        item = next(items, end)
+                    finally:
+                        if item is end:
+                            stop.set()  # nothing comes after it
+                result.put((end if item is end else work(item), None))
+                del item
+            except BaseException as error:  # noqa: B036 - handed to the thread that waits for it
+                result.put((None, error))
+
+    helpers = [threading.Thread(target=run, daemon=True) for _ in range(threads)]
+    for helper in helpers:
+        helper.start()
+    try:
+        while True:
+            value, error = order.get().get()
+            room.release()
+            if error is not None:
+                raise error
+            if value is end:
+                return
+            yield value
+    finally:
+        stop.set()
+        for _ in helpers:
+            room.release()
+        until = time.monotonic() + 2.0  # one may be waiting for a pipe; an interrupt does not wait with it
+        for helper in helpers:
+            helper.join(max(0.0, until - time.monotonic()))
+        if hasattr(items, "close") and not any(helper.is_alive() for helper in helpers):
+            items.close()
+
+
+def ahead(items: Iterable[_T]) -> Iterator[_T]:
+    """The same items, fetched by a thread of their own, at most two in advance; its exceptions come through."""
+    return in_turn(lambda item: item, items, 1)
+
+
+def over_rows(work: Callable[[slice], None], rows: int, columns: int, threads: int | None = None,
+              elements: int = ROWS) -> None:
+    """Call ``work(slice)`` for blocks of rows that fit in a cache, on several threads (NumPy lets go of the lock).
+
+    Unlike `in_turn`, this thread works, too, and nothing is handed over, which would cost as much as a small block.
+    """
+    threads = threads or default_threads()
+    step = max(1, min(elements // max(1, columns), -(-rows // threads)))
+    slices = [slice(i, min(rows, i + step)) for i in range(0, rows, step)]
+    threads = min(threads, len(slices))
+    pending, errors = iter(slices), []
+
+    def run() -> None:
+        for rows_of in pending:
+            try:
+                work(rows_of)
+            except BaseException as error:  # noqa: B036 - raised below
+                errors.append((rows_of.start, error))
+                return
+
+    helpers = [threading.Thread(target=run) for _ in range(threads - 1)]
+    for helper in helpers:
+        helper.start()
+    run()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise min(errors, key=lambda pair: pair[0])[1]

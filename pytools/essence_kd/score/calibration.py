@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +64,7 @@ def calibrate(rspecifiers: dict[str, list[str]], alignments: list[str], factor: 
     Raises:
       UserError: a length differs, a label is no column, no utterance is aligned.
     """
+    from essence_kd.io.parallel import in_turn
     from essence_kd.io.tables import IntVectorTable, read_matrices
 
     def one(name: str, tables: list[str]) -> dict[str, Any]:
@@ -87,6 +87,5 @@ def calibrate(rspecifiers: dict[str, list[str]], alignments: list[str], factor: 
             raise UserError(f"{' '.join(alignments)}: align no utterance of {name} ({' '.join(tables)})")
         return {**found.as_dict(), "without_alignment": without}
 
-    with ThreadPoolExecutor(nj) as pool:
-        systems = dict(zip(rspecifiers, pool.map(one, rspecifiers, rspecifiers.values())))
+    systems = dict(zip(rspecifiers, in_turn(lambda item: one(*item), rspecifiers.items(), nj)))
     return {"labels": [os.fspath(scp) for scp in alignments], "systems": systems}

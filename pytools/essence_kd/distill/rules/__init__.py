@@ -22,8 +22,8 @@ from typing import Any, ClassVar, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from essence_kd.distill.entries import Entries, all_of, listed, sort_entries
 from essence_kd.distill import largest
+from essence_kd.distill.entries import Entries, all_of, listed, sort_entries
 from essence_kd.distill.parameters import Parametrised, registers
 from essence_kd.distill.scales import Matrix
 from essence_kd.io.registry import Registry

@@ -8,10 +8,10 @@ import numpy as np
 from essence_kd.distill.entries import Entries, put_together, sort_entries
 from essence_kd.distill.largest import positions
 from essence_kd.distill.parameters import parameter
-from essence_kd.distill.rows import over_rows
 from essence_kd.distill.rules import Frames, PrefixRule, Teachers, by_value, register_rule
 from essence_kd.distill.scales import Matrix
 from essence_kd.distill.threshold import compiled_over_threshold
+from essence_kd.io.parallel import over_rows
 
 
 @register_rule
