@@ -21,13 +21,12 @@ from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
 class TransitionTable:
     """What each of Kaldi's transition-ids means: arrays (I + 1,) of I ids, index 0 unused.
 
-    phone, state, next_state: int32, phone-id and HMM states; self_loop: bool; begin: bool, the frame is the first of
+    phone, state: int32, phone-id and HMM state; self_loop: bool; begin: bool, the frame is the first of
     its phone; row: int32, number of the (phone, state) from 0, -1 at index 0.
     """
 
     phone: np.ndarray
     state: np.ndarray
-    next_state: np.ndarray
     self_loop: np.ndarray
     begin: np.ndarray
     row: np.ndarray
@@ -45,7 +44,7 @@ class TransitionTable:
         loop = state == dst
         loop[0] = False
         # Kaldi reorders graphs: a state's frames are its outgoing transition first, then its self-loops
-        return cls(phone, state, dst, loop, (state == 0) & ~loop & (row >= 0), row)
+        return cls(phone, state, loop, (state == 0) & ~loop & (row >= 0), row)
 
 
 @dataclass

@@ -47,6 +47,7 @@ from essence_kd.io.frames import FRAME_SHIFT_MS, FRAME_SUBSAMPLING_FACTOR
 from essence_kd.io.provenance import check_match, read_sidecar, write_sidecar, write_text
 
 TRANSITION_SCALE, SELF_LOOP_SCALE = 1.0, 0.1  # Kaldi's utils/mkgraph.sh
+PRIOR_WEIGHT = 10.0  # occurrences of a phone that counts are smoothed with
 _FIELDS = {"src": np.int32, "dst": np.int32, "ilabel": np.int32, "olabel": np.int32, "weight": np.float32,
            "unit": np.int32, "begin": np.uint8, "final": np.float32, "unit_phone": np.int32, "unit_state": np.int32,
            "unit_pdf": np.int32, "phones": np.str_, "phone_kind": np.uint8, "words": np.str_}
@@ -157,12 +158,12 @@ def subsample(topology: Topology, factor: int) -> PhoneHmm:
     return PhoneHmm(enter / enter.sum(), stay, np.maximum(1.0 - stay.sum(axis=1), 0.0))
 
 
-def phone_hmms(topo: Dict[int, Topology], transitions: np.ndarray, factor: int, counts=None,
-               prior_weight: float = 10.0) -> Dict[int, PhoneHmm]:
+def phone_hmms(topo: Dict[int, Topology], transitions: np.ndarray, factor: int,
+               counts=None) -> Dict[int, PhoneHmm]:
     """The HMM of every phone-id at the graph's frame rate.
 
     transitions: probabilities by transition-id (hmm.gmm.Gmm.transitions); counts: hmm.gmm_alignment.SubsampledCounts of
-    an alignment, or None. Counts are smoothed with `prior_weight` occurrences of what the full-rate transitions
+    an alignment, or None. Counts are smoothed with PRIOR_WEIGHT occurrences of what the full-rate transitions
     foretell.
     """
     out, at, row = {}, 1, 0
@@ -176,9 +177,9 @@ def phone_hmms(topo: Dict[int, Topology], transitions: np.ndarray, factor: int, 
         size = len(trained)
         if counts is not None:
             rows = slice(row, row + size)
-            enter = counts.enter[rows] * (hmm.enter > 0) + prior_weight * hmm.enter
-            stay = counts.stay[rows, :size] * (hmm.stay > 0) + prior_weight * hmm.stay
-            leave = counts.leave[rows] * (hmm.leave > 0) + prior_weight * hmm.leave
+            enter = counts.enter[rows] * (hmm.enter > 0) + PRIOR_WEIGHT * hmm.enter
+            stay = counts.stay[rows, :size] * (hmm.stay > 0) + PRIOR_WEIGHT * hmm.stay
+            leave = counts.leave[rows] * (hmm.leave > 0) + PRIOR_WEIGHT * hmm.leave
             mass = stay.sum(axis=1) + leave
             hmm = PhoneHmm(enter / enter.sum(), stay / mass[:, None], leave / mass)
         out[phone] = hmm

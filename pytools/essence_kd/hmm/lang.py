@@ -51,7 +51,12 @@ class Dictionary:
 
 @dataclass
 class Lang:
-    """A lang directory in memory: symbols by id, the sets of phone-ids, and a topology for every phone-id."""
+    """A lang directory in memory.
+
+    phones, words: symbols by id ("" where an id is not used), phone_ids and word_ids the other way round; silence,
+    nonsilence, disambig: phone-ids; sets: phone-ids of a line of sets.int each; oov: the word-id of unknown words, -1
+    where the directory names none; topo: by phone-id; phone_kind: uint8 (P,), POSITIONS of P phones.
+    """
 
     path: Path
     phones: List[str]
@@ -304,7 +309,7 @@ def choose_oov(lexicon: List[Pronunciation], silence: List[List[str]], optional:
 
 
 def prepare_lang(dict_dir: str | Path, lang_dir: str | Path, *, oov: str | None = None, num_sil_states: int = 5,
-                 num_nonsil_states: int = 3, sil_prob: float = 0.5, position_dependent: bool = True) -> Lang:
+                 num_nonsil_states: int = 3, sil_prob: float = 0.5) -> Lang:
     """Make a lang directory as Kaldi's utils/prepare_lang.sh does; it appears under its name only when it is whole.
 
     oov: the word that stands for unknown ones (default: the first of OOV_WORDS that the lexicon has, else the first;
@@ -326,7 +331,7 @@ def prepare_lang(dict_dir: str | Path, lang_dir: str | Path, *, oov: str | None 
     shutil.rmtree(staged, ignore_errors=True)
     try:
         (staged / "phones").mkdir(parents=True)
-        _write_lang(staged, dictionary, lexicon, oov, num_sil_states, num_nonsil_states, sil_prob, position_dependent)
+        _write_lang(staged, dictionary, lexicon, oov, num_sil_states, num_nonsil_states, sil_prob)
         if lang_dir.exists():
             shutil.rmtree(lang_dir)
         os.replace(staged, lang_dir)
@@ -336,20 +341,16 @@ def prepare_lang(dict_dir: str | Path, lang_dir: str | Path, *, oov: str | None 
 
 
 def _write_lang(out: Path, dictionary: Dictionary, lexicon: List[Pronunciation], oov: str, num_sil_states: int,
-                num_nonsil_states: int, sil_prob: float, position_dependent: bool) -> None:
+                num_nonsil_states: int, sil_prob: float) -> None:
     """Every file of a lang directory."""
-    suffixes = ["_B", "_E", "_I", "_S"] if position_dependent else []
-
     def variants(line: List[str], silence: bool) -> List[str]:
-        if not position_dependent:
-            return list(line)
-        return [phone + s for phone in line for s in ([""] if silence else []) + suffixes]
+        return [phone + s for phone in line for s in ([""] if silence else []) + list(_SUFFIXES)]
 
     sets = [variants(line, True) for line in dictionary.silence]
     sets += [variants(line, False) for line in dictionary.nonsilence]
     silence = [p for line in dictionary.silence for p in variants(line, True)]
     nonsilence = [p for line in dictionary.nonsilence for p in variants(line, False)]
-    prons = [add_positions(p.phones) if position_dependent else p.phones for p in lexicon]
+    prons = [add_positions(p.phones) for p in lexicon]
     disambiguated, largest = add_disambig(prons)
     disambig = [f"#{n}" for n in range(largest + 2)]  # #0 for the grammar's back-off, the last for silence
     phones = ["<eps>", *silence, *nonsilence, *disambig]
@@ -377,12 +378,11 @@ def _write_lang(out: Path, dictionary: Dictionary, lexicon: List[Pronunciation],
     write("phones/roots", [["shared", "split", *line] for line in sets], keep=2)
     silences = {phone for line in dictionary.silence for phone in line}
     questions = [[v for phone in line for v in variants([phone], phone in silences)] for line in dictionary.questions]
-    if position_dependent:
-        for group, tails in ((dictionary.nonsilence, suffixes), (dictionary.silence, ["", *suffixes])):
-            questions += [[phone + tail for line in group for phone in line] for tail in tails]
-        kinds = [(p, _SUFFIXES.get(p[-2:], "nonword")) for p in [*silence, *nonsilence]]
-        (out / "phones/word_boundary.txt").write_text("".join(f"{p} {kind}\n" for p, kind in kinds), encoding="utf-8")
-        (out / "phones/word_boundary.int").write_text("".join(f"{phone_ids[p]} {kind}\n" for p, kind in kinds))
+    for group, tails in ((dictionary.nonsilence, _SUFFIXES), (dictionary.silence, ["", *_SUFFIXES])):
+        questions += [[phone + tail for line in group for phone in line] for tail in tails]
+    kinds = [(p, _SUFFIXES.get(p[-2:], "nonword")) for p in [*silence, *nonsilence]]
+    (out / "phones/word_boundary.txt").write_text("".join(f"{p} {kind}\n" for p, kind in kinds), encoding="utf-8")
+    (out / "phones/word_boundary.int").write_text("".join(f"{phone_ids[p]} {kind}\n" for p, kind in kinds))
     write("phones/extra_questions", questions)
     align = sorted({(p.word, p.word, *pron) for p, pron in zip(lexicon, prons)}
                    | {("<eps>", "<eps>", dictionary.optional_silence)}, key=lambda row: " ".join(row).encode("utf-8"))

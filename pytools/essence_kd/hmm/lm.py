@@ -23,6 +23,7 @@ from essence_kd.io.provenance import atomic_write
 from essence_kd.io.text import decode_text
 
 BOS, EOS = "<s>", "</s>"
+_BACKOFF = "#0"  # on the back-off arcs of G
 _LOG10 = math.log(10.0)
 
 
@@ -321,7 +322,7 @@ def perplexity(model: NgramModel, sentences: List[List[str]]) -> Tuple[float, in
     return 10.0 ** (-total / max(tokens, 1)), tokens, unknown
 
 
-def make_grammar(model: NgramModel, words: List[str], backoff_symbol: str = "#0") -> Tuple[Fst, List[str]]:
+def make_grammar(model: NgramModel, words: List[str]) -> Tuple[Fst, List[str]]:
     """G: the model as a transducer over word-ids of a lang, with the symbol #0 (input) on back-off arcs.
 
     As Kaldi's ``arpa2fst --disambig-symbol=#0`` makes it: a state for every history that has a continuation; </s> as
@@ -329,9 +330,9 @@ def make_grammar(model: NgramModel, words: List[str], backoff_symbol: str = "#0"
     left out). Raises UserError when the lang has no #0 or shares no word with the model.
     """
     lang_ids = {word: i for i, word in enumerate(words)}
-    if backoff_symbol not in lang_ids:
-        raise UserError(f"words.txt has no {backoff_symbol}; make the lang directory again with 'essence make-lang'")
-    label = np.array([lang_ids.get(w, -1) if w not in ("<eps>", backoff_symbol) else -1 for w in model.words])
+    if _BACKOFF not in lang_ids:
+        raise UserError(f"words.txt has no {_BACKOFF}; make the lang directory again with 'essence make-lang'")
+    label = np.array([lang_ids.get(w, -1) if w not in ("<eps>", _BACKOFF) else -1 for w in model.words])
     bos = model.words.index(BOS) if BOS in model.words else -1
     eos = model.words.index(EOS) if EOS in model.words else -1
     missing = [w for i, w in enumerate(model.words) if label[i] < 0 and w not in (BOS, EOS)]
@@ -388,7 +389,7 @@ def make_grammar(model: NgramModel, words: List[str], backoff_symbol: str = "#0"
             suffix = table.suffix[back]
             target = np.where(suffix >= 0, state_of[n - 2][suffix], 0)
             extra = np.where(suffix >= 0, fall_cost[n - 2][suffix], 0.0)
-        columns.append((state_of[n - 1][back], target, np.full(len(back), lang_ids[backoff_symbol]),
+        columns.append((state_of[n - 1][back], target, np.full(len(back), lang_ids[_BACKOFF]),
                         np.zeros(len(back)), extra - table.backoff[back] * _LOG10))
     src, dst, ilabel, olabel, weight = (np.concatenate(parts) for parts in zip(*columns))
     start = int(state_of[0][bos]) if bos >= 0 else 0
