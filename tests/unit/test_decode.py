@@ -206,9 +206,11 @@ import numpy as np
 from essence_kd.decode.decoder import Decoded, Decoder, register_decoder
 
 
-@register_decoder("mine")
+@register_decoder
 class Viterbi(Decoder):
     "Every path of a small graph, nothing pruned."
+
+    name = "mine"
 
     def decode(self, batch, *, lattices=False):
         return [Decoded(self.path(scores)) for scores in batch]

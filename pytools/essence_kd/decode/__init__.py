@@ -1,1 +1,1 @@
-"""Decoding of score archives with k2 or kaldi-decoder."""
+"""Decoding of score archives, by any decoder."""

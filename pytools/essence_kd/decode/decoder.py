@@ -2,8 +2,10 @@
 
 A new one is a subclass of :class:`Decoder` in any module that the environment variable ESSENCE_PLUGINS names::
 
-    @register_decoder("mine")
+    @register_decoder
     class MyDecoder(Decoder):
+        name = "mine"
+
         def decode(self, batch, *, lattices=False):
             return [Decoded(path) for path in ...]
 
@@ -86,7 +88,7 @@ class Request:
 class _Named:
     """What every decoder tells of itself. ``library``: the distribution whose release decode.json tells."""
 
-    name: str  # set by register_decoder
+    name: str
     library: Optional[str] = None
 
     @classmethod
@@ -185,9 +187,6 @@ class ArchiveDecoder(_Named, abc.ABC):
 DECODERS: "Registry[type]" = Registry("decoder", "essence_kd.decode.decoders")
 
 
-def register_decoder(name: str):
-    """Class decorator: a subclass of Decoder or ArchiveDecoder becomes ``--decoder NAME``."""
-    def add(cls):
-        cls.name = name
-        return DECODERS.register(name)(cls)
-    return add
+def register_decoder(cls):
+    """Class decorator: a subclass of Decoder or ArchiveDecoder becomes ``--decoder NAME``, by its ``name``."""
+    return DECODERS.register(cls.name)(cls)

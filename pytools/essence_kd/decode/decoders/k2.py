@@ -29,11 +29,11 @@ def load_k2():
     return k2, torch
 
 
-@register_decoder("k2")
+@register_decoder
 class K2Decoder(Decoder):
     """Decodes batches by dense intersection, with lattices. UserError where k2 cannot be imported."""
 
-    library = "k2"
+    name = library = "k2"
     sweeps_lattices = True
     counts_active_states = True
 

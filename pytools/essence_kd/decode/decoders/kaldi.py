@@ -90,11 +90,11 @@ def _topological_order(num_states: int, start: int, src: np.ndarray, dst: np.nda
     return rank
 
 
-@register_decoder("kaldi")
+@register_decoder
 class KaldiDecoder(Decoder):
     """Decodes score matrices one by one; a batch is what one process takes at a time. UserError without the wheel."""
 
-    library = "kaldi-decoder"
+    name, library = "kaldi", "kaldi-decoder"
 
     def __init__(self, graph: Graph, options: DecodeOptions):
         super().__init__(graph, options)

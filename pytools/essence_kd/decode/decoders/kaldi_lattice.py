@@ -64,9 +64,11 @@ class _Set:
     seconds: float = 0.0
 
 
-@register_decoder("kaldi-lattice")
+@register_decoder
 class KaldiLatticeDecoder(ArchiveDecoder):
     """Decodes jobs by Kaldi's programs, one after the other. UserError where the graph directory lacks a file."""
+
+    name = "kaldi-lattice"
 
     def __init__(self, graph_dir: str | Path, options: DecodeOptions, nj: int = 1):
         super().__init__(graph_dir, options, nj)
