@@ -5,8 +5,8 @@ from builders import refused
 from builders.training_runs import same, state
 
 from essence_kd.am.audio import AudioSource, NoiseMixer
-from essence_kd.am.dataset import FeatureSource, load_cuts
 from essence_kd.am.settings import TrainSettings
+from essence_kd.am.sources import FeatureSource, load_cuts
 from essence_kd.am.trainer import train
 from essence_kd.corpus.features import make_feats
 from essence_kd.io.settings import load_settings

@@ -9,9 +9,9 @@ from builders import refused
 from builders.training_data import make_data
 
 from essence_kd.am.augment import spec_augment
-from essence_kd.am.dataset import (IGNORE, FeatureSource, TrainingData, epoch_batches, load_cuts,
-                                   split_heldout)
+from essence_kd.am.dataset import IGNORE, TrainingData, epoch_batches
 from essence_kd.am.settings import AugmentSettings
+from essence_kd.am.sources import FeatureSource, load_cuts, split_heldout
 from essence_kd.am.targets import DenseTargets, SparseTargets, attach_alignments, read_count
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import PosteriorWriter

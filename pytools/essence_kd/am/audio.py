@@ -7,7 +7,7 @@ from typing import Callable, Optional, Tuple
 
 import numpy as np
 
-from essence_kd.am.dataset import FeatureSource
+from essence_kd.am.sources import FeatureSource
 from essence_kd.corpus.features import FeatureExtractor, FeatureOptions
 from essence_kd.io.data_dir import DataDir, read_table
 from essence_kd.io.errors import UserError

@@ -43,7 +43,8 @@ class StepBench:
         self.soft_loss = make_loss(settings.distill.loss, settings.distill.parameters, "settings: distill")
         self.mflop, self.params = mflop_per_frame(self.model), num_params(self.model)
         self.average = copy.deepcopy(self.model)
-        self.optimiser = torch.optim.AdamW(parameter_groups(self.model, settings.optim.weight_decay), lr=1e-4, fused=True)
+        groups = parameter_groups(self.model, settings.optim.weight_decay)
+        self.optimiser = torch.optim.AdamW(groups, lr=1e-4, fused=True)
         size = d.chunk_frames + d.left_context + d.right_context
         if chunks is None:
             chunks = 4 if self.device.type == "cpu" else max(1, d.batch_frames // size)
@@ -80,7 +81,8 @@ class StepBench:
         """A result a kind of target: medians of a step's seconds and of its ratio to hard labels, a GPU's peak memory.
 
         ``tflops`` (10^12 operations a second) counts a step as three forward passes over all frames of the batch.
-        Steps are taken in turns. On a CPU the seconds are the processor's, which other work on the machine disturbs less.
+        Steps are taken in turns. On a CPU the seconds are the processor's, which other work on the machine disturbs
+        less.
         """
         self.model.train()
         clock = time.process_time if self.device.type == "cpu" else time.perf_counter

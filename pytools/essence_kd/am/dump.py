@@ -245,8 +245,8 @@ def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,
     """
     import torch
 
-    from essence_kd.am.dataset import FeatureSource, load_cuts
     from essence_kd.am.forward import load_model, share
+    from essence_kd.am.sources import FeatureSource, load_cuts
     from essence_kd.distill import on_device
 
     models = [load_model(teacher, device) for teacher in settings.teachers]

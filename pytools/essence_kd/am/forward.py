@@ -10,11 +10,11 @@ import torch
 
 from essence_kd.am import nnet3
 from essence_kd.am.checkpoints import load_checkpoint
-from essence_kd.am.dataset import FeatureSource, batches_by_length, load_cuts
 from essence_kd.am.models import read_model_yaml
 from essence_kd.am.models.registry import build_model
 from essence_kd.am.processes import device_of
 from essence_kd.am.settings import ForwardSettings
+from essence_kd.am.sources import FeatureSource, batches_by_length, load_cuts
 from essence_kd.distill.archives import frame_error
 from essence_kd.distill.ensemble import Ensemble, combine
 from essence_kd.distill.scales import Scale

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Tuple, Union
 
-from essence_kd.am.dataset import FRAMES_PER_HOUR, FeatureSource, TrainingData, load_cuts, split_heldout
+from essence_kd.am.dataset import TrainingData
 from essence_kd.am.processes import Processes
 from essence_kd.am.settings import TrainInputs, TrainSettings
 from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index
+from essence_kd.am.sources import FRAMES_PER_HOUR, FeatureSource, load_cuts, split_heldout
 from essence_kd.am.targets import attach_alignments, open_soft, read_count
 from essence_kd.hmm.alignment_dir import read_log_priors, tree_hash
 from essence_kd.io.errors import UserError

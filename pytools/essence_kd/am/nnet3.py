@@ -1,6 +1,7 @@
-"""Kaldi's nnet3 networks as models of this project: a directory with final.mdl, cmvn_opts and a model.yaml of arch nnet3.
+"""Kaldi's nnet3 networks as models of this project: a directory with final.mdl, cmvn_opts and a model.yaml.
 
-Networks that were trained on every frame answer every third one here (``frame_subsampling_factor: 3``), as all others do.
+Its ``arch`` is nnet3. Networks that were trained on every frame answer every third one here
+(``frame_subsampling_factor: 3``), as all others do.
 """
 from __future__ import annotations
 
@@ -41,11 +42,11 @@ def logits_rspecifier(model_dir, feats_scp, listed=None) -> str:
     options = shlex.split((settings.get("model") or {}).get("compute") or "")
     cmvn = (model_dir / "cmvn_opts").read_text(encoding="utf-8").split()
     raw = f"nnet3-am-copy --raw=true {shlex.quote(str(model_dir / 'final.mdl'))} - |"
-    words = ["apply-cmvn", *cmvn, f"--utt2spk=ark:{feats_scp.parent / 'utt2spk'}", f"scp:{feats_scp.parent / 'cmvn.scp'}",
-             f"scp:{listed or feats_scp}", "ark:-"]
+    words = ["apply-cmvn", *cmvn, f"--utt2spk=ark:{feats_scp.parent / 'utt2spk'}",
+             f"scp:{feats_scp.parent / 'cmvn.scp'}", f"scp:{listed or feats_scp}", "ark:-"]
     feats = f"ark,s,cs:{shlex.join(words)} |"
-    command = ["nnet3-compute", "--use-gpu=no", f"--frame-subsampling-factor={settings['frame_subsampling_factor']}", *options,
-               raw, feats, "ark:-"]
+    factor = settings["frame_subsampling_factor"]
+    command = ["nnet3-compute", "--use-gpu=no", f"--frame-subsampling-factor={factor}", *options, raw, feats, "ark:-"]
     return f"ark:{shlex.join(command)} |"
 
 
@@ -61,7 +62,8 @@ def iter_logits(model_dir, feats_scp, only: Optional[Sequence[str]] = None) -> I
         listed, utts = None, (utt for _, utt, _, _ in read_scp(str(feats_scp)))
         if only is not None:
             listed = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "feats.scp"
-            listed.write_text("".join(f"{utt} {place}\n" for utt, place in _lines(feats_scp, set(only))), encoding="utf-8")
+            listed.write_text("".join(f"{utt} {place}\n" for utt, place in _lines(feats_scp, set(only))),
+                              encoding="utf-8")
             utts = iter(only)
         for utt, logits in read_matrices(logits_rspecifier(model_dir, feats_scp, listed)):
             _check_turn(model_dir, feats_scp, utt, next(utts, None))
@@ -78,5 +80,5 @@ def _lines(feats_scp, only) -> Iterator[Tuple[str, str]]:
 
 def _check_turn(model_dir, feats_scp, utt: Optional[str], wanted: Optional[str]) -> None:
     if utt != wanted:
-        raise UserError(f"{model_dir}: nnet3-compute answers nothing for utterance {wanted} of {feats_scp}; look at what it "
-                        "says above, and whether cmvn.scp beside the features has the utterance's speaker")
+        raise UserError(f"{model_dir}: nnet3-compute answers nothing for utterance {wanted} of {feats_scp}; look at "
+                        "what it says above, and whether cmvn.scp beside the features has the utterance's speaker")

@@ -13,7 +13,7 @@ from essence_kd.io.errors import UserError
 
 
 def device_of(name: Optional[str] = None) -> torch.device:
-    """The device called ``name`` (cpu, cuda, cuda:1), by default a GPU where there is one; UserError where it is not."""
+    """The device called ``name`` (cpu, cuda, cuda:1), by default a GPU if there is one. UserError: it is not here."""
     there = torch.cuda.is_available()
     try:
         device = torch.device(name or ("cuda" if there else "cpu"))
@@ -44,7 +44,8 @@ def precision_of(wanted: str, device: torch.device) -> str:
 def keep_freed_memory() -> None:
     """Has glibc keep what this process frees, for its next step.
 
-    Handed to the kernel and back, page by page, it cost a TDNN-LSTM of 0.7 million parameters up to a tenth of a step's processor time.
+    Handed to the kernel and back, page by page, it cost a TDNN-LSTM of 0.7 million parameters up to a tenth of a
+    step's processor time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -75,8 +76,9 @@ class Processes:
         try:
             torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
         except RuntimeError as error:
-            raise UserError(f"process {self.rank} does not reach the other {self.world - 1} of this training; where one of "
-                            f"them has ended, its own message says why ({str(error).splitlines()[0][:200]})") from None
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(f"process {self.rank} does not reach the other {self.world - 1} of this training; where "
+                            f"one of them has ended, its own message says why ({reason})") from None
 
     @property
     def first(self) -> bool:

@@ -114,7 +114,7 @@ class TrainSettings:
 class TrainInputs:
     """What a training reads; the names of files and directories may be any path or text."""
 
-    data_dir: Union[str, Path]  # Kaldi data directory with feats.scp (utt2spk and utt2uniq are used if there), or shards
+    data_dir: Union[str, Path]  # Kaldi data directory: feats.scp, maybe utt2spk and utt2uniq; or shards
     ali_dir: Union[str, Path]  # ali.scp, num_pdfs, priors.txt, tree.txt; shards hold theirs themselves
     soft: Union[str, Path, None] = None  # scp of soft targets, a row an output frame; None: hard labels alone
     soft_kind: str = "post"  # Kaldi Posterior, or dense: matrices of probabilities
@@ -154,7 +154,7 @@ class ForwardSettings:
 
 
 def check_settings(s: TrainSettings) -> None:
-    """UserError where a value is one that no training can use; ``model`` is checked by models.registry.model_settings."""
+    """UserError where no training can use a value. Those of ``model`` are models.registry.model_settings' to check."""
     bad = [("frame_subsampling_factor", s.frame_subsampling_factor >= 1, "at least 1"),
            ("threads", s.threads >= 1, "at least 1"),
            ("seed", s.seed >= 0, "at least 0"),

@@ -16,8 +16,8 @@ from typing import Dict, List, Tuple
 
 import numpy as np
 
-from essence_kd.am.dataset import FeatureSource, load_cuts, split_heldout
 from essence_kd.am.settings import ShardSettings
+from essence_kd.am.sources import FeatureSource, load_cuts, split_heldout
 from essence_kd.am.targets import attach_alignments, open_soft, read_count
 from essence_kd.hmm.alignment_dir import tree_hash
 from essence_kd.io.errors import UserError
@@ -32,8 +32,8 @@ def is_sharded(path) -> bool:
     """Whether a folder holds shards and not a Kaldi data directory. Raises UserError where shards have no index."""
     whole = (Path(path) / INDEX).is_file()
     if not whole and (Path(path) / SETS[0] / "cuts.000000.jsonl.gz").is_file():
-        raise UserError(f"{path}: shards without {INDEX}: 'essence shard' did not come to its end; remove them, and make "
-                        "them again")
+        raise UserError(f"{path}: shards without {INDEX}: 'essence shard' did not come to its end; remove them, and "
+                        "make them again")
     return whole
 
 
@@ -100,7 +100,7 @@ def write_shards(data_dir, ali_dir, out_dir, **options) -> dict:
 class ShardSource:
     """Features, labels and soft targets of a set's utterances by position; a shard is read whole and kept a while.
 
-    What :class:`~essence_kd.am.dataset.FeatureSource` is to a data directory. ``shard`` (N,) int64 has the shard of
+    What :class:`~essence_kd.am.sources.FeatureSource` is to a data directory. ``shard`` (N,) int64 has the shard of
     each utterance, ascending.
     """
 

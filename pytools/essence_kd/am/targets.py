@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Tuple, Union
 
 import numpy as np
 
-from essence_kd.am.dataset import StoredCuts
+from essence_kd.am.sources import StoredCuts
 from essence_kd.hmm.alignment_dir import tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS

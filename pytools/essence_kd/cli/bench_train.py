@@ -25,7 +25,8 @@ def add_arguments(parser) -> None:
                         help="chunks of a batch (default: 4 on a CPU, what data.batch_frames has room for on a GPU)")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers, too: recipes/swbd/check.sh --rates FILE forecasts with them")
+    parser.add_argument("--json", metavar="FILE",
+                        help="write the numbers, too: recipes/swbd/check.sh --rates FILE forecasts with them")
 
 
 def run(args) -> None:

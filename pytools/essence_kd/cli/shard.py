@@ -27,8 +27,8 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    from essence_kd.am.dataset import FRAMES_PER_HOUR
     from essence_kd.am.shards import write_shards
+    from essence_kd.am.sources import FRAMES_PER_HOUR
 
     done = write_shards(args.data_dir, args.ali_dir, args.out_dir, **given(args, ShardSettings))
     print(f"{args.out_dir}: {done['utterances']} utterances, {done['frames'] / FRAMES_PER_HOUR:.2f} h, "

@@ -1,7 +1,8 @@
 """Train an acoustic model on alignments, with or without soft targets. Running it again goes on after the last
 checkpoint. Where torchrun starts several processes (torchrun --nproc-per-node 4 -m essence_kd train ...), they share
-every batch. --set early_stopping.metric=dev_wer (with early_stopping.data and early_stopping.graph) decodes a set after every
-epoch, ends when its word error rate no longer falls, and keeps the best epoch's model; dev_loss goes by the dev loss.
+every batch. --set early_stopping.metric=dev_wer (with early_stopping.data and early_stopping.graph) decodes a set after
+every epoch, ends when its word error rate no longer falls, and keeps the best epoch's model; dev_loss goes by the dev
+loss.
 
 e.g.: essence train --model conf/models/student_tdnn.yaml --soft exp/mini/essence_k20/post.scp --soft-weight 0.9 \\
         data/mini/train_sp_hires exp/mini/ali exp/mini/student_essence
@@ -15,7 +16,7 @@ HELP = "train an acoustic model: a teacher, a baseline or a student"
 
 
 def _of_model(default) -> str:
-    return f"(default: the model's, {default:g})" if isinstance(default, float) else f"(default: the model's, {default})"
+    return f"(default: the model's, {default if isinstance(default, str) else format(default, 'g')})"
 
 
 def add_arguments(parser) -> None:

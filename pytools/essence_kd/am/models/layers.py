@@ -124,7 +124,8 @@ class _SplicedProduct(torch.autograd.Function):
 class SplicedLinear(nn.Linear):
     """An affine map of spliced rows (:func:`splice`): (B, T, C) -> (B, ceil(T / stride), out)."""
 
-    def __init__(self, channels: int, out_dim: int, offsets: Sequence[int], *, stride: int = 1, bias: bool = True) -> None:
+    def __init__(self, channels: int, out_dim: int, offsets: Sequence[int], *, stride: int = 1,
+                 bias: bool = True) -> None:
         super().__init__(len(offsets) * channels, out_dim, bias)
         self.offsets, self.stride = tuple(offsets), stride
 
@@ -187,7 +188,7 @@ class FrameDropout(SharedDropout):
     """Dropout of whole rows of (B, R, C): a row is zero for all channels with probability ``share``, others grow.
 
     One draw a frame for a whole layer, as Cheng et al. found best for LSTMs ("An exploration of dropout with LSTMs",
-    Interspeech 2017); they drop rows of the gates, which cuDNN's LSTM does not open, this drops rows of what it answers.
+    Interspeech 2017); they drop rows of the gates, which cuDNN's LSTM does not open, this drops rows of its answer.
     """
 
     @staticmethod
