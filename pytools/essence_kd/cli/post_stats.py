@@ -36,9 +36,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--frame-shift-ms", type=float, metavar="MS",
                         help="of the forecast (default: as the sidecar says, else "
                              f"{FRAME_SHIFT_MS:g})")
-    parser.add_argument("--keep", type=int, default=WIDE, metavar="N", help=f"entries of a wide archive (default: {WIDE})")
+    parser.add_argument("--keep", type=int, default=WIDE, metavar="N", help="entries of a wide archive (default: %(default)s)")
     parser.add_argument("--top-k", type=int, default=EssenceSettings.top_k, metavar="K",
-                        help=f"entries of an essence (default: {EssenceSettings.top_k})")
+                        help="entries of an essence (default: %(default)s)")
     parser.add_argument("--max-frames", type=int, metavar="N",
                         help="look at the first N frames, to the end of their utterance (default: all)")
     parser.add_argument("--every", type=int, metavar="N", help="look at every N-th utterance (default: all)")

@@ -61,7 +61,7 @@ def _rows(section: str, seconds: Dict[str, List[float]], amount: float, unit: st
 class Bench:
     """The data and the settings that the parts share."""
 
-    def __init__(self, *, frames: int, pdfs: int, k: int, threads: int, repeats: int, archive_frames: int = 49152,
+    def __init__(self, *, frames: int, pdfs: int, k: int, threads: int, repeats: int, archive_frames: int,
                  folder: Optional[str] = None):
         self.frames, self.pdfs, self.k, self.threads, self.repeats = frames, pdfs, k, threads, repeats
         self.archive_frames, self.folder = archive_frames, folder
@@ -235,7 +235,7 @@ def loss_works(frames: int, pdfs: int, k: int) -> Dict[str, Callable[[], Any]]:
 
     return {OURS: work(lambda z: sparse_soft_cross_entropy(z, ids, probs)),
             "essence, hard and soft (multitask)": work(
-                lambda z: multitask_loss(z, hard, ids, probs, soft_weight=0.9).total),
+                lambda z: multitask_loss(z, hard, ids, probs).total),
             "torch, dense soft targets": work(lambda z: functional.cross_entropy(z, dense, reduction="sum")),
             "torch, hard labels": work(lambda z: functional.cross_entropy(z, hard, reduction="sum"))}
 
