@@ -2,14 +2,12 @@
 import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -659,13 +657,9 @@ def test_an_interrupt_does_not_wait_for_what_processes_are_at(conversation):
     folder, _, _ = conversation
     with pytest.raises(KeyboardInterrupt):
         with open_decoder("kaldi", folder / "graph", DecodeOptions(), nj=2) as decoder:
-            decoder.workers._pool = pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-            pool.submit(time.sleep, 600)
-            while not pool._processes:
-                time.sleep(0.1)
-            process, = pool._processes.values()
+            processes = [member.process for member in decoder.workers._started()]
             raise KeyboardInterrupt
-    assert process.exitcode == -signal.SIGTERM
+    assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
 
 
 def test_a_terminated_decoding_leaves_no_process_behind(conversation, k2, tmp_path):
@@ -685,7 +679,7 @@ def test_a_terminated_decoding_leaves_no_process_behind(conversation, k2, tmp_pa
         return below | offspring(below) if below else below
 
     started = set()
-    while len(started) < 4 and process.poll() is None:  # k2's Python, two workers, and what tracks their resources
+    while len(started) < 4 and process.poll() is None:  # k2's Python, two workers, and the sleep
         started = offspring({process.pid})
         time.sleep(0.2)
     process.terminate()

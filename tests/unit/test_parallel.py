@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,13 +69,8 @@ class Counter:
         return array + 1
 
 
-@pytest.fixture
-def children(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-
-
 @pytest.mark.parametrize("count", [1, 3])
-def test_objects_live_on_and_answer_in_order(children, count):
+def test_objects_live_on_and_answer_in_order(count):
     with Workers(Counter, [(100 * n,) for n in range(count)], "died") as workers:
         first, second = workers.everyone("add"), workers.everyone("add", 5)
         assert [value for _, value in second] == [100 * n + 6 for n in range(count)]
@@ -89,7 +83,7 @@ def test_objects_live_on_and_answer_in_order(children, count):
         assert sum(value for _, value in workers.everyone("add", 0)) == sum(100 * n + 6 for n in range(count)) + 190
 
 
-def test_large_arrays_go_both_ways_while_others_wait(children):
+def test_large_arrays_go_both_ways_while_others_wait():
     with Workers(Counter, [(0,), (1,)], "died") as workers:
         arrays = [(np.full((1 << 19,), n),) for n in range(8)]
         for n, (_, answer) in enumerate(workers.in_order("large", arrays)):
@@ -97,7 +91,7 @@ def test_large_arrays_go_both_ways_while_others_wait(children):
         assert all((answer == 2).all() for answer in workers.everyone("large", arrays[1][0]))
 
 
-def test_items_are_not_taken_far_ahead(children):
+def test_items_are_not_taken_far_ahead():
     taken = []
 
     def items():
@@ -113,7 +107,7 @@ def test_items_are_not_taken_far_ahead(children):
 
 @pytest.mark.parametrize("where", ["start", "everyone", "in_order"])
 @pytest.mark.parametrize("kind,error,words", [*FAILURES, ("dies", UserError, "it is gone; try less")])
-def test_objects_that_fail(children, where, kind, error, words):
+def test_objects_that_fail(where, kind, error, words):
     with Workers(Counter, [(0,), (0, kind) if where == "start" else (0,)], "it is gone; try less") as workers:
         with pytest.raises(error, match=words):
             if where == "in_order":
@@ -123,13 +117,13 @@ def test_objects_that_fail(children, where, kind, error, words):
 
 
 @pytest.mark.parametrize("one_thread", [True, False])
-def test_threads_of_numerical_libraries(children, monkeypatch, one_thread):
+def test_threads_of_numerical_libraries(monkeypatch, one_thread):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with Workers(Counter, [(0,), (0,)], "died", one_thread) as workers:
         assert workers.everyone("threads") == ["1" if one_thread else "3"] * 2
 
 
-def test_an_exception_ends_processes_at_once(children):
+def test_an_exception_ends_processes_at_once():
     began = time.monotonic()
     with contextlib.suppress(KeyboardInterrupt):
         with Workers(Counter, [(0,), (0,)], "died") as workers:
@@ -140,7 +134,29 @@ def test_an_exception_ends_processes_at_once(children):
     assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2 and time.monotonic() - began < 60
 
 
-def test_no_process_is_started_for_nothing(children):
+def test_a_stream_that_is_left_early_ends_the_processes():
+    with Workers(Counter, [(0,), (0,)], "died") as workers:
+        workers.everyone("add", 7)
+        stream = workers.in_order("add", [(1, 0.1 * n) for n in range(9)])
+        next(stream)
+        stream.close()
+        assert not workers._members
+        assert [value for _, value in workers.everyone("add")] == [1, 1]  # made anew
+
+
+def test_items_come_from_this_thread():
+    threads = set()
+
+    def items():
+        for x in range(9):
+            threads.add(threading.current_thread())
+            yield x,
+
+    with Workers(Counter, [(0,), (0,)], "died") as workers:
+        assert len(list(workers.in_order("add", items()))) == 9 and threads == {threading.current_thread()}
+
+
+def test_no_process_is_started_for_nothing():
     with Workers(Counter, [(0,), (0,)], "died") as workers:
         assert not workers._members and workers.local is None
 

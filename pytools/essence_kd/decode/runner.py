@@ -22,7 +22,7 @@ from essence_kd.decode.output import DecodedSet
 from essence_kd.decode.pieces import first_rows, silence_pdfs
 from essence_kd.decode.rescoring import Rescorer
 from essence_kd.decode.sweeps import Grid, pool, read_best, sweep_in_turn, sweep_lattices, sweep_table, write_sweep
-from essence_kd.decode.workers import Outcome, Task, Workers
+from essence_kd.decode.workers import Outcome, Task, open_workers
 from essence_kd.hmm.graph import load_graph
 from essence_kd.io.errors import UserError
 from essence_kd.io.tables import read_matrices
@@ -45,10 +45,11 @@ class Runner(ArchiveDecoder):
         self.kind, self.graph_path = kind, self.dir / "graph.npz"
         self.graph = load_graph(self.graph_path)
         check_graph(self.graph, self.graph_path)
-        self.workers = Workers(kind, self.graph, self.graph_path, options, nj)
+        self.workers = open_workers(kind, self.graph, self.graph_path, options, nj)
+        self.batch_rows = (self.workers.local.decoder if nj == 1 else kind).batch_rows
 
     def __exit__(self, kind, *exc) -> None:
-        self.workers.close(wait=kind is None)
+        self.workers.close()
 
     def decode(self, jobs: list[Job], request: Request | None = None) -> list[dict]:
         request, rescorer, reports = request or Request(), None, []
@@ -93,7 +94,8 @@ class Runner(ArchiveDecoder):
         sets = [DecodedSet(job, fit_rates(job.scores, options, self.graph, self.graph_path), self.kind, self.graph,
                            self.graph_path) for job, options in zip(jobs, all_options)]
         done, utterances, shown = 0, 0, time.monotonic()
-        for task, outcomes, seconds in self.workers.run(self._tasks(sets, request, reference)):
+        tasks = ((task,) for task in self._tasks(sets, request, reference))
+        for (task,), (outcomes, seconds) in self.workers.in_order("run", tasks):
             while done < task.job:
                 yield sets[done]
                 sets[done].outcomes = {}
@@ -161,7 +163,7 @@ class Runner(ArchiveDecoder):
 
     def _groups(self, batch: list[np.ndarray], options: DecodeOptions) -> list[list[int]]:
         return cut_batches([len(m) * options.repeat_rows for m in batch], self.graph.num_pdfs,
-                           options.batch_rows or self.workers.batch_rows)
+                           options.batch_rows or self.batch_rows)
 
 
 def _errors(progress: DecodedSet, reference: dict[str, list[str]]) -> Grid:

@@ -1,13 +1,9 @@
 """Batches decoded in this process or in several, which load the graph once each."""
 from __future__ import annotations
 
-import collections
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from typing import Iterable, Iterator, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -16,7 +12,7 @@ from essence_kd.decode.lattice import Hypothesis, empty_hypothesis, hypothesis, 
 from essence_kd.decode.options import DecodeOptions
 from essence_kd.decode.rescoring import Entry
 from essence_kd.hmm.graph import Graph, load_graph
-from essence_kd.io.errors import UserError
+from essence_kd.io.parallel import Workers
 
 
 @dataclass
@@ -84,61 +80,23 @@ def _outcome(graph: Graph, answer: Decoded, task: Task) -> Outcome:
     return outcome
 
 
-_decoder = None  # of a worker process
+class BatchDecoder:
+    """A decoder of a process; ``graph``: itself or the name of its file."""
+
+    def __init__(self, kind: type[Decoder], graph: Graph | str, options: DecodeOptions):
+        self.decoder = kind(load_graph(graph) if isinstance(graph, str) else graph, options)
+
+    def run(self, task: Task) -> tuple[list, float]:
+        """What :func:`run_task` answers."""
+        return run_task(self.decoder, task)
 
 
-def _start_worker(kind: type[Decoder], graph_path: str, options: DecodeOptions) -> None:
-    global _decoder
-    _decoder = kind(load_graph(graph_path), options)
+def open_workers(kind: type[Decoder], graph: Graph, graph_path, options: DecodeOptions, nj: int) -> Workers:
+    """``nj`` processes with a BatchDecoder each, or this one where ``nj`` is 1.
 
-
-def _work(task: Task) -> tuple[list, float]:
-    return run_task(_decoder, task)
-
-
-class Workers:
-    """``nj`` processes with a decoder each, or this one where ``nj`` is 1. UserError where there is no such decoder."""
-
-    def __init__(self, kind: type[Decoder], graph: Graph, graph_path, options: DecodeOptions, nj: int):
-        self.nj, self._start = nj, (kind, str(graph_path), options)
-        self._decoder = kind(graph, options) if nj == 1 else None
-        self._pool: ProcessPoolExecutor | None = None
-        if nj > 1:
-            kind.check()
-        self.batch_rows = (self._decoder or kind).batch_rows
-
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, list, float]]:
-        """What :func:`run_task` answers of every task, in their order; at most two tasks a process are held."""
-        if self.nj == 1:
-            for task in tasks:
-                yield (task, *run_task(self._decoder, task))
-            return
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.nj, multiprocessing.get_context("spawn"), _start_worker, self._start)
-        waiting: collections.deque = collections.deque()
-        try:
-            for task in tasks:
-                waiting.append((task, self._pool.submit(_work, task)))
-                if len(waiting) > 2 * self.nj:
-                    task, future = waiting.popleft()
-                    yield (task, *future.result())
-            while waiting:
-                task, future = waiting.popleft()
-                yield (task, *future.result())
-        except BrokenProcessPool:
-            raise UserError("a decoding process died, perhaps for want of memory; decode with --nj 1 or a "
-                            "smaller --max-active") from None
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-    def close(self, wait: bool) -> None:
-        """End the processes; without ``wait`` at once, for nobody wants what they are at, which may take minutes."""
-        if self._pool is None:
-            return
-        if not wait:
-            # a thread may be writing a batch into a pipe that nobody will read any more: it is not waited for
-            self._pool._call_queue.cancel_join_thread()
-            for process in list(self._pool._processes.values()):
-                process.terminate()
-        self._pool.shutdown()
+    Raises UserError where what the decoder needs is not there.
+    """
+    if nj > 1:
+        kind.check()
+    return Workers(BatchDecoder, [(kind, graph if nj == 1 else str(graph_path), options)] * nj,
+                   "a decoding process died, perhaps for want of memory; decode with --nj 1 or a smaller --max-active")

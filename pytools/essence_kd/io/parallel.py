@@ -16,7 +16,7 @@ import queue
 import sys
 import threading
 import time
-from pathlib import Path
+from collections import deque
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence, TypeVar
 
 from essence_kd.io.errors import UserError
@@ -167,9 +167,7 @@ class Workers:
 
     def _started(self) -> list[_Member]:
         if not self._members:
-            package = str(Path(__file__).resolve().parents[2])
-            search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-            environment = {**os.environ, "PYTHONPATH": search, **self._environment}
+            environment = {**os.environ, **self._environment}
             try:
                 for args in self._arguments:
                     self._members.append(_Member(environment, self.died))
@@ -191,26 +189,41 @@ class Workers:
     def in_order(self, method: str, items: Iterable[tuple]) -> Iterator[tuple[tuple, Any]]:
         """(item, ``method(*item)``) of every item, in their order; whichever object is free takes the next.
 
-        Another thread may take the items, at most twice as many ahead as there are processes.
+        Items are taken by this thread, at most two a process ahead. A stream that is left early ends the processes.
         """
         if self.local is not None:
             for item in items:
                 yield item, getattr(self.local, method)(*item)
             return
+        from concurrent.futures import ThreadPoolExecutor
+
+        members = self._started()
         idle: queue.SimpleQueue = queue.SimpleQueue()
-        for member in self._started():
+        for member in members:
             idle.put(member)
 
-        def call(item: tuple) -> tuple[tuple, Any]:
+        def call(item: tuple) -> Any:
             member = idle.get()
             try:
                 member.send((method, item))
-                return item, member.receive()
+                return member.receive()
             finally:
                 idle.put(member)
 
-        count = 2 * len(self._arguments)  # each with an item in hand: none waits for one to be made
-        yield from in_turn(call, items, count, count)
+        threads, waiting = ThreadPoolExecutor(len(members)), deque()
+        try:
+            for item in items:
+                waiting.append((item, threads.submit(call, item)))
+                if len(waiting) > 2 * len(members):
+                    yield waiting[0][0], waiting[0][1].result()
+                    waiting.popleft()
+            while waiting:
+                yield waiting[0][0], waiting[0][1].result()
+                waiting.popleft()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+            if waiting:
+                self.close()
 
 
 class _Member:
@@ -223,8 +236,9 @@ class _Member:
         self.pipe, theirs = multiprocessing.Pipe()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", f"import sys; from {__name__} import _serve; _serve(int(sys.argv[1]))",
-                 str(theirs.fileno())], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment)
+                [sys.executable, "-c", f"import sys; sys.path[:] = sys.argv[2:]; from {__name__} import _serve; "
+                 "_serve(int(sys.argv[1]))", str(theirs.fileno()), *sys.path],
+                stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment)
         self.died, self._made = died, False
 
     def send(self, message: tuple) -> None:
@@ -247,16 +261,15 @@ class _Member:
 
 # -------------------------------------------------------------------------------------------------------- threads
 
-def in_turn(work: Callable[[_T], _R], items: Iterable[_T], threads: int, held: int | None = None) -> Iterator[_R]:
+def in_turn(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iterator[_R]:
     """``work(item)`` of all items, in their order. Each of the threads takes an item when it is free, and works on it.
 
-    Items are taken one after the other, so that the iterator need not know of threads, and no further ahead than
-    ``held`` (None: twice the threads). The first exception, of an item or of the work on it, is raised in its turn, and
-    ends it.
+    Items are taken one after the other, so that the iterator need not know of threads, and no further ahead than twice
+    the threads. The first exception, of an item or of the work on it, is raised in its turn, and ends it.
     """
     items = iter(items)
     order: queue.SimpleQueue = queue.SimpleQueue()  # for each item that was begun, a queue that will hold its result
-    taking, room, stop = threading.Lock(), threading.Semaphore(held or 2 * threads), threading.Event()
+    taking, room, stop = threading.Lock(), threading.Semaphore(2 * threads), threading.Event()
     end: Any = object()
 
     def run() -> None:
