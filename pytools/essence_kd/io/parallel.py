@@ -1,4 +1,4 @@
-"""Work side by side, in four ways, and all that the package has.
+"""Work side by side, in four ways. Beside these there are only the processes of PyTorch (torchrun, DataLoader).
 
 | | |
 |---|---|

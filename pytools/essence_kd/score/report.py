@@ -22,7 +22,7 @@ from essence_kd.score.page import render
 from essence_kd.score.results import Analysis, results_dict, results_text
 from essence_kd.score.sections import changed_utterances, extremes
 
-VERSIONS_OF = ("numpy", "torch", "lhotse", "kaldi-io", "kaldi-native-io", "kaldi-hmm-gmm", "kaldifst",
+VERSIONS_OF = ("numpy", "torch", "lhotse", "kaldi-native-io", "kaldi-hmm-gmm", "kaldifst",
                "kaldi-decoder", "kaldialign", "espeakng-loader")
 
 
