@@ -239,33 +239,38 @@ class TrainingData:
         frames, rows = max(lens), max(e - b for _, _, _, b, e in parts)
         feats = np.zeros((size, frames, self.feat_dim), dtype=np.float32)
         hard = np.full((size, rows), IGNORE, dtype=np.int64)
-        softs = []
         for i, (utt, first, last, begin, end) in enumerate(parts):
             mixes = noise is not None and self.source.mixer is not None
             draw = np.random.default_rng([*noise, utt]) if mixes else None
             feats[i, :lens[i]] = self.features(utt, draw)[begin * self.factor:begin * self.factor + lens[i]]
             hard[i, first - begin:last - begin] = self.labels(utt)[first:last]
-            if self.soft is not None:
-                softs.append(self._soft[utt] if self._soft is not None else self._read_soft(utt))
-        soft_ids = soft_probs = None
-        if self.soft is not None and self.soft.dense:
-            soft_probs = np.zeros((size, rows, self.num_pdfs), dtype=np.float32)
-            for i, (utt, first, last, begin, end) in enumerate(parts):
-                soft_probs[i, first - begin:last - begin] = softs[i][first:last]
-        elif self.soft is not None:
-            k = max(ids.shape[1] for ids, _ in softs)
-            soft_ids = np.zeros((size, rows, k), dtype=np.int64)
-            soft_probs = np.zeros((size, rows, k), dtype=np.float32)
-            for i, (utt, first, last, begin, end) in enumerate(parts):
-                ids, probs = softs[i]
-                soft_ids[i, first - begin:last - begin, :ids.shape[1]] = ids[first:last]
-                soft_probs[i, first - begin:last - begin, :ids.shape[1]] = probs[first:last]
+        soft_ids, soft_probs = self._soft_of(parts, rows)
         keep = None
         if augment is not None:
             keep = spec_augment(lens, frames, self.feat_dim, augment, rng, numbers, len(everything))
         tensor = (lambda a: None if a is None else torch.from_numpy(a))
         return Batch(torch.from_numpy(feats), torch.tensor(lens, dtype=torch.int64), torch.from_numpy(hard),
                      tensor(soft_ids), tensor(soft_probs), tensor(keep), [self.ids[p[0]] for p in parts])
+
+    def _soft_of(self, parts: Sequence[Tuple[int, int, int, int, int]],
+                 rows: int) -> Tuple[Optional[np.ndarray], Optional[np.ndarray]]:
+        """Soft targets of chunks: ids (B, rows, k) int64 (None: they are dense), probs (B, rows, k or C) float32.
+
+        A part is an utterance, its first row and last row + 1, and those of the chunk with context.
+        """
+        if self.soft is None:
+            return None, None
+        softs = [self._soft[utt] if self._soft is not None else self._read_soft(utt) for utt, *_ in parts]
+        dense = self.soft.dense
+        width = self.num_pdfs if dense else max(ids.shape[1] for ids, _ in softs)
+        soft_ids = None if dense else np.zeros((len(parts), rows, width), dtype=np.int64)
+        soft_probs = np.zeros((len(parts), rows, width), dtype=np.float32)
+        for i, (soft, (_, first, last, begin, _)) in enumerate(zip(softs, parts)):
+            ids, probs = (None, soft) if dense else soft
+            if not dense:
+                soft_ids[i, first - begin:last - begin, :ids.shape[1]] = ids[first:last]
+            soft_probs[i, first - begin:last - begin, :probs.shape[1]] = probs[first:last]
+        return soft_ids, soft_probs
 
     def _empty_batch(self, augment) -> Batch:
         feats = torch.zeros(1, self.factor, self.feat_dim)

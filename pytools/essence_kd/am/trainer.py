@@ -13,8 +13,9 @@ import json
 import math
 import shutil
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -88,31 +89,49 @@ def _train(settings: TrainSettings, inputs: TrainInputs, model_dir: Path, proces
             check_fingerprint(model_dir / "info.json", info.get("fingerprint", {}), mine)
             log.log(f"{model_dir} is trained already")
             return info
-        return Trainer(settings, inputs, sets, loss, model_dir, processes, log, precision=precision, fingerprint=mine,
-                       dev_wer=dev_wer, tensorboard=tensorboard).run()
+        return Trainer(settings=settings, inputs=inputs, sets=sets, loss=loss, dir=model_dir, processes=processes,
+                       log=log, precision=precision, fingerprint=mine, dev_wer=dev_wer, tensorboard=tensorboard).run()
 
 
+@dataclass(eq=False)
 class Trainer:
-    """One training. What it has is set here once; what changes while it learns is in ``state``."""
+    """One training: what it is given, and what is made of that once; what changes while it learns is in ``state``."""
 
-    def __init__(self, settings: TrainSettings, inputs: TrainInputs, sets: TrainingSets, loss: Loss, model_dir: Path,
-                 processes: Processes, log: TrainLog, *, precision: str, fingerprint: Dict[str, Union[str, float]],
-                 dev_wer=None, tensorboard: bool = False) -> None:
-        self.settings, self.sets, self.loss = settings, sets, loss
-        self.dir, self.processes, self.log = model_dir, processes, log
-        self.device, self.precision, self.fingerprint, self.dev_wer = processes.device, precision, fingerprint, dev_wer
-        self.priors = Path(inputs.ali_dir) / "priors.txt"
-        torch.manual_seed(settings.seed)
-        model = self._initial_model(inputs.init)
-        self.parallel = processes.parallel(model)
-        self.state = TrainingState(model, copy.deepcopy(model).eval() if settings.optim.ema_decay else None,
-                                   build_optimiser(model, settings.optim))
+    settings: TrainSettings
+    inputs: TrainInputs
+    sets: TrainingSets
+    loss: Loss
+    dir: Path  # the model's
+    processes: Processes
+    log: TrainLog
+    precision: str  # float32 or bfloat16
+    fingerprint: Dict[str, Union[str, float]]
+    dev_wer: Optional[Callable[[Path], float]] = None
+    tensorboard: bool = False
+    state: TrainingState = field(init=False)
+    parallel: torch.nn.Module = field(init=False)  # the state's model, its gradients averaged over processes
+    board: Any = field(init=False)  # TensorBoard's writer, or None
+    mflop: float = field(init=False)  # a feature frame
+    size: int = field(init=False)  # parameters
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        torch.manual_seed(s.seed)
+        model = self._initial_model()
+        self.parallel = self.processes.parallel(model)
+        self.state = TrainingState(model, copy.deepcopy(model).eval() if s.optim.ema_decay else None,
+                                   build_optimiser(model, s.optim))
         self._begin_epoch()
         self._resume()
-        self.board = _board(model_dir / "tensorboard", self.state.step) if tensorboard and processes.first else None
+        shown = self.tensorboard and self.processes.first
+        self.board = _board(self.dir / "tensorboard", self.state.step) if shown else None
         self.mflop, self.size = mflop_per_frame(model), num_params(model)
 
-    def _initial_model(self, init) -> AcousticModel:
+    @property
+    def device(self) -> torch.device:
+        return self.processes.device
+
+    def _initial_model(self) -> AcousticModel:
         """The model as training finds it, on its device."""
         s, data = self.settings, self.sets.train
         model = build_model(s.arch, s.model, feat_dim=data.feat_dim, num_pdfs=self.sets.num_pdfs,
@@ -121,8 +140,8 @@ class Trainer:
             mean, std = data.global_stats()
             model.feat_mean.copy_(torch.from_numpy(mean))
             model.feat_inv_std.copy_(torch.from_numpy(1.0 / std))
-        if init is not None:
-            load_init(model, Path(init))
+        if self.inputs.init is not None:
+            load_init(model, Path(self.inputs.init))
         return model.to(self.device)
 
     def run(self) -> dict:
@@ -365,7 +384,7 @@ class Trainer:
     def _write_model(self, folder: Path) -> None:
         """A model directory that other commands read; final.pt last."""
         s = self.settings
-        shutil.copyfile(self.priors, folder / "priors.txt")
+        shutil.copyfile(Path(self.inputs.ali_dir) / "priors.txt", folder / "priors.txt")
         resolved = to_dict(s)
         resolved["model"] = model_settings(s.arch, s.model, "model")
         dump_settings({"arch": s.arch, "model": resolved["model"], "feat_dim": self.sets.train.feat_dim,
