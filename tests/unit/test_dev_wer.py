@@ -69,6 +69,9 @@ def test_what_is_missing_or_does_not_fit(corpus, tmp_path, capsys):
     nothing = said(**{"early_stopping.graph": tmp_path})
     assert f"early_stopping.graph is '{tmp_path}': there is no graph.npz in it" in nothing
     assert "there is no feats.scp in it" in said(**{"early_stopping.data": tmp_path})
+    unknown = said(**{"early_stopping.decoder": "htk"})
+    assert "early_stopping.decoder: unknown decoder 'htk' (known: k2, kaldi" in unknown
+    assert "early_stopping.acoustic_scale must be above 0" in said(**{"early_stopping.acoustic_scale": 0})
     other = corpus.root / "other"
     other.mkdir()
     (other / "words.txt").write_text("<eps> 0\n")

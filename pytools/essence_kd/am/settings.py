@@ -88,8 +88,8 @@ class EarlyStoppingSettings:
     every: int = 1  # epochs between two figures
     data: str = ""  # Kaldi data directory with feats.scp and text
     graph: str = ""  # graph directory (essence make-graph)
-    acoustic_scale: float = 0.4
-    decoder: str = "auto"  # k2, kaldi or auto
+    acoustic_scale: Optional[float] = None  # None: the default of essence decode
+    decoder: Optional[str] = None  # likewise
 
 
 @dataclass
@@ -186,8 +186,8 @@ def check_settings(s: TrainSettings) -> None:
             "none, dev_loss or dev_wer"),
            ("early_stopping.patience", s.early_stopping.patience >= 1, "at least 1"),
            ("early_stopping.every", s.early_stopping.every >= 1, "at least 1"),
-           ("early_stopping.acoustic_scale", s.early_stopping.acoustic_scale > 0, "above 0"),
-           ("early_stopping.decoder", s.early_stopping.decoder in ("auto", "k2", "kaldi"), "auto, k2 or kaldi"),
+           ("early_stopping.acoustic_scale", s.early_stopping.acoustic_scale is None
+            or s.early_stopping.acoustic_scale > 0, "above 0"),
            ("data.heldout", 0 <= s.data.heldout < 1, "from 0 to below 1"),
            ("data.sampler", s.data.sampler in ("pooled", "bucketing"), "pooled or bucketing"),
            ("data.batch_frames", s.data.batch_frames >= 1, "at least 1"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 from essence_kd.am.settings import EarlyStoppingSettings
+from essence_kd.decode.decoder import DECODERS
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import sha256_file
 from essence_kd.io.text import read_words
@@ -19,8 +20,10 @@ class DevWer:
     """Decodes one set with one graph: what ``am.trainer.train`` takes as ``dev_wer``."""
 
     def __init__(self, settings: EarlyStoppingSettings, device: Optional[str] = None) -> None:
-        """Raises UserError where the set or the graph is not there."""
+        """Raises UserError where the set, the graph or the decoder is not there."""
         self.settings, self.device = settings, device
+        if settings.decoder not in (None, "auto"):
+            DECODERS.get(settings.decoder, "early_stopping.decoder")
         for name, folder, files in (("data", settings.data, ("feats.scp", "text")),
                                     ("graph", settings.graph, ("graph.npz", "words.txt"))):
             for file in files:
@@ -31,13 +34,14 @@ class DevWer:
             Path(settings.data) / "feats.scp", Path(settings.data) / "text", Path(settings.graph) / "graph.npz"))
 
     def __call__(self, model_dir: Path) -> float:
-        """WER of a model directory in percent, at the acoustic scale of the settings and no word insertion penalty."""
+        """WER of a model directory in percent, at no word insertion penalty."""
         s = self.settings
         with tempfile.TemporaryDirectory(dir=model_dir) as scratch:
             scores = f"ark,scp:{scratch}/scores.ark,{scratch}/scores.scp"
             self._run("forward", *(["--device", self.device] if self.device else []), model_dir, s.data, scores)
-            self._run("decode", "--decoder", s.decoder, f"--acoustic-scale={s.acoustic_scale}", s.graph,
-                      f"scp:{scratch}/scores.scp", f"{scratch}/decode")
+            options = [f"--{name.replace('_', '-')}={getattr(s, name)}" for name in ("decoder", "acoustic_scale")
+                       if getattr(s, name) is not None]
+            self._run("decode", *options, s.graph, f"scp:{scratch}/scores.scp", f"{scratch}/decode")
             hypothesis = Path(scratch) / "decode" / "hyp.txt"
             return wer.score(self.reference, read_words(hypothesis), ref_name=f"{s.data}/text",
                              hyp_name=str(hypothesis)).total.wer
@@ -49,4 +53,5 @@ class DevWer:
         done = subprocess.run([sys.executable, "-m", "essence_kd", *map(str, words)], env=environment,
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
-            raise UserError(f"decoding for early stopping failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+            reason = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise UserError(f"decoding for early stopping failed: {reason}")
