@@ -1,102 +1,83 @@
 #!/usr/bin/env bash
-# Stage 9, second half: every system decoded by the same code and at the same acoustic scale and word insertion penalty,
-# so that a difference of two systems is one of their models. The setting is the best on the development set for teachers,
-# ensemble and baseline together (the GMM, whose likelihoods are of another kind, has its own); students have no say in it.
-help_message="Usage: local/decode.sh [options] DATA EXP SYSTEM...
- SYSTEM: gmm, ensemble, or the name of a model directory in EXP
- e.g.: local/decode.sh --nj 2 --teachers 'teacher_1 teacher_2' data/mini exp/mini gmm ensemble baseline
- leaves EXP/scales.json and EXP/SYSTEM/decode_SET/{hyp.txt,hyp.ctm,ref.txt,decode.json}
+# Stage 9: the decoding graph, and every system decoded by the same code. Systems of a scale group have the same acoustic scale and word
+# insertion penalty, so that a difference of two systems is one of their models: the best on the development set for those
+# together that the plan gives a say in it (teachers, ensemble and twin; not students). The GMM has its own.
+help_message="Usage: local/decode.sh [options] PLAN
+ e.g.: local/decode.sh --nj 2 exp/mini/plan.json
+ leaves EXP/scales/GROUP.json and EXP/SYSTEM/decode_SET/{hyp.txt,hyp.ctm,ref.txt,decode.json}
+ Words are rescored where the plan says so, after the choice of the setting, which is without it.
   --nj N                   processes (default: 2)
   --cmd COMMAND            how jobs run (default: local/jobs.sh)
-  --decoder k2|kaldi|auto|kaldi-lattice  (default: auto)
-  --dev-set NAME           (default: dev)
-  --eval-sets 'A B'        (default: eval_swbd eval_che)
-  --teachers 'A B ..'      model directories in EXP that make up the ensemble
-  --combine mean|logmean   how (default: mean)
-  --graph DIR              (default: EXP/graph)
-  --rescore-lm DIR         rescore the words with the n-gram of DIR (DATA/lm_rescore: local/rescore_lm.sh), after the choice of
-                           the setting, which is without it (default: do not rescore)
-  --scales JSON            decode everything at this setting and choose none (default: choose EXP/scales.json)
-  --keep-scores true|false keep the score archives (default: false)"
+  --keep-scores true|false keep the score archives, EXP/SYSTEM/scores (default: false)"
 nj=2
 cmd=local/jobs.sh
-decoder=auto
-dev_set=dev
-eval_sets="eval_swbd eval_che"
-teachers=
-combine=mean
-graph=
-rescore_lm=
-scales=
 keep_scores=false
 . local/stage.sh
-[ $# -ge 3 ] || usage
-data=$1 exp=$2
-shift 2
-graph=${graph:-$exp/graph}
-need 9 "$graph/graph.npz" "$graph/.done"
-rescore=()
-if [ -n "$rescore_lm" ]; then
+[ $# -eq 1 ] || usage
+read_plan "$1"
+"local/$engine/make_graph.sh" --nj "$nj" --cmd "$cmd" "$plan"
+if [ "$engine" = kaldi ]; then local/kaldi/decode_gmm.sh --nj "$nj" --cmd "$cmd" "$plan"; fi
+rescore=() rescore_inputs=()
+if [ "$rescore_lm_order" -gt 0 ]; then
   if [ "$decoder" = kaldi-lattice ]; then
     need 1 "$data/lang/G.fst" "$data/lang_rescore/G.carpa"
     rescore=(--old-lm "$data/lang/G.fst" --new-lm "$data/lang_rescore/G.carpa")
   else
-    rescore=(--old-lm "$data/lm/lm.arpa.gz" --new-lm "$rescore_lm/lm.arpa.gz")
+    rescore=(--old-lm "$data/lm/lm.arpa.gz" --new-lm "$data/lm_rescore/lm.arpa.gz")
   fi
-  need 1 "$data/lm/lm.arpa.gz" "$rescore_lm/lm.arpa.gz" "$rescore_lm/.done"
+  need 1 "$data/lm/lm.arpa.gz" "$data/lm_rescore" "$data/lm_rescore/lm.arpa.gz"
+  rescore_inputs=("$data/lm_rescore")
 fi
 
-sweeps=$(mktemp "$exp/sweep_list.XXXXXX") decodes=$(mktemp "$exp/decode_list.XXXXXX") scoring=$(mktemp "$exp/score_list.XXXXXX")
-trap 'rm -f "$scoring"* "$sweeps"* "$decodes"*' EXIT
+scoring=$(mktemp "$exp/score_list.XXXXXX") decodes=$(mktemp "$exp/decode_list.XXXXXX") sweeps=$(mktemp "$exp/sweep_list.XXXXXX")
+trap 'rm -f "$scoring"* "$decodes"* "$sweeps"*' EXIT
+systems=()
+declare -A role=() group=() chooses=() members=()
+found=$(rows systems name,role,scale_group,chooses_scale,teachers)
+while IFS=$'\t' read -r name r g c t; do
+  if [ "$r" = gmm ] && [ "$engine" = kaldi ]; then continue; fi # local/kaldi/decode_gmm.sh decodes it
+  systems+=("$name") role[$name]=$r group[$name]=$g chooses[$name]=$c members[$name]=${t#-}
+done <<<"$found"
 
 # Of a system: sets models (its directories), suffix (of the data it reads) and fp (of what its scores depend on).
-describe() {
-  local n m set inputs
-  case $1 in
-    gmm) models=("$exp/gmm") n=4 suffix='' ;;
-    ensemble)
-      models=() n=5 suffix=_hires
-      for m in $teachers; do models+=("$exp/$m"); done ;;
-    *) models=("$exp/$1") n=5-8 suffix=_hires ;;
+describe() { # SYSTEM
+  local n=5-8 m set inputs
+  models=() suffix=_hires
+  case ${role[$1]} in
+    gmm) n=4 suffix='' models=("$exp/$1") ;;
+    ensemble) n=5; for m in ${members[$1]}; do models+=("$exp/$m"); done ;;
+    *) models=("$exp/$1") ;;
   esac
-  for m in "${models[@]}"; do need $n "$m" "$m/.done"; done
-  inputs=("$graph" "${models[@]}" conf/decode.yaml)
-  for set in $dev_set $eval_sets; do
-    need 2 "$data/$set$suffix/feats.scp" "$data/$set$suffix/.done"
+  inputs=("$exp/graph" "${models[@]}" conf/decode.yaml)
+  for m in "${models[@]}"; do need $n "$m"; done
+  for set in $decode_sets; do
+    need 2 "$data/$set$suffix" "$data/$set$suffix/feats.scp"
     inputs+=("$data/$set$suffix")
   done
-  fp=$(fingerprint "decode $1 decoder=$decoder combine=$combine" "${inputs[@]}")
-}
-
-# Scores that were made from other models or data than $fp names are removed; an interrupted stage finds its own again.
-fresh() { # SYSTEM
-  [ "$(cat "$exp/$1/.scored" 2>/dev/null)" != "$fp" ] || return 0
-  rm -rf "$exp/$1"/decode_*
-  mkdir -p "$exp/$1"
-  echo "$fp" >"$exp/$1/.scored"
+  fp=$(fingerprint scores "${role[$1]} combine=$combine" "${inputs[@]}")
 }
 
 # Scores of the systems named, of the sets that have none.
 make_scores() {
-  local sys set out i pairs count
+  local sys set out i pairs count tables
   : >"$scoring"
   for sys in "$@"; do
     describe "$sys"
+    out=$exp/$sys/scores
+    if is_done "$out" "$fp"; then continue; fi
+    resume "$out" "$fp"
     pairs=()
-    for set in $dev_set $eval_sets; do
-      out=$exp/$sys/decode_$set
-      mkdir -p "$out"
-      [ -s "$out/scores.scp" ] || pairs+=("$data/$set$suffix" "ark,scp:$out/scores.ark,$out/scores.scp")
+    for set in $decode_sets; do
+      [ -s "$out/$set.scp" ] || pairs+=("$data/$set$suffix" "ark,scp:$out/$set.ark,$out/$set.scp")
     done
-    [ ${#pairs[@]} -gt 0 ] || continue
     {
-      if [ "$sys" = gmm ]; then
+      if [ "${role[$sys]}" = gmm ]; then
         for ((i = 0; i < ${#pairs[@]}; i += 2)); do
-          printf '%q ' essence gmm-scores --frame-subsampling-factor 3 "${pairs[i]}" "$exp/gmm" "${pairs[i + 1]}"
+          printf '%q ' essence gmm-scores "${pairs[i]}" "$exp/$sys" "${pairs[i + 1]}"
           printf '&& '
         done
         echo true
-      else
+      elif [ ${#pairs[@]} -gt 0 ]; then
         printf '%q ' essence forward --combine "$combine" "${models[@]}" "${pairs[@]:0:2}"
         for ((i = 2; i < ${#pairs[@]}; i += 2)); do printf -- '--also %q %q ' "${pairs[i]}" "${pairs[i + 1]}"; done
         echo
@@ -104,11 +85,16 @@ make_scores() {
     } >>"$scoring"
   done
   count=$(wc -l <"$scoring")
-  [ "$count" -gt 0 ] || return 0
-  echo "$0: scores of $*; logs: $exp/log/scores.*.log"
-  as_jobs "$scoring"
-  # shellcheck disable=SC2086  # cmd is words
-  $cmd --max-jobs-run "$nj" JOB=1:"$count" "$exp/log/scores.JOB.log" bash "$scoring" JOB
+  if [ "$count" -gt 0 ]; then
+    echo "$0: scores of $*; logs: $exp/log/scores.*.log"
+    run_jobs "$cmd" "$scoring" "$exp/log/scores.JOB.log" || fail "making scores failed; logs: $exp/log/scores.*.log"
+  fi
+  for sys in "$@"; do
+    describe "$sys"
+    tables=()
+    for set in $decode_sets; do tables+=("$set.scp"); done
+    mark_done "$exp/$sys/scores" "$fp" "${tables[@]}"
+  done
 }
 
 # Each job decodes a share of a list of SCORES OUT_DIR [SWEEP_JSON|- [DATA_DIR]] and loads the graph once.
@@ -119,74 +105,74 @@ decode() { # LIST WHAT OPTION...
   [ "$jobs" -le "$nj" ] || jobs=$nj
   split -n "r/$jobs" --numeric-suffixes=1 -a 3 "$list" "$list."
   for part in "$list".*; do
-    printf '%q ' essence decode --decoder "$decoder" --config conf/decode.yaml "$@" --jobs-file "$part" "$graph"
+    printf '%q ' essence decode --decoder "$decoder" --config conf/decode.yaml "$@" --jobs-file "$part" "$exp/graph"
     echo
   done >"$list"
-  as_jobs "$list"
   echo "$0: $what; logs: $exp/log/${what// /_}.*.log"
-  # shellcheck disable=SC2086
-  $cmd --max-jobs-run "$nj" JOB=1:"$jobs" "$exp/log/${what// /_}.JOB.log" bash "$list" JOB
+  run_jobs "$cmd" "$list" "$exp/log/${what// /_}.JOB.log"
 }
 
-# 1. What scale is best for whom, on the development set.
-choose_scales() {
-  local todo=() fps=() pool=() failed=0 sys i
-  for sys in "$@"; do
-    case $sys in student_*) continue ;; gmm) ;; *) pool+=("$exp/$sys/sweep/sweep.json") ;; esac
-    describe "$sys"
-    if is_done "$exp/$sys/sweep" "$fp"; then continue; fi
-    rm -rf "$exp/$sys/sweep"
-    fresh "$sys"
-    todo+=("$sys") fps+=("$fp")
-    printf '%q %q\n' "scp:$exp/$sys/decode_$dev_set/scores.scp" "$exp/$sys/sweep" >>"$sweeps"
+# 1. What setting is best for whom, on the development set.
+todo=() fps=() failed=0
+for sys in "${systems[@]}"; do
+  if [ "${chooses[$sys]}" = false ]; then continue; fi
+  describe "$sys"
+  fp=$(fingerprint sweep "$decoder $fp")
+  if is_done "$exp/$sys/sweep" "$fp"; then continue; fi
+  begin "$exp/$sys/sweep" "$fp"
+  todo+=("$sys") fps+=("$fp")
+  printf '%q %q\n' "scp:$exp/$sys/scores/$dev_set.scp" "$exp/$sys/sweep" >>"$sweeps"
+done
+if [ ${#todo[@]} -gt 0 ]; then
+  make_scores "${todo[@]}"
+  decode "$sweeps" "choosing scales" --sweep "$data/$dev_set/text" || failed=1
+  for i in "${!todo[@]}"; do
+    if [ "$failed" -eq 1 ] && ! [ -f "$exp/${todo[i]}/sweep/sweep.json" ]; then continue; fi
+    mark_done "$exp/${todo[i]}/sweep" "${fps[i]}" sweep.json
   done
-  if [ ${#todo[@]} -gt 0 ]; then
-    make_scores "${todo[@]}"
-    decode "$sweeps" "choosing scales" --sweep "$data/$dev_set/text" || failed=1
-    for i in "${!todo[@]}"; do
-      if [ "$failed" -eq 1 ] && ! [ -f "$exp/${todo[i]}/sweep/sweep.json" ]; then continue; fi
-      mark_done "$exp/${todo[i]}/sweep" "${fps[i]}" sweep.json
-    done
-    [ "$failed" -eq 0 ] || fail "choosing scales failed; logs: $exp/log/choosing_scales.*.log"
-  fi
-  [ ${#pool[@]} -gt 0 ] || refuse "name a teacher, the ensemble or the baseline: the scale is chosen for them"
-  essence pool-sweeps "$exp/scales.json" "${pool[@]}"
-}
-if [ -n "$scales" ]; then need 9 "$scales"; else choose_scales "$@"; fi
+  [ "$failed" -eq 0 ] || fail "choosing scales failed; logs: $exp/log/choosing_scales.*.log"
+fi
+mkdir -p "$exp/scales"
+for g in $(printf '%s\n' "${group[@]}" | sort -u); do
+  pool=()
+  for sys in "${systems[@]}"; do
+    if [ "${group[$sys]}" = "$g" ] && [ "${chooses[$sys]}" = true ]; then pool+=("$exp/$sys/sweep/sweep.json"); fi
+  done
+  [ ${#pool[@]} -gt 0 ] || fail "no system of the scale group '$g' has a say in its scale; see $plan"
+  essence pool-sweeps "$exp/scales/$g.json" "${pool[@]}"
+done
 
 # 2. Every set of every system at that setting.
 todo=() fps=()
-for sys in "$@"; do
+for sys in "${systems[@]}"; do
   describe "$sys"
-  scored=$fp setting=${scales:-$exp/scales.json}
-  [ "$sys" != gmm ] || [ -n "$scales" ] || setting=$exp/gmm/sweep/sweep.json
-  fp=$(fingerprint "$fp" "$setting" ${rescore_lm:+"$rescore_lm"})
-  # The marker of a system's decoding is kept in its development set's folder.
-  if is_done "$exp/$sys/decode_$dev_set" "$fp"; then echo "$0: $sys is up to date"; continue; fi
-  todo+=("$sys") fps+=("$fp")
-  fp=$scored
-  fresh "$sys"
-  for set in $dev_set $eval_sets; do
-    printf '%q %q %q %q\n' "scp:$exp/$sys/decode_$set/scores.scp" "$exp/$sys/decode_$set" "$setting" "$data/$set" >>"$decodes"
+  setting=$exp/scales/${group[$sys]}.json
+  fp=$(fingerprint decode "$decoder $fp" "$setting" "${rescore_inputs[@]}")
+  new=()
+  for set in $decode_sets; do is_done "$exp/$sys/decode_$set" "$fp" || new+=("$set"); done
+  if [ ${#new[@]} -eq 0 ]; then echo "$0: $sys is up to date"; continue; fi
+  for set in "${new[@]}"; do
+    begin "$exp/$sys/decode_$set" "$fp"
+    printf '%q %q %q %q\n' "scp:$exp/$sys/scores/$set.scp" "$exp/$sys/decode_$set" "$setting" "$data/$set" >>"$decodes"
   done
+  todo+=("$sys") fps+=("$fp")
 done
 [ ${#todo[@]} -gt 0 ] || exit 0
 make_scores "${todo[@]}"
 failed=0
 decode "$decodes" "decoding" "${rescore[@]}" || failed=1
 for i in "${!todo[@]}"; do
-  sys=${todo[i]} whole=1
-  for set in $dev_set $eval_sets; do
+  sys=${todo[i]} whole=1 hires=_hires
+  [ "${role[$sys]}" != gmm ] || hires=''
+  for set in $decode_sets; do
     out=$exp/$sys/decode_$set
-    if [ "$failed" -eq 1 ] && ! [ "$out/decode.json" -nt "$decodes" ]; then whole=0; break; fi
+    if is_done "$out" "${fps[i]}"; then continue; fi
+    if [ "$failed" -eq 1 ] && ! [ -f "$out/decode.json" ]; then whole=0; continue; fi # it is written last
     cp "$data/$set/text" "$out/ref.txt"
-    hires=_hires
-    [ "$sys" != gmm ] || hires=''
     same_count "$data/$set$hires/feats.scp" "$out/hyp.txt"  # an utterance too short for a frame counts as deleted
+    mark_done "$out" "${fps[i]}" hyp.txt ref.txt decode.json
   done
-  [ "$whole" -eq 1 ] || continue
-  if [ "$keep_scores" = false ]; then rm -f "$exp/$sys"/decode_*/scores.{ark,scp,json}; fi
-  mark_done "$exp/$sys/decode_$dev_set" "${fps[i]}" hyp.txt ref.txt decode.json
+  if [ "$whole" -eq 1 ] && [ "$keep_scores" = false ]; then rm -rf "$exp/$sys/scores"; fi
 done
 [ "$failed" -eq 0 ] || fail "decoding failed; logs: $exp/log/decoding.*.log"
 echo "$0: decoded ${todo[*]}"

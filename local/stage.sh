@@ -7,8 +7,8 @@ if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 echo "$0 $*"
 # shellcheck source=local/parse_options.sh
 . "$ESSENCE_ROOT/local/parse_options.sh" || exit 1
-# shellcheck source=local/done.sh
-. "$ESSENCE_ROOT/local/done.sh"
+# shellcheck source=local/marker.sh
+. "$ESSENCE_ROOT/local/marker.sh"
 set -euo pipefail
 
 fail() { echo "$0: $*" >&2; exit 1; }
@@ -16,11 +16,31 @@ refuse() { echo "$0: $*" >&2; exit 2; } # of arguments that make no sense
 usage() { echo "$help_message" >&2; exit 2; }
 [[ ${nj:-1} =~ ^[1-9][0-9]*$ ]] || refuse "--nj takes a whole number of at least 1, not '$nj'"
 
+# read_plan PLAN: the names that stages have for what a plan.json says (essence plan). Sets are words.
+read_plan() {
+  local found
+  plan=$(realpath "$1")
+  found=$(essence get --words "$plan" data exp corpus size engine seed decoder combine fuse lm_order rescore_lm_order post_keep \
+    'sets[role=train].name' 'sets[role=dev].name' 'sets[role=test].name' 'sets[role=untranscribed].name') || exit 1
+  # shellcheck disable=SC2034  # the callers'
+  {
+    IFS= read -r data; IFS= read -r exp; read -r corpus; read -r size; read -r engine; read -r seed; read -r decoder; read -r combine
+    read -r fuse; read -r lm_order; read -r rescore_lm_order; read -r post_keep
+    read -r train_set; read -r dev_set; read -r test_sets; read -r untranscribed_sets
+  } <<<"$found"
+  # shellcheck disable=SC2034  # the callers'
+  decode_sets="$dev_set $test_sets" sets="$train_set $dev_set $test_sets $untranscribed_sets"
+}
+rows() { essence get --fields "$2" "$plan" "$1"; } # KEY FIELDS: of each item of a list in the plan, a line, with tabs between
+cores() { env -u OMP_NUM_THREADS nproc; } # with it, nproc would count threads
+here() { local n; n=$(cores); echo $((nj < n ? nj : n)); } # processes of work on this machine, however many jobs $cmd may run
+
 # What a job's script begins with. A queue may hand a job nothing of this environment (Kaldi's queue.pl and slurm.pl: PATH).
 job_header() {
   local v
   printf '#!/usr/bin/env bash\ncd %q || exit 1\n' "$PWD"
-  for v in PATH LD_LIBRARY_PATH WORK_DIR KALDI_ROOT ESSENCE_PYTHON ESSENCE_K2_PYTHON ESSENCE_KERNELS ESSENCE_WORKED OMP_NUM_THREADS; do
+  for v in PATH LD_LIBRARY_PATH WORK_DIR KALDI_ROOT ESSENCE_PYTHON ESSENCE_K2_PYTHON ESSENCE_KERNELS ESSENCE_PLUGINS PYTHONPATH \
+    ESSENCE_WORKED OMP_NUM_THREADS; do
     [ -z "${!v:-}" ] || printf 'export %s=%q\n' "$v" "${!v}"
   done
   # shellcheck disable=SC2016  # the job expands them: as many threads as it has cores
@@ -30,6 +50,24 @@ job_header() {
 as_jobs() { # LIST: a line of shell a job; LIST becomes a script that runs line $1
   { job_header; awk 'BEGIN { print "set -x\ncase $1 in" } { print NR ") " $0 " ;;" } END { print "esac" }' "$1"; } >"$1.sh"
   mv "$1.sh" "$1"
+}
+
+# run_jobs COMMAND LIST LOG: the lines of LIST as jobs of COMMAND, at most $nj at a time. What stops this script stops them.
+# Where watch is the name of a function, it is called every second meanwhile.
+run_jobs() {
+  local n jobs status=0
+  n=$(wc -l <"$2")
+  as_jobs "$2"
+  # shellcheck disable=SC2086  # COMMAND is words
+  $1 --max-jobs-run "$nj" JOB=1:"$n" "$3" bash "$2" JOB &
+  jobs=$!
+  trap 'trap "" INT TERM; kill '$jobs' 2>/dev/null; wait '$jobs'; exit 130' INT TERM
+  if [ -n "${watch:-}" ]; then
+    while kill -0 $jobs 2>/dev/null; do sleep 1; $watch; done
+  fi
+  wait $jobs || status=$?
+  trap - INT TERM
+  return $status
 }
 
 # shellcheck disable=SC2154,SC2086  # cmd is the caller's, and words

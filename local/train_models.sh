@@ -1,83 +1,84 @@
 #!/usr/bin/env bash
-# Stages 5 and 8: trains models side by side, those that are not up to date.
-help_message="Usage: local/train_models.sh [options] DATA ALI EXP SYSTEM...
- SYSTEM is NAME:MODEL for hard labels alone (EXP/NAME, conf/models/MODEL.yaml), or NAME:MODEL:SCP with soft targets
- too: a Posterior scp, or one of dense matrices where its name is full.scp.
- e.g.: local/train_models.sh --nj 2 data/mini/train_sp_hires exp/mini/ali exp/mini teacher_1:teacher_blstm \\
-         student_essence:student_tdnn:exp/mini/essence_k20/post.scp
-  --nj N             models trained at a time, one thread each (default: 2)
+# Stages 5 and 8: trains the networks of some roles side by side, those that are not up to date.
+help_message="Usage: local/train_models.sh [options] PLAN ROLE...
+ e.g.: local/train_models.sh --nj 2 exp/mini/plan.json teacher twin      # leaves exp/mini/SYSTEM/final.pt ...
+ ROLE: teacher, twin or student
+  --nj N             networks trained at a time, one thread each (default: 2)
   --cmd COMMAND      how jobs run (default: local/jobs.sh)
   --launcher COMMAND what starts a training: essence, or local/torchrun.sh, several processes (default: essence)
-  --seed N           (default: 1)
-  --soft-weight A    weight of the soft loss (default: 0.9)
-  --temperature T    (default: 1)
-  --mass RULE        what a pruned target sums to: renorm, keep or residual (default: the model's, renorm)"
+  --nnet3-cmd COMMAND, --nnet3-gpu WHAT   --cmd and --gpu of local/kaldi/train_nnet3.sh, which trains teachers of nnet3
+                     (default: that script's)
+  --keep-targets true|false   keep soft targets that only points of an ablation learn from (default: false: when all are
+                     trained they are removed)"
 nj=2
 cmd=local/jobs.sh
 launcher=essence
-seed=1
-soft_weight=0.9
-temperature=1
-mass=
+nnet3_cmd=
+nnet3_gpu=
+keep_targets=false
 . local/stage.sh
-[ $# -ge 4 ] || usage
-data=$1 ali=$2 exp=$3
-shift 3
-need 3 "$data/feats.scp" "$data/.done"
-need 4 "$ali/ali.scp" "$ali/.done"
+[ $# -ge 2 ] || usage
+read_plan "$1"
+shift
+# shellcheck source=local/trainings.sh
+. local/trainings.sh
+read_trainings
+need 3 "$train" "$train/feats.scp"
+need 4 "$exp/ali" "$exp/ali/ali.scp"
 
 list=$(mktemp "$exp/train_list.XXXXXX")
-trap 'rm -f "$list"' EXIT
-todo=() fps=()
-for system in "$@"; do
-  IFS=: read -r sys model soft <<<"$system"
-  [ -f "conf/models/$model.yaml" ] || refuse "no conf/models/$model.yaml for '$system'"
-  settings="train seed=$seed" inputs=("conf/models/$model.yaml" "$data" "$ali") args=()
-  if [ -n "$soft" ]; then
-    need 6-7 "$soft" "${soft%/*}/.done"
-    kind=post
-    if [ "${soft##*/}" = full.scp ]; then kind=dense; fi
-    settings+=" soft=$kind weight=$soft_weight temperature=$temperature${mass:+ mass=$mass}"
-    inputs+=("${soft%/*}")
-    args=(--soft "$soft" --soft-kind "$kind" --soft-weight "$soft_weight" --temperature "$temperature" ${mass:+--mass "$mass"})
-  fi
-  fp=$(fingerprint "$settings" "${inputs[@]}")
+trap 'rm -f "$list"*' EXIT
+todo=() fps=() nnet3=()
+found=$(rows "systems[role=$(IFS='|'; echo "$*")]" "$training_fields")
+while IFS= read -r row; do
+  [ -n "$row" ] || continue
+  IFS=$'\t' read -r sys model _ targets _ <<<"$row"
+  if [ "${model_kind[$model]}" = nnet3 ]; then nnet3+=("$sys:${model#*/}"); continue; fi
+  [ "$targets" = - ] || need 6-7 "${target_scp[$targets]%/*}"
+  read_training "$row"
   if is_done "$exp/$sys" "$fp"; then echo "$0: $exp/$sys is up to date"; continue; fi
-  # What another setting left behind is not resumed; what this one left is.
-  if [ "$(cat "$exp/$sys/.begun" 2>/dev/null)" != "$fp" ]; then rm -rf "${exp:?}/$sys"; mkdir -p "$exp/$sys"; echo "$fp" >"$exp/$sys/.begun"; fi
-  rm -f "$exp/$sys/.done"
+  resume "$exp/$sys" "$fp"
   # shellcheck disable=SC2086  # launcher is words
-  printf '%q ' $launcher train --model "conf/models/$model.yaml" --seed "$seed" "${args[@]}" "$data" "$ali" "$exp/$sys" >>"$list"
+  printf '%q ' $launcher train "${args[@]}" "$train" "$exp/ali" "$exp/$sys" >>"$list"
   echo >>"$list"
   todo+=("$sys") fps+=("$fp")
-done
-[ ${#todo[@]} -gt 0 ] || exit 0
+done <<<"$found"
 
-echo "$0: training ${todo[*]}; logs: $exp/*/train.log"
-as_jobs "$list"
-# shellcheck disable=SC2086  # cmd is words
-$cmd --max-jobs-run "$nj" JOB=1:${#todo[@]} "$exp/log/train.JOB.log" bash "$list" JOB &
-jobs=$!
-trap 'trap "" INT TERM; kill $jobs 2>/dev/null; wait $jobs; rm -f "$list"; exit 130' INT TERM
-# Meanwhile, where each model stands, whenever that has changed.
-waited=0
+if [ ${#nnet3[@]} -gt 0 ]; then
+  local/kaldi/train_nnet3.sh --nj "$nj" ${nnet3_cmd:+--cmd "$nnet3_cmd"} ${nnet3_gpu:+--gpu "$nnet3_gpu"} "$plan" "${nnet3[@]}"
+fi
+
+# Meanwhile, now and then: where each model stands, or of many how many are trained.
+waited=0 said_count=0 started=$SECONDS
 declare -A said=()
-while kill -0 $jobs 2>/dev/null; do
-  sleep 1
+watch_models() {
+  local sys line trained=0
   waited=$((waited + 1))
-  [ $((waited % 30)) -eq 0 ] || continue
+  [ $((waited % 30)) -eq 0 ] || return 0
   for sys in "${todo[@]}"; do
-    if [ ! -s "$exp/$sys/train.log" ] || [ -f "$exp/$sys/final.pt" ]; then continue; fi
+    if [ -f "$exp/$sys/final.pt" ]; then trained=$((trained + 1)); continue; fi
+    if [ ${#todo[@]} -gt 8 ] || [ ! -s "$exp/$sys/train.log" ]; then continue; fi
     line=$(tail -n 1 "$exp/$sys/train.log")
     if [ "$line" != "${said[$sys]:-}" ]; then echo "  $sys: $line"; fi
     said[$sys]=$line
   done
-done
+  if [ ${#todo[@]} -gt 8 ] && [ $trained -gt $said_count ]; then
+    echo "  $trained of ${#todo[@]} trained, about $((((SECONDS - started) * (${#todo[@]} - trained) / trained + 59) / 60)) min to go"
+    said_count=$trained
+  fi
+}
 failed=0 logs=()
-wait $jobs || failed=1
+if [ ${#todo[@]} -gt 0 ]; then
+  echo "$0: training ${todo[*]}; logs: $exp/*/train.log"
+  watch=watch_models run_jobs "$cmd" "$list" "$exp/log/train.JOB.log" || failed=1
+fi
 for i in "${!todo[@]}"; do # those that were trained stay trained, whatever became of the others
   if [ "$failed" -eq 1 ] && ! [ -f "$exp/${todo[i]}/final.pt" ]; then logs+=("$exp/log/train.$((i + 1)).log"); continue; fi
   mark_done "$exp/${todo[i]}" "${fps[i]}" final.pt model.yaml priors.txt progress.jsonl info.json
   echo "$0: ${todo[i]}: $(tail -n 1 "$exp/${todo[i]}/train.log")"
 done
 [ "$failed" -eq 0 ] || fail "a training failed; logs: ${logs[*]:-$exp/log/train.*.log}"
+if [ "$keep_targets" = false ] && [[ " $* " == *" student "* ]]; then
+  found=$(rows 'targets[keep=false]' scp)
+  for scp in $found; do rm -f "$exp/${scp%/*}"/*.ark; done # their descriptions stay; stage 7 makes them again where they are missed
+fi

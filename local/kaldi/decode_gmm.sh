@@ -1,41 +1,36 @@
 #!/usr/bin/env bash
 # Stage 9 of the engine kaldi, second part: the GMM, decoded by steps/decode_fmllr.sh, at its own best scale.
-help_message="Usage: local/kaldi/decode_gmm.sh [options] DATA EXP
- e.g.: local/kaldi/decode_gmm.sh --nj 2 \$PWD/data/mini_kaldi \$PWD/exp/mini_kaldi
+help_message="Usage: local/kaldi/decode_gmm.sh [options] PLAN
+ e.g.: local/kaldi/decode_gmm.sh --nj 2 exp/mini_kaldi/plan.json
  leaves EXP/gmm/sweep and EXP/gmm/decode_SET; lattices and logs: EXP/kaldi/exp/final_gmm/decode_SET
-  --nj N              jobs (default: 2)
-  --cmd COMMAND       how they run (default: run.pl)
-  --dev-set NAME      (default: dev)
-  --eval-sets 'A B'   (default: eval_swbd eval_che)
-  --rescore-lm DIR    rescore lattices with DATA/lang_rescore/G.carpa, made of this n-gram (default: do not)"
+  --nj N          jobs (default: 2)
+  --cmd COMMAND   how they run (default: run.pl)"
 nj=2
 cmd=run.pl
-dev_set=dev
-eval_sets="eval_swbd eval_che"
-rescore_lm=
-. local/kaldi/room.sh
-[ $# -eq 2 ] || usage
-data=$1 exp=$2
-need 9 "$exp/graph/HCLG.fst" "$exp/graph/.done"
+. local/kaldi/recipe_dir.sh
+[ $# -eq 1 ] || usage
+read_plan "$1"
+need 9 "$exp/graph" "$exp/graph/HCLG.fst"
 inputs=("$exp/graph" "$exp/gmm" "$ESSENCE_ROOT/conf/decode.yaml")
 rescore=()
-if [ -n "$rescore_lm" ]; then
-  need 1 "$data/lang/G.fst" "$data/lang_rescore/G.carpa" "$rescore_lm/.done"
+if [ "$rescore_lm_order" -gt 0 ]; then
+  need 1 "$data/lang/G.fst" "$data/lang_rescore/G.carpa" "$data/lm_rescore"
   rescore=(--old-lm "$data/lang/G.fst" --new-lm "$data/lang_rescore/G.carpa")
-  inputs+=("$rescore_lm")
+  inputs+=("$data/lm_rescore")
 fi
-for set in $dev_set $eval_sets; do
-  need 2 "$data/$set/feats.scp" "$data/$set/.done"
+for set in $decode_sets; do
+  need 2 "$data/$set" "$data/$set/feats.scp"
   inputs+=("$data/$set")
 done
-fp=$(fingerprint "kaldi decode gmm" "${inputs[@]}")
-out=$exp/gmm
-if is_done "$out/decode_$dev_set" "$fp"; then echo "$0: the GMM's decoding is up to date"; exit 0; fi
-enter_room "$data" "$exp"
+fp=$(fingerprint decode kaldi "${inputs[@]}")
+out=$exp/gmm whole=true
+for set in $decode_sets; do is_done "$out/decode_$set" "$fp" || whole=false; done
+if [ $whole = true ]; then echo "$0: the GMM's decoding is up to date"; exit 0; fi
+enter_recipe_dir
 rm -rf "$out"/{sweep,decode_*}
 jobs=$(mktemp "$exp/gmm_list.XXXXXX")
 trap 'rm -f "$jobs"' EXIT
-for set in $dev_set $eval_sets; do
+for set in $decode_sets; do
   dir=exp/final_gmm/decode_$set
   rm -rf "$dir" "$dir.si"
   steps/decode_fmllr.sh --cmd "$cmd" --nj "$(jobs_for "data/$set" "$nj")" --skip-scoring true exp/final_gmm/graph "data/$set" "$dir" ||
@@ -50,9 +45,9 @@ decode=(essence decode --decoder kaldi-lattice --config conf/decode.yaml)
 one_job "$exp/log/sweep_gmm.log" "${decode[@]}" --sweep "$data/$dev_set/text" --sweep-scales "$scales" \
   --jobs-file "$jobs.sweep" "$exp/graph"
 one_job "$exp/log/decode_gmm.log" "${decode[@]}" "${rescore[@]}" --jobs-file "$jobs" "$exp/graph"
-for set in $dev_set $eval_sets; do
+for set in $decode_sets; do
   cp "$data/$set/text" "$out/decode_$set/ref.txt"
   same_count "$data/$set/feats.scp" "$out/decode_$set/hyp.txt"
 done
-mark_done "$out/decode_$dev_set" "$fp" hyp.txt ref.txt decode.json
+for set in $decode_sets; do mark_done "$out/decode_$set" "$fp" hyp.txt ref.txt decode.json; done
 echo "$0: decoded the GMM"

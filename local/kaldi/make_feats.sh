@@ -1,21 +1,20 @@
 #!/usr/bin/env bash
 # Stage 2 of the engine kaldi: MFCC and CMVN by steps/, filterbanks for the networks (SET_hires).
-help_message="Usage: local/kaldi/make_feats.sh [options] DATA EXP SET...
- e.g.: local/kaldi/make_feats.sh --nj 2 \$PWD/data/mini_kaldi \$PWD/exp/mini_kaldi train dev
+help_message="Usage: local/kaldi/make_feats.sh [options] PLAN
+ e.g.: local/kaldi/make_feats.sh --nj 2 exp/mini_kaldi/plan.json      # of every set of the plan
  logs: EXP/kaldi/exp/make_mfcc
   --nj N          jobs (default: 2)
   --cmd COMMAND   how they run (default: run.pl)"
 nj=2
 cmd=run.pl
-. local/kaldi/room.sh
-[ $# -ge 3 ] || usage
-data=$1 exp=$2
-shift 2
-need 0 "$data/.done"
-for set in "$@"; do need 0 "$data/$set/wav.scp" "$data/$set/text"; done
-enter_room "$data" "$exp"
-for set in "$@"; do
-  fp=$(fingerprint "kaldi feats" "$data" "$data/$set/wav.scp" "$data/$set/text" conf/mfcc.conf)
+. local/kaldi/recipe_dir.sh
+[ $# -eq 1 ] || usage
+read_plan "$1"
+need 0 "$data"
+for set in $sets; do need 0 "$data/$set/wav.scp" "$data/$set/text"; done
+enter_recipe_dir
+for set in $sets; do
+  fp=$(fingerprint feats kaldi "$data" "$data/$set/wav.scp" "$data/$set/text" conf/mfcc.conf)
   if is_done "$data/$set" "$fp" && is_done "$data/${set}_hires" "$fp"; then
     echo "$0: features of $data/$set are up to date"
     continue

@@ -1,20 +1,18 @@
 #!/usr/bin/env bash
 # Stage 1 of the engine kaldi: utils/prepare_lang.sh, our language model, G.fst by arpa2fst.
-help_message="Usage: local/kaldi/prepare_lang.sh [options] DATA EXP
- e.g.: local/kaldi/prepare_lang.sh --lm-order 3 \$PWD/data/mini_kaldi \$PWD/exp/mini_kaldi
- reads DATA/dict and DATA/lm_arpa.gz, else DATA/lm_text, else DATA/TRAIN/text; leaves DATA/lang and DATA/lm
-  --lm-order N       order of the n-gram model (default: 3)
-  --train-set NAME   (default: train)
-  --dev-set NAME     whose perplexity is told (default: dev)"
-lm_order=3
-train_set=train
-dev_set=dev
-. local/kaldi/room.sh
-[ $# -eq 2 ] || usage
-data=$1 exp=$2
-need 0 "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/$dev_set/text" "$data/.done"
-lang_fp=$(fingerprint "kaldi lang" "$data" "$data/dict/lexicon.txt")
-enter_room "$data" "$exp"
+help_message="Usage: local/kaldi/prepare_lang.sh [options] PLAN
+ e.g.: local/kaldi/prepare_lang.sh exp/mini_kaldi/plan.json
+ reads DATA/dict and DATA/lm_arpa.gz, else DATA/lm_text, else DATA/TRAIN/text; leaves DATA/lang and DATA/lm, and what
+ local/rescore_lm.sh and local/kaldi/const_arpa.sh leave, where words are rescored
+  --nj N, --cmd COMMAND   not used: the work is done here, by one process"
+# shellcheck disable=SC2034
+nj=1 cmd=
+. local/kaldi/recipe_dir.sh
+[ $# -eq 1 ] || usage
+read_plan "$1"
+need 0 "$data" "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/$dev_set/text"
+lang_fp=$(fingerprint lang kaldi "$data" "$data"/dict/*.txt)
+enter_recipe_dir
 # What stands for unknown words: <unk>, or the first word that is a silence phone other than silence itself.
 oov=$(awk 'FILENAME ~ /silence_phones/ { if (FILENAME !~ /nonsilence/) for (i = 1; i <= NF; i++) silence[$i] = 1; next }
   FILENAME ~ /optional_silence/ { delete silence[$1]; next }
@@ -31,19 +29,25 @@ else
   mark_done data/lang "$lang_fp" L.fst L_disambig.fst words.txt phones.txt topo
 fi
 # Nothing but the graph depends on the language model: another order leaves GMM and networks as they are.
-fp=$(fingerprint "kaldi lm order=$lm_order" "$data" "$data/lang")
-if is_done data/lm "$fp"; then echo "$0: $data/lm is up to date"; exit 0; fi
-rm -rf data/lm
-mkdir -p data/lm
 text=data/lm_text
 [ -f "$text" ] || text=data/$train_set/text
-if [ -f data/lm_arpa.gz ]; then  # data preparation made one
-  cp data/lm_arpa.gz data/lm/lm.arpa.gz
-  essence perplexity data/lm/lm.arpa.gz "data/$dev_set/text"
+[ ! -f data/lm_arpa.gz ] || text=data/lm_arpa.gz
+fp=$(fingerprint lm "kaldi order=$lm_order" "$data" "$data/lang" "$text")
+if is_done data/lm "$fp"; then
+  echo "$0: $data/lm is up to date"
 else
-  essence train-lm --order "$lm_order" --words data/lang/words.txt --map-oov "$oov" --test "data/$dev_set/text" "$text" data/lm/lm.arpa.gz
+  begin data/lm "$fp"
+  if [ -f data/lm_arpa.gz ]; then  # data preparation made one
+    cp data/lm_arpa.gz data/lm/lm.arpa.gz
+    essence perplexity data/lm/lm.arpa.gz "data/$dev_set/text"
+  else
+    essence train-lm --order "$lm_order" --words data/lang/words.txt --map-oov "$oov" --test "data/$dev_set/text" "$text" data/lm/lm.arpa.gz
+  fi
+  gunzip -c data/lm/lm.arpa.gz | arpa2fst --disambig-symbol=#0 --read-symbol-table=data/lang/words.txt - data/lang/G.fst
+  utils/validate_lang.pl --skip-determinization-check data/lang
+  mark_done data/lm "$fp" lm.arpa.gz ../lang/G.fst
+  echo "$0: lang and language model are in $data/lang and $data/lm"
 fi
-gunzip -c data/lm/lm.arpa.gz | arpa2fst --disambig-symbol=#0 --read-symbol-table=data/lang/words.txt - data/lang/G.fst
-utils/validate_lang.pl --skip-determinization-check data/lang
-mark_done data/lm "$fp" lm.arpa.gz ../lang/G.fst
-echo "$0: lang and language model are in $data/lang and $data/lm"
+cd "$ESSENCE_ROOT"
+local/rescore_lm.sh "$plan"
+local/kaldi/const_arpa.sh "$plan"

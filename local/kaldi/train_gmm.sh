@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Stage 4 of the engine kaldi: mono, tri1 (deltas), tri2 (LDA+MLLT), tri3 (speaker adaptive), alignment of SET_sp by fMLLR.
-help_message="Usage: local/kaldi/train_gmm.sh [options] DATA EXP SET
- e.g.: local/kaldi/train_gmm.sh --nj 2 \$PWD/data/mini_kaldi \$PWD/exp/mini_kaldi train
+help_message="Usage: local/kaldi/train_gmm.sh [options] PLAN
+ e.g.: local/kaldi/train_gmm.sh --nj 2 exp/mini_kaldi/plan.json
  leaves EXP/gmm (final.mdl, tree, tree.txt), EXP/ali, and in EXP/kaldi/exp what Kaldi's scripts leave, logs too
+ A corpus may have a train_gmm.sh of its own in its recipe, which is run in the place of this one.
   --nj N          jobs (default: 2)
   --cmd COMMAND   how they run (default: run.pl)
   --leaves N      leaves of the trees (default: 0: one for every 600 frames of SET, 100 to 4000)
@@ -11,13 +12,15 @@ nj=2
 cmd=run.pl
 leaves=0
 gauss=0
-. local/kaldi/room.sh
-[ $# -eq 3 ] || usage
-data=$1 exp=$2 set=$3
-need 1 "$data/lang/L.fst" "$data/lang/.done"
-need 2 "$data/$set/feats.scp" "$data/$set/.done"
-need 3 "$data/${set}_sp/feats.scp" "$data/${set}_sp/.done"
-enter_room "$data" "$exp"
+. local/kaldi/recipe_dir.sh
+[ $# -eq 1 ] || usage
+read_plan "$1"
+if [ -x "recipes/$corpus/train_gmm.sh" ]; then exec "recipes/$corpus/train_gmm.sh" --nj "$nj" --cmd "$cmd" "$plan"; fi
+set=$train_set
+need 1 "$data/lang" "$data/lang/L.fst"
+need 2 "$data/$set" "$data/$set/feats.scp"
+need 3 "$data/${set}_sp" "$data/${set}_sp/feats.scp"
+enter_recipe_dir
 
 frames=$(awk '{ n += $2 } END { print n }' "data/$set/utt2num_frames")
 if [ "$leaves" -eq 0 ]; then
@@ -27,7 +30,7 @@ if [ "$leaves" -eq 0 ]; then
 fi
 [ "$gauss" -gt 0 ] || gauss=$((6 * leaves))
 n=$(jobs_for "data/$set" "$nj")
-fp=$(fingerprint "kaldi gmm leaves=$leaves gauss=$gauss" "$data/$set" "$data/lang")
+fp=$(fingerprint gmm "kaldi leaves=$leaves gauss=$gauss" "$data/$set" "$data/lang")
 
 echo "$0: $frames frames: trees of $leaves leaves, $gauss Gaussians; logs: $PWD/exp/*/log"
 train=("data/$set" data/lang)

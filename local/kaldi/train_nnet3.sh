@@ -1,29 +1,28 @@
 #!/usr/bin/env bash
 # Stage 5 of the engine kaldi with --teachers nnet3: networks by steps/nnet3, on the filterbanks and alignments of all others.
-help_message="Usage: local/kaldi/train_nnet3.sh [options] DATA EXP SET SYSTEM...
+help_message="Usage: local/kaldi/train_nnet3.sh [options] PLAN SYSTEM...
  SYSTEM is NAME:MODEL for EXP/NAME by conf/nnet3/MODEL.xconfig
- e.g.: local/kaldi/train_nnet3.sh \$PWD/data/mini_kaldi \$PWD/exp/mini_kaldi train_sp teacher_1:tdnn teacher_2:blstm
+ e.g.: local/kaldi/train_nnet3.sh exp/mini_kaldi/plan.json teacher_1:tdnn teacher_2:blstm
  leaves EXP/NAME (final.mdl, model.yaml, priors.txt, info.json, ...), which essence runs as it runs its own models;
  logs: EXP/kaldi/exp/nnet3/NAME/log
   --nj N          jobs (default: 2)
   --cmd COMMAND   how they run (default: run.pl)
-  --seed N        (default: 1)
   --gpu WHAT      --use-gpu of Kaldi's trainer: no, yes or wait (default: no)"
 nj=2
 cmd=run.pl
-seed=1
 gpu=no
-. local/kaldi/room.sh
-[ $# -ge 4 ] || usage
-data=$1 exp=$2 set=$3
-shift 3
-need 3 "$data/${set}_hires/feats.scp" "$data/${set}_hires/.done"
-need 4 "$exp/gmm/final.mdl" "$exp/gmm/.done" "$exp/ali/num_pdfs" "$exp/ali/.done"
+. local/kaldi/recipe_dir.sh
+[ $# -ge 2 ] || usage
+read_plan "$1"
+shift
+set=${train_set}_sp
+need 3 "$data/${set}_hires" "$data/${set}_hires/feats.scp"
+need 4 "$exp/gmm" "$exp/gmm/final.mdl" "$exp/ali" "$exp/ali/num_pdfs"
 for system in "$@"; do
   [ -f "conf/nnet3/${system#*:}.xconfig" ] || refuse "no conf/nnet3/${system#*:}.xconfig for '$system'"
 done
 local/kaldi/check.sh --gmm false --nnet3 true
-enter_room "$data" "$exp"
+enter_recipe_dir
 name=$(readlink exp/final_gmm)
 ali=exp/${name##*/}_ali_$set
 pdfs=$(cat "$exp/ali/num_pdfs") dim=$(feat-to-dim "scp:data/${set}_hires/feats.scp" - 2>/dev/null)
@@ -35,10 +34,11 @@ frames=$(awk '{ n += $2 } END { print n }' "data/${set}_hires/utt2num_frames")
 train() { # SYSTEM
   local sys=${1%%:*} xconfig=conf/nnet3/${1#*:}.xconfig out=$exp/${1%%:*} dir=exp/nnet3/${1%%:*}
   local fp model width began params tree_hash
-  fp=$(fingerprint "nnet3 seed=$seed" "$xconfig" "$data/${set}_hires" "$exp/ali")
+  fp=$(fingerprint train "nnet3 seed=$seed" "$xconfig" "$data/${set}_hires" "$exp/ali")
   if is_done "$out" "$fp"; then echo "$0: $out is up to date"; return; fi
-  rm -rf "$dir" "$out"
-  mkdir -p "$dir/configs" "$out"
+  rm -rf "$dir"
+  mkdir -p "$dir/configs"
+  begin "$out" "$fp"
   setting() { sed -n "s/^# $1: *//p" "$xconfig"; }
   sed "/^#/d; s/NUM_PDFS/$pdfs/; s/FEAT_DIM/$dim/" "$xconfig" >"$dir/configs/network.xconfig"
   steps/nnet3/xconfig_to_configs.py --xconfig-file "$dir/configs/network.xconfig" --config-dir "$dir/configs" \
@@ -62,7 +62,7 @@ train() { # SYSTEM
     { tail -n 5 "$out/train.log" >&2; fail "training $sys failed; logs: $out/train.log, $PWD/$dir/log"; }
   cp "$dir"/{final.mdl,tree,cmvn_opts,phones.txt} "$exp/ali/priors.txt" "$out"
   params=$(nnet3-am-info "$dir/final.mdl" 2>/dev/null | awk '/^num-parameters:/ { print $2 }')
-  tree_hash=$(sed -n 's/.*"tree_hash": *"\([0-9a-f]*\)".*/\1/p' "$exp/ali/ali.json")
+  tree_hash=$(essence get "$exp/ali/ali.json" tree_hash)
   printf '%s\n' "arch: nnet3" "model: {compute: '$(setting compute)'}" "feat_dim: $dim" "num_pdfs: $pdfs" \
     "frame_subsampling_factor: 3" "cmn: speaker" "tree_hash: $tree_hash" >"$out/model.yaml"
   printf '{"params": %d, "seconds": %d, "frames": %d, "device": "nnet3"}\n' "$params" $((SECONDS - began)) "$frames" >"$out/info.json"
@@ -78,7 +78,7 @@ watch() {
   waited=$((waited + 1))
   [ $((waited % 60)) -eq 0 ] || return 0
   for sys in "${begun[@]}"; do
-    if [ -f "$exp/$sys/.done" ]; then continue; fi
+    if marked "$exp/$sys" >/dev/null; then continue; fi
     line=$(grep -o 'Epoch: [^)]* complete' "$exp/$sys/train.log" 2>/dev/null | tail -n 1 | sed 's/Epoch: /epoch /; s/ (/, /') || true
     [ -z "$line" ] || echo "  $sys: $line"
   done

@@ -58,15 +58,14 @@ import_ali() { # DATA ALI OUT FACTOR: an alignment directory of essence, from Ka
   if [ -f "$ali/ali.scp" ] && [ -f "$ali/ali.json" ]; then
     [ -L "$out" ] || rm -rf "$out"
     ln -sfn "$(cd -P "$ali" && pwd)" "$out"
-    ali_fp=$(fingerprint "" "$ali"/ali.{scp,json})
+    ali_fp=$(fingerprint ali plugin "$ali"/ali.{scp,json})
     return 0
   fi
   files "$ali"/{final.mdl,tree,ali.1.gz,phones.txt}
   program show-transitions copy-transition-model ali-to-pdf
-  ali_fp=$(fingerprint "factor=$factor" "$data/utt2spk" "$ali"/{final.mdl,tree} "$ali"/ali.*.gz)
+  ali_fp=$(fingerprint ali "plugin factor=$factor" "$data/utt2spk" "$ali"/{final.mdl,tree} "$ali"/ali.*.gz)
   if [ ! -L "$out" ] && is_done "$out" "$ali_fp"; then return 0; fi
-  rm -rf "$out"
-  mkdir -p "$out"
+  begin "$out" "$ali_fp"
   # The transition model without Gaussians, which decoding with a student takes
   { show-transitions "$ali/phones.txt" "$ali/final.mdl" >"$out/transitions.txt" &&
     copy-transition-model "$ali/final.mdl" "$out/final.mdl"; } 2>"$out/transitions.log" ||

@@ -159,14 +159,13 @@ for i in "${!teachers[@]}"; do
   esac
 done
 [ -z "$online_ivector_dir" ] || inputs+=("$online_ivector_dir/ivector_online.scp")
-fp=$(fingerprint "$settings" "${inputs[@]}")
-all_fp=$(fingerprint "$fp $ali_fp")
+fp=$(fingerprint plugin "$settings" "${inputs[@]}")
+all_fp=$(fingerprint plugin "$fp $ali_fp")
 if is_done "$out" "$all_fp"; then echo "$0: $out is up to date"; exit 0; fi
-if [ "$(cat "$out/.begun" 2>/dev/null)" != "$fp" ]; then rm -rf "$out/jobs"; echo "$fp" >"$out/.begun"; fi
-rm -f "$out/.done"
+rm -f "$out/.marker"
+resume "$out/jobs" "$fp"
 
 # One script a job; what another run of this command has finished is kept.
-mkdir -p "$out/jobs"
 rm -f "$out"/jobs/feats.*
 utts=$(wc -l <"$data/feats.scp") nj=$(parts "$nj" "$data/feats.scp" "$out/jobs/feats" ${by_speaker:+"$by_speaker"})
 gpu_option=--use-gpu=no

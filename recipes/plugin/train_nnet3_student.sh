@@ -72,7 +72,8 @@ if [ -f "$targets/ali/transitions.txt" ]; then
     fail "$targets was made for another tree than that of $ali"
 fi
 num_pdfs=$(cat "$targets/ali/num_pdfs")
-factor=$(($(sed -n 's/.*"frame_shift_ms": *\([0-9]*\).*/\1/p' "$targets/essence.json") / 10))
+shift_ms=$(essence get "$targets/essence.json" frame_shift_ms)
+factor=$((${shift_ms%.*} / 10))
 context() { sed -n "s/^\(model_\)\?$1=//p" "$dir/configs/vars"; }
 left=$(($(context left_context) + chunk_left_context)) right=$(($(context right_context) + chunk_right_context))
 
@@ -92,7 +93,7 @@ low_rate() {
 times=1 mix=(--frame-subsampling-factor "$factor")
 if [ "$factor" -gt 1 ] && low_rate; then times=$factor; else mix+=(--every-frame); fi
 egs=$dir/egs
-fp=$(fingerprint "egs $trainer ${mix[*]} A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
+fp=$(fingerprint plugin "egs $trainer ${mix[*]} A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
 subset=$num_utts_subset srand=$srand" "$data/feats.scp" "$data/cmvn.scp" "$targets"/{post.scp,essence.json} "$targets/ali/ali.scp" \
   ${online_ivector_dir:+"$online_ivector_dir/ivector_online.scp"})
 if is_done "$egs" "$fp" && [ "${side_by_side:-1}" -le "$(cat "$egs/info/num_archives")" ]; then
@@ -125,7 +126,7 @@ else
   awk -v n="$num_utts_subset" -v total="$(wc -l <"$egs/jobs/train_uttlist")" \
     'BEGIN { step = total > n ? total / n : 1 } NR > at { print; at += step }' "$egs/jobs/train_uttlist" >"$egs/train_subset_uttlist"
 
-  frames=$(sed -n 's/.*"num_frames": *\([0-9]*\).*/\1/p' "$egs/jobs/essence.json")
+  frames=$(essence get "$egs/jobs/essence.json" num_frames)
   per_eg=${frames_per_eg%%,*}
   frames=$((frames * times))
   archives=$((frames / (per_eg * samples_per_iter) + 1))

@@ -27,14 +27,14 @@ model=${model:-$ESSENCE_ROOT/conf/models/student_tdnn.yaml}
 files "$model" "$data"/{feats.scp,utt2spk} "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,num_pdfs,priors.txt}
 default_cmd
 [ "$gpu" = false ] || cmd="$cmd --gpu 1"
-shift_ms=$(sed -n 's/.*"frame_shift_ms": *\([0-9]*\).*/\1/p' "$targets/essence.json")
+shift_ms=$(essence get --default '' "$targets/essence.json" frame_shift_ms)
+shift_ms=${shift_ms%.*}
 
-fp=$(fingerprint "train $set weight=$soft_weight seed=$seed" "$model" "$data/feats.scp" "$targets"/{post.scp,essence.json} \
+fp=$(fingerprint train "plugin $set weight=$soft_weight seed=$seed" "$model" "$data/feats.scp" "$targets"/{post.scp,essence.json} \
   "$targets"/ali/{ali.scp,priors.txt})  # an index alone may be that of other targets
 if is_done "$dir" "$fp"; then echo "$0: $dir is up to date"; exit 0; fi
-if [ "$(cat "$dir/.begun" 2>/dev/null)" != "$fp" ]; then rm -rf "${dir:?}"; fi
+resume "$dir" "$fp"
 mkdir -p "$dir/log" "$dir/data"
-echo "$fp" >"$dir/.begun"
 # The utterances that have targets
 only "$targets/post.scp" "$data/feats.scp" >"$dir/data/feats.scp"
 for f in utt2spk utt2uniq; do [ ! -f "$data/$f" ] || only "$dir/data/feats.scp" "$data/$f" >"$dir/data/$f"; done

@@ -23,8 +23,7 @@ gpu_tflops=10
 speed="assumed (--rates FILE: as measured)" device=GPU
 if [ -n "$rates" ]; then
   [ -f "$rates" ] || fail "--rates: there is no '$rates'; 'essence bench-train --json FILE' writes it"
-  gpu_tflops=$(sed -n 's/^ *"tflops": \([0-9.e-]*\),*$/\1/p' "$rates" | tail -n 1)
-  name=$(sed -n 's/^ *"device": "\(.*\)",*$/\1/p' "$rates")
+  gpu_tflops=$(essence get --default '' "$rates" tflops) name=$(essence get --default '' "$rates" device)
   if [ -z "$gpu_tflops" ] || [ -z "$name" ]; then fail "--rates: '$rates' is not what 'essence bench-train --json FILE' writes"; fi
   speed="measured on $name"
   [ "$name" != CPU ] || device=CPU

@@ -1,33 +1,31 @@
 #!/usr/bin/env bash
 # Stage 4 of the corpus swbd: Kaldi's recipe s5c to tri4, from subsets to all of the training set.
-help_message="Usage: recipes/swbd/train_gmm.sh [options] DATA EXP SET
- e.g.: recipes/swbd/train_gmm.sh --nj 30 --cmd queue.pl \$PWD/data/swbd_kaldi \$PWD/exp/swbd_kaldi train
+help_message="Usage: recipes/swbd/train_gmm.sh [options] PLAN
+ e.g.: recipes/swbd/train_gmm.sh --nj 30 --cmd queue.pl exp/swbd_kaldi/plan.json
  mono on short utterances, tri1 and tri2 (deltas) on a part, tri3 (LDA+MLLT) and tri4 (speaker adaptive) on all
   --nj N          jobs (default: 30)
-  --cmd COMMAND   how they run (default: run.pl)
-  --size NAME     sizes of recipe.conf (default: default)"
+  --cmd COMMAND   how they run (default: run.pl)"
 nj=30
 cmd=run.pl
-size=default
-. local/kaldi/room.sh
-[ $# -eq 3 ] || usage
-data=$1 exp=$2 set=$3
+. local/kaldi/recipe_dir.sh
+[ $# -eq 1 ] || usage
+read_plan "$1"
+set=$train_set
 # shellcheck source=recipes/swbd/recipe.conf
 . recipes/swbd/recipe.conf
-need 1 "$data/lang/L.fst" "$data/lang/.done"
-need 2 "$data/$set/feats.scp" "$data/$set/.done"
-need 3 "$data/${set}_sp/feats.scp" "$data/${set}_sp/.done"
-enter_room "$data" "$exp"
+need 1 "$data/lang" "$data/lang/L.fst"
+need 2 "$data/$set" "$data/$set/feats.scp"
+need 3 "$data/${set}_sp" "$data/${set}_sp/feats.scp"
+enter_recipe_dir
 
 # shellcheck disable=SC2154  # the sizes are recipe.conf's
 {
   read -r shortest short <<<"$mono_utts"
   read -ra leaves <<<"$leaves"
   read -ra gauss <<<"$gauss"
-  fp=$(fingerprint "swbd gmm ${leaves[*]} ${gauss[*]} $shortest $short $deltas_utts" "$data/$set" "$data/lang")
+  fp=$(fingerprint gmm "swbd ${leaves[*]} ${gauss[*]} $shortest $short $deltas_utts" "$data/$set" "$data/lang")
   if ! is_done exp/subsets "$fp"; then
-    rm -rf exp/subsets
-    mkdir -p exp/subsets
+    begin exp/subsets "$fp"
     utils/subset_data_dir.sh --shortest "data/$set" "$shortest" exp/subsets/shortest
     utils/subset_data_dir.sh exp/subsets/shortest "$short" exp/subsets/short
     utils/subset_data_dir.sh --first "data/$set" "$deltas_utts" exp/subsets/part

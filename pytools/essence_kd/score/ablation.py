@@ -10,11 +10,12 @@ from typing import Any, Sequence
 import numpy as np
 
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import write_text
+from essence_kd.io.provenance import sidecar_path, write_text
 from essence_kd.io.text import read_map
+from essence_kd.plan.plan import Plan, read_plan
 from essence_kd.score import significance, wer
-from essence_kd.score.experiment import DEV_SET, System, in_order, load_system, read_json
-from essence_kd.score.results import TOTAL, draw_errors, p_text, set_name
+from essence_kd.score.experiment import TOTAL, System, load_system, read_json, set_labels
+from essence_kd.score.results import draw_errors, p_text
 
 REFERENCES = (("hard", "baseline"), ("all", "every soft label"), ("ensemble", "ensemble"))
 
@@ -24,10 +25,12 @@ class Entry:
     """A point of the grid, or the ensemble: its systems, by seed."""
 
     name: str
+    label: str
     settings: dict[str, Any]
     runs: dict[int, System] = field(default_factory=dict)
     entries_per_frame: float | None = None
     retained_mass: float | None = None
+    systems: dict[int, str] = field(default_factory=dict)  # seed -> name of the system
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float] | None:
@@ -77,57 +80,56 @@ def over_seeds(drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class Ablation:
     """The entries with whatever of them is decoded, and bootstrap draws that all of them share."""
 
-    def __init__(self, exp_dir: Path, out_dir: Path, utt2spk: dict[str, dict[str, str]], *, draws: int, seed: int,
-                 against: Sequence[str] = (), dev_set: str = DEV_SET):
-        self.dev_set = dev_set
-        self.plan = read_json(out_dir / "plan.json", base=dict, points=list)
+    def __init__(self, exp_dir: Path, plan: Plan, utt2spk: dict[str, dict[str, str]], *, draws: int, seed: int,
+                 against: Sequence[str] = ()):
+        if plan.ablation is None:
+            raise UserError(f"{exp_dir}: the plan has no ablation (./run.sh --ablation true)")
+        self.plan, self.dev_set = plan, plan.dev_set
         self.draws, self.seed = draws, seed
         self.entries: dict[str, Entry] = {}
         self.waiting: list[str] = []
-        for point in self.plan["points"]:
-            entry = Entry(point["name"], point)
-            for number in point["seeds"]:
-                taken = point["from"].get(str(number))
-                path = exp_dir / taken if taken else out_dir / point["name"] / f"seed_{number}" / "student"
-                if any(path.glob("decode_*/.done")):  # a decoding that is under way has none
-                    entry.runs[number] = load_system(path)
+        columns = plan.sets_of("test") + [plan.dev_set]
+
+        def decoded(name: str) -> System | None:
+            # a decoding that is under way has no whole set
+            system = load_system(exp_dir, plan.system(name), columns)
+            return system if system.scores else None
+
+        for point in plan.ablation.points:
+            entry = Entry(point.name, point.label, point.settings, systems={run.seed: run.system for run in point.runs})
+            for run in point.runs:
+                system = decoded(run.system)
+                if system is None:
+                    self.waiting.append(f"{point.name}/seed_{run.seed}")
                 else:
-                    self.waiting.append(f"{point['name']}/seed_{number}")
-            self._describe_target(entry, exp_dir, out_dir)
+                    entry.runs[run.seed] = system
+            target = plan.target(point.targets)
+            sidecar = Path(sidecar_path(f"scp:{exp_dir / target.scp}")) if target else None
+            if sidecar is not None and sidecar.is_file():
+                told = read_json(sidecar)
+                entry.entries_per_frame = told["num_entries"] / told["num_frames"]
+                entry.retained_mass = told.get("mean_mass")
             if entry.runs:
                 self.entries[entry.name] = entry
         if not self.entries:
-            raise UserError(f"{out_dir}: no point has been decoded yet (local/run_ablation.sh does that)")
-        if any((exp_dir / "ensemble").glob("decode_*/.done")):
-            self.entries["ensemble"] = Entry("ensemble", {}, {0: load_system(exp_dir / "ensemble")})
+            raise UserError(f"{exp_dir}: no point of the ablation has been decoded yet (./run.sh --ablation true does that)")
+        for ensemble in plan.main_systems("ensemble"):
+            system = decoded(ensemble.name)
+            if system is not None:
+                self.entries["ensemble"] = Entry("ensemble", ensemble.label, {}, {0: system})
         unknown = [name for name in against if name not in self.entries]
         if unknown:
-            raise UserError(f"{out_dir}: there is no decoded point '{unknown[0]}' (there are: {', '.join(self.entries)})")
+            raise UserError(f"{exp_dir}: there is no decoded point '{unknown[0]}' (there are: {', '.join(self.entries)})")
         self.against = list(against)
         self._check_references()
-        decoded = [set(r.scores) for e in self.entries.values() for r in e.runs.values()]
-        self.sets = in_order(set.intersection(*decoded), dev_set)
+        whole = set.intersection(*(set(r.scores) for e in self.entries.values() for r in e.runs.values()))
+        self.sets = [name for name in columns if name in whole]
         if not self.sets:
-            raise UserError(f"{out_dir}: no set has been decoded for every point")
+            raise UserError(f"{exp_dir}: no set has been decoded for every point")
         self.unit: dict[str, str] = {}
         self._draw(utt2spk)
-        self.tests = [s for s in self.sets if s != dev_set]
-        self.columns = self.tests + ([TOTAL] if len(self.tests) > 1 else []) + [s for s in self.sets if s == dev_set]
-
-    @staticmethod
-    def _describe_target(entry: Entry, exp_dir: Path, out_dir: Path) -> None:
-        """Entries a frame and retained mass, from the sidecar of the targets, or of those of the main run."""
-        target = entry.settings["target"]
-        places = [out_dir / "targets" / target / name for name in ("essence.json", "full.json")]
-        if target == "all":
-            places = [exp_dir / "posteriors" / "full.json"]
-        elif entry.settings["from"]:
-            places += [p for p in sorted(exp_dir.glob("essence_*/essence.json"))
-                       if read_json(p).get("k") == entry.settings["top_k"]]
-        sidecar = next((read_json(p) for p in places if target and p.is_file()), None)
-        if sidecar is not None:
-            entry.entries_per_frame = sidecar["num_entries"] / sidecar["num_frames"]
-            entry.retained_mass = sidecar.get("mean_mass")
+        self.tests = [s for s in self.sets if s != self.dev_set]
+        self.columns = self.tests + ([TOTAL] if len(self.tests) > 1 else []) + [s for s in self.sets if s == self.dev_set]
 
     def _check_references(self) -> None:
         first: dict[str, System] = {}
@@ -206,18 +208,19 @@ class Ablation:
                 interval = t_interval(rates)
                 found[column] = {"wer": round(float(rates.mean()), 4), "each_seed": [round(float(v), 4) for v in rates],
                                  "interval": interval and [round(v, 4) for v in interval]}
-            points[name] = {"settings": entry.settings, "seeds": sorted(entry.runs), "wer": found,
+            points[name] = {"label": entry.label, "settings": entry.settings, "systems": entry.systems, "seeds": sorted(entry.runs), "wer": found,
                             "entries_per_frame": entry.entries_per_frame, "retained_mass": entry.retained_mass}
         comparisons = [self.compare(a, b, column) for a in self.entries for b in self.references() if a != b
                        and a != "ensemble" for column in self.columns]
-        return {"base": self.plan["base"], "dev_set": self.dev_set, "points": points,
+        return {"base": self.plan.ablation.base, "dev_set": self.dev_set, "labels": set_labels(self.plan), "points": points,
                 "comparisons": [c for c in comparisons if c], "best_on_dev": self.best_on_dev(),
                 "waiting": self.waiting, "bootstrap": {"draws": self.draws, "unit": self.unit}}
 
 
 def results_text(found: dict[str, Any], columns: list[str], header: str) -> str:
     """RESULTS of an ablation for the terminal, from what results.json holds."""
-    rows = [["point", "seeds", "entries", "mass"] + [set_name(c) for c in columns] + ["95 % of the mean"]]
+    labels = found["labels"]
+    rows = [["point", "seeds", "entries", "mass"] + [labels[c] for c in columns] + ["95 % of the mean"]]
     main = TOTAL if TOTAL in columns else columns[0]
     for name, point in found["points"].items():
         entries, mass, interval = point["entries_per_frame"], point["retained_mass"], point["wer"][main]["interval"]
@@ -226,19 +229,19 @@ def results_text(found: dict[str, Any], columns: list[str], header: str) -> str:
                     + [f"{point['wer'][c]['wer']:.2f}" for c in columns]
                     + ["-" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"])
     lines = [f"# {header}", "", wer.aligned_table(rows, right=range(1, len(rows[0])))]
-    lines += ["", f"# WER in percent, mean over seeds; last column: Student's t over the seeds, of {set_name(main)}."]
+    lines += ["", f"# WER in percent, mean over seeds; last column: Student's t over the seeds, of {labels[main]}."]
     names = dict(REFERENCES)
     for reference in dict.fromkeys([*names, *(c["b"] for c in found["comparisons"])]):
         text = f"{names[reference]} ({reference})" if reference in names else reference
         rows = [[f"less {text}", "seeds", "set", "diff", "95 % interval", "p", "p over seeds"]]
         for c in found["comparisons"]:
             if c["b"] == reference and c["set"] in (main, found["dev_set"]):
-                rows.append([c["a"], str(len(c["seeds"])), set_name(c["set"]), f"{c['diff']:+.2f}",
+                rows.append([c["a"], str(len(c["seeds"])), labels[c["set"]], f"{c['diff']:+.2f}",
                              f"{c['low']:+.2f} to {c['high']:+.2f}", p_text(c["p"]),
                              "-" if c["p_seeds"] is None else p_text(c["p_seeds"])])
         if len(rows) > 1:
             lines += ["", wer.aligned_table(rows, right=(1, 3, 4, 5, 6))]
-    units = ", ".join(f"{set_name(s)}: {u}" for s, u in found["bootstrap"]["unit"].items())
+    units = ", ".join(f"{labels[s]}: {u}" for s, u in found["bootstrap"]["unit"].items())
     lines += ["", f"# Intervals and p: paired bootstrap, {found['bootstrap']['draws']:,} draws of {units}, and of "
                   "seeds where there are two or more; p over seeds: paired t test. No correction for the number of points."]
     if found["best_on_dev"]:
@@ -249,15 +252,15 @@ def results_text(found: dict[str, Any], columns: list[str], header: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_results(exp_dir: Path, out_dir: Path, *, data_dir: Path | None = None, corpus: str = "", draws: int = 10000,
-                  seed: int = 1, against: Sequence[str] = (), dev_set: str = DEV_SET) -> dict[str, Any]:
-    """Write OUT_DIR/RESULTS and OUT_DIR/results.json of whatever is decoded; returns the latter's content."""
-    utt2spk = {}
-    if data_dir is not None:
-        utt2spk = {p.parent.name: read_map(p) for p in data_dir.glob("*/utt2spk")}
-    ablation = Ablation(exp_dir, out_dir, utt2spk, draws=draws, seed=seed, against=against, dev_set=dev_set)
+def write_results(exp_dir: Path, *, draws: int = significance.DRAWS, seed: int = 1, against: Sequence[str] = ()) -> dict[str, Any]:
+    """Write EXP_DIR/ablation/RESULTS and results.json of whatever is decoded; returns the latter's content."""
+    plan = read_plan(exp_dir)
+    utt2spk = {p.parent.name: read_map(p) for p in Path(plan.data).glob("*/utt2spk")}
+    ablation = Ablation(exp_dir, plan, utt2spk, draws=draws, seed=seed, against=against)
     found = ablation.results()
+    out = exp_dir / "ablation"
+    out.mkdir(exist_ok=True)
     for name, text in (("results.json", json.dumps(found, indent=1, allow_nan=False) + "\n"),
-                       ("RESULTS", results_text(found, ablation.columns, f"ablation of {corpus or exp_dir.name}"))):
-        write_text(out_dir / name, text)
+                       ("RESULTS", results_text(found, ablation.columns, f"ablation of {exp_dir.resolve().name}"))):
+        write_text(out / name, text)
     return found

@@ -2,22 +2,21 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Collection, Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import read_sidecar
+from essence_kd.io.provenance import read_sidecar, sidecar_path
 from essence_kd.io.settings import read_yaml
 from essence_kd.io.text import read_lines, read_words
+from essence_kd.plan.plan import Plan, Target, read_plan
+from essence_kd.plan.plan import System as Entry
 from essence_kd.score import hub5, wer
 
-FIRST_SETS = ("eval_swbd", "eval_che")  # the order of Hub5's halves; other test sets follow by name
-DEV_SET = "dev"
-EXPECTED = ("gmm", "teacher_1", "ensemble", "baseline", "student_full", "student_essence")
+TOTAL = "total"  # the column of all test sets together
 
 
 @dataclass
@@ -26,6 +25,7 @@ class System:
 
     name: str
     path: Path
+    entry: Entry  # what the plan says of it: role, label, targets, ...
     scores: dict[str, wer.Score] = field(default_factory=dict)
     hub5: dict[str, wer.Counts] = field(default_factory=dict)  # by the rules of Hub5, where there is an STM
     decodes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Experiment:
     """Everything that the report shows; ``notices`` are losses and gaps that the reader must hear of."""
 
     path: Path
-    dev_set: str = DEV_SET
+    plan: Plan
     systems: dict[str, System] = field(default_factory=dict)
     sets: list[str] = field(default_factory=list)
     num_pdfs: int | None = None
@@ -67,15 +67,21 @@ class Experiment:
 
     @property
     def test_sets(self) -> list[str]:
-        """The sets that were decoded, without the development set."""
-        return [s for s in self.sets if s != self.dev_set]
+        """The test sets that were decoded."""
+        return [s for s in self.sets if s in self.plan.sets_of("test")]
+
+    def of_role(self, *roles: str) -> list[System]:
+        """The systems that have one of these roles, in the order of the plan."""
+        return [s for s in self.systems.values() if s.entry.role in roles]
+
+    def target(self, system: System) -> Target | None:
+        """The soft targets that a system learned from."""
+        return self.plan.target(system.entry.targets)
 
 
-def in_order(sets: Collection[str], dev_set: str) -> list[str]:
-    """Names of sets as tables have them: the test sets, then the development set."""
-    place = {name: number for number, name in enumerate(FIRST_SETS)}
-    tests = sorted(set(sets) - {dev_set}, key=lambda name: (place.get(name, len(place)), name))
-    return tests + [dev_set] * (dev_set in sets)
+def set_labels(plan: Plan) -> dict[str, str]:
+    """The short names of sets and columns in tables."""
+    return {TOTAL: TOTAL, **{s.name: s.label for s in plan.sets}}
 
 
 def read_json(path: Path, **kinds: type) -> dict[str, Any]:
@@ -116,29 +122,21 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _rank(name: str):
-    """Sort key: gmm, teachers by number, ensemble, baseline, students in the paper's order, then the rest."""
-    fixed = {"gmm": (0,), "ensemble": (2,), "baseline": (3,), "student_full": (4,), "student_essence": (5,)}
-    if name in fixed:
-        return fixed[name]
-    teacher = re.fullmatch(r"teacher_(\d+)", name)
-    return (1, int(teacher.group(1))) if teacher else (6, name)
-
-
-def load_system(path: Path) -> System:
-    """Score every ``decode_SET`` of a system directory and read what lies beside it.
+def load_system(exp_dir: Path, entry: Entry, sets: Sequence[str]) -> System:
+    """Score ``decode_SET`` of a system, of each of ``sets`` that was decoded, and read what lies beside it.
 
     Raises:
       UserError: hyp.txt without ref.txt, or a hypothesis of an utterance that the reference lacks.
     """
-    system = System(path.name, path)
-    for decode_dir in sorted(path.glob("decode_*")):
+    path = exp_dir / entry.name
+    system = System(entry.name, path, entry)
+    for set_name in sets:
+        decode_dir = path / f"decode_{set_name}"
         hyp, ref = decode_dir / "hyp.txt", decode_dir / "ref.txt"
         if not hyp.exists():
             continue
         if not ref.exists():
             raise UserError(f"{ref}: no such file beside hyp.txt; run the decoding stage again")
-        set_name = decode_dir.name[len("decode_"):]
         system.scores[set_name] = wer.score(read_words(ref), read_words(hyp),
                                             ref_name=str(ref), hyp_name=str(hyp))
         if (decode_dir / "decode.json").exists():
@@ -161,21 +159,19 @@ def load_system(path: Path) -> System:
     return system
 
 
-def _load_essence(exp_dir: Path, essence_dir: Path | None, notices: list[str]) -> dict[str, Any]:
-    if essence_dir is None:
-        found = sorted(exp_dir.glob("essence_*/essence.json"), key=lambda p: p.stat().st_mtime)
-        if not found:
-            notices.append(f"{exp_dir}: no essence_*/essence.json (stage 7 makes it)")
-            return {}
-        if len(found) > 1:
-            notices.append(f"{exp_dir}: {len(found)} essence directories; reporting the newest, "
-                           f"{found[-1].parent.name} (--essence-dir chooses)")
-        essence_dir = found[-1].parent
-    elif not (essence_dir / "essence.json").exists():
-        raise UserError(f"{essence_dir}/essence.json: no such file; stage 7 makes it")
-    sidecar = read_sidecar(essence_dir / "essence.json")
-    sidecar["dir"] = str(essence_dir)
-    archives = [*essence_dir.glob("post.ark"), *essence_dir.glob("post.*.ark")]  # of several jobs, with --fuse true
+def _load_essence(exp: Experiment) -> dict[str, Any]:
+    """The sidecar of the essence targets, those of the first student that learns from any, and their size."""
+    targets = [t for t in map(exp.plan.target, (s.targets for s in exp.plan.main_systems("student"))) if t and t.kind == "post"]
+    if not targets:
+        return {}
+    scp = exp.path / targets[0].scp
+    path = Path(sidecar_path(f"scp:{scp}"))
+    if not path.exists():
+        exp.notices.append(f"{path}: no such file (stage {targets[0].stage} makes it)")
+        return {}
+    sidecar = read_sidecar(path)
+    sidecar["dir"] = str(scp.parent)
+    archives = [*scp.parent.glob(f"{scp.stem}.ark"), *scp.parent.glob(f"{scp.stem}.*.ark")]  # of several jobs, with --fuse true
     if archives and sidecar.get("num_frames"):
         sidecar["bytes"] = sum(archive.stat().st_size for archive in archives)
         sidecar["bytes_per_frame"] = round(sidecar["bytes"] / sidecar["num_frames"], 2)
@@ -208,7 +204,7 @@ def _load_ablation(exp: Experiment) -> dict[str, Any]:
     found = read_json(path, base=dict, points=dict, comparisons=list)
     with shown_from(path):
         for point in found["points"].values():
-            for seed, name in (point["settings"].get("from") or {}).items():
+            for seed, name in point["systems"].items():
                 for set_name in exp.sets:
                     system = exp.systems.get(name)
                     if system is None or set_name not in system.scores or set_name not in point["wer"] \
@@ -222,34 +218,35 @@ def _load_ablation(exp: Experiment) -> dict[str, Any]:
     return found
 
 
-def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
-                    essence_dir: Path | None = None, dev_set: str = DEV_SET) -> Experiment:
-    """Collect ``exp/CORPUS``.
+def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None) -> Experiment:
+    """Collect ``exp/CORPUS`` as its plan.json describes it.
 
     Args:
-      systems: names of directories to report; None takes every directory that holds a ``decode_SET/hyp.txt``.
-      essence_dir: the essence directory to describe; None takes the newest.
-      dev_set: name of the development set; all others are test sets.
+      systems: names of the systems to report; None takes those of the main run that were decoded.
 
     Raises:
       UserError: nothing was decoded, or two systems were scored against different references of one set.
     """
     if not exp_dir.is_dir():
         raise UserError(f"{exp_dir}: no such directory; stages 0 to 9 of run.sh make it")
-    exp = Experiment(exp_dir, dev_set)
-    names = list(systems) if systems else sorted({p.parent.parent.name for p in exp_dir.glob("*/decode_*/hyp.txt")},
-                                                 key=_rank)
-    for name in names:
-        system = load_system(exp_dir / name)
-        if not system.scores:
-            raise UserError(f"{exp_dir / name}: no decode_SET/hyp.txt; stage 9 makes them")
-        exp.systems[name] = system
+    plan = read_plan(exp_dir)
+    exp = Experiment(exp_dir, plan)
+    known = {entry.name: entry for entry in plan.systems}
+    unknown = [name for name in systems or () if name not in known]
+    if unknown:
+        raise UserError(f"{exp_dir}: the plan has no system '{unknown[0]}'; it has: {' '.join(known)}")
+    columns = plan.sets_of("test") + plan.sets_of("dev")
+    for entry in [known[name] for name in systems] if systems else plan.main_systems():
+        system = load_system(exp_dir, entry, columns)
+        if system.scores:
+            exp.systems[entry.name] = system
+        elif systems:
+            raise UserError(f"{exp_dir / entry.name}: no decode_SET/hyp.txt; stage 9 makes them")
+        else:
+            exp.notices.append(f"{exp_dir}/{entry.name}: not decoded, so not in the table")
     if not exp.systems:
         raise UserError(f"{exp_dir}: no SYSTEM/decode_SET/hyp.txt found; run stage 9 first")
-    if not systems:
-        exp.notices += [f"{exp_dir}/{name}: not decoded, so not in the table" for name in EXPECTED
-                        if name not in exp.systems]
-    exp.sets = in_order([s for system in exp.systems.values() for s in system.scores], dev_set)
+    exp.sets = [name for name in columns if any(name in system.scores for system in exp.systems.values())]
     for set_name in exp.sets:
         first: System | None = None
         for system in exp.systems.values():
@@ -269,16 +266,16 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
             elif score.refs != first.scores[set_name].refs:
                 raise UserError(f"{system.path}/decode_{set_name}/ref.txt differs from "
                                 f"{first.path}/decode_{set_name}/ref.txt; decode all systems on the same data")
-    for path in (exp_dir / "scales.json", exp_dir / "gmm" / "sweep" / "sweep.json"):
+    for path in [*sorted((exp_dir / "scales").glob("*.json")), exp_dir / "gmm" / "sweep" / "sweep.json"]:
         sweep = read_json(path) if path.exists() else {}
         for key, what in (("scale_at_edge", "acoustic scale"), ("penalty_at_edge", "word insertion penalty")):
             if sweep.get(key):
                 exp.notices.append(f"{path}: the best {what} on the development set lies at the edge of the sweep; widen "
                                    "it (conf/decode.yaml)")
-    teachers = [s for name, s in exp.systems.items() if name.startswith("teacher_")]
-    if "ensemble" in exp.systems and exp.systems["ensemble"].params is None and teachers \
-            and all(t.params is not None for t in teachers):
-        exp.systems["ensemble"].params = sum(t.params for t in teachers)
+    for system in exp.of_role("ensemble"):
+        members = [exp.systems.get(name) for name in system.entry.teachers]
+        if system.params is None and members and all(m is not None and m.params is not None for m in members):
+            system.params = sum(m.params for m in members)
     for path in (exp_dir / "ali" / "num_pdfs", exp_dir / "gmm" / "num_pdfs"):
         if path.exists():
             first = next((line for _, line in read_lines(path)), "")
@@ -296,7 +293,7 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None,
     if len({tuple(found) for found in orders.values()}) > 1 or any(len(found) > 1 for found in orders.values()):
         exp.notices.append(f"{exp_dir}: not all words were rescored with the same language model: " + "; ".join(
             f"{name} " + " and ".join(f"with a {n}-gram" if n else "not" for n in found) for name, found in orders.items()))
-    exp.essence = _load_essence(exp_dir, essence_dir, exp.notices)
+    exp.essence = _load_essence(exp)
     if (exp_dir / "posteriors" / "post_stats.json").exists():
         exp.post_stats = read_json(exp_dir / "posteriors" / "post_stats.json", f_k=list)
     if (exp_dir / "stages.jsonl").exists():

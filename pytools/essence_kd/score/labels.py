@@ -2,17 +2,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from essence_kd.score.experiment import DEV_SET, Experiment, System
+from essence_kd.score.experiment import Experiment
+from essence_kd.score.results import dense_sibling
 
 DASH = "\u2013"  # where there is no figure
 
 
-# ---- who is who: the page goes by names of systems here and nowhere else
+# ---- who is who
 
-LABELS = {"gmm": "GMM", "ensemble": "Ensemble", "baseline": "Baseline", "student_full": "Student, all soft labels",
-          "student_essence": "Student, essence"}
 ESSENCE_COLOUR = "c-student-essence"
 
 
@@ -33,39 +32,29 @@ class Shown(NamedTuple):
 
 
 def asked(exp: Experiment) -> Asked:
-    """The systems that the page compares."""
-    return Asked(*(name if name in exp.systems else None
-                   for name in ("student_essence", "baseline", "student_full", "ensemble")))
-
-
-def role(exp: Experiment, name: str) -> str:
-    """gmm, teacher, ensemble, twin or student; "" of any other system."""
-    if name.startswith(("teacher_", "student_")):
-        return name.split("_")[0]
-    return {"gmm": "gmm", "ensemble": "ensemble", "baseline": "twin"}.get(name, "")
+    """The systems that the page compares: the first student that learns from an essence, or else the first of any kind."""
+    students = list(exp.plan.main_systems("student"))
+    first = next((s for s in students if s.targets and exp.plan.target(s.targets).kind == "post"), None)
+    twin = first.twin if first else next((s.name for s in exp.plan.main_systems("twin")), None)
+    dense = dense_sibling(exp, first.name) if first else next((s.name for s in students), None)
+    ensemble = next((s.name for s in exp.plan.main_systems("ensemble")), None)
+    return Asked(*(name if name in exp.systems else None for name in (first and first.name, twin, dense, ensemble)))
 
 
 def shown(exp: Experiment, name: str) -> Shown:
-    """Label and colour of a system: one colour for each of the paper's, one for all teachers, one for the rest."""
-    if name in LABELS:
-        return Shown(LABELS[name], "c-" + name.replace("_", "-"))
-    label = name.replace("teacher_", "Teacher ").replace("_", " ")
-    return Shown(label, "c-teacher" if role(exp, name) == "teacher" else "c-other")
+    """Label and colour of a system: the colour tells the role, and of students whether they learned from every label."""
+    entry = exp.plan.system(name)
+    css = {"twin": "baseline", "student": "student-essence"}.get(entry.role, entry.role)
+    target = exp.plan.target(entry.targets)
+    if target is not None and target.kind == "dense":
+        css = "student-full"
+    return Shown(entry.label, f"c-{css}")
 
 
 def group(exp: Experiment, name: str) -> str:
     """Systems of one group stand together in the table: twins and students, teachers, ..."""
-    return "student" if role(exp, name) in ("twin", "student") else name.split("_")[0]
-
-
-def teachers(exp: Experiment) -> list[System]:
-    """The members of the ensemble."""
-    return [system for name, system in exp.systems.items() if role(exp, name) == "teacher"]
-
-
-def ablation_dev_set(found: dict[str, Any]) -> str:
-    """The development set of an ablation."""
-    return found.get("dev_set", DEV_SET)
+    role = exp.plan.system(name).role
+    return "student" if role == "twin" else role
 
 
 # ---- figures as text

@@ -2,27 +2,25 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import lru_cache
 from typing import Any, Sequence
 
 from essence_kd.score.alignment_picture import AlignedUtterance
 from essence_kd.score.charts import number
 from essence_kd.score.experiment import shown_from
 from essence_kd.score.labels import asked, points, shown, size_text, time_text, wer_text
-from essence_kd.score.results import TOTAL, Analysis, p_text, set_name
+from essence_kd.score.results import TOTAL, Analysis, p_text
 from essence_kd.score.sections import SECTIONS, Content, Values, main_column, rated_at, verdict
 from essence_kd.score.style import STYLE
 
 
-@lru_cache(maxsize=None)
-def environment():
+def environment(set_labels: dict[str, str]):
     """Jinja2 with the templates and filters: what is not marked safe is escaped, and a missing value is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(loader=PackageLoader("essence_kd.score"), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     made.filters.update(wer=wer_text, points=points, size=size_text, time=time_text, number=number, p=p_text,
-                        set_name=set_name)
+                        set_name=lambda name: set_labels.get(name, name))
     return made
 
 
@@ -41,12 +39,12 @@ def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]],
     def rate(name: str) -> str:
         return wer_text(analysis.counts(name, column).wer)
 
-    where = f"the set {set_name(column)}"
+    where = f"the set {analysis.labels[column]}"
     if column == TOTAL:
         where = "both test halves" if len(analysis.exp.test_sets) == 2 else "all test sets"
     found = find(student, twin)
     if found is None:
-        sets = ", ".join(map(set_name, analysis.exp.sets))
+        sets = ", ".join(analysis.labels[name] for name in analysis.exp.sets)
         return "Word error rates", [f"{len(analysis.exp.systems)} systems on {sets}."]
     baseline = analysis.counts(twin, column).wer
     relative = 100.0 * abs(found["diff"]) / baseline if baseline else 0.0
@@ -104,6 +102,7 @@ def render(analysis: Analysis, comparisons: Sequence[dict[str, Any]], facts: dic
       UserError: a file of the experiment has values that its stage does not write.
     """
     exp = analysis.exp
+    templates = environment(analysis.labels)
     content = Content(analysis, comparisons, facts, origin, aligned, clips or {})
     with shown_from(exp.path / "ablation" / "results.json"):
         seeds = _seeds_line(exp.ablation, main_column(analysis))
@@ -112,9 +111,9 @@ def render(analysis: Analysis, comparisons: Sequence[dict[str, Any]], facts: dic
         with shown_from(exp.path / section.source) if section.source else nullcontext():
             values = section.prepare(content)
             if values is not None:
-                body = environment().get_template(f"{section.name}.html").render(values)
+                body = templates.get_template(f"{section.name}.html").render(values)
                 sections.append((section.name, section.title, body))
     title, lines = headline(analysis, comparisons, seeds)
-    return environment().get_template("report.html").render(
+    return templates.get_template("report.html").render(
         {key: facts[key] for key in ("corpus", "size", "seed", "engine")}, decoder=exp.decoder, style=STYLE,
         title=title, lines=lines, figures=_figures(analysis), sections=sections)

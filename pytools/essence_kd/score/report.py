@@ -15,9 +15,10 @@ from essence_kd import __version__
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import write_text
 from essence_kd.io.text import read_map
+from essence_kd.score import significance
 from essence_kd.score.alignment_picture import load_alignment
 from essence_kd.score.clips import load_clips
-from essence_kd.score.experiment import DEV_SET, load_experiment, say, score_by_time
+from essence_kd.score.experiment import load_experiment, say, score_by_time
 from essence_kd.score.page import render
 from essence_kd.score.results import Analysis, results_dict, results_text
 from essence_kd.score.sections import changed_utterances, extremes
@@ -57,46 +58,44 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_report(exp_dir: Path, report_dir: Path, *, corpus: str, size: str = "default", seed: int = 1,
-                 engine: str = "native", data_dir: Path | None = None, systems: Sequence[str] | None = None,
-                 essence_dir: Path | None = None, draws: int = 10000, clips: int = 0,
-                 compare: Sequence[tuple[str, str]] = (), dev_set: str = DEV_SET) -> dict[str, Any]:
+def write_report(exp_dir: Path, report_dir: Path, *, systems: Sequence[str] | None = None, draws: int = significance.DRAWS,
+                 compare: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """Collect ``exp_dir`` and write EXP_DIR/RESULTS, REPORT_DIR/results.json and REPORT_DIR/report.html.
 
     Args:
+      systems: those to report; None: those of the main run that were decoded.
       compare: pairs of systems to compare besides the standard ones.
-      clips: of how many of the most improved, and as many of the most harmed utterances the page holds the sound.
 
     Returns:
       The content of results.json.
     """
     if draws < 100:
         raise UserError(f"--draws {draws}: at least 100 are needed for a 95 % interval")
-    exp = load_experiment(exp_dir, systems=systems, essence_dir=essence_dir, dev_set=dev_set)
+    exp = load_experiment(exp_dir, systems=systems)
+    plan = exp.plan
+    data_dir = Path(plan.data)
+    score_by_time(exp, data_dir)
     utt2spk = {}
-    if data_dir is not None:
-        score_by_time(exp, data_dir)
-        for name in exp.sets:
-            if (data_dir / name / "utt2spk").exists():
-                utt2spk[name] = read_map(data_dir / name / "utt2spk")
-            else:
-                exp.notices.append(f"{data_dir / name}/utt2spk: no such file; the bootstrap of {name} draws utterances")
-    analysis = Analysis(exp, utt2spk, draws=draws, seed=seed)
+    for name in exp.sets:
+        if (data_dir / name / "utt2spk").exists():
+            utt2spk[name] = read_map(data_dir / name / "utt2spk")
+        else:
+            exp.notices.append(f"{data_dir / name}/utt2spk: no such file; the bootstrap of {name} draws utterances")
+    analysis = Analysis(exp, utt2spk, draws=draws, seed=plan.seed)
     comparisons = analysis.comparisons(compare)
     origin = provenance()
-    results = _finite(results_dict(analysis, corpus=corpus, size=size, seed=seed, engine=engine,
-                                   comparisons=comparisons, provenance=origin))
+    results = _finite(results_dict(analysis, comparisons=comparisons, provenance=origin))
     report_dir.mkdir(parents=True, exist_ok=True)
-    header = f"corpus {corpus}, size {size}, seed {seed}, engine {engine}, decoder {exp.decoder or 'unknown'}"
+    header = f"corpus {plan.corpus}, size {plan.size}, seed {plan.seed}, engine {plan.engine}, decoder {exp.decoder or 'unknown'}"
     if exp.rescoring:
         header += f", rescored with {exp.rescoring}"
     text = results_text(analysis, header, comparisons)
     write_text(exp_dir / "RESULTS", text)
     write_text(report_dir / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    aligned = load_alignment(exp_dir / "ali", data_dir) if data_dir is not None else None
+    aligned = load_alignment(exp_dir / "ali", data_dir)
     sounds = {}
-    if clips and data_dir is not None:
-        better, worse = extremes(changed_utterances(exp), clips)
+    if plan.clips:
+        better, worse = extremes(changed_utterances(exp), plan.clips)
         sounds = load_clips(data_dir, [(name, utt) for _, name, utt in better + worse])
     write_text(report_dir / "report.html", render(analysis, comparisons, results, origin, aligned, sounds))
     say(exp.notices)

@@ -7,16 +7,9 @@ import numpy as np
 
 from essence_kd.io.errors import UserError
 from essence_kd.score import significance, wer
-from essence_kd.score.experiment import Experiment
+from essence_kd.score.experiment import TOTAL, Experiment, set_labels
 
-TOTAL = "total"
-SET_NAMES = {"eval_swbd": "SWBD", "eval_che": "CHE", "dev": "dev", TOTAL: "total"}
 MIN_SPEAKERS = 8
-
-
-def set_name(name: str) -> str:
-    """The short name of a set for tables."""
-    return SET_NAMES.get(name, name)
 
 
 def p_text(p: float) -> str:
@@ -26,22 +19,33 @@ def p_text(p: float) -> str:
 
 def best_teacher(exp: Experiment) -> str | None:
     """The teacher with the lowest WER on dev, or on the test sets where dev was not decoded."""
-    teachers = [n for n in exp.systems if n.startswith("teacher_")]
-    for sets in ([exp.dev_set], exp.test_sets):
-        rated = [(c.wer, n) for n in teachers for c in [exp.systems[n].counts(sets)] if sets and c is not None]
+    for sets in ([exp.plan.dev_set], exp.test_sets):
+        rated = [(c.wer, s.name) for s in exp.of_role("teacher") for c in [s.counts(sets)] if sets and c is not None]
         if rated:
             return min(rated)[1]
     return None
 
 
+def dense_sibling(exp: Experiment, student: str) -> str | None:
+    """The student of the same network and seed that learns from every soft label."""
+    entry = exp.plan.system(student)
+    return next((s.name for s in exp.plan.main_systems("student") if (s.model, s.seed) == (entry.model, entry.seed)
+                 and s.name != student and s.targets and exp.plan.target(s.targets).kind == "dense"), None)
+
+
 def standard_pairs(exp: Experiment) -> list[tuple[str, str]]:
-    """The questions of the method: what the student gained, what pruning did, what the ensemble gained."""
-    pairs = [("student_essence", "baseline"), ("student_essence", "student_full"), ("student_essence", "ensemble"),
-             ("student_full", "baseline"), ("ensemble", "baseline")]
-    best = best_teacher(exp)
-    if best:
-        pairs.insert(3, ("ensemble", best))
-    return [(a, b) for a, b in pairs if a in exp.systems and b in exp.systems]
+    """The questions of the method: what a student gained, what pruning did, what the ensemble gained."""
+    pairs: list[tuple[str | None, str | None]] = []
+    students = list(exp.plan.main_systems("student"))
+    pruned = [s for s in students if s.targets and exp.plan.target(s.targets).kind == "post"]
+    ensembles = [s.name for s in exp.plan.main_systems("ensemble")]
+    for student in pruned:
+        pairs += [(student.name, student.twin), (student.name, dense_sibling(exp, student.name))]
+        pairs += [(student.name, ensemble) for ensemble in ensembles]
+    pairs += [(ensemble, best_teacher(exp)) for ensemble in ensembles]
+    pairs += [(s.name, s.twin) for s in students if s not in pruned]
+    pairs += [(ensemble, s.twin) for ensemble in ensembles for s in students]
+    return [(a, b) for a, b in dict.fromkeys(pairs) if a in exp.systems and b in exp.systems]
 
 
 def draw_errors(name: str, scores: Sequence[wer.Score], speakers: dict[str, str] | None, *, draws: int,
@@ -95,6 +99,7 @@ class Analysis:
     def __init__(self, exp: Experiment, utt2spk: dict[str, dict[str, str]] | None = None, *,
                  draws: int = significance.DRAWS, seed: int = 1):
         self.exp, self.draws = exp, draws
+        self.labels = set_labels(exp.plan)
         self.unit: dict[str, str] = {}
         self.samples: dict[tuple[str, str], np.ndarray] = {}  # (system, set) -> (draws,) WER in percent
         sums: dict[str, tuple[dict[str, np.ndarray], np.ndarray]] = {}
@@ -177,7 +182,7 @@ def results_text(analysis: Analysis, header: str, comparisons: Sequence[dict[str
                 elif counts is not None and len(exp.test_sets) > 1:
                     both = " and ".join(exp.test_sets)
                     lines.append(f"{wer.wer_line(counts)} {system.path} (total of {both} by time)")
-    rows = [["system", "parameters"] + [h for c in analysis.columns for h in (set_name(c), "95 %")]]
+    rows = [["system", "parameters"] + [h for c in analysis.columns for h in (analysis.labels[c], "95 %")]]
     for system in exp.systems.values():
         row = [system.name, f"{system.params:,}" if system.params is not None else "-"]
         for column in analysis.columns:
@@ -192,10 +197,10 @@ def results_text(analysis: Analysis, header: str, comparisons: Sequence[dict[str
     if comparisons:
         rows = [["WER difference in points", "set", "diff", "95 % interval", "p bootstrap", "p matched pairs"]]
         for c in comparisons:
-            rows.append([f"{c['a']} - {c['b']}", set_name(c["set"]), f"{c['diff']:+.2f}",
+            rows.append([f"{c['a']} - {c['b']}", analysis.labels[c["set"]], f"{c['diff']:+.2f}",
                          f"{c['low']:+.2f} to {c['high']:+.2f}", p_text(c["p_bootstrap"]), p_text(c["p_matched"])])
         lines += ["", wer.aligned_table(rows, right=(2, 3, 4, 5))]
-        units = ", ".join(f"{set_name(s)}: {analysis.unit[s]}" for s in exp.sets)
+        units = ", ".join(f"{analysis.labels[s]}: {analysis.unit[s]}" for s in exp.sets)
         lines += ["", f"# Intervals: paired bootstrap, {analysis.draws:,} draws of {units}. "
                       "p matched pairs: NIST's sentence-segment test."]
     if exp.notices:
@@ -203,14 +208,13 @@ def results_text(analysis: Analysis, header: str, comparisons: Sequence[dict[str
     return "\n".join(lines) + "\n"
 
 
-def results_dict(analysis: Analysis, *, corpus: str, size: str, seed: int, engine: str,
-                 comparisons: Sequence[dict[str, Any]], provenance: dict[str, Any]) -> dict[str, Any]:
+def results_dict(analysis: Analysis, *, comparisons: Sequence[dict[str, Any]], provenance: dict[str, Any]) -> dict[str, Any]:
     """The content of results.json."""
     exp = analysis.exp
     systems: dict[str, dict[str, Any]] = {}
     totals: dict[str, dict[str, Any]] = {}
     for system in exp.systems.values():
-        entry: dict[str, Any] = {"params": system.params}
+        entry: dict[str, Any] = {"role": system.entry.role, "params": system.params}
         for name in exp.sets:
             if name in system.scores:
                 entry[name] = system.scores[name].total.as_dict()
@@ -223,7 +227,7 @@ def results_dict(analysis: Analysis, *, corpus: str, size: str, seed: int, engin
                for system in exp.systems.values() if system.hub5}
     essence = exp.essence
     return {
-        "corpus": corpus, "size": size, "seed": seed, "engine": engine, "decoder": exp.decoder,
+        "corpus": exp.plan.corpus, "size": exp.plan.size, "seed": exp.plan.seed, "engine": exp.plan.engine, "decoder": exp.decoder,
         "rescoring": exp.rescoring,
         "num_pdfs": exp.num_pdfs, "systems": systems,
         "essence": {"select": essence.get("selection"), "k": essence.get("k"), "mean_mass": essence.get("mean_mass"),

@@ -12,9 +12,9 @@ from essence_kd.score import wer
 from essence_kd.score.alignment_picture import FRAME_SECONDS, AlignedUtterance, mel_image
 from essence_kd.score.charts import Axis, Series, bar_rows, legend, line_chart, number, png_gray, ticks
 from essence_kd.score.experiment import Experiment, System
-from essence_kd.score.labels import (DASH, ESSENCE_COLOUR, ablation_dev_set, asked, bytes_text, group, points, role,
-                                     shown, teachers, time_text)
-from essence_kd.score.results import TOTAL, Analysis, hub5_header, set_name
+from essence_kd.score.labels import (DASH, ESSENCE_COLOUR, asked, bytes_text, group, points, shown,
+                                     time_text)
+from essence_kd.score.results import TOTAL, Analysis, hub5_header
 
 Values = dict[str, Any]  # what a template is given
 
@@ -63,7 +63,7 @@ def _wer(content: Content) -> Values:
     rated = {(name, column): rated_at(analysis, name, column) for name in exp.systems for column in columns}
     best = {column: min((r["wer"] for n in exp.systems for r in [rated[n, column]] if r), default=None)
             for column in columns}
-    drawn = {name: rated[name, main] for name in exp.systems if role(exp, name) != "gmm" and rated[name, main]}
+    drawn = {name: rated[name, main] for name in exp.systems if exp.systems[name].entry.role != "gmm" and rated[name, main]}
     axis = Axis([v for r in drawn.values() for v in (r["low"], r["high"])]) if drawn else None
     rows: list[Values] = []
     previous = None
@@ -78,7 +78,7 @@ def _wer(content: Content) -> Values:
             "words": [(s, next(x.scores[s].total for x in exp.systems.values() if s in x.scores).words)
                       for s in exp.sets if s in columns],
             "labels": axis.labels() if axis else None,
-            "gmm_left_out": axis and any(role(exp, name) == "gmm" for name in exp.systems)}
+            "gmm_left_out": axis and bool(exp.of_role("gmm"))}
 
 
 def _hub5(content: Content) -> Values | None:
@@ -151,7 +151,7 @@ def _essence(content: Content) -> Values | None:
     return {"chart": chart, "facts": facts} if chart or facts else None
 
 
-def _curve(found: dict[str, Any], column: str) -> Values | None:
+def _curve(found: dict[str, Any], column: str, label: str) -> Values | None:
     """WER against k, a dot a seed, with the references as level lines."""
     base, entries = found["base"], found["points"]
     fixed = {k: v for k, v in base.items() if k not in ("select", "top_k")}
@@ -171,27 +171,9 @@ def _curve(found: dict[str, Any], column: str) -> Values | None:
     every = [y for s in series for y in s.y] + [d[1] for d in dots]
     room = 0.08 * (max(every) - min(every)) or 0.5
     chart = line_chart(series, log_x=True, x_ticks=ks, points=dots, y_range=(min(every) - room, max(every) + room),
-                       x_label="k, classes kept a frame", y_label=f"WER in percent, {set_name(column)}", height=260,
+                       x_label="k, classes kept a frame", y_label=f"WER in percent, {label}", height=260,
                        title="Word error rate against k")
     return {"chart": chart, "legend": legend(series)}
-
-
-def point_text(settings: dict[str, Any], base: dict[str, Any]) -> str:
-    """What a reader calls a point of the ablation."""
-    s = settings
-    text = {"hard": "Hard labels alone (baseline)", "all": "Every soft label", "top-k": f"k = {s['top_k']}",
-            "top-p": f"Mass of {s['top_p']:g}", "min-post": f"At least {s['min_post']:g}",
-            "random-prune": f"Random below {s['min_post']:g}",
-            "agree": f"In the {s['top_k']} best of {s['agree']} teachers"}[s["select"]]
-    if s["mass"] != base["mass"]:
-        text += f", mass: {s['mass']}"
-    if s["temperature"] != base["temperature"]:
-        text += f", T = {s['temperature']:g}"
-    if s["soft_weight"] != base["soft_weight"]:
-        text += f", \u03b1 = {s['soft_weight']:g}"
-    if s["teachers"]:
-        text += f", teacher{'s' if len(s['teachers']) > 1 else ''} {' and '.join(map(str, s['teachers']))}"
-    return text
 
 
 def _ablation(content: Content) -> Values | None:
@@ -206,14 +188,14 @@ def _ablation(content: Content) -> Values | None:
     rows = []
     for name, point in entries_of.items():
         taught = name != "ensemble"
-        dev = point["wer"].get(ablation_dev_set(found))
-        rows.append({"label": point_text(point["settings"], found["base"]) if taught else "Ensemble",
+        dev = point["wer"].get(found["dev_set"])
+        rows.append({"label": point["label"],
                      "seeds": len(point["seeds"]) if taught else None, "dev": dev["wer"] if dev else None,
                      "entries": point["entries_per_frame"], "wer": point["wer"][column]["wer"],
                      "differences": [against.get((name, reference)) for reference in ("hard", "all")]})
     best = found.get("best_on_dev")
-    return {"curve": _curve(found, column), "column": column, "rows": rows,
-            "best": point_text(entries_of[best]["settings"], found["base"]) if best else None}
+    return {"curve": _curve(found, column, content.analysis.labels[column]), "column": column, "rows": rows,
+            "best": entries_of[best]["label"] if best else None}
 
 
 def _training(content: Content) -> Values | None:
@@ -289,8 +271,8 @@ def _cost(content: Content) -> Values:
     rows = []
     for name, system in exp.systems.items():
         infos = [system.info]
-        if role(exp, name) == "ensemble":  # each member looks at every frame, and each was trained
-            infos = [teacher.info for teacher in teachers(exp)]
+        if system.entry.role == "ensemble":  # each member looks at every frame, and each was trained
+            infos = [exp.systems[member].info for member in system.entry.teachers if member in exp.systems]
 
         def total(key: str) -> float | None:
             told = [info.get(key) for info in infos]

@@ -3,8 +3,8 @@
 # usual kind, EXP/kaldi, with links to steps, utils, conf and data, a path.sh, and exp/ for what they train, logs included.
 . local/stage.sh
 
-enter_room() { # DATA EXP: makes the recipe directory, goes there
-  local data=$1 exp=$2
+# shellcheck disable=SC2154  # data and exp are read_plan's
+enter_recipe_dir() { # makes the recipe directory, goes there
   [ -d "${KALDI_ROOT:-}/egs/wsj/s5/steps" ] ||
     fail "KALDI_ROOT is '${KALDI_ROOT:-}', which is no Kaldi: local/kaldi/check.sh says what is needed"
   mkdir -p "$exp/kaldi/exp"
@@ -60,9 +60,9 @@ kaldi_feats() { # SET [OWN]: a directory of data/; OWN: true for a set that is n
 step() {
   local dir=exp/$1 file=$2 step_fp
   shift 2
-  step_fp=$(fingerprint "$fp $dir")
+  step_fp=$(fingerprint gmm-step "$fp $dir")
   if is_done "$dir" "$step_fp"; then return 0; fi
-  rm -rf "$dir"
+  begin "$dir" "$step_fp"
   "$@" || fail "${1##*/} failed; logs: $PWD/$dir/log"
   mark_done "$dir" "$step_fp" "$file"
 }
@@ -83,8 +83,7 @@ export_gmm() {
   local model=exp/$1 set=$2 out=$exp/gmm ali_fp
   ln -sfn "$1" exp/final_gmm
   if ! is_done "$out" "$fp"; then
-    rm -rf "$out"
-    mkdir -p "$out"
+    begin "$out" "$fp"
     cp "$model"/{final.mdl,tree,phones.txt} "$out"
     show-transitions "$model/phones.txt" "$model/final.mdl" >"$out/transitions.txt" 2>"$out/show_transitions.log"
     gmm-info --print-args=false "$model/final.mdl" >"$out/gmm_info.txt"
@@ -94,7 +93,7 @@ export_gmm() {
       "$out/gmm_info.txt" >"$out/gmm.json"
     mark_done "$out" "$fp" final.mdl tree phones.txt num_pdfs transitions.txt gmm.json
   fi
-  ali_fp=$(fingerprint "kaldi ali" "$out" "$data/${set}_sp")
+  ali_fp=$(fingerprint ali kaldi "$out" "$data/${set}_sp")
   if is_done "$exp/ali" "$ali_fp"; then
     echo "$0: $exp/ali is up to date"
   else

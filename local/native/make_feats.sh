@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Stage 2: MFCC and CMVN statistics for the GMM, log-mel filterbanks for the networks (SET_hires).
+help_message="Usage: local/native/make_feats.sh [options] PLAN
+ e.g.: local/native/make_feats.sh --nj 2 exp/mini/plan.json      # of every set of the plan
+  --nj N          processes (default: 2)
+  --cmd COMMAND   not used: the work is done here"
+nj=2
+# shellcheck disable=SC2034
+cmd=
+. local/stage.sh
+[ $# -eq 1 ] || usage
+read_plan "$1"
+for set in $sets; do
+  dir=$data/$set
+  need 0 "$data" "$dir/wav.scp" "$dir/utt2spk"
+  texts=("$dir/text")
+  [ -f "$dir/text" ] || texts=() # nobody transcribed it
+  fp=$(fingerprint feats "" "$data" "$dir/wav.scp" "${texts[@]}")
+  if is_done "$dir" "$fp" && is_done "${dir}_hires" "$fp"; then echo "$0: features of $dir are up to date"; continue; fi
+  essence validate-data --lexicon "$data/dict/lexicon.txt" "$dir"
+  essence make-feats --nj "$(here)" "$dir"
+  essence compute-cmvn "$dir"
+  essence compute-cmvn "${dir}_hires"
+  mark_done "${dir}_hires" "$fp" feats.scp cmvn.scp
+  mark_done "$dir" "$fp" feats.scp cmvn.scp
+done

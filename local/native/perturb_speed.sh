@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Stage 3: three-way speed perturbation (0.9, 1.0, 1.1) of the training set, and its features.
+help_message="Usage: local/native/perturb_speed.sh [options] PLAN
+ e.g.: local/native/perturb_speed.sh --nj 2 exp/mini/plan.json     # leaves data/mini/train_sp and train_sp_hires
+  --nj N          processes (default: 2)
+  --cmd COMMAND   not used: the work is done here"
+nj=2
+# shellcheck disable=SC2034
+cmd=
+. local/stage.sh
+[ $# -eq 1 ] || usage
+read_plan "$1"
+from=$data/$train_set
+dir=${from}_sp
+need 2 "$from" "$from/feats.scp"
+fp=$(fingerprint perturb "" "$from")
+if is_done "$dir" "$fp" && is_done "${dir}_hires" "$fp"; then echo "$0: $dir is up to date"; exit 0; fi
+essence perturb-data "$from" "$dir"
+essence make-feats --nj "$(here)" "$dir"
+essence compute-cmvn "$dir"
+essence compute-cmvn "${dir}_hires"
+in=$(wc -l <"$from/utt2spk") out=$(wc -l <"$dir/feats.scp")
+[ $((100 * out)) -ge $((95 * 3 * in)) ] ||
+  fail "$in utterances went in and $out came out (expected three times as many)"
+mark_done "${dir}_hires" "$fp" feats.scp cmvn.scp
+mark_done "$dir" "$fp" feats.scp cmvn.scp
+echo "$0: $in utterances became $out in $dir"

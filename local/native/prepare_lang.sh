@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Stage 1: lexicon and phones -> lang; language model -> lm.arpa.gz and G.fst; the larger one, where words are rescored.
+help_message="Usage: local/native/prepare_lang.sh [options] PLAN
+ e.g.: local/native/prepare_lang.sh exp/mini/plan.json
+ reads DATA/dict and DATA/lm_text (DATA/TRAIN/text where there is none); leaves DATA/lang and DATA/lm
+  --nj N, --cmd COMMAND   not used: the work is done here, by one process"
+# shellcheck disable=SC2034
+nj=1 cmd=
+. local/stage.sh
+[ $# -eq 1 ] || usage
+read_plan "$1"
+need 0 "$data" "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/$dev_set/text"
+
+fp=$(fingerprint lang "" "$data" "$data"/dict/*.txt)
+if is_done "$data/lang" "$fp"; then
+  echo "$0: $data/lang is up to date"
+else
+  begin "$data/lang" "$fp"
+  essence make-lang "$data/dict" "$data/lang"
+  mark_done "$data/lang" "$fp" L.fst L_disambig.fst words.txt phones.txt topo
+fi
+# Nothing but the graph depends on the language model: another order leaves GMM and networks as they are.
+text=$data/lm_text
+[ -f "$text" ] || text=$data/$train_set/text
+fp=$(fingerprint lm "order=$lm_order" "$data" "$data/lang" "$text")
+if is_done "$data/lm" "$fp"; then
+  echo "$0: $data/lm is up to date"
+else
+  begin "$data/lm" "$fp"
+  essence train-lm --order "$lm_order" --words "$data/lang/words.txt" --test "$data/$dev_set/text" "$text" "$data/lm/lm.arpa.gz"
+  essence make-grammar "$data/lm/lm.arpa.gz" "$data/lang"
+  mark_done "$data/lm" "$fp" lm.arpa.gz ../lang/G.fst
+  echo "$0: lang and language model are in $data/lang and $data/lm"
+fi
+local/rescore_lm.sh "$plan"

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Stage 4: GMM-HMM training on the training set, alignment of its speed-perturbed copy.
+help_message="Usage: local/native/train_gmm.sh [options] PLAN
+ e.g.: local/native/train_gmm.sh --nj 2 exp/mini/plan.json     # leaves exp/mini/gmm and exp/mini/ali
+  --nj N          processes (default: 2)
+  --cmd COMMAND   not used: the work is done here"
+nj=2
+# shellcheck disable=SC2034
+cmd=
+. local/stage.sh
+[ $# -eq 1 ] || usage
+read_plan "$1"
+train=$data/$train_set
+need 1 "$data/lang" "$data/lang/L.fst"
+need 2 "$train" "$train/feats.scp"
+need 3 "${train}_sp" "${train}_sp/feats.scp"
+fp=$(fingerprint gmm "" "$train" "$data/lang")
+if is_done "$exp/gmm" "$fp"; then
+  echo "$0: $exp/gmm is up to date"
+else
+  begin "$exp/gmm" "$fp"
+  essence gmm-train --nj "$(here)" "$train" "$data/lang" "$exp/gmm"
+  mark_done "$exp/gmm" "$fp" gmm.npz tree.txt num_pdfs phones.txt
+fi
+fp=$(fingerprint ali "" "$exp/gmm" "${train}_sp")
+if is_done "$exp/ali" "$fp"; then
+  echo "$0: $exp/ali is up to date"
+else
+  begin "$exp/ali" "$fp"
+  essence gmm-align --nj "$(here)" "${train}_sp" "$data/lang" "$exp/gmm" "$exp/ali"
+  mark_done "$exp/ali" "$fp" ali.scp ali.ark num_pdfs priors.txt tree.txt failed.txt
+fi

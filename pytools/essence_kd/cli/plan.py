@@ -1,0 +1,75 @@
+"""Writes plan.json of a run: its sets, models, targets and systems, and their roles. run.sh calls it at every start.
+
+e.g.: essence plan --corpus mini --size tiny --engine native ... (every option of run.sh)
+Prints the path of the plan, WORK_DIR/exp/CORPUS/plan.json. Ends with status 2 where an option makes no sense.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+HELP = "write the plan of a run (plan.json) from recipe.conf, conf/ and the options of run.sh"
+
+
+def add_arguments(parser) -> None:
+    from dataclasses import MISSING, fields
+
+    from essence_kd.plan.options import Options, option_names
+
+    needed = {f.name for f in fields(Options) if f.default is MISSING and f.default_factory is MISSING}
+    for name in option_names():
+        parser.add_argument("--" + name.replace("_", "-"), required=name in needed, default="", metavar="VALUE",
+                            help="as run.sh has it")
+    parser.add_argument("--recipe", metavar="NAME=VALUE", action="append", default=[],
+                        help="an option that the recipe declares; may be repeated")
+    parser.add_argument("--root", type=Path, required=True, help="the checkout, where recipes/ and conf/ are")
+    parser.add_argument("--work-dir", type=Path, required=True, help="where data/ and exp/ go")
+    parser.add_argument("--check-only", action="store_true", help="write nothing and read no YAML: print what run.sh needs to know before any set-up")
+    parser.add_argument("--dry-run", action="store_true", help="write nothing, and say what the plan has")
+
+
+def _told(options, root) -> list:
+    """Checks what can be checked without a package; what run.sh must know before it sets up any, as lines NAME=VALUE."""
+    import shlex
+
+    from essence_kd.plan.options import check_models, check_options, check_recipe, model_names, run_name
+    from essence_kd.plan.recipe import read_recipe
+
+    check_options(options, root)
+    recipe = read_recipe(root / "recipes" / options.corpus / "recipe.conf", size=options.size, fuse=options.fuse)
+    check_recipe(options, recipe)
+    teachers = model_names(options.teachers, recipe.teachers)
+    check_models(teachers + model_names(options.student, recipe.student), options.engine, root)
+    told = {"name": run_name(options), "description": recipe.description, "disk_mb": str(recipe.disk_mb),
+            "nnet3": "true" if any(t.startswith("nnet3/") for t in teachers) else "false",
+            "rescore": "true" if int(options.rescore_lm_order or recipe.rescore_lm_order or 0) else "false"}
+    return [f"{name}={shlex.quote(value)}" for name, value in told.items()]
+
+
+def run(args) -> int:
+    import sys
+
+    from essence_kd.plan.options import OptionError, Options, option_names
+
+    recipe = dict(text.partition("=")[::2] for text in args.recipe)
+    options = Options(**{name: getattr(args, name) for name in option_names()}, recipe=recipe)
+    try:
+        if args.check_only:
+            print("\n".join(_told(options, args.root)))
+            return 0
+        from essence_kd.plan.build import plan_run
+
+        plan = plan_run(options, args.root, args.work_dir)
+    except OptionError as error:
+        print(f"./run.sh: {error}; see ./run.sh --help", file=sys.stderr)
+        return 2
+    from essence_kd.plan.plan import FILE, write_plan
+
+    if args.dry_run:
+        for what, items in (("sets", plan.sets), ("targets", plan.targets), ("systems", plan.systems)):
+            print(f"{len(items)} {what}: " + " ".join(item.name for item in items))
+        return 0
+    path = Path(plan.exp) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_plan(plan, path)
+    print(path)
+    return 0

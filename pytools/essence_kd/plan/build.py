@@ -1,0 +1,207 @@
+"""From options, recipe.conf and conf/ to the plan of a run."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from essence_kd.am.settings import TrainSettings
+from essence_kd.distill.essence import EssenceSettings
+from essence_kd.io.settings import load_settings, to_dict
+from essence_kd.plan.grid import GridPoint, GridSettings, expand, rule_label
+from essence_kd.plan.options import (OptionError, Options, check_models, check_options, check_recipe, model_file,
+                                     model_names, run_name)
+from essence_kd.plan.plan import Ablation, Model, Plan, Point, Run, Set, System, Target, check_plan
+from essence_kd.plan.recipe import Recipe, read_recipe
+
+NETWORKS = "networks"  # the scale group of all networks; the GMM, whose likelihoods are of another kind, has its own
+POSTERIORS = "posteriors"  # where stage 6 leaves the archives that everything else is pruned from
+
+
+@dataclass
+class _Builder:
+    """Collects targets and systems; what equals an earlier one is that one."""
+
+    seed: int
+    combine: str
+    teachers: List[str] = field(default_factory=list)
+    sets: List[str] = field(default_factory=list)
+    targets: Dict[tuple, Target] = field(default_factory=dict)
+    systems: List[System] = field(default_factory=list)
+    trained: Dict[tuple, str] = field(default_factory=dict)
+
+    def target(self, target: Target) -> Target:
+        """The target, or the earlier one that holds the same."""
+        key = (target.kind, target.select, tuple(target.options), tuple(target.teachers))
+        return self.targets.setdefault(key, target)
+
+    def train(self, system: System) -> str:
+        """The name of the system, or of the earlier one that is trained alike."""
+        key = (system.model, system.seed, system.targets, system.loss, system.soft_weight, system.temperature,
+               system.mass)
+        if key not in self.trained:
+            self.trained[key] = system.name
+            self.systems.append(system)
+        return self.trained[key]
+
+
+def essence_settings(options: Options, root: Path) -> List[EssenceSettings]:
+    """conf/essence.yaml with what run.sh was asked for; one for each ``--top-k``. Raises OptionError or UserError."""
+    base = load_settings(EssenceSettings, root / "conf" / "essence.yaml")
+    if options.temperature:
+        base = replace(base, temperature=float(options.temperature))
+    if options.soft_weight:
+        base = replace(base, soft_weight=float(options.soft_weight))
+    found = [replace(base, top_k=int(k)) for k in dict.fromkeys(options.top_k.split())] or [base]
+    for settings in found:
+        try:
+            settings.check()
+        except ValueError as error:
+            name, _, rest = str(error).partition(" ")
+            raise OptionError(f"--{name.replace('_', '-')} {rest}") from None
+    return found
+
+
+def _pruned(settings: EssenceSettings, builder: _Builder, place: str, label: str, **more) -> Target:
+    """Targets that a rule selects, in the directory ``place`` of EXP."""
+    rule = settings.rule()
+    given = {"select": settings.select, "mass": settings.mass,
+             **{name: getattr(settings, name) for name in rule.parameters if hasattr(settings, name)}}
+    words = [word for name, value in given.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    words += [word for name, value in settings.parameters.items() for word in ("--set", f"{name}={value}")]
+    return builder.target(Target(place, "post", f"{place}/post.scp", settings.select, label, words, settings.mass, rule.exact,
+                                 combine=builder.combine, sets=builder.sets, **more))
+
+
+def _source(settings: EssenceSettings) -> str:
+    """Which archive of stage 6 a rule is applied to: one that may keep any class reads them all."""
+    return "full" if settings.rule().needs_every_class else "wide"
+
+
+def _soft(settings: EssenceSettings, target: Target) -> dict:
+    """What a training takes of the settings."""
+    return {"targets": target.name, "soft_weight": settings.soft_weight, "temperature": settings.temperature,
+            "mass": target.mass}
+
+
+def _main_targets(builder: _Builder, base: Sequence[EssenceSettings], post_keep: int, fuse: bool) -> List[Target]:
+    """Stage 6 and 7 of the main run: every label, the wide archive, and essence targets; the latter are returned."""
+    common = {"teachers": builder.teachers, "combine": builder.combine, "sets": builder.sets, "stage": 6}
+    if not fuse:
+        builder.target(Target("full", "dense", f"{POSTERIORS}/full.scp", "all", "every soft label", **common))
+        builder.target(Target("wide", "post", f"{POSTERIORS}/wide.scp", "wide", f"the {post_keep} largest",
+                              ["--keep", str(post_keep)], **common))
+    elif len(base) > 1:
+        raise OptionError("--fuse true leaves no wide archive to prune again: give one --top-k")
+    found = []
+    for settings in base:
+        by_teachers = fuse or settings.rule().needs_teachers
+        found.append(_pruned(settings, builder, "essence_" + rule_label(settings, EssenceSettings()), settings.rule().title(),
+                             teachers=builder.teachers, source=None if by_teachers else _source(settings), stage=6 if fuse else 7))
+    return found
+
+
+def _main_systems(builder: _Builder, students: Sequence[str], essences: Sequence[Target],
+                  base: Sequence[EssenceSettings]) -> None:
+    """The ensemble, and beside each student its twin. The first of several students and k have the short names."""
+    full = next((t for t in builder.targets.values() if t.name == "full"), None)
+    of_first: List[Tuple[System, ...]] = []
+    for number, model in enumerate(students):
+        suffix = f"_{model.replace('student_', '', 1)}" if number else ""
+        note = f", {model}" if number else ""
+        twin = builder.train(System(f"baseline{suffix}", "twin", f"Baseline{note}", NETWORKS, True, model, builder.seed))
+        found = []
+        if full:
+            found.append(System(f"student_full{suffix}", "student", f"Student, all soft labels{note}", NETWORKS, False, model,
+                                builder.seed, **_soft(base[0], full), twin=twin))
+        for turn, (target, settings) in enumerate(zip(essences, base)):
+            short = target.name.replace("essence_", "", 1)
+            found.append(System(f"student_essence{suffix}" + (f"_{short}" if turn else ""), "student",
+                                f"Student, essence{note}" + (f", {target.label}" if len(base) > 1 else ""), NETWORKS, False,
+                                model, builder.seed, **_soft(settings, target), twin=twin))
+        of_first.append(tuple(found))
+    for found in of_first:
+        for system in found:
+            builder.train(system)
+
+
+def _ablation(builder: _Builder, points: Sequence[Tuple[GridPoint, List[int]]], base: EssenceSettings,
+              student: str) -> Ablation:
+    """The systems of a grid that the main run has not; every point with its first seed, then every one with its second."""
+    found, turns = [], []
+    for point, seeds in points:
+        settings, target = point.essence, None
+        if point.target:
+            place = f"ablation/targets/{point.target}"
+            teachers = [builder.teachers[n - 1] for n in point.teachers] or builder.teachers
+            if settings.select == "all":
+                target = builder.target(Target(place, "dense", f"{place}/full.scp", "all", point.target, [], None, None,
+                                               teachers, builder.combine, builder.sets, None, keep=False))
+            else:
+                run_teachers = bool(point.teachers) or settings.rule().needs_teachers
+                target = _pruned(settings, builder, place, settings.rule().title(), teachers=teachers, keep=False,
+                                 source=None if run_teachers else _source(settings))
+        entry = Point(point.name, point.title, {**to_dict(settings), "teachers": list(point.teachers), "loss": point.loss,
+                                   "student": point.student}, target and target.name)
+        found.append(entry)
+        turns += [(turn, seed, point, target, entry) for turn, seed in enumerate(seeds)]
+    for _, seed, point, target, entry in sorted(turns, key=lambda row: row[0]):
+        model = point.student or student
+        soft = _soft(point.essence, target) if target else {}
+        twin = builder.trained.get((model, seed, None, None, None, None, None))
+        system = System(f"ablation/{point.name}/seed_{seed}", "student" if target else "twin", point.name, NETWORKS, False, model,
+                        seed, loss=point.loss, twin=twin, point=True, **soft)
+        entry.runs.append(Run(seed, builder.train(system)))
+    for entry in found:
+        entry.runs.sort(key=lambda run: run.seed)
+    return Ablation(to_dict(base), found)
+
+
+def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> Plan:
+    """The plan of a run. ``root``: the checkout. Raises OptionError, UserError."""
+    check_options(options, root)
+    check_recipe(options, recipe)
+    teachers = model_names(options.teachers, recipe.teachers)
+    students = model_names(options.student, recipe.student)
+    base = essence_settings(options, root)
+    grid = None
+    if options.ablation == "true":
+        grid = expand(load_settings(GridSettings, root / options.grid), base[0], len(teachers), options.grid)
+    models = list(dict.fromkeys([*teachers, *students, *(p.student for p, _ in grid or () if p.student)]))
+    check_models(models, options.engine, root)
+    nnet3 = [model for model in students if model.startswith("nnet3/")]
+    if nnet3:
+        raise OptionError(f"student {nnet3[0]}: students are models of conf/models")
+    for model in models:
+        if not model.startswith("nnet3/"):
+            load_settings(TrainSettings, model_file(root, model))
+    sets = [Set(name, role, recipe.labels.get(name, name)) for role, names in
+            (("train", [recipe.train_set]), ("dev", [recipe.dev_set]), ("test", recipe.eval_sets),
+             ("untranscribed", recipe.untranscribed_sets)) for name in names]
+    name = run_name(options)
+    seed, fuse = int(options.seed), options.fuse == "true"
+    builder = _Builder(seed, options.combine, [f"teacher_{n}" for n, _ in enumerate(teachers, 1)], [recipe.train_set])
+    builder.systems.append(System("gmm", "gmm", "GMM", "gmm", True))
+    for system, model in zip(builder.teachers, teachers):
+        taken = builder.train(System(system, "teacher", system.replace("_", " ").capitalize(), NETWORKS, True, model, seed))
+        if taken != system:
+            raise OptionError(f"--teachers names {model} twice: with one seed both would be the same")
+    builder.systems.append(System("ensemble", "ensemble", "Ensemble", NETWORKS, True, teachers=builder.teachers))
+    essences = _main_targets(builder, base, recipe.post_keep, fuse)
+    _main_systems(builder, students, essences, base)
+    ablation = _ablation(builder, grid, base[0], students[0]) if grid else None
+    plan = Plan(options.corpus, options.size, recipe.description, options.engine, seed, options.decoder, options.combine, fuse,
+                int(options.lm_order or recipe.lm_order), int(options.rescore_lm_order or recipe.rescore_lm_order or 0),
+                recipe.post_keep, recipe.clips, recipe.disk_mb, str(work_dir / "data" / name), str(work_dir / "exp" / name),
+                sets, [Model(m, "nnet3" if m.startswith("nnet3/") else "torch", str(model_file(root, m).relative_to(root)))
+                       for m in models], list(builder.targets.values()), builder.systems, ablation)
+    check_plan(plan, options.corpus)
+    return plan
+
+
+def plan_run(options: Options, root: Path, work_dir: Path) -> Plan:
+    """Read the recipe and make the plan. Raises OptionError, UserError."""
+    check_options(options, root)
+    path = root / "recipes" / options.corpus / "recipe.conf"
+    recipe = read_recipe(path, size=options.size, fuse=options.fuse)
+    return make_plan(options, recipe, root, work_dir)

@@ -1,0 +1,152 @@
+"""The options of run.sh, and what of them makes no sense. Needs nothing but Python: it runs before any set-up."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from essence_kd.io.errors import UserError
+from essence_kd.plan.recipe import Recipe
+
+LAST_STAGE = 10
+ENGINES = ("native", "kaldi")
+DECODERS = {"k2": ENGINES, "kaldi": ENGINES, "auto": ENGINES, "kaldi-lattice": ("kaldi",)}  # decoder -> engines
+COMBINE = ("mean", "logmean")
+NNET3 = "nnet3"  # the name of all nnet3 teachers together
+NNET3_TEACHERS = ("nnet3/tdnn", "nnet3/tdnn_lstm", "nnet3/blstm")
+
+
+class OptionError(UserError):
+    """An option that makes no sense: run.sh ends with status 2."""
+
+
+@dataclass
+class Options:
+    """What run.sh was asked for, as text; run.sh has the defaults. Empty: the recipe's, or conf/essence.yaml's."""
+
+    corpus: str
+    size: str
+    engine: str
+    stage: str
+    stop_stage: str
+    nj: str
+    seed: str
+    decoder: str
+    combine: str
+    fuse: str
+    ablation: str
+    grid: str
+    lm_order: str = ""
+    rescore_lm_order: str = ""
+    teachers: str = ""
+    student: str = ""
+    top_k: str = ""
+    temperature: str = ""
+    soft_weight: str = ""
+    recipe: Dict[str, str] = field(default_factory=dict)  # options that the recipe declares, by name
+
+
+def option_names() -> List[str]:
+    """Names of the options that every corpus has."""
+    return [f.name for f in fields(Options) if f.name != "recipe"]
+
+
+def whole_number(name: str, text: str, low: int = 0) -> int:
+    """The value of an option that takes a whole number. Raises OptionError."""
+    if not (text.isascii() and text.isdigit() and int(text) >= low):
+        least = f" of at least {low}" if low else ""
+        raise OptionError(f"--{name.replace('_', '-')} takes a whole number{least}, not '{text}'")
+    return int(text)
+
+
+def number(name: str, text: str) -> float:
+    """The value of an option that takes a number. Raises OptionError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(f"--{name.replace('_', '-')} takes a number, not '{text}'") from None
+
+
+def corpora(root: Path) -> List[str]:
+    """Names of the recipes of a checkout."""
+    return sorted(conf.parent.name for conf in (root / "recipes").glob("*/recipe.conf"))
+
+
+def model_file(root: Path, model: str) -> Path:
+    """Where the settings of a model are: ``conf/models/NAME.yaml``, or ``conf/nnet3/NAME.xconfig`` of ``nnet3/NAME``."""
+    return root / "conf" / (f"{model}.xconfig" if model.startswith("nnet3/") else f"models/{model}.yaml")
+
+
+def run_name(options: Options) -> str:
+    """What data/ and exp/ call the run: the corpus, and size and engine where these are not the usual ones."""
+    return "_".join([options.corpus] + [options.size] * (options.size != "default")
+                    + [options.engine] * (options.engine != "native"))
+
+
+def check_options(options: Options, root: Path) -> None:
+    """Everything that can be said of the options alone. ``root``: the checkout. Raises OptionError."""
+    for name in ("stage", "stop_stage"):
+        if whole_number(name, getattr(options, name)) > LAST_STAGE:
+            raise OptionError(f"there is no stage {getattr(options, name)}: stages are 0 to {LAST_STAGE}")
+    if int(options.stage) > int(options.stop_stage):
+        raise OptionError(f"--stage {options.stage} comes after --stop-stage {options.stop_stage}")
+    whole_number("seed", options.seed)
+    whole_number("nj", options.nj, 1)
+    if options.lm_order:
+        whole_number("lm_order", options.lm_order, 1)
+    if options.rescore_lm_order:
+        whole_number("rescore_lm_order", options.rescore_lm_order)
+    for k in options.top_k.split():
+        whole_number("top_k", k, 1)
+    for name in ("temperature", "soft_weight"):
+        if getattr(options, name):
+            number(name, getattr(options, name))
+    if options.corpus not in corpora(root):
+        raise OptionError(f"unknown corpus '{options.corpus}'; there are: {' '.join(corpora(root))}")
+    for what, value, known in (("engine", options.engine, ENGINES), ("decoder", options.decoder, DECODERS),
+                               ("combine", options.combine, COMBINE)):
+        if value not in known:
+            raise OptionError(f"unknown {what} '{value}'; there are: {' '.join(known)}")
+    if options.engine not in DECODERS[options.decoder]:
+        raise OptionError(f"--decoder {options.decoder} needs --engine {' or '.join(DECODERS[options.decoder])}")
+    for name in ("fuse", "ablation"):
+        if getattr(options, name) not in ("true", "false"):
+            raise OptionError(f"--{name} takes true or false, not '{getattr(options, name)}'")
+    if options.ablation == "true" and options.fuse == "true":
+        raise OptionError("--ablation prunes the wide archive, which --fuse true does not leave")
+    if not (root / options.grid).is_file():
+        raise OptionError(f"no grid '{options.grid}'")
+    if len(options.student.split()) != len(set(options.student.split())):
+        raise OptionError(f"--student names a model twice: '{options.student}'")
+    for name, value in options.recipe.items():
+        if name.endswith("_dir") and value and not Path(value).is_dir():
+            raise OptionError(f"no folder '{value}' for --{name.replace('_', '-')}")
+
+
+def check_recipe(options: Options, recipe: Recipe) -> None:
+    """What the recipe of the corpus allows. Raises OptionError."""
+    for name in options.recipe:
+        if name not in recipe.options:
+            raise OptionError(f"corpus {options.corpus} has no option --{name.replace('_', '-')}")
+    if options.engine not in recipe.engines:
+        raise OptionError(f"corpus {options.corpus} needs --engine {' '.join(recipe.engines)}")
+    if options.size not in recipe.sizes:
+        raise OptionError(f"corpus {options.corpus} has no size '{options.size}'; it has: {' '.join(recipe.sizes)}")
+
+
+def model_names(given: str, default: str) -> List[str]:
+    """Models of ``--teachers``: the recipe's where nothing or ``torch`` was given, ``nnet3`` is all of conf/nnet3."""
+    names: Optional[str] = None if given in ("", "torch") else given
+    if names == NNET3:
+        return list(NNET3_TEACHERS)
+    return (names or default).split()
+
+
+def check_models(models: List[str], engine: str, root: Path) -> None:
+    """Whether every model has a file, and nnet3 its engine. Raises OptionError."""
+    for model in models:
+        if model.startswith("nnet3/") and engine != "kaldi":
+            raise OptionError(f"teacher {model} needs --engine kaldi")
+        path = model_file(root, model)
+        if not path.is_file():
+            raise OptionError(f"no {path.relative_to(root)} for model '{model}'")
