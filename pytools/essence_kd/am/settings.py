@@ -110,6 +110,9 @@ class TrainSettings:
     precision: str = "auto"  # auto, float32 or bfloat16
 
 
+SOFT_KINDS = ("post", "dense")  # of soft targets: Kaldi Posterior, or matrices of probabilities
+
+
 @dataclass(frozen=True)
 class TrainInputs:
     """What a training reads; the names of files and directories may be any path or text."""
@@ -117,7 +120,7 @@ class TrainInputs:
     data_dir: Union[str, Path]  # Kaldi data directory: feats.scp, maybe utt2spk and utt2uniq; or shards
     ali_dir: Union[str, Path]  # ali.scp, num_pdfs, priors.txt, tree.txt; shards hold theirs themselves
     soft: Union[str, Path, None] = None  # scp of soft targets, a row an output frame; None: hard labels alone
-    soft_kind: str = "post"  # Kaldi Posterior, or dense: matrices of probabilities
+    soft_kind: str = SOFT_KINDS[0]
     init: Union[str, Path, None] = None  # model directory to start from, of the same architecture and sizes
     dev_data: Union[str, Path, None] = None  # data for the dev loss, in the place of a held-out share
     dev_ali: Union[str, Path, None] = None  # its alignments

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Tuple, Union
 
 import numpy as np
 
+from essence_kd.am.settings import SOFT_KINDS
 from essence_kd.am.sources import StoredCuts
 from essence_kd.hmm.alignment_dir import tree_hash
 from essence_kd.io.errors import UserError
@@ -65,8 +66,8 @@ def open_soft(soft, kind: str, ali_dir,
     Raises UserError: no such scp, another kind than post and dense, a sidecar of another tree or frame rate than that
     of the alignments and ``factor``.
     """
-    if kind not in ("post", "dense"):
-        raise UserError(f"--soft-kind {kind}: neither post nor dense")
+    if kind not in SOFT_KINDS:
+        raise UserError(f"--soft-kind {kind}: neither {' nor '.join(SOFT_KINDS)}")
     path = str(soft)[4:] if str(soft).startswith("scp:") else str(soft)
     if not Path(path).is_file():
         raise UserError(f"{path}: no soft targets (essence dump-post and prune-post make them)")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from essence_kd.am.settings import ShardSettings
+from essence_kd.am.settings import SOFT_KINDS, ShardSettings
 from essence_kd.io.options import given, tell_defaults
 
 HELP = "write features, alignments and soft targets as lhotse Shar"
@@ -15,7 +15,7 @@ HELP = "write features, alignments and soft targets as lhotse Shar"
 
 def add_arguments(parser) -> None:
     parser.add_argument("--soft", metavar="SCP", help="soft targets, a row an output frame")
-    parser.add_argument("--soft-kind", choices=("post", "dense"), help="Kaldi Posterior or matrices of probabilities")
+    parser.add_argument("--soft-kind", choices=SOFT_KINDS, help="Kaldi Posterior or matrices of probabilities")
     parser.add_argument("--shard-size", type=int, metavar="N", help="utterances a shard")
     parser.add_argument("--heldout", type=float, metavar="SHARE", help="share of utterances set apart for the dev loss")
     parser.add_argument("--seed", type=int, metavar="N", help="of the order of utterances")

@@ -9,7 +9,7 @@ e.g.: essence train --model conf/models/student_tdnn.yaml --soft exp/mini/essenc
 """
 from __future__ import annotations
 
-from essence_kd.am.settings import DistillSettings, TrainInputs, TrainSettings
+from essence_kd.am.settings import SOFT_KINDS, DistillSettings, TrainInputs, TrainSettings
 from essence_kd.io.options import given, tell_defaults
 
 HELP = "train an acoustic model: a teacher, a baseline or a student"
@@ -24,7 +24,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
                         help="a setting that differs, such as optim.epochs=20; may be repeated")
     parser.add_argument("--soft", metavar="SCP", help="soft targets, a row an output frame")
-    parser.add_argument("--soft-kind", choices=("post", "dense"), help="Kaldi Posterior or matrices of probabilities")
+    parser.add_argument("--soft-kind", choices=SOFT_KINDS, help="Kaldi Posterior or matrices of probabilities")
     parser.add_argument("--soft-weight", type=float, metavar="A",
                         help=f"(1 - A) CE(hard) + A T^2 CE(soft) {_of_model(DistillSettings.soft_weight)}")
     parser.add_argument("--temperature", type=float, metavar="T",
