@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what the tests need and runs them, but for those that take minutes (tests/run.sh -m slow). Arguments go to
-# pytest: tests/run.sh -k posterior. REQUIRE="k2 kaldi" fails what would be skipped for lack of these (tests/README.md).
+# pytest: tests/run.sh tests/unit -k posterior; but a first one of --cov measures what the tests cover.
+# REQUIRE="k2 kaldi" fails what would be skipped for lack of these (tests/README.md).
 if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 cd -P "$(dirname "$0")/.." || exit 1
 set -euo pipefail
@@ -14,4 +15,18 @@ else
 fi
 cores=$(env -u OMP_NUM_THREADS nproc) # with it, nproc would count threads
 export OMP_NUM_THREADS=1
-exec "$ESSENCE_PYTHON" -m pytest -q -n "$cores" --dist loadfile --durations 15 -r s -m "not slow" tests "$@"
+coverage=()
+if [ "${1-}" = --cov ]; then
+  shift
+  coverage=(--cov --cov-config tests/coverage.ini --cov-report '')
+  if "$ESSENCE_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then export COVERAGE_CORE=sysmon; fi
+fi
+status=0
+"$ESSENCE_PYTHON" -m pytest -q -n "$cores" --dist loadfile --durations 15 -r s -m "not slow" \
+  ${coverage[@]+"${coverage[@]}"} "$@" || status=$?
+if [ ${#coverage[@]} -gt 0 ]; then
+  "$ESSENCE_PYTHON" -m coverage report --rcfile tests/coverage.ini --sort cover >"$WORK_DIR/coverage.txt"
+  echo "Least covered; all in $WORK_DIR/coverage.txt:"
+  sed -n '1,12p;$p' "$WORK_DIR/coverage.txt"
+fi
+exit "$status"
