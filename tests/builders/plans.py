@@ -1,7 +1,13 @@
-"""The plan of a run (EXP/plan.json), made in code: names, roles, sets, labels, targets and systems as a test wants them."""
+"""The plan of a run (EXP/plan.json), made in code: names, roles, sets, labels, targets and systems of a test's choice."""
 from pathlib import Path
 
+import yaml
+from builders import ROOT
+
+from essence_kd.plan import build
+from essence_kd.plan.options import Options
 from essence_kd.plan.plan import FILE, Model, Plan, Set, System, Target, check_plan, write_plan
+from essence_kd.plan.recipe import Recipe
 
 SETS = {"train": "train", "dev": "dev", "eval_swbd": "test", "eval_che": "test"}  # name -> role
 LABELS = {"eval_swbd": "SWBD", "eval_che": "CHE"}
@@ -37,16 +43,15 @@ def student(name, targets, twin, label=None, *, model=STUDENT, seed=1, **values)
 def usual_targets():
     """Those of a main run that was given nothing: every soft label, the wide archive, k = 20."""
     common = {"teachers": list(TEACHERS), "sets": ["train"]}
-    return [make_target("full", "dense", **common),
-            make_target("wide", scp="posteriors/wide.scp", select="wide", k=None, mass=None, stage=6, **common,
-                        options=["--keep", "100"]),
+    wide = {"scp": "posteriors/wide.scp", "select": "wide", "options": ["--keep", "100"], "mass": None, "stage": 6}
+    return [make_target("full", "dense", **common), make_target("wide", k=None, **wide, **common),
             make_target("essence_k20", source="wide", **common)]
 
 
 def usual_systems():
     """Those of a main run that was given nothing, with two teachers."""
     return [make_system("gmm", "gmm", "GMM"),
-            *(make_system(name, "teacher", f"Teacher {n}", model=f"teacher_{n}", seed=1) for n, name in enumerate(TEACHERS, 1)),
+            *(make_system(name, "teacher", f"Teacher {n}", model=name, seed=1) for n, name in enumerate(TEACHERS, 1)),
             make_system("ensemble", "ensemble", "Ensemble", teachers=list(TEACHERS)),
             make_system("baseline", "twin", "Baseline", model=STUDENT, seed=1),
             student("student_full", "full", "baseline", "Student, all soft labels"),
@@ -54,7 +59,7 @@ def usual_systems():
 
 
 def make_plan(exp, **values):
-    """A checked plan of a run in ``exp``, with its data in ``exp/../../data/NAME``; ``values`` are fields of Plan.
+    """A checked plan of a run in WORK/exp/NAME (``exp``) and WORK/data/NAME; ``values`` are fields of Plan.
 
     Models are those that the systems name, unless ``models`` is given.
     """
@@ -75,3 +80,30 @@ def write(plan):
     Path(plan.exp).mkdir(parents=True, exist_ok=True)
     write_plan(plan, Path(plan.exp) / FILE)
     return plan
+
+
+def make_recipe(**values):
+    """recipe.conf of a corpus with three teachers, without its file."""
+    return Recipe(**{"path": ROOT / "recipes" / "mini" / "recipe.conf", "description": "a test", "sizes": ["default", "tiny"],
+                     "engines": ["native", "kaldi"], "train_set": "train", "dev_set": "dev",
+                     "eval_sets": ["eval_swbd", "eval_che"], "untranscribed_sets": [], "labels": LABELS,
+                     "teachers": "teacher_cnn_tdnn teacher_tdnn_lstm teacher_blstm", "student": STUDENT, "lm_order": "2",
+                     "rescore_lm_order": "", "clips": 0, "post_keep": 100, "disk_mb": 1, **values})
+
+
+def make_options(**values):
+    """Options of run.sh, as text."""
+    return Options(**{"corpus": "mini", "size": "default", "engine": "native", "stage": "0", "stop_stage": "10", "nj": "2",
+                      "seed": "1", "decoder": "kaldi", "combine": "mean", "fuse": "false", "ablation": "false",
+                      "grid": "conf/ablation.yaml", **values})
+
+
+def planned(work, points=None, seeds=(1,), *, recipe=None, **options):
+    """The plan that ``essence plan`` makes of options of run.sh and the conf/ of this checkout, unwritten.
+
+    ``points``: the grid of an ablation, of which WORK/grid.yaml is left.
+    """
+    if points is not None:
+        (work / "grid.yaml").write_text(yaml.safe_dump({"seeds": list(seeds), "points": points}))
+        options = {"ablation": "true", "grid": str(work / "grid.yaml"), **options}
+    return build.make_plan(make_options(**options), recipe or make_recipe(), ROOT, work)

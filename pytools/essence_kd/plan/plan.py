@@ -141,7 +141,7 @@ class Plan:
 
     def system(self, name: str) -> System:
         """A system by name. Raises KeyError."""
-        return next(s for s in self.systems if s.name == name)
+        return {s.name: s for s in self.systems}[name]
 
     def target(self, name: Optional[str]) -> Optional[Target]:
         """A target by name; None for None."""
@@ -186,6 +186,7 @@ def check_plan(plan: Plan, where: str) -> None:
         if s.role == "student" and s.targets is None and s.twin is None:
             raise UserError(f"{where}: student {s.name} has neither targets nor a twin")
     for point in plan.ablation.points if plan.ablation else ():
+        known(f"the targets of point {point.name}", point.targets, [None, *targets])
         for run in point.runs:
             known(f"a system of point {point.name}", run.system, systems)
 

@@ -91,8 +91,9 @@ class Ablation:
         columns = plan.sets_of("test") + [plan.dev_set]
 
         def decoded(name: str) -> System | None:
-            # a decoding that is under way has no whole set
-            system = load_system(exp_dir, plan.system(name), columns)
+            # ref.txt comes last: a decoding that is under way has none
+            whole = [s for s in columns if (exp_dir / name / f"decode_{s}" / "ref.txt").exists()]
+            system = load_system(exp_dir, plan.system(name), whole)
             return system if system.scores else None
 
         for point in plan.ablation.points:
@@ -193,7 +194,7 @@ class Ablation:
 
     def best_on_dev(self) -> str | None:
         """The point with soft targets whose mean WER on dev is lowest; of equals the first of the grid."""
-        names = [n for n, e in self.entries.items() if n not in ("hard", "ensemble")]
+        names = [n for n, e in self.entries.items() if e.settings.get("select", "hard") != "hard"]
         if self.dev_set not in self.sets or not names:
             return None
         return min(names, key=lambda n: float(self.rates(n, self.dev_set).mean()))
@@ -208,8 +209,9 @@ class Ablation:
                 interval = t_interval(rates)
                 found[column] = {"wer": round(float(rates.mean()), 4), "each_seed": [round(float(v), 4) for v in rates],
                                  "interval": interval and [round(v, 4) for v in interval]}
-            points[name] = {"label": entry.label, "settings": entry.settings, "systems": entry.systems, "seeds": sorted(entry.runs), "wer": found,
-                            "entries_per_frame": entry.entries_per_frame, "retained_mass": entry.retained_mass}
+            points[name] = {"label": entry.label, "settings": entry.settings, "systems": entry.systems,
+                            "seeds": sorted(entry.runs), "wer": found, "entries_per_frame": entry.entries_per_frame,
+                            "retained_mass": entry.retained_mass}
         comparisons = [self.compare(a, b, column) for a in self.entries for b in self.references() if a != b
                        and a != "ensemble" for column in self.columns]
         return {"base": self.plan.ablation.base, "dev_set": self.dev_set, "labels": set_labels(self.plan), "points": points,

@@ -84,6 +84,13 @@ def set_labels(plan: Plan) -> dict[str, str]:
     return {TOTAL: TOTAL, **{s.name: s.label for s in plan.sets}}
 
 
+def as_base(point: dict[str, Any], base: dict[str, Any], *but: str) -> bool:
+    """Does a point of the ablation have the settings that all start from, leaving those named in ``but`` aside?"""
+    settings = point["settings"]
+    return not any(settings.get(key) for key in ("teachers", "loss", "student")) \
+        and all(settings.get(key) == value for key, value in base.items() if key not in but)
+
+
 def read_json(path: Path, **kinds: type) -> dict[str, Any]:
     """A JSON object from a file; UserError when it is not one or lacks a value of ``kinds`` (key -> type)."""
     try:

@@ -32,8 +32,8 @@ class Shown(NamedTuple):
 
 
 def asked(exp: Experiment) -> Asked:
-    """The systems that the page compares: the first student that learns from an essence, or else the first of any kind."""
-    students = list(exp.plan.main_systems("student"))
+    """The systems that the page compares: the first decoded student that learns from an essence, or else of any kind."""
+    students = [s for s in exp.plan.main_systems("student") if s.name in exp.systems]
     first = next((s for s in students if s.targets and exp.plan.target(s.targets).kind == "post"), None)
     twin = first.twin if first else next((s.name for s in exp.plan.main_systems("twin")), None)
     dense = dense_sibling(exp, first.name) if first else next((s.name for s in students), None)

@@ -6,7 +6,7 @@ from typing import Any, Sequence
 
 from essence_kd.score.alignment_picture import AlignedUtterance
 from essence_kd.score.charts import number
-from essence_kd.score.experiment import shown_from
+from essence_kd.score.experiment import as_base, shown_from
 from essence_kd.score.labels import asked, points, shown, size_text, time_text, wer_text
 from essence_kd.score.results import TOTAL, Analysis, p_text
 from essence_kd.score.sections import SECTIONS, Content, Values, main_column, rated_at, verdict
@@ -74,8 +74,7 @@ def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]],
 def _seeds_line(found: dict[str, Any], column: str) -> list[str]:
     """What other seeds of the same student and baseline say, where an ablation has trained them."""
     for c in found.get("comparisons", ()):
-        settings = found["points"][c["a"]]["settings"]
-        same = not settings.get("teachers") and all(settings.get(k) == v for k, v in found["base"].items())
+        same = as_base(found["points"][c["a"]], found["base"])
         if same and (c["b"], c["set"]) == ("hard", column) and len(c["seeds"]) > 1:
             return [f"Over {len(c['seeds'])} seeds it is {points(c['diff'])} points, {points(c['low'])} to "
                     f"{points(c['high'])}."]

@@ -11,7 +11,7 @@ from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.score import wer
 from essence_kd.score.alignment_picture import FRAME_SECONDS, AlignedUtterance, mel_image
 from essence_kd.score.charts import Axis, Series, bar_rows, legend, line_chart, number, png_gray, ticks
-from essence_kd.score.experiment import Experiment, System
+from essence_kd.score.experiment import Experiment, System, as_base
 from essence_kd.score.labels import (DASH, ESSENCE_COLOUR, asked, bytes_text, group, points, shown,
                                      time_text)
 from essence_kd.score.results import TOTAL, Analysis, hub5_header
@@ -153,11 +153,9 @@ def _essence(content: Content) -> Values | None:
 
 def _curve(found: dict[str, Any], column: str, label: str) -> Values | None:
     """WER against k, a dot a seed, with the references as level lines."""
-    base, entries = found["base"], found["points"]
-    fixed = {k: v for k, v in base.items() if k not in ("select", "top_k")}
+    entries = found["points"]
     curve = sorted((p["settings"]["top_k"], p["wer"][column]) for p in entries.values()
-                   if p["settings"].get("select") == "top-k" and not p["settings"]["teachers"]
-                   and all(p["settings"][k] == v for k, v in fixed.items()))
+                   if p["settings"].get("select") == "top-k" and as_base(p, found["base"], "select", "top_k"))
     if len({k for k, _ in curve}) < 2:
         return None
     ks = [k for k, _ in curve]
