@@ -51,7 +51,7 @@ def run(args) -> int:
     from essence_kd.plan.options import OptionError, Options, option_names
 
     recipe = dict(text.partition("=")[::2] for text in args.recipe)
-    options = Options(**{name: getattr(args, name) for name in option_names()}, recipe=recipe)
+    options = Options(**{name: getattr(args, name) for name in option_names()}, recipe_options=recipe)
     try:
         if args.check_only:
             print("\n".join(_told(options, args.root)))

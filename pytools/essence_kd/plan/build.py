@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 from essence_kd.am.settings import TrainSettings
+from essence_kd.decode.decoder import DECODERS
 from essence_kd.distill.essence import EssenceSettings
 from essence_kd.io.settings import load_settings, to_dict
 from essence_kd.plan.grid import GridPoint, GridSettings, expand, rule_label
+from essence_kd.plan.options import DECODERS as USUAL_DECODERS
 from essence_kd.plan.options import (OptionError, Options, check_models, check_options, check_recipe, model_file,
                                      model_names, run_name)
 from essence_kd.plan.plan import Ablation, Model, Plan, Point, Run, Set, System, Target, check_plan
@@ -169,6 +171,8 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
         grid = expand(load_settings(GridSettings, root / options.grid), base[0], len(teachers), options.grid)
     models = list(dict.fromkeys([*teachers, *students, *(p.student for p, _ in grid or () if p.student)]))
     check_models(models, options.engine, root)
+    if options.decoder not in USUAL_DECODERS and options.decoder not in DECODERS:
+        raise OptionError(f"unknown decoder '{options.decoder}'; there are: {' '.join(('auto', *DECODERS.names()))}")
     nnet3 = [model for model in students if model.startswith("nnet3/")]
     if nnet3:
         raise OptionError(f"student {nnet3[0]}: students are models of conf/models")

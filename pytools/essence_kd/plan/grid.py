@@ -80,6 +80,10 @@ def make_point(values: Dict[str, Any], base: EssenceSettings, num_teachers: int,
     values = dict(values)
     teachers = str(values.pop("teachers", ALL_TEACHERS))
     student, loss = values.pop("student", None), values.pop("loss", None)
+    if loss is not None:
+        from essence_kd.distill.losses import LOSSES  # PyTorch comes with them
+
+        LOSSES.get(str(loss), where)
     numbers: Tuple[int, ...] = ()
     if teachers != ALL_TEACHERS:
         if not re.fullmatch(r"[1-9]\d*( [1-9]\d*)*", teachers) or max(map(int, teachers.split())) > num_teachers:
