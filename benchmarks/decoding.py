@@ -45,7 +45,7 @@ class Bench:
         self.graph = load_graph(self.graph_dir / "graph.npz")
         system, test_set, seconds, scale = args.system, args.set, args.seconds, args.acoustic_scale
         if scale is None:
-            chosen = exp / "gmm" / "sweep" / "sweep.json" if system == "gmm" else exp / "scales.json"
+            chosen = exp / "scales" / ("gmm.json" if system == "gmm" else "networks.json")
             scale = json.loads(chosen.read_text())["best"]["acoustic_scale"]
         self.scale = scale
         whole = args.scores or f"ark:{here}/whole.ark"
@@ -217,7 +217,7 @@ def rescoring(bench: Bench, beam: float, exp: Path, data: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("exp", type=Path, help="exp/CORPUS with graph, systems and scales.json")
+    parser.add_argument("exp", type=Path, help="exp/CORPUS with graph, systems and scales/")
     parser.add_argument("data", type=Path, help="data/CORPUS")
     parser.add_argument("--system", default="baseline", help="whose scores: a directory of EXP, or gmm (%(default)s)")
     parser.add_argument("--set", default="eval_swbd", help="(%(default)s)")
