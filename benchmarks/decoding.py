@@ -45,7 +45,7 @@ class Bench:
         self.graph = load_graph(self.graph_dir / "graph.npz")
         system, test_set, seconds, scale = args.system, args.set, args.seconds, args.acoustic_scale
         if scale is None:
-            chosen = exp / "scales" / ("gmm.json" if system == "gmm" else "networks.json")
+            chosen = exp / ("gmm/sweep/sweep.json" if system == "gmm" else "scales/networks.json")
             scale = json.loads(chosen.read_text())["best"]["acoustic_scale"]
         self.scale = scale
         whole = args.scores or f"ark:{here}/whole.ark"

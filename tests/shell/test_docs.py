@@ -47,6 +47,10 @@ def test_scripts_and_their_options(doc):
         if match and not re.search("[A-Z]{3}", match.group(1)) and not match.group(1).startswith(OTHERS):
             script = (ROOT / match.group(1)).read_text(encoding="utf-8")
             known = set(re.findall(r"^([a-z_]+)=", script, re.M)) | {"help", "config"}
+            if match.group(1) == "run.sh":  # options of recipes, which run.sh takes, too
+                known |= {name for conf in (ROOT / "recipes").glob("*/recipe.conf")
+                          for declared in re.findall(r'^options="([^"]*)"', conf.read_text(encoding="utf-8"), re.M)
+                          for name in declared.split()}
             if match.group(1) != "local/slurm.sh":
                 assert {o[2:].replace("-", "_") for o in options(match.group(2))} <= known, line
             seen += 1
