@@ -48,3 +48,16 @@ def make_mini(out, nj=2):
         return synthesize(out, "micro", seed=3, nj=nj)
     finally:
         del SIZES["micro"]
+
+
+def make_takes(folder, speakers, takes=10, rate=8000):
+    """Tones of a frequency of their own for each digit, in the dataset's naming."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for n, speaker in enumerate(speakers):
+        for digit in range(10):
+            for take in range(takes):
+                t = np.arange(int(rate * rng.uniform(0.2, 0.4))) / rate
+                wave = np.sin(2 * np.pi * (400 + 150 * digit + 10 * n) * t) * 5000
+                write_wav(folder / f"{digit}_{speaker}_{take}.wav", wave.astype(np.int16), rate)
+    return folder

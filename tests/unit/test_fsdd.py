@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from builders.corpora import make_takes
 
 from essence_kd.corpus import fsdd
 from essence_kd.corpus.channel import Condition
@@ -11,20 +12,7 @@ from essence_kd.corpus.fsdd import LEXICON, SIZES, WORDS, find_takes, plan_sessi
 from essence_kd.corpus.phones import NONSILENCE_PHONES
 from essence_kd.io.data_dir import DataDir, validate_data_dir
 from essence_kd.io.errors import UserError
-from essence_kd.io.wave import read_wav, write_wav
-
-
-def make_takes(folder, speakers, takes=10, rate=8000):
-    """Tones of a frequency of their own for each digit, in the dataset's naming."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for n, speaker in enumerate(speakers):
-        for digit in range(10):
-            for take in range(takes):
-                t = np.arange(int(rate * rng.uniform(0.2, 0.4))) / rate
-                wave = np.sin(2 * np.pi * (400 + 150 * digit + 10 * n) * t) * 5000
-                write_wav(folder / f"{digit}_{speaker}_{take}.wav", wave.astype(np.int16), rate)
-    return folder
+from essence_kd.io.wave import read_wav
 
 
 def by_set(sessions):
@@ -195,40 +183,6 @@ def test_takes_that_are_broken(tmp_path):
     with pytest.raises(UserError, match="3_ann_[0-9].wav: truncated"):
         prepare_fsdd(folder, tmp_path / "data", "tiny")
     assert not (tmp_path / "data" / "train").exists()
-
-
-def test_the_recipe_script(corpus, shell, tmp_path):
-    run = shell(
-        "recipes/fsdd/prepare_data.sh",
-        "--fsdd-dir",
-        corpus / "recordings",
-        "--heldout-speakers",
-        "ann bob",
-        "--size",
-        "tiny",
-        tmp_path / "data",
-    )
-    assert run.returncode == 0, run.stderr
-    assert set(DataDir.load(tmp_path / "data" / "eval_che").utt2spk.values()) == {"ann", "bob"}
-
-
-@pytest.mark.git
-def test_no_network_is_said_in_one_line(shell, tmp_path):
-    """git is told to refuse the https protocol, which fails as a machine without a network does."""
-    run = shell("recipes/fsdd/prepare_data.sh", tmp_path / "data", env={"GIT_ALLOW_PROTOCOL": "file"})
-    assert run.returncode == 1
-    assert "cannot be cloned (no network?)" in run.stderr and "--fsdd-dir" in run.stderr
-    assert not list((tmp_path / "data" / "download").iterdir())
-
-
-def test_what_was_cloned_is_not_cloned_again(shell, tmp_path):
-    clone = tmp_path / "data" / "fsdd_tiny" / "download" / "free-spoken-digit-dataset"
-    make_takes(clone / "recordings", ["ann", "bob", "eve"])
-    for speaker in ("ann", "bob"):
-        run = shell("./run.sh", "--work-dir", tmp_path, "--corpus", "fsdd", "--size", "tiny", "--stop-stage", "0",
-                    "--heldout-speakers", speaker, env={"GIT_ALLOW_PROTOCOL": "file"})
-        assert run.returncode == 0, run.stderr
-        assert set(DataDir.load(tmp_path / "data" / "fsdd_tiny" / "eval_che").utt2spk.values()) == {speaker}
 
 
 def test_sizes_have_all_sets():

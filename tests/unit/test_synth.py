@@ -303,14 +303,3 @@ def test_an_unknown_size(tmp_path):
     with pytest.raises(UserError, match="no size 'huge' of the mini corpus: it has tiny, default, full"):
         synthesize(tmp_path / "x", "huge")
     assert not (tmp_path / "x").exists()
-
-
-def test_the_recipe_script(shell, tmp_path):
-    run = shell("recipes/mini/prepare_data.sh", "--size", "tiny", "--nj", "2", tmp_path / "data")
-    assert run.returncode == 0, run.stderr
-    seconds = validate_data_dir(tmp_path / "data" / "train")["seconds"]
-    assert 5 * 60 < seconds < 9 * 60
-    run = shell("recipes/mini/prepare_data.sh", "--size", "huge", tmp_path / "other")
-    assert run.returncode == 1 and "there is no size 'huge'" in run.stderr
-    run = shell("recipes/mini/prepare_data.sh")
-    assert run.returncode == 2 and "Usage" in run.stderr
