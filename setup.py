@@ -4,6 +4,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
+CONF = {"essence_kd.conf": "conf", "essence_kd.conf.models": "conf/models"}  # io/resources.py finds them
 
 
 def requirements(name):
@@ -19,9 +20,9 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    package_dir={"": "pytools"},
-    packages=find_packages("pytools"),
-    package_data={"essence_kd.io": ["kernels.c"], "essence_kd.score": ["templates/*.html"]},
+    package_dir={"": "pytools", **CONF},
+    packages=[*find_packages("pytools"), *CONF],
+    package_data={"essence_kd.io": ["kernels.c"], "essence_kd.score": ["templates/*.html"], **{name: ["*.yaml"] for name in CONF}},
     python_requires=">=3.9",
     install_requires=requirements("core"),
     extras_require={"recipe": requirements("recipe"), "test": requirements("test")},

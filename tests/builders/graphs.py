@@ -190,6 +190,27 @@ def loop_graph(num_words=20, num_phones=8, seed=0, positions=True, lengths=(1, 3
                  meta={"num_pdfs": len(units) - 1, "frame_subsampling_factor": 3, "tree_hash": "f00d"})
 
 
+def pdf_graph(num_pdfs, tree_hash=None):
+    """A graph for rows of 30 ms in which the word wN is one row or more of pdf N, and any may follow any other."""
+    arcs = np.array([(a, b, b, b * (a != b)) for a in range(num_pdfs + 1) for b in range(1, num_pdfs + 1)], np.int32)
+    return Graph(*arcs.T, weight=np.where(arcs[:, 3] > 0, 2.0, 0.2).astype(np.float32), unit=arcs[:, 2],
+                 begin=(arcs[:, 3] > 0).astype(np.uint8), final=np.zeros(num_pdfs + 1, np.float32),
+                 unit_phone=np.arange(num_pdfs + 1, dtype=np.int32), unit_state=np.array([-1] + [0] * num_pdfs, np.int32),
+                 unit_pdf=np.arange(-1, num_pdfs, dtype=np.int32),
+                 phones=np.array(["<eps>", *(f"p{c}_S" for c in range(num_pdfs))]),
+                 phone_kind=np.array([0] + [4] * num_pdfs, np.uint8),
+                 words=np.array(["<eps>"] + [f"w{c}" for c in range(num_pdfs)]),
+                 meta={"num_pdfs": num_pdfs, "frame_subsampling_factor": 3, "tree_hash": tree_hash})
+
+
+def write_graph(folder, graph):
+    """graph.npz and words.txt in a new folder; the folder."""
+    folder.mkdir(parents=True)
+    R.save_graph(folder / "graph.npz", graph)
+    (folder / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(graph.words)))
+    return folder
+
+
 def random_path(graph, num_words, rng):
     """Arc indices of a random walk from the start to a final state that says ``num_words`` words."""
     leaving = [np.flatnonzero(graph.src == state) for state in range(graph.num_states)]

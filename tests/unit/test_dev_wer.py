@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from builders.graphs import pdf_graph, write_graph
 from builders.training_data import make_data
 
 from essence_kd.cli.main import main
-from essence_kd.hmm.graph import Graph, save_graph
 from essence_kd.io.provenance import sha256_file
 from essence_kd.io.text import read_words
 from essence_kd.score.wer import score
@@ -21,18 +21,7 @@ def corpus(tmp_path_factory):
     made = make_data(tmp_path_factory.mktemp("corpus"), utterances=6, num_pdfs=C, noise=0.6)
     (made.data / "text").write_text("".join(f"{utt} {' '.join(f'w{p}' for p, _ in itertools.groupby(ali[::3]))}\n"
                                             for utt, ali in made.alignment.items()))
-    arcs = np.array([(a, b, b, b * (a != b)) for a in range(C + 1) for b in range(1, C + 1)], np.int32)
-    names = np.array([f"p{c}_S" for c in range(C)])
-    graph = Graph(*arcs.T, weight=np.where(arcs[:, 3] > 0, 2.0, 0.2).astype(np.float32), unit=arcs[:, 2],
-                  begin=(arcs[:, 3] > 0).astype(np.uint8), final=np.zeros(C + 1, np.float32),
-                  unit_phone=np.arange(C + 1, dtype=np.int32), unit_state=np.array([-1] + [0] * C, np.int32),
-                  unit_pdf=np.arange(-1, C, dtype=np.int32), phones=np.array(["<eps>", *names]),
-                  phone_kind=np.array([0] + [4] * C, np.uint8), words=np.array(["<eps>"] + [f"w{c}" for c in range(C)]),
-                  meta={"num_pdfs": C, "frame_subsampling_factor": 3, "tree_hash": sha256_file(made.ali / "tree.txt")})
-    made.graph = made.root / "graph"
-    made.graph.mkdir()
-    save_graph(made.graph / "graph.npz", graph)
-    (made.graph / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(graph.words)))
+    made.graph = write_graph(made.root / "graph", pdf_graph(C, sha256_file(made.ali / "tree.txt")))
     return made
 
 

@@ -581,7 +581,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from essence_kd.am.models.registry import ARCHITECTURES
+from essence_kd.am.models.registry import register_model
 
 
 @dataclass
@@ -605,7 +605,7 @@ class Scale(nn.Module):
         self.weight.clamp_(max=1.0)
 
 
-@ARCHITECTURES.register("plain")
+@register_model("plain")
 class Encoder(nn.Module):
     Settings = PlainSettings
 

@@ -1,6 +1,7 @@
 """Scores of trained models: utterances in batches of similar length, answers in the order of the scp."""
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Tuple, Union
@@ -55,8 +56,17 @@ def window_of(num_pdfs: int, factor: int, batch_frames: int) -> int:
 def load_model(model_dir, device: Union[str, torch.device] = "cpu") -> Tuple[torch.nn.Module, dict]:
     """(the AcousticModel in eval mode, the contents of model.yaml) of a model directory.
 
-    Raises:
-        UserError: model.yaml or final.pt is missing, truncated, or one does not belong to the other.
+    Raises UserError where model.yaml or final.pt is missing or truncated, or one does not belong to the other.
+
+    >>> import torch
+    >>> from essence_kd import load_model
+    >>> model, settings = load_model("exp/student")
+    >>> model.feat_dim, model.num_pdfs, model.frame_subsampling_factor, settings["cmn"]
+    (8, 8, 3, 'none')
+    >>> with torch.inference_mode():
+    ...     logits = model(torch.zeros(2, 30, 8), torch.tensor([30, 27]))  # features float32, frames of each
+    >>> tuple(logits.shape)
+    (2, 10, 8)
     """
     model_dir = Path(model_dir)
     settings = read_model_yaml(model_dir)
@@ -115,6 +125,24 @@ def iter_logits(model_dir, feats_scp, *, batch_frames: int = ForwardSettings.bat
         if last:
             for i in sorted(ready):
                 yield source.ids[i], ready.pop(i)
+
+
+def forward(model_dirs: Union[str, os.PathLike, Sequence], data_dir, **settings) -> Iterator[Tuple[str, np.ndarray]]:
+    """(utterance, scores float32 (ceil(T / factor), num_pdfs)) of a data directory's feats.scp, in its order.
+
+    ``model_dirs``: a model directory, or several whose posteriors are combined. ``settings``: fields of
+    `ForwardSettings`, such as ``output="logit"``; by default scores are log-likelihoods, log p less log prior.
+    PyTorch gets ``threads`` threads. Raises UserError for models that do not fit each other or the features, TypeError
+    for an unknown setting.
+
+    >>> from essence_kd import forward
+    >>> for utt, scores in forward("exp/student", "data/eval"):
+    ...     print(utt, scores.shape, scores.dtype)
+    utt1 (16, 8) float32
+    utt2 (12, 8) float32
+    """
+    single = isinstance(model_dirs, (str, os.PathLike))
+    return Scorer([model_dirs] if single else model_dirs, ForwardSettings(**settings)).utterances(data_dir)
 
 
 class Scorer:

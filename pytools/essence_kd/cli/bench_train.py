@@ -7,16 +7,15 @@ The steps are taken in turns, and every number is a median, so compare the ratio
 """
 from __future__ import annotations
 
-from pathlib import Path
-
 from essence_kd.distill.essence import EssenceSettings
 
-MODEL = "swbd_tdnn_lstm.yaml"
+MODEL = "swbd_tdnn_lstm"
 HELP = "measure the training step with each kind of target on this machine"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--model", metavar="YAML", help=f"settings (default: conf/models/{MODEL})")
+    parser.add_argument("--model", metavar="YAML", default=MODEL,
+                        help="settings: a file, or a name of conf/models (default: %(default)s)")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a setting that differs")
     parser.add_argument("--pdfs", type=int, default=8816, metavar="N", help="default: %(default)s")
     parser.add_argument("--top-k", type=int, default=EssenceSettings.top_k, metavar="K", help="default: %(default)s")
@@ -38,12 +37,12 @@ def run(args) -> None:
     from essence_kd.am.settings import TrainSettings
     from essence_kd.io.errors import UserError
     from essence_kd.io.provenance import write_sidecar
+    from essence_kd.io.resources import model_file
     from essence_kd.io.settings import load_settings
 
     if args.repeats < 1:
         raise UserError(f"--repeats {args.repeats}: must be at least 1")
-    model = args.model or Path(__file__).resolve().parents[3] / "conf" / "models" / MODEL
-    settings = load_settings(TrainSettings, model, args.set)
+    settings = load_settings(TrainSettings, model_file(args.model), args.set)
     bench = StepBench(settings, pdfs=args.pdfs, k=args.top_k, feat_dim=args.feat_dim, chunks=args.chunks,
                       device=args.device)
     load = os.getloadavg()[0]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from pathlib import Path
 
 from essence_kd.io.errors import UserError
@@ -64,27 +63,19 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int | None:
-    from essence_kd.decode.decoder import AUTO, DECODERS, Unavailable
+    from essence_kd.decode.decoder import hand_over
 
     if args.nj < 1:
         raise UserError(f"--nj is {args.nj}, but must be at least 1")
-    names = list(AUTO) if args.decoder == "auto" else [args.decoder]
-    while True:
-        args.decoder = names.pop(0)
-        try:
-            status = DECODERS.get(args.decoder, "--decoder").hand_over(_command_line(args))
-        except Unavailable as error:
-            if not names:
-                raise UserError(f"{error}; decode with --decoder {AUTO[-1]} meanwhile") from None
-            print(f"essence decode: {error}: {DECODERS.get(names[0]).library} decodes instead", file=sys.stderr)
-        else:
-            return _decode(args) if status is None else status
+    args.decoder, status = hand_over(args.decoder, lambda name: _command_line(args, name))
+    return _decode(args) if status is None else status
 
 
-def _command_line(args) -> list[str]:
-    """The arguments of the essence command that parse to ``args``."""
+def _command_line(args, decoder: str) -> list[str]:
+    """The arguments of the essence command that parse to ``args``, with this decoder."""
     positional = [args.graph] + ([args.scores] if args.scores else []) + ([args.out_dir] if args.out_dir else [])
     options = {name: value for name, value in vars(args).items() if name not in ("graph", "scores", "out_dir")}
+    options["decoder"] = decoder
     flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
              for name, value in options.items() if value is not None and value is not False]
     return ["decode", *flags, "--", *positional]

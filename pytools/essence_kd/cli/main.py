@@ -67,8 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("essence_kd"):
             raise
-        print(f"essence {verb}: the Python {sys.executable} has no package '{error.name}'; local/setup_env.sh sets one up that "
-              "has, and ESSENCE_PYTHON may name another", file=sys.stderr)
+        from essence_kd.io.resources import checkout
+
+        fix = "local/setup_env.sh sets one up that has, and ESSENCE_PYTHON may name another" if checkout() else \
+            "install it with pip, or essence-kd with its extra 'recipe', which has all of them"
+        print(f"essence {verb}: the Python {sys.executable} has no package '{error.name}'; {fix}", file=sys.stderr)
         return 1
     except MemoryError as error:
         print(f"essence {verb}: not enough memory: {error or 'no more could be had'}", file=sys.stderr)

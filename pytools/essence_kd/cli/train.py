@@ -20,7 +20,7 @@ def _of_model(default) -> str:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--model", metavar="YAML", help="settings (conf/models/*.yaml); default: a small TDNN")
+    parser.add_argument("--model", metavar="YAML", help="settings: a file, or a name of conf/models such as student_tdnn; default: a small TDNN")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
                         help="a setting that differs, such as optim.epochs=20; may be repeated")
     parser.add_argument("--soft", metavar="SCP", help="soft targets, a row an output frame")
@@ -48,6 +48,7 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     from essence_kd.am.processes import keep_freed_memory
     from essence_kd.am.trainer import train
+    from essence_kd.io.resources import model_file
     from essence_kd.io.settings import load_settings
 
     keep_freed_memory()
@@ -56,7 +57,7 @@ def run(args) -> None:
                         ("mass", "distill.mass"), ("seed", "seed"), ("threads", "threads")):
         if getattr(args, option) is not None:
             overrides.append(f"{key}={getattr(args, option)}")
-    settings = load_settings(TrainSettings, args.model, overrides)
+    settings = load_settings(TrainSettings, args.model and model_file(args.model), overrides)
     dev_wer = None
     if settings.early_stopping.metric == "dev_wer":
         from essence_kd.score.dev_wer import DevWer

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -44,6 +45,10 @@ class Decoded:
     ``path`` int64 arc indices of the graph (epsilons included), None where no path survived; ``retried``: it took the
     wider beam. ``states`` and ``arcs``: size of the lattice, None where there is none. ``occurrences``: word
     labels with posteriors, None without a lattice. ``lattice`` only where it was asked for.
+
+    >>> from essence_kd import Decoded
+    >>> Decoded(None).retried  # no path survived
+    False
     """
 
     path: Optional[np.ndarray]
@@ -110,7 +115,13 @@ class _Named:
 class Decoder(_Named, abc.ABC):
     """Decodes batches of score matrices float32 (T, C), T > 0, with one graph; C is the graph's number of pdfs.
 
-    One object lives in each process. Costs of paths are those of decode.lattice.
+    One object lives in each process. Costs of paths are those of decode.lattice. `register_decoder` shows one of one's
+    own.
+
+    >>> from essence_kd import Decoder
+    >>> from essence_kd.decode.decoder import DECODERS
+    >>> issubclass(DECODERS.get("kaldi"), Decoder)
+    True
     """
 
     batch_rows = 500  # of a batch, padding included, where the options say nothing
@@ -187,6 +198,37 @@ class ArchiveDecoder(_Named, abc.ABC):
 DECODERS: "Registry[type]" = Registry("decoder", "essence_kd.decode.decoders")
 
 
+def hand_over(name: str, command: Callable[[str], list[str]]) -> tuple[str, int | None]:
+    """The decoder that decodes, which is `name` or the first of AUTO that can be had, and an exit status.
+
+    command: the arguments of the essence command that decodes with a decoder. Where another Python has run it, the status is
+    that command's; None: the decoder works in this one. Raises UserError where there is no such decoder.
+    """
+    names = list(AUTO) if name == "auto" else [name]
+    while True:
+        name = names.pop(0)
+        try:
+            return name, DECODERS.get(name, "--decoder").hand_over(command(name))
+        except Unavailable as error:
+            if not names:
+                raise UserError(f"{error}; decode with --decoder {AUTO[-1]} meanwhile") from None
+            print(f"essence decode: {error}: {DECODERS.get(names[0]).library} decodes instead", file=sys.stderr)
+
+
 def register_decoder(cls):
-    """Class decorator: a subclass of Decoder or ArchiveDecoder becomes ``--decoder NAME``, by its ``name``."""
+    """Class decorator: a subclass of Decoder or ArchiveDecoder becomes ``--decoder NAME``, by its ``name``.
+
+    Raises UserError for a name that another one has.
+
+    >>> import numpy as np
+    >>> from essence_kd import Decoded, Decoder, decode, register_decoder
+    >>> @register_decoder
+    ... class Silent(Decoder):
+    ...     name = "silent"
+    ...
+    ...     def decode(self, batch, *, lattices=False):  # score matrices float32 (T, C)
+    ...         return [Decoded(np.zeros(0, np.int64)) for scores in batch]  # arcs of a path through self.graph
+    >>> decode("exp/graph", [("utt1", np.zeros((6, 8), np.float32))], decoder="silent")
+    {'utt1': []}
+    """
     return DECODERS.register(cls.name)(cls)

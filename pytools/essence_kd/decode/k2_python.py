@@ -10,6 +10,7 @@ from pathlib import Path
 import essence_kd
 from essence_kd.decode.decoder import Unavailable
 from essence_kd.io.errors import UserError
+from essence_kd.io.resources import checkout
 
 _NO_K2 = 97  # exit status of a Python that cannot import k2
 # k2's own Python starts here: says why k2 cannot be used there, or runs the same verb.
@@ -43,8 +44,8 @@ def run_in_k2_python(command: list[str]) -> int:
     """The exit status of ``essence COMMAND...`` in the Python that has k2. Raises Unavailable where there is none."""
     python, fix = _k2_python()
     if python is None:
-        raise Unavailable("there is no k2: neither in this Python, nor $ESSENCE_K2_PYTHON, nor .venv-k2 "
-                          "(local/setup_env.sh sets it up)")
+        fix = "local/setup_env.sh sets it up" if checkout() else "set ESSENCE_K2_PYTHON to a Python that has it"
+        raise Unavailable(f"there is no k2: neither in this Python, nor $ESSENCE_K2_PYTHON, nor .venv-k2 ({fix})")
     with tempfile.TemporaryDirectory(prefix="essence-k2-") as folder:
         reason = Path(folder) / "reason"
         # this package alone: beside it may lie packages of this Python, which are not for the other one
@@ -72,7 +73,7 @@ def run_in_k2_python(command: list[str]) -> int:
 def _k2_python() -> tuple[str | None, str]:
     """The Python to look for k2 in, and the fix to tell when it fails."""
     def anew(venv: Path) -> str:
-        return f"make it anew: rm -r {venv}; local/setup_env.sh"
+        return f"make it anew: rm -r {venv}; local/setup_env.sh" if checkout() else f"{venv} is broken"
 
     named = os.environ.get("ESSENCE_K2_PYTHON")
     if named:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Iterator
@@ -15,7 +16,7 @@ from typing import Iterator
 import numpy as np
 
 from essence_kd.decode.checks import RowSample, check_graph, check_scores, cut_batches, fit_rates
-from essence_kd.decode.decoder import DECODERS, ArchiveDecoder, Decoder, Job, Request
+from essence_kd.decode.decoder import DECODERS, ArchiveDecoder, Decoder, Job, Request, hand_over
 from essence_kd.decode.lattice import edit_distance, empty_hypothesis
 from essence_kd.decode.options import DecodeOptions
 from essence_kd.decode.output import DecodedSet
@@ -25,7 +26,8 @@ from essence_kd.decode.sweeps import Grid, pool, read_best, sweep_in_turn, sweep
 from essence_kd.decode.workers import Outcome, Task, open_workers
 from essence_kd.hmm.graph import load_graph
 from essence_kd.io.errors import UserError
-from essence_kd.io.tables import read_matrices
+from essence_kd.io.tables import MatrixWriter, read_matrices
+from essence_kd.io.text import read_words
 
 _BUFFER_CELLS = 1 << 26  # score cells that are held to sort utterances by duration: 256 MiB of float32
 _SILENCE_MS = 500  # of silence around a cut of a long utterance
@@ -35,6 +37,29 @@ def open_decoder(name: str, graph_dir, options: DecodeOptions, nj: int = 1) -> A
     """The decoder ``name`` with a graph, as a context; ``nj`` processes. UserError where there is no such decoder."""
     kind = DECODERS.get(name)
     return kind(graph_dir, options, nj) if issubclass(kind, ArchiveDecoder) else Runner(kind, graph_dir, options, nj)
+
+
+def decode(graph_dir, scores, out_dir, decoder: str, nj: int, settings: dict) -> dict[str, list[str]]:
+    """What calling the package does; its ``__call__`` says more."""
+    options = DecodeOptions(**settings)
+    options.check()
+    flags = [f"--{name.replace('_', '-')}=" + (",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
+             for name, value in settings.items()]
+    with tempfile.TemporaryDirectory(prefix="essence-decode-") as scratch:
+        if not isinstance(scores, str):
+            with MatrixWriter(f"ark:{scratch}/scores.ark") as writer:
+                for utt, matrix in scores:
+                    writer.write(utt, matrix)
+            scores = f"ark:{scratch}/scores.ark"
+        out = Path(scratch if out_dir is None else out_dir)
+        name, status = hand_over(decoder, lambda name: ["decode", f"--decoder={name}", f"--nj={nj}", *flags, "--",
+                                                        str(graph_dir), scores, str(out)])
+        if status is None:
+            with open_decoder(name, graph_dir, options, nj) as opened:
+                opened.decode([Job(scores, out)])
+        elif status:
+            raise UserError(f"{graph_dir}: decoding by {name} ended with status {status}; stderr says why")
+        return read_words(out / "hyp.txt")
 
 
 class Runner(ArchiveDecoder):

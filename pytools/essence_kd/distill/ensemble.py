@@ -25,7 +25,14 @@ COMBINE = ("mean", "logmean")
 
 @dataclass
 class Ensemble:
-    """How each teacher's matrices are to be read, their weights (scaled to sum to 1), and the rule of combination."""
+    """How each teacher's matrices are to be read, their weights (scaled to sum to 1), and the rule of combination.
+
+    Raises ValueError for an unknown rule and weights that make no sense.
+
+    >>> from essence_kd import Ensemble, Scale
+    >>> Ensemble([Scale("logit"), Scale("logit", temperature=2.0)], weights=[3, 1], combine="logmean").weights
+    [0.75, 0.25]
+    """
 
     scales: List[Scale]
     weights: Sequence[float] = field(default_factory=list)  # empty: all the same
@@ -63,7 +70,16 @@ class Ensemble:
 
 
 def combine(ensemble: Ensemble, matrices: Sequence[np.ndarray], *, threads=None) -> np.ndarray:
-    """The ensemble's posterior: M matrices (T, C) -> (T, C) float32 probabilities. Raises FrameError, ValueError."""
+    """The ensemble's posterior: M matrices (T, C) of any floating type -> (T, C) float32 probabilities.
+
+    Raises FrameError for a frame that is no posterior, ValueError for matrices that do not fit.
+
+    >>> import numpy as np
+    >>> from essence_kd import Ensemble, Scale, combine
+    >>> teachers = [np.array([[0.5, 0.5, 0.0]]), np.array([[1.0, 0.0, 0.0]])]
+    >>> combine(Ensemble([Scale("prob"), Scale("prob")]), teachers).tolist()
+    [[0.75, 0.25, 0.0]]
+    """
     teachers = ensemble._aligned(matrices)
     result = np.empty(teachers[0][0].shape, np.float32)
     plain = _are_probabilities(teachers)

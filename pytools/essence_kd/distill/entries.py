@@ -21,7 +21,14 @@ class Entries(NamedTuple):
 
 
 class Essence(NamedTuple):
-    """The kept entries of T frames: frame t has entries offsets[t] to offsets[t + 1]."""
+    """The kept entries of T frames: frame t has entries offsets[t] to offsets[t + 1].
+
+    >>> import numpy as np
+    >>> from essence_kd import Essence, EssenceSettings, select
+    >>> essence: Essence = select(np.array([[0.25, 0.5, 0.25], [0.0, 0.0, 1.0]], np.float32), EssenceSettings(top_k=1, mass="keep"))
+    >>> essence.offsets.tolist(), essence.ids.tolist(), essence.probs.tolist(), essence.kept.tolist()
+    ([0, 1, 2], [1, 2], [0.5, 1.0], [0.5, 1.0])
+    """
 
     offsets: np.ndarray  # (T + 1,) int64
     ids: np.ndarray  # (n,) int32

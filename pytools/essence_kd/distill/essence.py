@@ -29,7 +29,14 @@ T = TypeVar("T", bound=Parametrised)
 
 @dataclass
 class EssenceSettings:
-    """What to keep of a posterior, and its weight in training (conf/essence.yaml says what differs from this)."""
+    """What to keep of a posterior, and its weight in training (conf/essence.yaml says what differs from this).
+
+    >>> from essence_kd import EssenceSettings
+    >>> settings = EssenceSettings(select="top-p", top_p=0.9, max_k=40, mass="residual")
+    >>> settings.check()  # ValueError for what has no meaning
+    >>> settings.rule()
+    TopP(top_p=0.9, max_k=40)
+    """
 
     select: str = parameter(TopK.name, "selection rule")
     top_k: int = borrowed(TopK, "top_k")
@@ -93,6 +100,16 @@ def select(matrix: Matrix, settings: EssenceSettings, *, kind: str = "prob", utt
     ``kind``: prob, log or logit. ``utt`` seeds random-prune together with ``settings.seed``. ``teachers``: (T, C) each,
     on any order-preserving scale, for a rule that asks them. Raises FrameError (NaN, not a posterior), ValueError (k
     above C, a rule without meaning).
+
+    >>> import numpy as np
+    >>> from essence_kd import EssenceSettings, select
+    >>> probs = np.array([[0.125, 0.5, 0.125, 0.25], [0.25, 0.0, 0.75, 0.0]], np.float32)
+    >>> essence = select(probs, EssenceSettings(top_k=2, mass="keep"))
+    >>> ids, kept = essence.fixed()  # (T, k) each, int32 and float32
+    >>> ids.tolist(), kept.tolist()
+    ([[1, 3], [2, 0]], [[0.5, 0.25], [0.75, 0.25]])
+    >>> select(np.log(probs[:1]), EssenceSettings(top_k=2), kind="logit").probs.round(3)  # the mass rule is renorm
+    array([0.667, 0.333], dtype=float32)
     """
     settings.check()
     rule, mass = settings.rule(), settings.mass_rule()

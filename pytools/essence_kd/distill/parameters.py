@@ -16,7 +16,12 @@ T = TypeVar("T", bound="Parametrised")
 
 def parameter(default: Any, help: str = "", valid: Optional[Callable[[Any], bool]] = None, wants: str = "", *,
               key: str = "") -> Any:
-    """A field with a default, a help text, what is ``valid`` and how that is told, and its ``key`` in a sidecar."""
+    """A field with a default, a help text, what is ``valid`` and how that is told, and its ``key`` in a sidecar.
+
+    >>> from essence_kd import Rule, parameter
+    >>> class Half(Rule):
+    ...     share: float = parameter(0.5, "of the largest", lambda share: 0 < share <= 1, "above 0 and at most 1")
+    """
     return field(default=default, metadata={"help": help, "valid": valid, "wants": wants, "key": key})
 
 
@@ -49,13 +54,11 @@ class Parametrised:
         return {part.metadata.get("key") or part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
 
 
-def registers(registry: Registry) -> Callable[[Type[T]], Type[T]]:
-    """The decorator that makes a class a dataclass and registers it by its ``name``."""
-    def register(cls: Type[T]) -> Type[T]:
-        cls = dataclass(frozen=True)(cls)
-        cls.parameters = tuple(part.name for part in dataclasses.fields(cls))
-        return registry.register(cls.name)(cls)
-    return register
+def add_to(registry: Registry, cls: Type[T]) -> Type[T]:
+    """Makes a class a dataclass and registers it by its ``name``. Raises UserError for a name that another one has."""
+    cls = dataclass(frozen=True)(cls)
+    cls.parameters = tuple(part.name for part in dataclasses.fields(cls))
+    return registry.register(cls.name)(cls)
 
 
 def build(cls: Type[T], values: Mapping[str, Any], where: str) -> T:

@@ -52,6 +52,13 @@ class Scale:
 
     ``kind``: prob (probabilities), log (log-probabilities), logit (anything whose softmax is the posterior). The
     posterior is softmax((log p or z) / temperature - log_prior): tempered, and with a scaled prior divided out.
+    Raises ValueError for an unknown kind and a temperature that is not above 0.
+
+    >>> import numpy as np
+    >>> from essence_kd import Ensemble, Scale, combine
+    >>> logits = np.log([[0.5, 0.25, 0.25]])
+    >>> combine(Ensemble([Scale("logit")]), [logits]).round(3).tolist()
+    [[0.5, 0.25, 0.25]]
     """
 
     kind: str = "prob"

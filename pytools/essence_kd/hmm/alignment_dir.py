@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
 import numpy as np
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
+from essence_kd.io.tables import read_int_vectors
 from essence_kd.io.text import read_lines
 
 MIN_ALIGNED = 0.95  # a smaller share of aligned utterances is an error
@@ -32,6 +33,21 @@ def write_ali_dir(ali_dir: Path, tree: str, frames: np.ndarray, utterances: int,
         "num_frames": int(frames.sum()), "frame_shift_ms": round(FRAME_SHIFT_MS),
         "tree_hash": sha256_file(ali_dir / "tree.txt"), "unseen_pdfs": int((frames == 0).sum()),
         "seconds": round(time.time() - started, 1)})
+
+
+def read_alignments(alignments: str | Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Every (utterance, int32 (T,) pdf-ids of its feature frames) of an alignment directory or an rspecifier.
+
+    Raises UserError for what cannot be read.
+
+    >>> from essence_kd import read_alignments
+    >>> for utt, pdfs in read_alignments("exp/ali"):
+    ...     print(utt, pdfs.shape, pdfs[:4])
+    utt1 (48,) [2 2 2 2]
+    utt2 (36,) [5 5 5 5]
+    """
+    folder = Path(alignments)
+    return read_int_vectors(f"scp:{folder / 'ali.scp'}" if folder.is_dir() else str(alignments))
 
 
 def tree_hash(ali_dir: str | Path) -> str | None:

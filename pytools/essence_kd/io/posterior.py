@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 import numpy as np
 
@@ -40,6 +40,14 @@ class Posterior:
 
     num_frames: T; offsets: int64 (T+1,), the entries of frame t are offsets[t]:offsets[t+1]; ids: int32 (N,) pdf-ids;
     probs: float32 (N,) probabilities (or weights).
+
+    >>> from essence_kd import Posterior
+    >>> post = Posterior(offsets=[0, 2, 3], ids=[3, 1, 0], probs=[0.75, 0.25, 1.0])  # two frames
+    >>> post.counts().tolist(), post.mass().tolist()
+    ([2, 1], [1.0, 1.0])
+    >>> ids, probs = post.padded(2)  # (T, 2) each, with 0 where a frame has fewer
+    >>> ids.tolist(), probs.tolist()
+    ([[3, 1], [0, 0]], [[0.75, 0.25], [1.0, 0.0]])
     """
 
     __slots__ = ("num_frames", "ids", "probs", "_offsets", "_k")
@@ -414,7 +422,16 @@ def cut_posterior(post: Posterior, span: str) -> Posterior:
 
 
 def read_posteriors(rspecifier: str) -> Iterator[tuple[str, Posterior]]:
-    """Every (utterance, Posterior) of a table: Kaldi binary, Kaldi text, or compact. Raises UserError."""
+    """Every (utterance, Posterior) of a table: Kaldi binary, Kaldi text, or compact.
+
+    Raises UserError for what cannot be read. `PosteriorTable` reads single utterances of an scp file.
+
+    >>> from essence_kd import read_posteriors
+    >>> for utt, post in read_posteriors("scp:exp/post.scp"):
+    ...     print(utt, post.num_frames, "frames:", post.ids[:2], post.probs[:2])
+    utt1 16 frames: [2 5] [0.75 0.25]
+    utt2 12 frames: [5 2] [0.75 0.25]
+    """
     return read_table(rspecifier, read_posterior, cut_posterior, "posterior")
 
 
@@ -467,6 +484,27 @@ class PosteriorTable(ScpTable):
 
 
 # ----------------------------------------------------------------------------------------------------------- write
+
+def write_posteriors(wspecifier: str, posteriors: Iterable[tuple[str, Any]], *, num_pdfs: int | None = None) -> int:
+    """Writes (utterance, Posterior or Essence) pairs as a table, whole or not at all; how many there were.
+
+    Of a posterior int (T+1,) offsets, int (N,) ids and float (N,) probs are written. ``num_pdfs`` as in
+    `PosteriorWriter`. Raises UserError for what is no posterior and what cannot be written.
+
+    >>> import numpy as np
+    >>> from essence_kd import Posterior, read_posteriors, write_posteriors
+    >>> post = Posterior.from_fixed(np.array([[3, 1], [1, 0]]), np.array([[0.75, 0.25], [0.5, 0.5]]))
+    >>> write_posteriors("ark,scp:new.ark,new.scp", [("utt1", post), ("utt2", post[:1])])
+    2
+    >>> [(utt, post.ids.tolist()) for utt, post in read_posteriors("scp:new.scp")]
+    [('utt1', [3, 1, 1, 0]), ('utt2', [3, 1])]
+    """
+    written = 0
+    with PosteriorWriter(wspecifier, num_pdfs=num_pdfs) as writer:
+        for written, (utt, post) in enumerate(posteriors, 1):
+            writer.write(utt, Posterior(post.offsets, post.ids, post.probs))
+    return written
+
 
 class PosteriorWriter(TableWriter):
     """Writes posteriors: a context manager over a wspecifier (``ark:``, ``ark,t:``, ``ark,scp:``, pipes).

@@ -81,7 +81,16 @@ def _read_line(file: str, span: str | None, maps: Maps, read_object: Callable[[A
 
 
 def read_matrices(rspecifier: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Every (utterance, matrix) of a table: float32 or float64, (rows, columns). Raises UserError."""
+    """Every (utterance, matrix) of a table (features, scores, logits): float32 or float64, (rows, columns).
+
+    Raises UserError for what cannot be read.
+
+    >>> from essence_kd import read_matrices
+    >>> for utt, feats in read_matrices("scp:data/eval/feats.scp"):
+    ...     print(utt, feats.shape, feats.dtype)
+    utt1 (48, 8) float32
+    utt2 (36, 8) float32
+    """
     return read_table(rspecifier, read_matrix, cut_matrix, "matrix")
 
 

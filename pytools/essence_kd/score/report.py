@@ -14,6 +14,7 @@ from typing import Any, Sequence
 from essence_kd import __version__
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import write_text
+from essence_kd.io.resources import checkout
 from essence_kd.io.text import read_map
 from essence_kd.score import significance
 from essence_kd.score.alignment_picture import load_alignment
@@ -28,16 +29,17 @@ VERSIONS_OF = ("numpy", "torch", "lhotse", "kaldi-native-io", "kaldi-hmm-gmm", "
 
 
 def provenance() -> dict[str, Any]:
-    """Commit of the checkout that holds this package, versions, machine and time."""
-    root = Path(__file__).resolve().parents[3]
-    commit = dirty = None
-    try:
-        commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True,
-                                check=True).stdout.strip()
-        dirty = bool(subprocess.run(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
-                                    capture_output=True, text=True, check=True).stdout.strip())
-    except (OSError, subprocess.CalledProcessError):
-        pass  # not a git checkout, or no git: the report then says so
+    """Commit of the checkout that the package lies in (None where it is installed), versions, machine and time."""
+    root, commit, dirty = checkout(), None, None
+    if root is not None:
+        try:
+            top, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").splitlines()
+            if not os.path.samefile(top, root):  # a repository of somebody else, in which the files of this one lie
+                commit = None
+            else:
+                dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+        except (OSError, ValueError, subprocess.CalledProcessError):
+            commit = None  # not a git checkout, or no git: the report then says so
     versions = {"essence-kd": __version__, "python": platform.python_version()}
     for package in VERSIONS_OF:
         try:
@@ -47,6 +49,11 @@ def provenance() -> dict[str, Any]:
     return {"commit": commit, "modified": dirty, "versions": versions, "machine": platform.machine(),
             "cpus": os.cpu_count(), "system": f"{platform.system()} {platform.release()}",
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+
+def _git(root: Path, *words: str) -> str:
+    """What git prints about a checkout. Raises OSError, CalledProcessError."""
+    return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _finite(value: Any) -> Any:

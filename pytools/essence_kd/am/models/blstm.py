@@ -8,7 +8,7 @@ from torch import nn
 
 from essence_kd.am.models.layers import (FrontEnd, FrontEndSettings, RowLayerNorm, SharedDropout, length_mask,
                                          masked, num_rows, reverse_rows)
-from essence_kd.am.models.registry import ARCHITECTURES
+from essence_kd.am.models.registry import register_model
 
 
 @dataclass
@@ -20,7 +20,7 @@ class BlstmSettings(FrontEndSettings):
     dropout: float = 0.2
 
 
-@ARCHITECTURES.register("blstm")
+@register_model("blstm")
 class Encoder(nn.Module):
     """(B, T, feat_dim) features -> (B, R, 2 * cells) hidden rows."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from essence_kd.am.models.layers import Convolutions, FactoredTdnn, Tdnn, length_mask, num_rows
-from essence_kd.am.models.registry import ARCHITECTURES
+from essence_kd.am.models.registry import register_model
 
 
 @dataclass
@@ -24,7 +24,7 @@ class CnnTdnnSettings:
     dropout: float = 0.1
 
 
-@ARCHITECTURES.register("cnn_tdnn")
+@register_model("cnn_tdnn")
 class Encoder(nn.Module):
     """(B, T, feat_dim) features -> (B, R, output_dim) hidden rows."""
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from essence_kd.am.models.layers import FrontEnd, FrontEndSettings, SharedDropout, length_mask, masked, num_rows
-from essence_kd.am.models.registry import ARCHITECTURES
+from essence_kd.am.models.registry import register_model
 from essence_kd.io.errors import UserError
 
 BLOCK = 256  # rows that attend at a time
@@ -125,7 +125,7 @@ class Block(nn.Module):
         return masked(self.norm(x + 0.5 * self.after(x)), mask)
 
 
-@ARCHITECTURES.register("conformer")
+@register_model("conformer")
 class Encoder(nn.Module):
     """(B, T, feat_dim) features -> (B, R, hidden) rows."""
 

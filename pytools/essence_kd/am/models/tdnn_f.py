@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from essence_kd.am.models.layers import FactoredTdnn, Tdnn, length_mask, num_rows
-from essence_kd.am.models.registry import ARCHITECTURES
+from essence_kd.am.models.registry import register_model
 
 
 @dataclass
@@ -25,7 +25,7 @@ class TdnnFSettings:
     dropout: float = 0.1
 
 
-@ARCHITECTURES.register("tdnn_f")
+@register_model("tdnn_f")
 class Encoder(nn.Module):
     """(B, T, feat_dim) features -> (B, R, output_dim) hidden rows."""
 

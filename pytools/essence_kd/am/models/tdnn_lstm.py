@@ -9,7 +9,7 @@ from torch import nn
 
 from essence_kd.am.models.layers import (FrameDropout, FrontEnd, FrontEndSettings, RowLayerNorm, SharedDropout, Tdnn,
                                          length_mask, masked, num_rows)
-from essence_kd.am.models.registry import ARCHITECTURES
+from essence_kd.am.models.registry import register_model
 
 
 @dataclass
@@ -23,7 +23,7 @@ class TdnnLstmSettings(FrontEndSettings):
     frame_dropout: float = 0.0  # of whole rows of what an LSTM layer answers
 
 
-@ARCHITECTURES.register("tdnn_lstm")
+@register_model("tdnn_lstm")
 class Encoder(nn.Module):
     """(B, T, feat_dim) features -> (B, R, output_dim) hidden rows."""
 

@@ -18,14 +18,14 @@ over frames; whoever reports divides by the frames.
 """
 from __future__ import annotations
 
-from typing import Any, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Any, Mapping, NamedTuple, Optional, Tuple, Type, TypeVar, Union
 
 import torch
 from torch import Tensor
 
 from essence_kd.distill.essence import EssenceSettings
 from essence_kd.distill.mass_rules import MASS_RULES, MassRule
-from essence_kd.distill.parameters import Parametrised, build, registers
+from essence_kd.distill.parameters import Parametrised, add_to, build
 from essence_kd.io.errors import UserError
 from essence_kd.io.registry import Registry
 
@@ -42,7 +42,16 @@ class MultitaskLoss(NamedTuple):
 
 
 class Loss(Parametrised):
-    """The base of losses. T^2 keeps the soft gradient's size (Hinton et al. 2015)."""
+    """The base of losses; `register_loss` shows one of one's own. T^2 keeps the soft gradient's size (Hinton et al. 2015).
+
+    >>> import torch
+    >>> from essence_kd import Loss
+    >>> from essence_kd.distill.losses import make_loss
+    >>> loss = make_loss("jensen-shannon", {"beta": 0.5}, "example")
+    >>> q = torch.tensor([[0.5, 0.5]])  # the soft target, and what the student gives to the same classes
+    >>> isinstance(loss, Loss), loss.soft(q, q).item()
+    (True, 0.0)
+    """
 
     def soft(self, q: Tensor, p: Tensor) -> Tensor:
         """The loss of each frame: the soft target and what the student gives to the same classes, (N, k) each -> (N,).
@@ -73,8 +82,29 @@ class Loss(Parametrised):
         return MultitaskLoss(total, hard_sum.detach(), soft_sum.detach(), valid.sum())
 
 
+T = TypeVar("T", bound=Loss)
 LOSSES: Registry = Registry("loss", __name__)
-register_loss = registers(LOSSES)
+
+
+def register_loss(cls: Type[T]) -> Type[T]:
+    """Class decorator: a subclass of `Loss` becomes the loss of its ``name``, a dataclass of its parameters.
+
+    Raises UserError for a name that another loss has.
+
+    >>> import torch
+    >>> from essence_kd import Loss, register_loss
+    >>> @register_loss
+    ... class Brier(Loss):
+    ...     name = "brier"
+    ...
+    ...     def soft(self, q, p):
+    ...         return ((q - p) ** 2).sum(1)
+    >>> logits, hard = torch.zeros(1, 4), torch.tensor([2])
+    >>> ids, probs = torch.tensor([[2, 3]]), torch.tensor([[0.75, 0.25]])
+    >>> Brier()(logits, hard, ids, probs, soft_weight=1.0, temperature=1.0, mass="renorm").total.item()
+    0.5
+    """
+    return add_to(LOSSES, cls)
 
 
 def make_loss(name: str, parameters: Mapping[str, Any], where: str) -> Loss:

@@ -156,6 +156,17 @@ def sparse_soft_cross_entropy(logits: Tensor, ids: Tensor, probs: Tensor, *, tem
     id must still be a class). ``mass``: ``renorm`` scales the entries to 1, ``keep`` takes them as they are,
     ``residual`` adds one class "everything else" on both sides. ``reduction``: ``sum`` or ``none`` (N,).
     Returns float32 (float64 for float64 logits). Raises ValueError for shapes or rules that do not fit.
+
+    >>> import torch
+    >>> from essence_kd import sparse_soft_cross_entropy
+    >>> logits = torch.zeros(2, 4, requires_grad=True)
+    >>> ids, probs = torch.tensor([[0, 2], [1, 3]]), torch.tensor([[0.75, 0.25], [0.5, 0.5]])
+    >>> loss = sparse_soft_cross_entropy(logits, ids, probs)  # 2 log 4
+    >>> round(loss.item(), 3)
+    2.773
+    >>> loss.backward()
+    >>> logits.grad[0].tolist()  # softmax less target
+    [-0.5, 0.25, 0.0, 0.25]
     """
     q, rest = soft_target(logits, ids, probs, temperature, mass)
     loss = _Terms.apply(logits, None, None, ids.long(), q, rest, float(temperature))[1]
@@ -182,6 +193,16 @@ def multitask_loss(logits: Tensor, hard: Tensor, ids: Optional[Tensor] = None, p
     is ``ids`` and ``probs`` (N, k), or dense: ``ids`` None and ``probs`` (N, C), or none at all (``probs`` None: the
     hard loss alone, whatever ``soft_weight`` says must then be 0). T^2 keeps the soft gradient's size
     (Hinton et al. 2015). At T = 1 both terms share one softmax. Raises ValueError for shapes that do not fit.
+
+    >>> import torch
+    >>> from essence_kd import multitask_loss
+    >>> logits, hard = torch.zeros(3, 4, requires_grad=True), torch.tensor([0, 1, -100])  # the last one is padding
+    >>> ids = torch.tensor([[0, 2], [1, 3], [0, 0]])
+    >>> probs = torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.0, 0.0]])
+    >>> loss = multitask_loss(logits, hard, ids, probs, soft_weight=0.5)
+    >>> (loss.total / loss.num_frames).backward()
+    >>> int(loss.num_frames), logits.grad[0].tolist()
+    (2, [-0.3125, 0.125, 0.0625, 0.125])
     """
     valid, labels = hard_labels(logits, hard, soft_weight)
     q = rest = None

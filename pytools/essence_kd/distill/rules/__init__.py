@@ -18,13 +18,13 @@ Legend: T frames, C pdfs, n entries of all frames together.
 """
 from __future__ import annotations
 
-from typing import Any, ClassVar, List, Optional, Sequence, Tuple
+from typing import Any, ClassVar, List, Optional, Sequence, Tuple, Type, TypeVar
 
 import numpy as np
 
 from essence_kd.distill import largest
 from essence_kd.distill.entries import Entries, all_of, listed, sort_entries
-from essence_kd.distill.parameters import Parametrised, registers
+from essence_kd.distill.parameters import Parametrised, add_to
 from essence_kd.distill.scales import Matrix
 from essence_kd.io.registry import Registry
 
@@ -33,7 +33,16 @@ Teachers = Sequence[np.ndarray]  # (T, C) each, on any order-preserving scale
 
 
 class Rule(Parametrised):
-    """The base of selection rules."""
+    """The base of selection rules; `register_rule` shows one of one's own.
+
+    >>> import numpy as np
+    >>> from essence_kd import EssenceSettings, Rule
+    >>> rule = EssenceSettings(top_k=2).rule()
+    >>> isinstance(rule, Rule), rule.title()
+    (True, 'k = 2')
+    >>> rule.reference(np.array([[0.25, 0.0, 0.75]], np.float32))
+    [[(2, 0.75), (0, 0.25)]]
+    """
 
     needs_teachers: ClassVar[bool] = False  # asks the teachers themselves, not their combination alone
     needs_every_class: ClassVar[bool] = False  # may keep any class, so that a wide archive will not do
@@ -106,8 +115,29 @@ class PrefixRule(Rule):
         return sort_entries(rows, ids, probs, frames)
 
 
+T = TypeVar("T", bound=Rule)
 RULES: Registry = Registry("selection rule", __name__)
-register_rule = registers(RULES)
+
+
+def register_rule(cls: Type[T]) -> Type[T]:
+    """Class decorator: a subclass of `Rule` becomes the selection rule of its ``name``, a dataclass of its parameters.
+
+    Raises UserError for a name that another rule has.
+
+    >>> import numpy as np
+    >>> from essence_kd import EssenceSettings, Rule, parameter, register_rule, select
+    >>> @register_rule
+    ... class Half(Rule):
+    ...     name = "half"
+    ...     share: float = parameter(0.5, "of the largest", lambda share: 0 < share <= 1, "above 0 and at most 1")
+    ...
+    ...     def reference(self, probs, utt="", teachers=()):
+    ...         return [[(c, p) for c, p in enumerate(row) if p >= self.share * row.max()] for row in probs]
+    >>> probs = np.array([[0.125, 0.25, 0.125, 0.5]], np.float32)
+    >>> select(probs, EssenceSettings(select="half", mass="keep", parameters={"share": 0.4})).ids.tolist()
+    [3, 1]
+    """
+    return add_to(RULES, cls)
 
 
 def by_value(row: np.ndarray) -> List[int]:
