@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import kaldialign
 import numpy as np
-from builders.plans import make_plan, write
+from builders.plans import make_plan, make_sets, make_system, make_target, student, write
 
 from essence_kd.cli.main import main
 from essence_kd.distill.essence import EssenceSettings
@@ -166,3 +166,39 @@ def recount(exp, system, name):
         total["words"] += len(words)
     total["wer"] = round(100 * (total["ins"] + total["del"] + total["sub"]) / total["words"], 4)
     return total
+
+
+FREE_SETS = {"mon": "train", "fri": "test", "tune": "dev", "sat": "test", "sun": "untranscribed"}
+FREE_RATES = {"old": 0.45, "student_one": 0.2, "gmm": 0.24, "choir": 0.17, "alice": 0.28, "carol": 0.3, "baseline": 0.2,
+              "dora": 0.19, "eve": 0.21, "fay": 0.22, "gil": 0.23, "hal": 0.24}
+
+
+def free_names():
+    """Fields of a plan whose names say nothing, or the wrong thing: two students with twins, two k, other sets."""
+    shared = {"teachers": ["student_one", "gmm"], "sets": ["mon"]}
+    return {
+        "sets": make_sets(FREE_SETS, {"fri": "Friday", "sat": "Saturday"}),
+        "targets": [make_target("soup", "dense", scp="soups/thick.scp", **shared),
+                    *(make_target(name, k=k, **shared) for name, k in (("full", 20), ("few", 5)))],
+        "systems": [
+            make_system("old", "gmm", "The old one"),
+            make_system("student_one", "teacher", "Teacher A", model="big", seed=1),
+            make_system("gmm", "teacher", "Teacher B", model="large", seed=1),
+            make_system("choir", "ensemble", "All together", teachers=["student_one", "gmm"]),
+            make_system("alice", "twin", "Alice", model="small", seed=1),
+            make_system("carol", "twin", "Carol", model="tiny", seed=1),
+            *(student(name, targets, twin, name.capitalize(), model={"alice": "small", "carol": "tiny"}[twin],
+                      mass=None if targets == "soup" else "renorm")
+              for name, targets, twin in (
+                  ("baseline", "soup", "alice"), ("dora", "full", "alice"), ("eve", "few", "alice"),
+                  ("fay", "soup", "carol"), ("gil", "full", "carol"), ("hal", "few", "carol")))]}
+
+
+FREE_PAIRS = {
+    ("dora", "alice"), ("dora", "baseline"), ("dora", "choir"), ("eve", "alice"), ("eve", "baseline"), ("eve", "choir"),
+    ("gil", "carol"), ("gil", "fay"), ("gil", "choir"), ("hal", "carol"), ("hal", "fay"), ("hal", "choir"),
+    ("choir", "student_one"), ("baseline", "alice"), ("fay", "carol"), ("choir", "alice"), ("choir", "carol")}
+FREE_COLOURS = {
+    "old": "c-gmm", "student_one": "c-teacher", "gmm": "c-teacher", "choir": "c-ensemble", "alice": "c-baseline",
+    "carol": "c-baseline", "baseline": "c-student-full", "dora": "c-student-essence", "eve": "c-student-essence",
+    "fay": "c-student-full", "gil": "c-student-essence", "hal": "c-student-essence"}

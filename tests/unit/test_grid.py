@@ -31,7 +31,8 @@ def test_lists_are_multiplied_and_equal_points_are_one():
 
 def test_a_name_says_what_differs_and_nothing_that_the_rule_ignores():
     found = names([{"select": "top-p", "top_p": 0.9, "top_k": 7, "mass": "keep"},
-                   {"select": "min-post", "min_post": 0.001}, {"select": "random-prune", "min_post": 0.1, "seed": 4}, {"select": "agree", "agree": 2, "top_k": 5},
+                   {"select": "min-post", "min_post": 0.001}, {"select": "random-prune", "min_post": 0.1, "seed": 4},
+                   {"select": "agree", "agree": 2, "top_k": 5},
                    {"teachers": ["3 1", "1 2 3", 2]}, {"temperature": 2, "soft_weight": 1, "mass": "residual"},
                    {"select": "all", "mass": "keep", "teachers": "2"}])
     assert list(found) == ["p0.9_keep", "min0.001", "random0.1_draw4", "agree2-k5", "k20_teachers1+3", "k20",
@@ -80,7 +81,7 @@ def test_equal_points_and_systems_of_the_main_run_are_one_system(tmp_path):
     trained = [tuple(getattr(s, key) for key in keys) for s in plan.systems if s.model]
     assert len(set(trained)) == len(trained)  # nothing is trained twice
     hard, k20 = plan.system("ablation/hard/seed_2"), plan.system("ablation/k20_a0.5/seed_2")
-    assert (hard.role, *(getattr(hard, key) for key in keys)) == ("twin", "student_tdnn", 2, None, None, None, None, None)
+    assert (hard.role, *(getattr(hard, key) for key in keys)) == ("twin", "student_tdnn", 2, *5 * [None])
     assert (k20.role, *(getattr(k20, key) for key in keys)) == \
         ("student", "student_tdnn", 2, "essence_k20", 0.5, 1.0, "renorm", None)
     assert k20.twin == hard.name and plan.system("ablation/k5/seed_1").twin == "baseline"
@@ -89,7 +90,8 @@ def test_equal_points_and_systems_of_the_main_run_are_one_system(tmp_path):
 
 
 def test_the_same_point_twice_in_a_grid_has_one_system_a_seed(tmp_path):
-    plan = planned(tmp_path, [{"top_k": [5, 5]}, {"top_k": 5, "select": "top-k", "seeds": [3, 1]}, {"mass": "renorm"}], [1, 2])
+    grid = [{"top_k": [5, 5]}, {"top_k": 5, "select": "top-k", "seeds": [3, 1]}, {"mass": "renorm"}]
+    plan = planned(tmp_path, grid, [1, 2])
     assert runs(plan) == {"k5": {seed: f"ablation/k5/seed_{seed}" for seed in (1, 2, 3)},
                           "k20": {1: "student_essence", 2: "ablation/k20/seed_2"}}
     assert [t.name for t in plan.targets] == ["full", "wide", "essence_k20", "ablation/targets/k5"]
@@ -101,11 +103,13 @@ def test_points_follow_what_run_sh_was_asked_for(tmp_path):
                           "k7_a0.9": {1: "ablation/k7_a0.9/seed_1"}}  # the main run has seed 4
     assert runs(planned(tmp_path, [{}], [4], top_k="7", seed="4")) == {"k7": {4: "student_essence"}}
     several = planned(tmp_path, [{"top_k": [20, 5, 1]}], top_k="20 5")
-    assert [seeds[1] for seeds in runs(several).values()] == ["student_essence", "student_essence_k5", "ablation/k1/seed_1"]
+    assert [seeds[1] for seeds in runs(several).values()] == ["student_essence", "student_essence_k5",
+                                                              "ablation/k1/seed_1"]
 
 
 def test_another_student_or_loss_is_another_system(tmp_path):
-    grid = [{"select": ["hard", "top-k"]}, {"select": ["hard", "top-k"], "student": "student_tdnn_lstm"}, {"loss": "reverse-kl"}]
+    grid = [{"select": ["hard", "top-k"]}, {"select": ["hard", "top-k"], "student": "student_tdnn_lstm"},
+            {"loss": "reverse-kl"}]
     plan = planned(tmp_path, grid)
     found = {name: plan.system(seeds[1]) for name, seeds in runs(plan).items()}
     assert list(found) == ["hard", "k20", "hard_student_tdnn_lstm", "k20_student_tdnn_lstm", "k20_reverse-kl"]
@@ -114,14 +118,22 @@ def test_another_student_or_loss_is_another_system(tmp_path):
     assert (other.role, other.model, other.point) == ("twin", "student_tdnn_lstm", True)
     assert (student.model, student.targets, student.twin) == ("student_tdnn_lstm", "essence_k20", other.name)
     assert (loss.model, loss.loss, loss.targets, loss.twin) == ("student_tdnn", "reverse-kl", "essence_k20", "baseline")
-    two = planned(tmp_path, grid, student="student_tdnn student_tdnn_lstm")  # the second student is in the main run, too
+    two = planned(tmp_path, grid, student="student_tdnn student_tdnn_lstm")  # the main run has both
     assert [seeds[1] for seeds in runs(two).values()] == ["baseline", "student_essence", "baseline_tdnn_lstm",
                                                           "student_essence_tdnn_lstm", "ablation/k20_reverse-kl/seed_1"]
 
 
+def test_a_student_has_the_twin_of_its_network_and_seed_wherever_the_grid_has_it(tmp_path):
+    plan = planned(tmp_path, [{"top_k": 5, "seeds": [1, 2, 3]}, {"select": "hard"}, {"top_k": 2}], [2])
+    assert [plan.system(f"ablation/k5/seed_{seed}").twin for seed in (1, 2, 3)] == [
+        "baseline", "ablation/hard/seed_2", None]
+    assert plan.system("ablation/k2/seed_2").twin == "ablation/hard/seed_2"
+
+
 def test_targets_are_pruned_from_the_wide_archive_unless_the_rule_needs_more(tmp_path):
     plan = planned(tmp_path, [{"select": "hard"}, {"select": "all"}, {"top_k": 5, "soft_weight": [0.5, 0.9]},
-                              {"select": "random-prune"}, {"select": "agree"}, {"select": ["all", "top-k"], "teachers": "1 3"}])
+                              {"select": "random-prune"}, {"select": "agree"},
+                              {"select": ["all", "top-k"], "teachers": "1 3"}])
     made = {t.name.replace("ablation/targets/", ""): t for t in plan.targets}
     assert list(made) == ["full", "wide", "essence_k20", "k5", "random0.01", "agree2-k20", "all_teachers1+3",
                           "k20_teachers1+3"]
@@ -132,7 +144,8 @@ def test_targets_are_pruned_from_the_wide_archive_unless_the_rule_needs_more(tmp
     assert [name for name, t in made.items() if t.kind == "dense"] == ["full", "all_teachers1+3"]
     assert made["k5"].scp == "ablation/targets/k5/post.scp" and made["all_teachers1+3"].scp.endswith("/full.scp")
     every = ["teacher_1", "teacher_2", "teacher_3"]
-    assert made["agree2-k20"].teachers == made["k5"].teachers == every and "--agree 2" in " ".join(made["agree2-k20"].options)
+    assert made["agree2-k20"].teachers == made["k5"].teachers == every
+    assert "--agree 2" in " ".join(made["agree2-k20"].options)
     assert made["all_teachers1+3"].teachers == made["k20_teachers1+3"].teachers == ["teacher_1", "teacher_3"]
     for target in plan.targets:  # the verb takes every option
         parser = argparse.ArgumentParser()

@@ -6,18 +6,21 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jinja2
 import numpy as np
 import pytest
 from builders import ROOT
-from builders.experiment import PHONES, make_experiment
+from builders.experiment import FREE_COLOURS, FREE_PAIRS, PHONES, free_names, make_experiment
+from builders.plans import make_plan
 
 from essence_kd.io.wave import write_wav
-from essence_kd.score import alignment_picture, charts, labels, page, sections
+from essence_kd.score import alignment_picture, charts, labels, page, results, sections
 from essence_kd.score.clips import load_clips
-from essence_kd.score.experiment import load_experiment
+from essence_kd.score.experiment import Experiment, System, as_base, load_experiment
 from essence_kd.score.results import Analysis, best_teacher
+from essence_kd.score.style import STYLE
 
 TEMPLATES = ROOT / "pytools" / "essence_kd" / "score" / "templates"
 
@@ -33,6 +36,61 @@ def test_best_teacher_is_chosen_on_dev(tmp_path):
     assert [labels.size_text(n) for n in (None, 7, 30451, 304512, 3694813)] == ["\u2013", "7", "30.5 k", "305 k", "3.7 M"]
     assert [labels.bytes_text(n) for n in (0, 7, 30451)] == ["0 B", "7 B", "30.5 kB"]
     assert [labels.time_text(s) for s in (9.6, 99, 310, 7260)] == ["10 s", "99 s", "5 min 10 s", "2 h 01 min"]
+def collected(exp=Path("/x/exp/y"), without=()):
+    """An experiment with names that say nothing of roles, all of its systems decoded but those of ``without``."""
+    plan = make_plan(exp, **free_names())
+    decoded = (s for s in plan.systems if s.name not in without)
+    return Experiment(exp, plan, {s.name: System(s.name, exp / s.name, s) for s in decoded})
+
+
+def test_pairs_go_by_role(monkeypatch):
+    monkeypatch.setattr(results, "best_teacher", lambda exp: "student_one")
+    assert set(results.standard_pairs(collected())) == FREE_PAIRS
+    assert len(results.standard_pairs(collected())) == len(FREE_PAIRS)
+    assert results.standard_pairs(collected())[:3] == [("dora", "alice"), ("dora", "baseline"), ("dora", "choir")]
+    usual = make_plan("/x/exp/y")
+    every = {s.name: System(s.name, Path("/x") / s.name, s) for s in usual.systems}
+    monkeypatch.setattr(results, "best_teacher", lambda exp: "teacher_2")
+    assert results.standard_pairs(Experiment(Path("/x"), usual, every)) == [
+        ("student_essence", "baseline"), ("student_essence", "student_full"), ("student_essence", "ensemble"),
+        ("ensemble", "teacher_2"), ("student_full", "baseline"), ("ensemble", "baseline")]
+
+
+def test_labels_colours_and_groups_go_by_role():
+    exp = collected()
+    entries = {s.name: s for s in exp.plan.systems}
+    assert {name: labels.shown(exp, name).css for name in entries} == FREE_COLOURS
+    assert all(labels.shown(exp, name).label == entry.label for name, entry in entries.items())
+    assert [labels.group(exp, name) for name in ("old", "student_one", "gmm", "choir", "alice", "baseline", "hal")] == \
+        ["gmm", "teacher", "teacher", "ensemble", "student", "student", "student"]
+
+
+@pytest.mark.parametrize("without, expected", [
+    ("", ("dora", "alice", "baseline", "choir")),
+    ("baseline choir", ("dora", "alice", None, None)),
+    ("alice", ("dora", None, "baseline", "choir")),
+    ("dora", ("eve", "alice", "baseline", "choir")),
+    ("dora eve", ("gil", "carol", "fay", "choir")),
+    ("dora eve gil hal", (None, "alice", "baseline", "choir")),
+])
+def test_the_page_compares_the_first_student_of_an_essence(without, expected):
+    assert labels.asked(collected(without=without.split())) == expected
+
+
+def test_every_colour_has_its_style():
+    for css in {*FREE_COLOURS.values(), labels.ESSENCE_COLOUR}:
+        assert re.search(rf"\.{css}\b[^{{]*{{ --c:", STYLE), css
+
+
+def test_only_points_like_the_base_are_other_seeds_of_the_main_run():
+    """A point with another loss, student or members is none, though all else is as in the base."""
+    base = {"select": "top-k", "top_k": 20}
+    assert as_base({"settings": {**base, "teachers": [], "loss": None, "student": None}}, base)
+    for more in ({"teachers": [1]}, {"loss": "reverse-kl"}, {"student": "student_tdnn_lstm"}, {"top_k": 5}):
+        assert not as_base({"settings": {**base, **more}}, base)
+    assert as_base({"settings": {**base, "top_k": 5}}, base, "top_k")
+
+
 def test_headline_says_that_an_ensemble_has_little_to_teach(tmp_path):
     for number, (ensemble, expected) in enumerate(((0.5, True), (0.1, False), (0.25, False))):
         exp, _ = make_experiment(tmp_path / str(number), {"baseline": 0.25, "student_essence": 0.25, "ensemble": ensemble}, seed=5)

@@ -1,19 +1,24 @@
 """The plan of a run: what options, recipe and conf/ come to. No process is started."""
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from builders import ROOT, refused
+from builders.plans import make_plan as plan_of
+from builders.plans import make_sets, make_system, make_target, student, write
 
+from essence_kd.io.errors import UserError
 from essence_kd.plan.build import make_plan
 from essence_kd.plan.options import OptionError, Options
-from essence_kd.plan.plan import FILE, Plan, check_plan, read_plan, write_plan
+from essence_kd.plan.plan import FILE, Ablation, Plan, Point, Run, check_plan, read_plan, write_plan
 from essence_kd.plan.recipe import Recipe
 
 OPTIONS = Options(corpus="mini", size="default", engine="native", stage="0", stop_stage="10", nj="2", seed="1",
                   decoder="auto", combine="mean", fuse="false", ablation="false", grid="conf/ablation.yaml")
 RECIPE = Recipe(Path("recipe.conf"), "a corpus", ["default", "tiny"], ["native", "kaldi"], "train", "dev", ["fri", "sat"],
                 ["found"], {"fri": "FRI"}, "teacher_cnn_tdnn teacher_blstm", "student_tdnn", "2", "", 6, 100, 4000)
+ABLATION = Ablation({"top_k": 20}, [Point("k5", "k = 5", {"top_k": 5}, "essence_k20", [Run(1, "student_essence")])])
 
 
 def made(recipe=RECIPE, **options) -> Plan:
@@ -49,6 +54,31 @@ def test_the_usual_run():
     assert {s.scale_group for s in plan.systems if s.role != "gmm"} == {"networks"} and systems["gmm"].scale_group == "gmm"
     assert {m.name: m.kind for m in plan.models} == dict.fromkeys(
         ["teacher_cnn_tdnn", "teacher_blstm", "student_tdnn"], "torch")
+
+
+def test_sets_and_systems_are_found_by_role_in_their_order(tmp_path):
+    sets = make_sets({"sun": "untranscribed", "fri": "test", "tune": "dev", "mon": "train", "sat": "test"})
+    point = make_system("point", "twin", point=True)
+    plan = plan_of(tmp_path / "exp" / "x", sets=sets, targets=[], systems=[
+        make_system("old", "gmm"), point, make_system("ann", "teacher"), make_system("bob", "teacher")])
+    assert plan.sets_of("test", "dev") == ["fri", "tune", "sat"] and plan.dev_set == "tune"
+    assert [s.name for s in plan.main_systems()] == ["old", "ann", "bob"]
+    assert [s.name for s in plan.main_systems("teacher", "twin")] == ["ann", "bob"]
+    assert plan.system("point") is point and plan.target(None) is None
+    for call in (plan.system, plan.target):
+        with pytest.raises(KeyError):
+            call("nobody")
+
+
+def test_names_are_free_and_roles_are_not():
+    plan = plan_of("/x/exp/y", targets=[make_target("soup", "dense")], systems=[
+        make_system("gmm", "teacher"), make_system("teacher_1", "ensemble", teachers=["gmm"]),
+        make_system("student_essence", "twin", model="baseline"),
+        student("full", "soup", "student_essence", model="baseline")])
+    assert [s.name for s in plan.main_systems("twin")] == ["student_essence"]
+    plan.systems[0].role = "baseline"
+    with pytest.raises(UserError, match="^here: the role of system gmm is 'baseline'"):
+        check_plan(plan, "here")
 
 
 def test_size_and_engine_are_in_the_names_of_directories_where_they_are_not_the_usual_ones():
@@ -116,29 +146,54 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     assert (tmp_path / FILE).stat().st_mtime_ns == before  # nothing has changed
 
 
-def test_a_plan_that_is_none_is_refused(tmp_path):
-    refused(lambda: read_plan(tmp_path), f"{tmp_path}/plan.json", "essence plan")
-    for text, word in (("{", "not JSON"), ("[]", "expected a JSON object"), ('{"corpus": "x"}', "missing key"),
-                       ('{"corpse": "x"}', "unknown key 'corpse'")):
-        (tmp_path / FILE).write_text(text)
-        refused(lambda: read_plan(tmp_path), "plan.json", word)
+@pytest.mark.parametrize("spoil, words", [
+    (lambda p: p.unlink(), "no such file; run.sh, or 'essence plan', writes it"),
+    (lambda p: p.write_text(p.read_text()[:200]), "not JSON"),
+    (lambda p: p.write_bytes(b"\xff\xfe"), "not JSON"),
+    (lambda p: p.write_text("[]"), "expected a JSON object"),
+    (lambda p: p.write_text("{}"), "missing key 'corpus'"),
+])
+def test_a_file_that_is_no_plan_is_refused_by_name(tmp_path, spoil, words):
+    path = tmp_path / "exp" / "x" / "plan.json"
+    write(plan_of(path.parent))
+    spoil(path)
+    refused(lambda: read_plan(path.parent), f"{path}: ", words)
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda p: p.systems.append(p.systems[0]), "system 'gmm' comes twice"),
-    (lambda p: setattr(p.systems[1], "role", "boss"), "the role of system teacher_1 is 'boss'"),
-    (lambda p: setattr(p.systems[-1], "targets", "none"), "the targets of system student_essence is 'none'"),
-    (lambda p: setattr(p.systems[-1], "twin", "none"), "the twin of system student_essence is 'none'"),
-    (lambda p: setattr(p.systems[1], "model", "none"), "the model of system teacher_1 is 'none'"),
-    (lambda p: setattr(p.sets[1], "role", "test"), "exactly one set must have the role dev"),
-    (lambda p: p.targets[0].teachers.append("x"), "a teacher of target full is 'x'"),
-    (lambda p: setattr(p.targets[-1], "source", "x"), "the source of target essence_k20 is 'x'"),
-    (lambda p: setattr(p.targets[-1], "kind", "x"), "the kind of target essence_k20 is 'x'"),
+    (lambda v: v.update(seeds=1), "unknown key 'seeds'; did you mean 'seed'?"),
+    (lambda v: v.update(seed="one"), "seed: expected a whole number, found 'one'"),
+    (lambda v: v.pop("decoder"), "missing key 'decoder'"),
+    (lambda v: v.update(systems=[1]), "systems[0]: expected a group of settings"),
+    (lambda v: v["systems"][3].pop("role"), "systems[3]: missing key 'role'"),
+    (lambda v: v["systems"][3].update(role="boss"), "the role of system ensemble is 'boss', none of gmm, teacher"),
+    (lambda v: v["systems"][3].update(teachers=["ann"]), "a teacher of system ensemble is 'ann', none of gmm"),
+    (lambda v: v["systems"][3].update(name="gmm"), "system 'gmm' comes twice"),
+    (lambda v: v["systems"][4].update(model="big"), "the model of system baseline is 'big'"),
+    (lambda v: v["systems"][5].update(targets="empty"), "the targets of system student_full is 'empty'"),
+    (lambda v: v["systems"][5].update(twin="alice"), "the twin of system student_full is 'alice'"),
+    (lambda v: v["systems"][5].update(twin=None, targets=None), "student student_full has neither targets nor a twin"),
+    (lambda v: v["sets"][0].update(role="tests"), "the role of set train is 'tests', none of train, dev"),
+    (lambda v: v["sets"][2].update(role="dev"), "exactly one set must have the role dev"),
+    (lambda v: v["sets"].pop(0), "exactly one set must have the role train"),
+    (lambda v: v["sets"][3].update(name="dev"), "set 'dev' comes twice"),
+    (lambda v: v["targets"][0].update(kind="sparse"), "the kind of target full is 'sparse', none of dense, post"),
+    (lambda v: v["targets"][2].update(source="narrow"), "the source of target essence_k20 is 'narrow'"),
+    (lambda v: v["targets"][2].update(teachers=["ann"]), "a teacher of target essence_k20 is 'ann'"),
+    (lambda v: v["targets"][2].update(sets=["fri"]), "a set of target essence_k20 is 'fri'"),
+    (lambda v: v["targets"][1].update(name="full"), "target 'full' comes twice"),
+    (lambda v: v["models"].append(v["models"][0]), "model 'teacher_1' comes twice"),
+    (lambda v: v["ablation"]["points"][0]["runs"][0].update(system="k5"), "a system of point k5 is 'k5'"),
+    (lambda v: v["ablation"]["points"][0].update(targets="k5"), "the targets of point k5 is 'k5'"),
+    (lambda v: v["ablation"]["points"][0]["runs"][0].update(seed=None), "runs[0]: seed: expected a whole"),
 ])
-def test_a_plan_without_meaning_is_refused(change, words):
-    plan = made()
-    change(plan)
-    refused(lambda: check_plan(plan, "plan.json"), "plan.json", words)
+def test_a_damaged_plan_is_refused_by_file_and_field(tmp_path, change, words):
+    path = tmp_path / "exp" / "x" / "plan.json"
+    write(plan_of(path.parent, ablation=ABLATION))
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    refused(lambda: read_plan(path), f"{path}: ", words)
 
 
 def test_an_ablation_is_the_same_plan_with_more_systems():

@@ -24,7 +24,8 @@ def write_system(path, rate, refs, rng, sets=SETS):
     for name in sets:
         out = path / f"decode_{name}"
         out.mkdir(parents=True)
-        hyp = {u: [w if rng.random() > rate * SETS[name] else "wrong" for w in words] for u, words in refs[name].items()}
+        hyp = {utt: [word if rng.random() > rate * SETS[name] else "wrong" for word in words]
+               for utt, words in refs[name].items()}
         for file, table in (("ref.txt", refs[name]), ("hyp.txt", hyp)):
             (out / file).write_text("".join(" ".join([u, *w]) + "\n" for u, w in table.items()))
         (out / "decode.json").write_text(json.dumps({"acoustic_scale": 0.5, "word_insertion_penalty": -1.0}))
@@ -32,7 +33,7 @@ def write_system(path, rate, refs, rng, sets=SETS):
 
 @pytest.fixture
 def experiment(tmp_path):
-    """exp/mini with the sidecars of the main run's targets, its ensemble and three systems, and the texts of its sets."""
+    """exp/mini with the sidecars of the main run's targets, its ensemble and three systems, and the texts."""
     exp, data, rng = tmp_path / "exp" / "mini", tmp_path / "data" / "mini", random.Random(1)
     refs = {}
     for name in SETS:
@@ -78,8 +79,8 @@ def test_means_and_differences_are_what_a_recount_finds(experiment):
     found = report(exp, "--against", "k5")
     assert found["points"]["k20"]["systems"] == {"1": "student_essence", "2": "ablation/k20/seed_2",
                                                  "3": "ablation/k20/seed_3"}
-    assert [p["label"] for p in found["points"].values()] == ["Hard labels alone (baseline)", "Every soft label", "k = 20",
-                                                              "k = 5", "Ensemble"]
+    assert [point["label"] for point in found["points"].values()] == [
+        "Hard labels alone (baseline)", "Every soft label", "k = 20", "k = 5", "Ensemble"]
     assert {n: p["seeds"] for n, p in found["points"].items()} == {"hard": [1, 2, 3], "all": [1], "k20": [1, 2, 3],
                                                                    "k5": [1, 2, 3], "ensemble": [0]}
     assert found["waiting"] == ["all/seed_2", "all/seed_3"]
@@ -120,7 +121,8 @@ def test_means_and_differences_are_what_a_recount_finds(experiment):
     roles = {"train": "train", "eval_che": "dev", "eval_swbd": "test", "dev": "test"}
     write(replace(read_plan(exp), sets=make_sets(roles)))  # tuned on another set: all test sets are the total
     found = report(exp)
-    assert found["dev_set"] == "eval_che" and list(found["points"]["k20"]["wer"]) == ["eval_swbd", "dev", "total", "eval_che"]
+    assert found["dev_set"] == "eval_che"
+    assert list(found["points"]["k20"]["wer"]) == ["eval_swbd", "dev", "total", "eval_che"]
     assert found["points"]["k20"]["wer"]["total"]["each_seed"] == pytest.approx(
         [rate(places["k20", s], ["eval_swbd", "dev"]) for s in (1, 2, 3)], abs=1e-3)
 

@@ -7,8 +7,9 @@ import re
 import shutil
 
 import pytest
-from builders.experiment import RATES, SETS, make_experiment, recount, replan, report
-from builders.plans import make_sets, make_system, student, usual_systems
+from builders.experiment import (FREE_COLOURS, FREE_PAIRS, FREE_RATES, RATES, SETS, free_names, make_experiment,
+                                 recount, replan, report)
+from builders.plans import make_sets, student, usual_systems
 
 from essence_kd.cli.main import main
 from essence_kd.score import hub5, wer
@@ -150,11 +151,12 @@ def test_a_best_setting_at_the_edge_is_told(tmp_path, capsys):
     exp, data = make_experiment(tmp_path, {"baseline": 0.3, "student_essence": 0.2}, speakers=2, turns=2)
     (exp / "scales").mkdir()
     for scale, penalty in ((False, False), (True, False), (False, True)):
-        (exp / "scales" / "networks.json").write_text(json.dumps({"best": {}, "scale_at_edge": scale, "penalty_at_edge": penalty}))
+        found = {"best": {}, "scale_at_edge": scale, "penalty_at_edge": penalty}
+        (exp / "scales" / "networks.json").write_text(json.dumps(found))
         assert report(exp) == 0
         for text in (capsys.readouterr().err, (exp / "RESULTS").read_text(), (exp / "report/report.html").read_text()):
-            assert ("scales/networks.json: the best acoustic scale on the development set lies at the edge" in text) == scale
-            assert ("scales/networks.json: the best word insertion penalty on the development set lies at the" in text) == penalty
+            for what, edge in (("acoustic scale", scale), ("word insertion penalty", penalty)):
+                assert (f"networks.json: the best {what} on the development set lies at the edge" in text) == edge
 
 
 def test_the_same_experiment_gives_the_same_results(experiment, capsys):
@@ -198,7 +200,8 @@ def test_gaps_are_told(tmp_path, capsys):
     assert "2 utterances without a hypothesis" in page_text and "ensemble: not decoded" in page_text
     assert f"# {exp}/ensemble: not decoded" in (exp / "RESULTS").read_text()
     found = json.loads((exp / "report" / "results.json").read_text())
-    assert found["decoder"] == "k2+kaldi" and found["essence"]["k"] == 20 and list(found["systems"]) == ["baseline", "student_essence"]
+    assert found["decoder"] == "k2+kaldi" and found["essence"]["k"] == 20
+    assert list(found["systems"]) == ["baseline", "student_essence"]
     (exp / "essence_k20" / "essence.json").unlink()
     assert report(exp) == 0
     assert "essence_k20/essence.json: no such file (stage 7 makes it)" in capsys.readouterr().err
@@ -225,6 +228,105 @@ def test_sets_of_other_names(tmp_path, capsys):
     text = (exp / "RESULTS").read_text()
     assert "(total of clean and other and third)" in text and "valid" in text
     assert "all test sets" in (exp / "report" / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def free(tmp_path_factory):
+    """An experiment whose names say nothing of roles."""
+    exp, _ = make_experiment(tmp_path_factory.mktemp("free"), FREE_RATES, factors={"fri": 1.0, "tune": 1.0, "sat": 1.6},
+                             **free_names())
+    assert report(exp) == 0
+    return exp, json.loads((exp / "report" / "results.json").read_text())
+
+
+def test_results_go_by_role_whatever_the_names(free):
+    exp, found = free
+    roles = {s.name: s.role for s in free_names()["systems"]}
+    assert {name: entry["role"] for name, entry in found["systems"].items()} == roles
+    assert list(found["systems"]) == list(roles)
+    for name, entry in found["systems"].items():
+        for set_ in ("fri", "sat", "tune"):
+            assert entry[set_] == recount(exp, name, set_)
+        assert "sun" not in entry and found["totals"][name]["words"] == sum(entry[s]["words"] for s in ("fri", "sat"))
+    assert found["systems"]["old"]["params"] == 7900 and found["systems"]["choir"]["params"] == 1000 + 2000
+    assert found["essence"]["bytes_per_frame"] == 205.12 and found["essence"]["k"] == 20
+    assert found["notices"] == []
+
+
+def test_comparisons_go_by_role_whatever_the_names(free):
+    _, found = free
+    rows = {(c["a"], c["b"], c["set"]): c for c in found["comparisons"]}
+    dev = {name: found["systems"][name]["tune"]["wer"] for name in ("student_one", "gmm")}
+    best = ("choir", min(dev, key=dev.get))
+    pairs = {pair for pair in FREE_PAIRS if pair != ("choir", "student_one")} | {best}
+    assert set(rows) == {(*pair, set_) for pair in pairs for set_ in ("fri", "sat", "total")}
+    for (a, b, set_), row in rows.items():
+        rates = found["totals"] if set_ == "total" else {name: entry[set_] for name, entry in found["systems"].items()}
+        assert row["diff"] == pytest.approx(rates[a]["wer"] - rates[b]["wer"], abs=1e-3)
+        assert row["low"] <= row["diff"] <= row["high"]
+    assert found["bootstrap"]["unit"] == dict.fromkeys(("fri", "sat", "tune"), "12 speakers")
+
+
+def test_results_text_has_the_labels_of_the_sets(free):
+    exp, found = free
+    text = (exp / "RESULTS").read_text()
+    lines = re.findall(r"^%WER ([\d.]+) .* (\S+/decode_\w+|\S+ \(total of fri and sat\))$", text, re.M)
+    assert [place for _, place in lines] == [
+        f"{exp}/{name}{place}" for name in FREE_RATES
+        for place in ("/decode_fri", "/decode_sat", " (total of fri and sat)", "/decode_tune")]
+    shown = dict((place, float(rate)) for rate, place in lines)
+    assert shown[f"{exp}/alice/decode_sat"] == pytest.approx(found["systems"]["alice"]["sat"]["wer"], abs=0.006)
+    header = next(line for line in text.splitlines() if line.startswith("system "))
+    assert header.split()[1:] == "parameters Friday 95 % Saturday 95 % total 95 % tune 95 %".split()
+    assert re.search(r"^dora - alice +Friday +[+-]", text, re.M)
+    assert "Friday: 12 speakers, Saturday: 12 speakers" in text
+
+
+def test_the_page_has_labels_and_colours_of_roles(free):
+    exp, found = free
+    text = (exp / "report" / "report.html").read_text()
+    table = re.search(r'<section id="wer">.*?</section>', text, re.S).group(0)
+    assert re.findall(r'<th class="num">([^<]*)</th>', table) == ["Friday", "Saturday", "total"]
+    rows = re.findall(r'<th[^>]*>.*?</th>', table[table.index("<tbody>"):], re.S)
+    labels = {s.name: s.label for s in free_names()["systems"]}
+    for row, name in zip(rows, FREE_RATES):
+        assert labels[name] in row and re.findall(r"c-[a-z-]+", row) == [FREE_COLOURS[name]], row
+    assert len(rows) == len(FREE_RATES) and "leaves the GMM out" in table
+    rates = found["totals"]
+    assert f"the word error rate goes from {rates['alice']['wer']:.1f} % to {rates['dora']['wer']:.1f} %" in text
+    assert f"with every soft label the same student gets {rates['baseline']['wer']:.1f} %." in text
+    assert ">Dora <span class=\"muted\">against</span> Alice<" in text
+    assert ">Gil <span class=\"muted\">against</span> Fay<" in text
+    assert "Over 2 seeds it is \u22121.2 points" in text and "WER in percent, total" in text
+
+
+def test_a_student_that_is_not_decoded_is_told_and_another_takes_its_place(tmp_path, capsys):
+    rates = {name: rate for name, rate in FREE_RATES.items() if name not in ("dora", "eve", "carol")}
+    exp, _ = make_experiment(tmp_path, rates, factors={"fri": 1.0, "tune": 1.0, "sat": 1.6}, **free_names())
+    assert report(exp) == 0
+    told = capsys.readouterr().err
+    for name in ("dora", "eve", "carol"):
+        assert f"{exp}/{name}: not decoded, so not in the table" in told
+        assert f"# {exp}/{name}: not decoded" in (exp / "RESULTS").read_text()
+    assert f"{exp}/alice: not" not in told
+    found = json.loads((exp / "report" / "results.json").read_text())
+    assert {(c["a"], c["b"]) for c in found["comparisons"]} - {("choir", "gmm"), ("choir", "student_one")} == {
+        (a, b) for a, b in FREE_PAIRS if a in rates and b in rates and a != "choir"} | {("choir", "alice")}
+    assert "not decoded" in (exp / "report" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("text, words", [
+    (None, "no such file; run.sh, or 'essence plan', writes it"), ("{", "not JSON"), ("{}", "missing key 'corpus'"),
+    ("[]", "expected a JSON object")])
+def test_a_plan_that_is_missing_or_damaged_is_refused_by_name(tmp_path, capsys, text, words):
+    exp, _ = make_experiment(tmp_path, {"baseline": 0.3}, speakers=2, turns=2)
+    (exp / "plan.json").unlink()
+    if text:
+        (exp / "plan.json").write_text(text)
+    assert report(exp) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and f"{exp}/plan.json: " in told[0] and words in told[0]
+    assert not (exp / "RESULTS").exists()
 
 
 def test_any_two_systems_are_compared(tmp_path, capsys):
@@ -292,6 +394,8 @@ def respoil(path, change):
     (lambda e: respoil(e / "posteriors/post_stats.json", lambda v: v.update(f_k=["much"])), "post_stats.json: has values"),
     (lambda e: respoil(e / "calibration/calibration.json", lambda v: v["systems"]["baseline"].pop("ece")),
      "calibration.json: has values that its stage does not write (KeyError: 'ece')"),
+    (lambda e: respoil(e / "calibration/calibration.json", lambda v: v["systems"].update(nobody={})),
+     "calibration.json: has values that its stage does not write (KeyError: 'nobody')"),
     (lambda e: (e / "baseline/decode_dev/hyp.txt").write_bytes(b"x \xe9\n"), "hyp.txt: line 1 (x) is not UTF-8"),
     (lambda e: (e / "essence_k20/essence.json").write_text("{"), "not a JSON file"),
     (lambda e: (e / "essence_k20/essence.json").write_text('{"mean_mass": "much"}'), "mean_mass is 'much', not a number"),

@@ -150,10 +150,12 @@ def _ablation(builder: _Builder, points: Sequence[Tuple[GridPoint, List[int]]], 
     for _, seed, point, target, entry in sorted(turns, key=lambda row: row[0]):
         model = point.student or student
         soft = _soft(point.essence, target) if target else {}
-        twin = builder.trained.get((model, seed, None, None, None, None, None))
-        system = System(f"ablation/{point.name}/seed_{seed}", "student" if target else "twin", point.name, NETWORKS, False, model,
-                        seed, loss=point.loss, twin=twin, point=True, **soft)
+        system = System(f"ablation/{point.name}/seed_{seed}", "student" if target else "twin", point.name, NETWORKS, False,
+                        model, seed, loss=point.loss, point=True, **soft)
         entry.runs.append(Run(seed, builder.train(system)))
+    for system in builder.systems:
+        if system.point and system.targets:  # the grid may have its twin later
+            system.twin = builder.trained.get((system.model, system.seed, None, None, None, None, None))
     for entry in found:
         entry.runs.sort(key=lambda run: run.seed)
     return Ablation(to_dict(base), found)

@@ -1,4 +1,4 @@
-"""``plan.json``: which sets, models, targets and systems a run has, and their roles. Stages, scores and report go by it.
+"""``plan.json``: which sets, models, targets and systems a run has, and their roles. Stages and report go by it.
 
 Paths of targets and systems are relative to ``exp``. A name is free: what a thing is for, its role or kind says.
 """

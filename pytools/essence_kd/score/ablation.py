@@ -113,14 +113,16 @@ class Ablation:
             if entry.runs:
                 self.entries[entry.name] = entry
         if not self.entries:
-            raise UserError(f"{exp_dir}: no point of the ablation has been decoded yet (./run.sh --ablation true does that)")
+            raise UserError(f"{exp_dir}: no point of the ablation has been decoded yet (./run.sh --ablation true "
+                            "does that)")
         for ensemble in plan.main_systems("ensemble"):
             system = decoded(ensemble.name)
             if system is not None:
                 self.entries["ensemble"] = Entry("ensemble", ensemble.label, {}, {0: system})
         unknown = [name for name in against if name not in self.entries]
         if unknown:
-            raise UserError(f"{exp_dir}: there is no decoded point '{unknown[0]}' (there are: {', '.join(self.entries)})")
+            raise UserError(f"{exp_dir}: there is no decoded point '{unknown[0]}' (there are: "
+                            f"{', '.join(self.entries)})")
         self.against = list(against)
         self._check_references()
         whole = set.intersection(*(set(r.scores) for e in self.entries.values() for r in e.runs.values()))
@@ -130,7 +132,7 @@ class Ablation:
         self.unit: dict[str, str] = {}
         self._draw(utt2spk)
         self.tests = [s for s in self.sets if s != self.dev_set]
-        self.columns = self.tests + ([TOTAL] if len(self.tests) > 1 else []) + [s for s in self.sets if s == self.dev_set]
+        self.columns = self.tests + [TOTAL] * (len(self.tests) > 1) + [s for s in self.sets if s == self.dev_set]
 
     def _check_references(self) -> None:
         first: dict[str, System] = {}
@@ -214,8 +216,8 @@ class Ablation:
                             "retained_mass": entry.retained_mass}
         comparisons = [self.compare(a, b, column) for a in self.entries for b in self.references() if a != b
                        and a != "ensemble" for column in self.columns]
-        return {"base": self.plan.ablation.base, "dev_set": self.dev_set, "labels": set_labels(self.plan), "points": points,
-                "comparisons": [c for c in comparisons if c], "best_on_dev": self.best_on_dev(),
+        return {"base": self.plan.ablation.base, "dev_set": self.dev_set, "labels": set_labels(self.plan),
+                "points": points, "comparisons": [c for c in comparisons if c], "best_on_dev": self.best_on_dev(),
                 "waiting": self.waiting, "bootstrap": {"draws": self.draws, "unit": self.unit}}
 
 
@@ -245,7 +247,8 @@ def results_text(found: dict[str, Any], columns: list[str], header: str) -> str:
             lines += ["", wer.aligned_table(rows, right=(1, 3, 4, 5, 6))]
     units = ", ".join(f"{labels[s]}: {u}" for s, u in found["bootstrap"]["unit"].items())
     lines += ["", f"# Intervals and p: paired bootstrap, {found['bootstrap']['draws']:,} draws of {units}, and of "
-                  "seeds where there are two or more; p over seeds: paired t test. No correction for the number of points."]
+                  "seeds where there are two or more; p over seeds: paired t test. No correction for the number of "
+                  "points."]
     if found["best_on_dev"]:
         lines.append(f"# Lowest on dev: {found['best_on_dev']}")
     if found["waiting"]:
@@ -254,7 +257,8 @@ def results_text(found: dict[str, Any], columns: list[str], header: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_results(exp_dir: Path, *, draws: int = significance.DRAWS, seed: int = 1, against: Sequence[str] = ()) -> dict[str, Any]:
+def write_results(exp_dir: Path, *, draws: int = significance.DRAWS, seed: int = 1,
+                  against: Sequence[str] = ()) -> dict[str, Any]:
     """Write EXP_DIR/ablation/RESULTS and results.json of whatever is decoded; returns the latter's content."""
     plan = read_plan(exp_dir)
     utt2spk = {p.parent.name: read_map(p) for p in Path(plan.data).glob("*/utt2spk")}

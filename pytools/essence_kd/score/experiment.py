@@ -111,8 +111,8 @@ def shown_from(path: Path) -> Iterator[None]:
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: has values that its stage does not write ({type(error).__name__}: {error}); remove it "
-                        "and run its stage again") from error
+        raise UserError(f"{path}: has values that its stage does not write ({type(error).__name__}: {error}); remove "
+                        "it and run its stage again") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -168,7 +168,8 @@ def load_system(exp_dir: Path, entry: Entry, sets: Sequence[str]) -> System:
 
 def _load_essence(exp: Experiment) -> dict[str, Any]:
     """The sidecar of the essence targets, those of the first student that learns from any, and their size."""
-    targets = [t for t in map(exp.plan.target, (s.targets for s in exp.plan.main_systems("student"))) if t and t.kind == "post"]
+    learned = [exp.plan.target(student.targets) for student in exp.plan.main_systems("student")]
+    targets = [target for target in learned if target and target.kind == "post"]
     if not targets:
         return {}
     scp = exp.path / targets[0].scp
@@ -178,7 +179,8 @@ def _load_essence(exp: Experiment) -> dict[str, Any]:
         return {}
     sidecar = read_sidecar(path)
     sidecar["dir"] = str(scp.parent)
-    archives = [*scp.parent.glob(f"{scp.stem}.ark"), *scp.parent.glob(f"{scp.stem}.*.ark")]  # of several jobs, with --fuse true
+    # with --fuse true several jobs have written it
+    archives = [*scp.parent.glob(f"{scp.stem}.ark"), *scp.parent.glob(f"{scp.stem}.*.ark")]
     if archives and sidecar.get("num_frames"):
         sidecar["bytes"] = sum(archive.stat().st_size for archive in archives)
         sidecar["bytes_per_frame"] = round(sidecar["bytes"] / sidecar["num_frames"], 2)
@@ -277,8 +279,8 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None) -> E
         sweep = read_json(path) if path.exists() else {}
         for key, what in (("scale_at_edge", "acoustic scale"), ("penalty_at_edge", "word insertion penalty")):
             if sweep.get(key):
-                exp.notices.append(f"{path}: the best {what} on the development set lies at the edge of the sweep; widen "
-                                   "it (conf/decode.yaml)")
+                exp.notices.append(f"{path}: the best {what} on the development set lies at the edge of the sweep; "
+                                   "widen it (conf/decode.yaml)")
     for system in exp.of_role("ensemble"):
         members = [exp.systems.get(name) for name in system.entry.teachers]
         if system.params is None and members and all(m is not None and m.params is not None for m in members):
@@ -296,10 +298,12 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None) -> E
         exp.notices.append(f"{exp_dir}: systems were decoded with different decoders ({', '.join(decoders)})")
     orders = {system.name: sorted({(d.get("rescoring") or {}).get("order", 0) for d in system.decodes.values()})
               for system in exp.systems.values() if system.decodes}
-    exp.rescoring = " or ".join(f"a {n}-gram" for n in sorted({n for found in orders.values() for n in found} - {0})) or None
+    used = {n for found in orders.values() for n in found}
+    exp.rescoring = " or ".join(f"a {n}-gram" for n in sorted(used - {0})) or None
     if len({tuple(found) for found in orders.values()}) > 1 or any(len(found) > 1 for found in orders.values()):
         exp.notices.append(f"{exp_dir}: not all words were rescored with the same language model: " + "; ".join(
-            f"{name} " + " and ".join(f"with a {n}-gram" if n else "not" for n in found) for name, found in orders.items()))
+            f"{name} " + " and ".join(f"with a {n}-gram" if n else "not" for n in found)
+            for name, found in orders.items()))
     exp.essence = _load_essence(exp)
     if (exp_dir / "posteriors" / "post_stats.json").exists():
         exp.post_stats = read_json(exp_dir / "posteriors" / "post_stats.json", f_k=list)

@@ -32,7 +32,7 @@ class Shown(NamedTuple):
 
 
 def asked(exp: Experiment) -> Asked:
-    """The systems that the page compares: the first decoded student that learns from an essence, or else of any kind."""
+    """The systems that the page compares: the first decoded student of an essence, or else of any labels."""
     students = [s for s in exp.plan.main_systems("student") if s.name in exp.systems]
     first = next((s for s in students if s.targets and exp.plan.target(s.targets).kind == "post"), None)
     twin = first.twin if first else next((s.name for s in exp.plan.main_systems("twin")), None)
@@ -42,7 +42,7 @@ def asked(exp: Experiment) -> Asked:
 
 
 def shown(exp: Experiment, name: str) -> Shown:
-    """Label and colour of a system: the colour tells the role, and of students whether they learned from every label."""
+    """Label and colour of a system: the colour tells the role, and of students whether every label taught them."""
     entry = exp.plan.system(name)
     css = {"twin": "baseline", "student": "student-essence"}.get(entry.role, entry.role)
     target = exp.plan.target(entry.targets)

@@ -65,8 +65,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_report(exp_dir: Path, report_dir: Path, *, systems: Sequence[str] | None = None, draws: int = significance.DRAWS,
-                 compare: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+def write_report(exp_dir: Path, report_dir: Path, *, systems: Sequence[str] | None = None,
+                 draws: int = significance.DRAWS, compare: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """Collect ``exp_dir`` and write EXP_DIR/RESULTS, REPORT_DIR/results.json and REPORT_DIR/report.html.
 
     Args:
@@ -93,7 +93,8 @@ def write_report(exp_dir: Path, report_dir: Path, *, systems: Sequence[str] | No
     origin = provenance()
     results = _finite(results_dict(analysis, comparisons=comparisons, provenance=origin))
     report_dir.mkdir(parents=True, exist_ok=True)
-    header = f"corpus {plan.corpus}, size {plan.size}, seed {plan.seed}, engine {plan.engine}, decoder {exp.decoder or 'unknown'}"
+    header = (f"corpus {plan.corpus}, size {plan.size}, seed {plan.seed}, engine {plan.engine}, "
+              f"decoder {exp.decoder or 'unknown'}")
     if exp.rescoring:
         header += f", rescored with {exp.rescoring}"
     text = results_text(analysis, header, comparisons)

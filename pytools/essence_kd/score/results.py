@@ -80,9 +80,10 @@ def matched_segments(a: wer.Score, b: wer.Score) -> list[tuple[int, int]]:
     return segments
 
 
-def compare_scores(a: wer.Score, b: wer.Score, speakers: dict[str, str] | None = None, *, draws: int = significance.DRAWS,
-                   seed: int = 1) -> tuple[significance.Difference, significance.MatchedPairs, str]:
-    """WER of a minus WER of b on one set, by both tests, and what the bootstrap draws. Raises UserError without words."""
+def compare_scores(a: wer.Score, b: wer.Score, speakers: dict[str, str] | None = None, *,
+                   draws: int = significance.DRAWS, seed: int = 1,
+                   ) -> tuple[significance.Difference, significance.MatchedPairs, str]:
+    """WER of a minus WER of b on one set by both tests, and what the bootstrap draws. UserError without words."""
     if not a.total.words:
         raise UserError("the reference has no words, so there is no error rate to compare")
     errors, words, unit = draw_errors("the reference", [a, b], speakers, draws=draws, seed=seed)
@@ -147,7 +148,8 @@ class Analysis:
         """The standard pairs and ``more`` on the test columns; on every set where there is no test set."""
         unknown = [name for pair in more for name in pair if name not in self.exp.systems]
         if unknown:
-            raise UserError(f"--compare names '{unknown[0]}', which is not among the systems: {' '.join(self.exp.systems)}")
+            raise UserError(f"--compare names '{unknown[0]}', which is not among the systems: "
+                            f"{' '.join(self.exp.systems)}")
         pairs = list(dict.fromkeys([*standard_pairs(self.exp), *more]))
         columns = [c for c in self.columns if c in self.exp.test_sets or c == TOTAL] or self.columns
         rows = [self.compare(a, b, column) for a, b in pairs for column in columns]
@@ -157,8 +159,8 @@ class Analysis:
 def hub5_header(exp: Experiment) -> str:
     """How the test sets were scored by time."""
     rules = sorted(set(exp.hub5_rules.values()))
-    return (f"By the rules of Hub5: STM and CTM by time, hesitations and fragments out, acronyms spelled, mapping rules "
-            f"{' and '.join(rules)}; counted by {'sclite' if exp.hub5_scorer == 'sclite' else 'our own aligner'}")
+    return ("By the rules of Hub5: STM and CTM by time, hesitations and fragments out, acronyms spelled, mapping "
+            f"rules {' and '.join(rules)}; counted by {'sclite' if exp.hub5_scorer == 'sclite' else 'our own aligner'}")
 
 
 def results_text(analysis: Analysis, header: str, comparisons: Sequence[dict[str, Any]]) -> str:
@@ -208,9 +210,10 @@ def results_text(analysis: Analysis, header: str, comparisons: Sequence[dict[str
     return "\n".join(lines) + "\n"
 
 
-def results_dict(analysis: Analysis, *, comparisons: Sequence[dict[str, Any]], provenance: dict[str, Any]) -> dict[str, Any]:
+def results_dict(analysis: Analysis, *, comparisons: Sequence[dict[str, Any]],
+                 provenance: dict[str, Any]) -> dict[str, Any]:
     """The content of results.json."""
-    exp = analysis.exp
+    exp, plan = analysis.exp, analysis.exp.plan
     systems: dict[str, dict[str, Any]] = {}
     totals: dict[str, dict[str, Any]] = {}
     for system in exp.systems.values():
@@ -227,9 +230,8 @@ def results_dict(analysis: Analysis, *, comparisons: Sequence[dict[str, Any]], p
                for system in exp.systems.values() if system.hub5}
     essence = exp.essence
     return {
-        "corpus": exp.plan.corpus, "size": exp.plan.size, "seed": exp.plan.seed, "engine": exp.plan.engine, "decoder": exp.decoder,
-        "rescoring": exp.rescoring,
-        "num_pdfs": exp.num_pdfs, "systems": systems,
+        "corpus": plan.corpus, "size": plan.size, "seed": plan.seed, "engine": plan.engine, "decoder": exp.decoder,
+        "rescoring": exp.rescoring, "num_pdfs": exp.num_pdfs, "systems": systems,
         "essence": {"select": essence.get("selection"), "k": essence.get("k"), "mean_mass": essence.get("mean_mass"),
                     "bytes_per_frame": essence.get("bytes_per_frame")},
         "stages": {n: {"seconds": s.get("seconds"), "bytes": s.get("bytes")} for n, s in exp.stages.items()},

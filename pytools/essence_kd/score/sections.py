@@ -12,8 +12,7 @@ from essence_kd.score import wer
 from essence_kd.score.alignment_picture import FRAME_SECONDS, AlignedUtterance, mel_image
 from essence_kd.score.charts import Axis, Series, bar_rows, legend, line_chart, number, png_gray, ticks
 from essence_kd.score.experiment import Experiment, System, as_base
-from essence_kd.score.labels import (DASH, ESSENCE_COLOUR, asked, bytes_text, group, points, shown,
-                                     time_text)
+from essence_kd.score.labels import DASH, ESSENCE_COLOUR, asked, bytes_text, group, shown, time_text
 from essence_kd.score.results import TOTAL, Analysis, hub5_header
 
 Values = dict[str, Any]  # what a template is given
@@ -63,7 +62,8 @@ def _wer(content: Content) -> Values:
     rated = {(name, column): rated_at(analysis, name, column) for name in exp.systems for column in columns}
     best = {column: min((r["wer"] for n in exp.systems for r in [rated[n, column]] if r), default=None)
             for column in columns}
-    drawn = {name: rated[name, main] for name in exp.systems if exp.systems[name].entry.role != "gmm" and rated[name, main]}
+    drawn = {name: rated[name, main] for name, system in exp.systems.items()
+             if system.entry.role != "gmm" and rated[name, main]}
     axis = Axis([v for r in drawn.values() for v in (r["low"], r["high"])]) if drawn else None
     rows: list[Values] = []
     previous = None
