@@ -11,15 +11,17 @@ cmd=run.pl
 [ $# -eq 1 ] || usage
 read_plan "$1"
 need 0 "$data"
-for set in $sets; do need 0 "$data/$set/wav.scp" "$data/$set/text"; done
 enter_recipe_dir
 for set in $sets; do
-  fp=$(fingerprint feats kaldi "$data" "$data/$set/wav.scp" "$data/$set/text" conf/mfcc.conf)
+  texts=("$data/$set/text") check=()
+  if [[ " $untranscribed_sets " == *" $set "* ]]; then texts=() check=(--need-text false); fi
+  need 0 "$data/$set/wav.scp" "${texts[@]}"
+  fp=$(fingerprint feats kaldi "$data" "$data/$set/wav.scp" "${texts[@]}" conf/mfcc.conf)
   if is_done "$data/$set" "$fp" && is_done "$data/${set}_hires" "$fp"; then
     echo "$0: features of $data/$set are up to date"
     continue
   fi
-  essence validate-data --lexicon data/dict/lexicon.txt --allow-oov true "data/$set"   # Kaldi maps unknown words
+  essence validate-data --lexicon data/dict/lexicon.txt --allow-oov true "${check[@]}" "data/$set"   # Kaldi maps unknown words
   kaldi_feats "$set"
   mark_done "$data/${set}_hires" "$fp" feats.scp cmvn.scp
   mark_done "$data/$set" "$fp" feats.scp cmvn.scp

@@ -32,7 +32,9 @@ kaldi_feats() { # SET [OWN]: a directory of data/; OWN: true for a set that is n
   local set=$1 n in out
   n=$(jobs_for "data/$set" "$nj")
   in=$(wc -l <"data/$set/utt2spk")
-  utils/validate_data_dir.sh --no-feats "data/$set"
+  local check=(--no-feats)
+  [ -f "data/$set/text" ] || check+=(--no-text)
+  utils/validate_data_dir.sh "${check[@]}" "data/$set"
   steps/make_mfcc.sh --cmd "$cmd" --nj "$n" --mfcc-config conf/mfcc.conf --write-utt2num-frames true \
     "data/$set" "exp/make_mfcc/$set" "$data/$set/data"
   steps/compute_cmvn_stats.sh "data/$set" "exp/make_mfcc/$set" "$data/$set/data"

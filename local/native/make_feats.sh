@@ -12,12 +12,12 @@ cmd=
 read_plan "$1"
 for set in $sets; do
   dir=$data/$set
-  need 0 "$data" "$dir/wav.scp" "$dir/utt2spk"
-  texts=("$dir/text")
-  [ -f "$dir/text" ] || texts=() # nobody transcribed it
+  texts=("$dir/text") check=()
+  if [[ " $untranscribed_sets " == *" $set "* ]]; then texts=() check=(--need-text false); fi
+  need 0 "$data" "$dir/wav.scp" "$dir/utt2spk" "${texts[@]}"
   fp=$(fingerprint feats "" "$data" "$dir/wav.scp" "${texts[@]}")
   if is_done "$dir" "$fp" && is_done "${dir}_hires" "$fp"; then echo "$0: features of $dir are up to date"; continue; fi
-  essence validate-data --lexicon "$data/dict/lexicon.txt" "$dir"
+  essence validate-data --lexicon "$data/dict/lexicon.txt" "${check[@]}" "$dir"
   essence make-feats --nj "$(here)" "$dir"
   essence compute-cmvn "$dir"
   essence compute-cmvn "${dir}_hires"

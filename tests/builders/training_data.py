@@ -3,7 +3,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-from builders import ROOT
+from builders import ROOT, plans
 
 from essence_kd.io.posterior import PosteriorWriter
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
@@ -68,27 +68,45 @@ def make_data(root, *, utterances=6, num_pdfs=12, bins=8, seed=0, mean_segments=
 
 
 class TrainingStage:
-    """local/train_models.sh on a small corpus: ``folder`` gets data/, ali/ and exp/, and is the WORK_DIR."""
+    """Stages that train and answer, on a small corpus: ``folder`` is the WORK_DIR, with data/train_sp_hires, exp/ali and plan.json.
 
-    def __init__(self, folder, environment):
-        self.corpus, self.exp = make_data(folder, utterances=4), Path(folder) / "exp"
+    Systems are ``a``, which learns from hard labels, and ``b``, whose targets exp/soft/post.scp are nobody's; ``changes`` are
+    fields of the plan.
+    """
+
+    def __init__(self, folder, environment, **changes):
+        self.corpus, self.exp = make_data(Path(folder) / "corpus", utterances=4), Path(folder) / "exp"
         self.environment = {**environment, "WORK_DIR": str(folder)}
-        for place in (self.corpus.data, self.corpus.ali, self.exp):
-            place.mkdir(exist_ok=True)
-            (place / ".done").touch()
+        self.train = Path(folder) / "data" / "train_sp_hires"
+        systems = [plans.make_system("a", "teacher", model=plans.STUDENT, seed=1), plans.student("b", "soft", "a")]
+        wide = {"teachers": ["a"], "stage": 6}
+        targets = [plans.make_target("soft"), plans.make_target("full", "dense", **wide),
+                   plans.make_target("wide", scp="posteriors/wide.scp", select="wide", k=None, mass=None, **wide)]
+        self.plan = self.exp / "plan.json"
+        plans.write(plans.make_plan(self.exp, **{"data": str(self.train.parent), "systems": systems, "targets": targets, "post_keep": 4,
+                                                 **changes}))
+        (self.exp / "soft").mkdir()
+        (self.exp / "soft" / "post.scp").write_text("nobody nowhere.ark:7\n")
+        self.train.parent.mkdir()
+        self.train.symlink_to(self.corpus.data)
+        (self.exp / "ali").symlink_to(self.corpus.ali)
+        for place in (self.corpus.data, self.corpus.ali, self.exp / "soft"):
+            (place / ".marker").write_text("done made\n")
 
-    def run(self, command, *options, systems):
-        return subprocess.run(["local/train_models.sh", "--cmd", command, *options, str(self.corpus.data), str(self.corpus.ali),
-                               str(self.exp), *systems], cwd=ROOT, text=True, env=self.environment, capture_output=True,
-                              timeout=900)
+    def script(self, name, *options, roles=()):
+        """Runs a stage's script on the plan."""
+        return subprocess.run([name, *options, str(self.plan), *roles], cwd=ROOT, text=True, env=self.environment,
+                              capture_output=True, timeout=900)
+
+    def train_models(self, command, *options, roles=("teacher",)):
+        return self.script("local/train_models.sh", "--cmd", command, *options, roles=roles)
 
     def one_job_ends_well_and_one_fails(self, command):
         """Through a runner of Kaldi's that hands jobs nothing of the environment but PATH; the text of their logs."""
-        (self.exp / "post.scp").write_text("nobody nowhere.ark:7\n")
-        done = self.run(command, "--nj", "1", systems=["a:student_tdnn", f"b:student_tdnn:{self.exp}/post.scp"])
+        done = self.train_models(command, "--nj", "1", roles=("teacher", "student"))
         logs = [(self.exp / "log" / f"train.{n}.log").read_text() for n in (1, 2)]
         assert done.returncode == 1 and ".pl: 1 / 2 failed" in done.stderr, done.stderr + "".join(logs)
         assert done.stderr.endswith(f"a training failed; logs: {self.exp}/log/train.2.log\n")
         assert "with status 0" in logs[0] and "with status 1" in logs[1] and "post.scp: " in logs[1]
-        assert (self.exp / "a" / ".done").exists() and f"a: {self.exp}/a/final.pt" in done.stdout
+        assert (self.exp / "a" / ".marker").read_text().startswith("done ") and f"a: {self.exp}/a/final.pt" in done.stdout
         return logs

@@ -316,15 +316,14 @@ def test_one_training_on_two_nodes(cluster, tmp_path, script, options):
 def test_a_stage_trains_with_a_process_a_gpu(cluster, tmp_path):
     """Of two nodes, as recipes/swbd/slurm/run.sh has it."""
     stage = TrainingStage(tmp_path, cluster.environment)
-    done = stage.run("local/slurm.sh --partition gpu --nodes 2 --gpu 2 --num-threads 2", "--launcher", "local/torchrun.sh", systems=["a:student_tdnn"])
+    done = stage.train_models("local/slurm.sh --partition gpu --nodes 2 --gpu 2 --num-threads 2", "--launcher", "local/torchrun.sh")
     assert done.returncode == 0, done.stderr
-    assert ", 4 processes, " in (tmp_path / "exp" / "a" / "train.log").read_text()
-    assert "a is up to date" in stage.run("local/jobs.sh", systems=["a:student_tdnn"]).stdout
+    assert ", 4 processes, " in (stage.exp / "a" / "train.log").read_text()
+    assert "a is up to date" in stage.train_models("local/jobs.sh").stdout
     # then it answers, in jobs of one GPU
-    out = tmp_path / "exp" / "posteriors"
-    done = subprocess.run(["local/dump_posteriors.sh", "--nj", "2", "--cmd", "local/slurm.sh --partition all", "--forward-cmd",
-                           "local/slurm.sh --partition gpu --gpu 1", "--keep", "4", str(stage.corpus.data), str(stage.corpus.ali),
-                           str(out), str(tmp_path / "exp" / "a")], cwd=ROOT, env=stage.environment, capture_output=True, text=True)
+    out = stage.exp / "posteriors"
+    done = stage.script("local/dump_posteriors.sh", "--nj", "2", "--cmd", "local/slurm.sh --partition all", "--forward-cmd",
+                        "local/slurm.sh --partition gpu --gpu 1")
     assert done.returncode == 0, done.stderr
     assert len((out / "wide.scp").read_text().splitlines()) == 12 and (out / "post_stats.json").exists()
     assert [" on " in (out / "log" / name).read_text() for name in ("dump.1.log", "dump.2.log", "post_stats.log")] == [True] * 3
@@ -346,7 +345,7 @@ def test_the_recipe_through_slurm(cluster, tmp_path):
     """The tiny recipe from its teachers on (from its beginning where no run of it lies in WORK_DIR)."""
     done = Path(os.environ.get("WORK_DIR", ROOT))
     exp, first = tmp_path / "exp" / "mini_tiny", "0"
-    if (done / "exp" / "mini_tiny" / "baseline" / ".done").exists():
+    if (done / "exp" / "mini_tiny" / "baseline" / ".marker").exists():
         first = "5"
         shutil.copytree(done / "data" / "mini_tiny", tmp_path / "data" / "mini_tiny")
         for name in ("gmm", "ali"):

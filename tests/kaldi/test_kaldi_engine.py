@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import ROOT
+from builders import ROOT, plans
 from builders.switchboard import WORDS, make_corpora
-from builders.training_data import make_data
+from builders.training_data import TrainingStage
 
 from essence_kd.io.posterior import read_posteriors
 from essence_kd.io.tables import MatrixWriter, read_int_vectors, read_matrices
@@ -95,22 +95,31 @@ def test_an_imported_alignment_is_kaldis(kaldi):
     assert (kaldi / "exp" / "our_ali" / "num_pdfs").read_text().strip() == str(pdfs)
 
 
-def test_kaldis_run_pl_runs_the_jobs_of_a_stage(tmp_path, shell):
+def test_kaldis_run_pl_runs_the_jobs_of_a_stage(tmp_path):
     """--cmd has the contract of Kaldi's run.pl, queue.pl and slurm.pl."""
-    corpus = make_data(tmp_path, utterances=4)
-    for folder in (corpus.data, corpus.ali):
-        (folder / ".done").touch()
-    (tmp_path / "exp").mkdir()
-    command = ["local/train_models.sh", "--cmd", f"{KALDI}/egs/wsj/s5/utils/parallel/run.pl", "--nj", "1", corpus.data,
-               corpus.ali, tmp_path / "exp", "a:student_tdnn"]
-    done = shell(*command)
+    stage = TrainingStage(tmp_path, {**os.environ, "ESSENCE_PYTHON": os.sys.executable})
+    command = f"{KALDI}/egs/wsj/s5/utils/parallel/run.pl"
+    done = stage.train_models(command, "--nj", "1")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "exp" / "a" / "final.pt").exists()
-    assert "# Ended (code 0)" in (tmp_path / "exp" / "log" / "train.1.log").read_text()
-    (corpus.ali / "num_pdfs").write_text("1\n")
-    (corpus.ali / ".done").write_text("another\n")
-    done = shell(*command)
+    assert (stage.exp / "a" / "final.pt").exists()
+    assert "# Ended (code 0)" in (stage.exp / "log" / "train.1.log").read_text()
+    (stage.corpus.ali / "num_pdfs").write_text("1\n")
+    (stage.corpus.ali / ".marker").write_text("done another\n")
+    done = stage.train_models(command, "--nj", "1")
     assert done.returncode == 1 and "a training failed; logs:" in done.stderr and "run.pl: job failed" in done.stderr
+
+
+def plan_beside(data, exp, wav, word):
+    """EXP/plan.json of a run whose training set lies in DATA, and beside it one of an utterance, and one that nobody transcribed."""
+    for name in ("dev", "more"):
+        (data / name).mkdir()
+        for file, value in (("wav.scp", wav), ("utt2spk", "u"), ("spk2utt", "u"), ("text", word)):
+            if (name, file) != ("more", "text"):
+                (data / name / file).write_text(f"u {value}\n")
+    (data / ".marker").write_text("done made\n")
+    plans.write(plans.make_plan(exp, data=str(data), engine="kaldi", sets=plans.make_sets(
+        {"train": "train", "dev": "dev", "more": "untranscribed"})))
+    return exp / "plan.json"
 
 
 def test_features_by_jobs(tmp_path, shell):
@@ -124,19 +133,21 @@ def test_features_by_jobs(tmp_path, shell):
     for name, of in (("wav.scp", f"{tmp_path}/{{0}}.wav"), ("text", "yes"), ("utt2spk", "s{1}")):
         (data / "train" / name).write_text("".join(f"s{i // 2}-{i} {of.format(i, i // 2)}\n" for i in range(3)))
     (data / "train" / "spk2utt").write_text("s0 s0-0 s0-1\ns1 s1-2\n")
-    (data / ".done").write_text("0\n")
-    done = shell("local/kaldi/make_feats.sh", "--nj", "3", "--cmd", "local/jobs.sh", data, tmp_path / "exp", "train")
+    plan = plan_beside(data, tmp_path / "exp", tmp_path / "0.wav", "yes")
+    done = shell("local/kaldi/make_feats.sh", "--nj", "3", "--cmd", "local/jobs.sh", plan)
     assert done.returncode == 0, done.stdout + done.stderr
     matrices = {name: dict(read_matrices(f"scp:{data}/{name}/feats.scp")) for name in ("train", "train_hires")}
     assert {name: {u: m.shape for u, m in table.items()} for name, table in matrices.items()} == {
         "train": {f"s{i // 2}-{i}": (98, 13) for i in range(3)}, "train_hires": {f"s{i // 2}-{i}": (98, 40) for i in range(3)}}
     logs = tmp_path / "exp" / "kaldi" / "exp" / "make_fbank" / "train"
     assert sorted(p.name for p in logs.glob("*.log")) == ["cmvn.log", *(f"fbank.{j}.log" for j in (1, 2, 3)), "join.log"]
-    assert "up to date" in shell("local/kaldi/make_feats.sh", data, tmp_path / "exp", "train").stdout
+    assert "up to date" in shell("local/kaldi/make_feats.sh", plan).stdout
+    for name in ("dev", "more", "dev_hires", "more_hires"):
+        assert [u for u, _ in read_matrices(f"scp:{data}/{name}/feats.scp")] == ["u"]
     (tmp_path / "2.wav").write_bytes(b"nothing")
     with open(data / "train" / "text", "a") as stream:
         stream.write("\n")
-    done = shell("local/kaldi/make_feats.sh", "--nj", "2", "--cmd", "local/jobs.sh", data, tmp_path / "exp", "train")
+    done = shell("local/kaldi/make_feats.sh", "--nj", "2", "--cmd", "local/jobs.sh", plan)
     assert done.returncode == 1 and "2.wav" in done.stdout + done.stderr
 
 
@@ -155,9 +166,9 @@ def test_features_leave_the_data_as_stage_0_made_it(tmp_path, shell):
              "spk2utt": "".join(f"{s} {' '.join(utt for utt in utts if utt[:2] == s)}\n" for s in ("s0", "s1"))}
     for file, text in files.items():
         (train / file).write_text(text)
-    (work / ".done").write_text("made\n")
+    plan = plan_beside(work, exp, tmp_path / "a.wav", next(iter(WORDS)))
     for script, told in (("make_feats", "no features of 1 of 24"), ("perturb_speed", "no features of 3 of 72")):
-        command = [f"local/kaldi/{script}.sh", "--nj", "1", work, exp, "train"]
+        command = [f"local/kaldi/{script}.sh", "--nj", "1", plan]
         done = shell(*command)
         assert done.returncode == 0 and told in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
         assert files == {file: (train / file).read_text() for file in files}
@@ -232,11 +243,12 @@ def test_lattices_rescored_by_kaldi_and_lists_by_us_have_the_same_costs(kaldi, t
     shutil.copytree(kaldi / "data" / "lang", data / "lang")
     (data / "lm_rescore").mkdir()
     for folder in ("lang", "lm_rescore"):
-        (data / folder / ".done").write_text("made\n")
+        (data / folder / ".marker").write_text("done made\n")
+    plan = plans.write(plans.make_plan(tmp_path / "exp", data=str(data), engine="kaldi", rescore_lm_order=3))
     bash(kaldi, f"essence train-lm --order 3 --words data/lang/words.txt {tmp_path}/text3 {data}/lm_rescore/lm.arpa.gz",
          ESSENCE_PYTHON=os.sys.executable)
     for said in ("G.carpa is in", "up to date"):
-        done = shell("local/kaldi/const_arpa.sh", data, tmp_path / "exp")
+        done = shell("local/kaldi/const_arpa.sh", f"{plan.exp}/plan.json")
         assert done.returncode == 0 and said in done.stdout, done.stderr
     few = data / "few"  # of lattices that are there already, as the GMM's, data say what utterances there are
     few.mkdir()
@@ -309,7 +321,7 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     done = subprocess.run(["bash", "-c", train.replace(" --nj", " --cmd 'bash stops.sh' --nj", 1)], cwd=kaldi, capture_output=True,
                           text=True, env={**os.environ, **env, "PATH": bash(kaldi, "echo $PATH").strip()})
     assert done.returncode == 1 and "writing egs failed; logs: exp/student/egs/log" in done.stderr
-    assert (student / "egs" / "jobs").exists() and not (student / "egs" / ".done").exists()
+    assert (student / "egs" / "jobs").exists() and not (student / "egs" / ".marker").exists()
     out = bash(kaldi, train, **env)
     assert "the student is in exp/student" in out and (student / "final.mdl").exists()
     frames = sum(len(m) for _, m in read_matrices(f"scp:{kaldi}/data/train/feats.scp"))

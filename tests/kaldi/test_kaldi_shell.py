@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from builders import ROOT, refused
+from builders import ROOT, plans, refused
 from builders.graphs import loop_graph
 from builders.training_data import make_data
 
@@ -13,7 +13,7 @@ from essence_kd.decode.decoders.kaldi_lattice import const_arpa_order
 from essence_kd.hmm.graph import save_graph
 
 SCRIPTS = sorted(p for p in (ROOT / "local" / "kaldi").glob("*.sh") if os.access(p, os.X_OK))
-TAKES_ALL = ("check.sh", "make_feats.sh", "train_nnet3.sh")  # paths, sets, systems
+TAKES_ALL = ("check.sh", "train_nnet3.sh")  # paths, systems
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
@@ -31,20 +31,18 @@ def test_every_script_has_help_and_refuses_nonsense(shell, path):
 
 @pytest.mark.parametrize("path", [p for p in SCRIPTS if p.name not in ("check.sh",)], ids=lambda p: p.name)
 def test_a_missing_input_names_the_stage(shell, tmp_path, path):
-    args = [tmp_path / "data", tmp_path / "exp", "train"]
-    if path.name in ("prepare_lang.sh", "const_arpa.sh", "make_graph.sh", "decode_gmm.sh"):
-        args.pop()
-    if path.name in ("align.sh", "train_nnet3.sh"):
-        args.append(tmp_path / "out:tdnn")
-    done = shell("bash", path.relative_to(ROOT), *args)
-    assert done.returncode == 1 and "makes it (./run.sh --stage" in done.stderr and not (tmp_path / "exp").exists()
+    exp = tmp_path / "exp"
+    plans.write(plans.make_plan(exp, data=str(tmp_path / "data"), engine="kaldi", rescore_lm_order=4))
+    more = {"align.sh": ["train", exp / "out"], "train_nnet3.sh": ["teacher_1:tdnn"]}.get(path.name, [])
+    done = shell("bash", path.relative_to(ROOT), exp / "plan.json", *more)
+    assert done.returncode == 1 and "makes it (./run.sh --stage" in done.stderr and list(exp.iterdir()) == [exp / "plan.json"]
 
 
 def test_a_step_that_failed_is_named_with_its_logs_and_done_again_alone(shell, tmp_path):
     """What Kaldi's scripts run as in stage 4."""
     script = tmp_path / "steps.sh"
     script.write_text(f"""nj=1
-. local/kaldi/room.sh
+. local/kaldi/recipe_dir.sh
 cd {tmp_path}
 fp=made
 step one out bash -c 'echo run >>ran.one; mkdir -p exp/one; echo 1 >exp/one/out'

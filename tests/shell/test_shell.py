@@ -8,15 +8,15 @@ import time
 
 import numpy as np
 import pytest
-from builders import ROOT
+from builders import ROOT, plans
 
 from essence_kd.io.wave import write_wav
 
 RUNNERS = ("jobs.sh", "slurm.sh", "torchrun.sh")
-STAGES = sorted(p for p in (ROOT / "local").glob("*.sh") if os.access(p, os.X_OK) and p.name not in RUNNERS)
+STAGES = sorted(p for folder in ("local", "local/native") for p in (ROOT / folder).glob("*.sh")
+                if os.access(p, os.X_OK) and p.name not in RUNNERS)
 RECIPES = sorted((ROOT / "recipes").glob("*/prepare_data.sh"))
-
-TAKES_MANY = ("make_feats.sh", "train_models.sh", "dump_posteriors.sh", "decode.sh", "calibrate.sh")
+TAKES_MANY = ("local/prepare_data.sh", "local/train_models.sh")  # options of the recipe, roles
 
 
 def script(tmp_path, body, options="name=x\nflag=false\nnj=4\n"):
@@ -71,7 +71,7 @@ def test_help_prints_and_ends(shell, tmp_path):
     assert (done.returncode, done.stdout) == (0, "the help\n")
 
 
-DONE = f". {ROOT}/local/done.sh\n"
+MARKER = f". {ROOT}/local/marker.sh\n"
 
 
 def test_a_marker_knows_settings_inputs_and_outputs(shell, tmp_path):
@@ -79,10 +79,10 @@ def test_a_marker_knows_settings_inputs_and_outputs(shell, tmp_path):
     out.mkdir()
     given.write_text("1")
     (out / "f").write_text("abc")
-    make = f'{DONE}mark_done {out} "$(fingerprint "k=1" {given})" f'
+    make = f'{MARKER}mark_done {out} "$(fingerprint lm "k=1" {given})" f'
 
     def up_to_date(settings):
-        return shell("bash", "-c", f'{DONE}is_done {out} "$(fingerprint "{settings}" {given})"').returncode == 0
+        return shell("bash", "-c", f'{MARKER}is_done {out} "$(fingerprint lm "{settings}" {given})"').returncode == 0
 
     assert not up_to_date("k=1")
     assert shell("bash", "-c", make).returncode == 0
@@ -97,12 +97,71 @@ def test_a_marker_knows_settings_inputs_and_outputs(shell, tmp_path):
     assert not up_to_date("k=1")
     done = shell("bash", "-c", make)  # and a missing one is not marked
     assert done.returncode != 0 and "should have been made" in done.stderr
-    assert sorted(path.name for path in out.iterdir()) == [".done"]
+    assert sorted(path.name for path in out.iterdir()) == [".marker"]
+
+
+@pytest.fixture
+def marker(shell, tmp_path):
+    """Runs lines of shell with the functions of local/marker.sh, where $out is a directory; its exit status and output."""
+    def run(script, source=ROOT / "local" / "marker.sh"):
+        done = shell("bash", "-c", f"set -euo pipefail; . {source}; out={tmp_path}/out; {script}", cwd=tmp_path)
+        return done.returncode, done.stdout + done.stderr
+    return run
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_begin_empties_and_resume_keeps_what_the_same_attempt_left(marker, tmp_path):
+    out = tmp_path / "out"
+    assert marker("begin $out fp1; touch $out/left") == (0, "")
+    assert names(out) == [".marker", "left"] and (out / ".marker").read_text().split() == ["begun", "fp1"]
+    assert marker("resume $out fp1; is_done $out fp1")[0] == 1 and names(out) == [".marker", "left"]
+    assert marker("mark_done $out fp1 left; is_done $out fp1") == (0, "")
+    assert marker("resume $out fp1; is_done $out fp1")[0] == 1 and names(out) == [".marker", "left"]
+    assert marker("resume $out fp2")[0] == 0 and names(out) == [".marker"]
+    assert marker("touch $out/left; begin $out fp2")[0] == 0 and names(out) == [".marker"]
+    (out / ".marker").unlink()  # nobody knows what made the rest
+    (out / "left").touch()
+    assert marker("resume $out fp2")[0] == 0 and names(out) == [".marker"]
+
+
+def test_the_note_of_an_attempt_is_kept(marker):
+    """Such as its number of jobs, by which what it left is named."""
+    assert marker("resume $out fp1 7; note_of $out") == (0, "7\n")
+    assert marker("resume $out fp1 3; note_of $out") == (0, "7\n")
+    assert marker("resume $out fp2 3; note_of $out") == (0, "3\n")
+    assert marker("begin $out fp2; note_of $out") == (0, "\n")
 
 
 def test_a_missing_input_names_the_stage(shell, tmp_path):
-    done = shell("bash", "-c", f"{DONE}need 4 {tmp_path}/ali.scp; echo on")
+    done = shell("bash", "-c", f"{MARKER}need 4 {tmp_path}/ali.scp; echo on")
     assert done.returncode == 1 and "stage 4 makes it" in done.stderr and done.stdout == ""
+
+
+def test_a_directory_that_is_only_begun_is_no_input(marker):
+    status, said = marker("begin $out fp; need 4 $out; echo on")
+    assert status == 1 and "out' is missing or not whole: stage 4 makes it" in said and "on\n" not in said
+    status, said = marker("begin $out fp; fp=$(fingerprint ali '' $out); echo on")
+    assert status == 1 and "missing input" in said and "on\n" not in said
+    assert marker("begin $out fp; mark_done $out fp; need 4 $out; fp=$(fingerprint ali '' $out); echo on") == (0, "on\n")
+
+
+def test_a_fingerprint_has_the_version_of_what_it_is_of(marker, tmp_path):
+    """A raised number in local/marker.sh makes that which an older checkout made stale, and nothing else."""
+    text = (ROOT / "local" / "marker.sh").read_text()
+    assert text.count("[graph]=1") == 1
+    (tmp_path / "raised.sh").write_text(text.replace("[graph]=1", "[graph]=2"))
+    made = "begin $out $(fingerprint WHAT x); mark_done $out $(fingerprint WHAT x); is_done $out $(fingerprint WHAT x)"
+    for what, stale in (("graph", 1), ("lm", 0)):
+        assert marker(made.replace("WHAT", what)) == (0, "")
+        assert marker(f"is_done $out $(fingerprint {what} x)", tmp_path / "raised.sh")[0] == stale
+    status, said = marker("fp=$(fingerprint nonsense x); echo on")
+    assert status == 1 and "no 'nonsense' among the versions of local/marker.sh" in said and "on\n" not in said
+    used = {word for path in [*ROOT.glob("local/**/*.sh"), *ROOT.glob("recipes/*/*.sh")]
+            for word in re.findall(r"\$\(fingerprint ([\w-]+) ", path.read_text())}
+    assert used - {"WHAT"} == set(re.findall(r"\[([\w-]+)\]=\d", text))
 
 
 def test_jobs_write_logs_and_a_failure_names_its_own(shell, tmp_path):
@@ -188,36 +247,45 @@ def test_every_script_has_help_and_refuses_nonsense(shell, path):
     if "--nj N" in shell("bash", relative, "--help").stdout:
         done = shell("bash", relative, "--nj", "0", "x")
         assert done.returncode == 2 and "--nj takes a whole number" in done.stderr
-    if path.name not in TAKES_MANY:
-        done = shell("bash", relative, *["surplus"] * 40)
-        assert done.returncode == 2
+    done = shell("bash", relative, *["surplus"] * 40)
+    assert done.returncode == 2 or str(relative) in TAKES_MANY
+    if "PLAN" in shell("bash", relative, "--help").stdout.splitlines()[0]:
+        done = shell("bash", relative, "surplus", *["twin"] * (str(relative) in TAKES_MANY))
+        assert done.returncode == 1 and "surplus" in done.stderr and "Traceback" not in done.stderr
     if path.name != "setup_env.sh":
         assert shell("bash", relative).returncode == 2
 
 
-@pytest.mark.parametrize("args, message", [
-    (["--nope", "1"], "invalid option --nope"),
-    (["--stage", "11"], "no stage 11"),
-    (["--stage", "x"], "whole number"),
-    (["--stage", "5", "--stop-stage", "3"], "comes after"),
-    (["--corpus", "nope"], "unknown corpus 'nope'"),
-    (["--engine", "nope"], "unknown engine 'nope'"),
-    (["--decoder", "nope"], "unknown decoder 'nope'"),
-    (["--size", "nope"], "no size 'nope'"),
-    (["--teachers", "nope"], "no conf/models/nope.yaml"),
-    (["--top-k", "0"], "--top-k"),
-    (["--lm-order", "0"], "--lm-order takes a whole number of at least 1, not '0'"),
-    (["--rescore-lm-order", "four"], "--rescore-lm-order takes a whole number, not 'four'"),
-    (["--nj", "0"], "--nj"),
+@pytest.mark.parametrize("args, message", [  # one of a kind; tests/unit/test_plan_options.py has all that a plan refuses
+    (["--nope", "1"], "invalid option --nope"),  # run.sh
+    (["surplus"], "unexpected argument 'surplus'"),
+    (["--check", "yes"], "--check takes true or false"),
+    (["--stage", "11"], "there is no stage 11: stages are 0 to 10"),  # essence plan, of the options alone
+    (["--nj", "0"], "--nj takes a whole number of at least 1, not '0'"),
+    (["--corpus", "nope"], "unknown corpus 'nope'; there are: "),
     (["--ablation", "true", "--fuse", "true"], "wide archive"),
-    (["--grid", "no.yaml"], "no grid 'no.yaml'"),
     (["--corpus", "fsdd", "--fsdd-dir", "/nowhere"], "no folder '/nowhere' for --fsdd-dir"),
-    (["surplus"], "unexpected argument"),
+    (["--size", "nope"], "corpus mini has no size 'nope'; it has: default full tiny"),  # of the recipe
+    (["--fsdd-dir", "/tmp"], "corpus mini has no option --fsdd-dir"),
+    (["--teachers", "nope"], "no conf/models/nope.yaml for model 'nope'"),  # of conf/
 ])
 def test_run_sh_refuses_nonsense_before_any_work(shell, tmp_path, args, message):
+    work = tmp_path / "work"
+    done = shell("./run.sh", "--work-dir", work, *args)
+    assert done.returncode == 2 and message in done.stderr and "see ./run.sh --help" in done.stderr.replace("see --help", "see ./run.sh --help")
+    assert "Traceback" not in done.stderr and done.stdout == "" and not work.exists()
+
+
+@pytest.mark.parametrize("args, message", [  # what settings are read for
+    (["--top-k", "5 20", "--fuse", "true"], "give one --top-k"),
+    (["--temperature", "0"], "--temperature must"),
+    (["--soft-weight", "2"], "--soft-weight must"),
+    (["--teachers", "teacher_blstm teacher_blstm"], "--teachers names teacher_blstm twice"),
+])
+def test_settings_that_make_no_sense_are_refused_before_the_first_stage(shell, tmp_path, args, message):
     done = shell("./run.sh", "--work-dir", tmp_path, *args)
-    assert done.returncode == 2 and message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and "stage 0" not in done.stdout
 
 
 def test_run_sh_knows_the_kinds_of_teachers(shell, tmp_path):
@@ -228,9 +296,15 @@ def test_run_sh_knows_the_kinds_of_teachers(shell, tmp_path):
 
 def test_run_sh_help_names_every_option(shell):
     text = (ROOT / "run.sh").read_text()
-    options = re.findall(r"^([a-z_]+)=", text[text.index("\nstage=0"):text.index(". local/parse_options")], re.M)
+    options = re.findall(r"^([a-z_]+)=", text[text.index("\nstage=0"):text.index("\n}")], re.M)
     help_text = shell("./run.sh", "--help").stdout
     assert len(options) > 15
+    recipes = [path for path in ROOT.glob("recipes/*/recipe.conf") if "\noptions=" in path.read_text()]
+    for path in recipes:
+        declared = re.search('^options="(.*)"', path.read_text(), re.M)[1].split()
+        assert declared and f"Corpus {path.parent.name}\n  --{declared[0].replace('_', '-')} " in help_text
+        options += declared
+    assert "fsdd_dir" in options
     for option in options:
         assert "--" + option.replace("_", "-") in help_text
 
@@ -307,7 +381,7 @@ def test_a_checkout_that_cannot_be_written_to(shell, tmp_path):
     data = work / "data" / "mini_tiny"
     files = {"dict/lexicon.txt": "<unk> SPN\nno N OW\nyes Y EH S\n", "dict/silence_phones.txt": "SIL\nSPN\n",
              "dict/optional_silence.txt": "SIL\n", "dict/nonsilence_phones.txt": "EH\nN\nOW\nS\nY\n",
-             "train/text": "a yes no\nb no no\nc yes\n", "dev/text": "d no\n", ".done": "made\n"}
+             "train/text": "a yes no\nb no no\nc yes\n", "dev/text": "d no\n", ".marker": "done made\n"}
     for name, text in files.items():
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         (data / name).write_text(text)
@@ -367,7 +441,8 @@ def test_an_utterance_too_short_at_one_speed_is_no_failure(shell, tmp_path):
     ends = {**{f"u{i:02d}": 0.5 for i in range(29)}, "u29": 0.027}  # 25 ms make a frame
     for name, line in (("wav.scp", f"r {tmp_path}/r.wav\n"), ("feats.scp", "".join(f"{u} -\n" for u in ends)),
                        ("segments", "".join(f"{u} r 0.00 {end:.3f}\n" for u, end in ends.items())),
-                       *((name, "".join(f"{u} {u}\n" for u in ends)) for name in ("utt2spk", "text")), (".done", "0\n")):
+                       *((name, "".join(f"{u} {u}\n" for u in ends)) for name in ("utt2spk", "text")), (".marker", "done 0\n")):
         (train / name).write_text(line)
-    done = shell("local/perturb_speed.sh", "--nj", "1", tmp_path, "train")
+    plan = plans.write(plans.make_plan(tmp_path / "exp" / "mini", data=str(tmp_path)))
+    done = shell("local/native/perturb_speed.sh", "--nj", "1", f"{plan.exp}/plan.json")
     assert done.returncode == 0 and "30 utterances became 89" in done.stdout, done.stderr

@@ -1,0 +1,136 @@
+"""A corpus is two files, recipe.conf and prepare_data.sh: run.sh on one of its own, in a copy of the checkout, to stage 2."""
+import json
+import shutil
+
+import pytest
+from builders import ROOT
+
+CONF = """options="loudness"
+options_help="  --loudness N                of the noise"
+sizes="default"
+description="two words in noise"
+train_set=learn dev_set=tune eval_sets="easy hard" untranscribed_sets="more"
+labels="easy=E"
+lm_order=2
+teachers="teacher_blstm"
+student=student_tdnn
+post_keep=10 disk_mb=100
+"""
+PREPARE = """#!/usr/bin/env bash
+help_message="Usage: recipes/words/prepare_data.sh [options] DATA"
+size=default
+nj=1
+loudness=900
+. local/stage.sh
+[ $# -eq 1 ] || usage
+"$ESSENCE_PYTHON" - "$1" "$loudness" <<'P'
+import sys
+from pathlib import Path
+import numpy as np
+from essence_kd.io.wave import write_wav
+data, loudness = Path(sys.argv[1]), int(sys.argv[2])
+for name in ("learn", "tune", "easy", "hard", "more"):
+    d = data / name
+    d.mkdir(parents=True)
+    utts = [f"{name}-u{i}" for i in range(3)]
+    for i, utt in enumerate(utts):
+        write_wav(d / f"{utt}.wav", np.random.default_rng(i).integers(-loudness, loudness, 8000).astype(np.int16), 8000)
+    tables = {"wav.scp": "{0} {1}/{0}.wav", "utt2spk": "{0} {0}", "spk2utt": "{0} {0}", "text": "{0} WORD two"}
+    if name == "more":
+        del tables["text"]
+    for table, line in tables.items():
+        (d / table).write_text("".join(line.format(utt, d) + "\\n" for utt in utts))
+words = data / "dict"
+words.mkdir()
+for table, text in {"silence_phones": "SIL\\nSPN\\n", "optional_silence": "SIL\\n", "nonsilence_phones": "A\\nB\\n",
+                    "lexicon": "<unk> SPN\\nWORD A B\\ntwo B A\\n"}.items():
+    (words / f"{table}.txt").write_text(text)
+P
+""".replace("WORD", "one")
+SETS = ("learn", "tune", "easy", "hard", "more")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the checkout with a recipe ``words``."""
+    root = tmp_path / "checkout"
+    root.mkdir()
+    shutil.copytree(ROOT / "local", root / "local")
+    for name in ("run.sh", "path.sh", "cmd.sh"):
+        shutil.copy(ROOT / name, root)
+    for name in ("conf", "pytools"):
+        (root / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "recipes", root / "recipes")
+    mine = root / "recipes" / "words"
+    mine.mkdir()
+    (mine / "recipe.conf").write_text(CONF)
+    (mine / "prepare_data.sh").write_text(PREPARE)
+    (mine / "prepare_data.sh").chmod(0o755)
+    return root
+
+
+@pytest.fixture
+def run(shell, checkout, tmp_path):
+    """run.sh of the copy by ``sh``; the data directory lies in ``work``."""
+    def go(*options):
+        return shell("sh", "run.sh", "--work-dir", tmp_path / "work", "--nj", "2", *options, cwd=checkout,
+                     env={"PYTHONPATH": "", "WORK_DIR": ""})
+    return go
+
+
+def stages(done):
+    """Numbers of the stages that had something to do."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [int(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("run.sh: stage ") and " took " in line]
+
+
+def words_of(data):
+    return {line.split()[0] for line in (data / "lang" / "words.txt").read_text().splitlines()}
+
+
+def test_a_corpus_is_two_files(run, checkout, tmp_path):
+    work, to_2 = tmp_path / "work", ("--corpus", "words", "--stop-stage", "2")
+    data = work / "data" / "words"
+    assert "Corpus words\n  --loudness N  " in run("--help").stdout
+    for options, message in ((("--loudness", "9"), "corpus mini has no option --loudness"),
+                             (("--corpus", "words", "--size", "tiny"), "corpus words has no size 'tiny'; it has: default"),
+                             (("--corpus", "words", "--fsdd-dir", "/tmp"), "corpus words has no option --fsdd-dir")):
+        done = run(*options)
+        assert done.returncode == 2 and message in done.stderr and not work.exists()
+
+    assert stages(run(*to_2, "--loudness", "500")) == [0, 1, 2]
+    plan = json.loads((work / "exp" / "words" / "plan.json").read_text())
+    assert [(s["name"], s["role"], s["label"]) for s in plan["sets"]] == [
+        ("learn", "train", "learn"), ("tune", "dev", "tune"), ("easy", "test", "E"), ("hard", "test", "hard"),
+        ("more", "untranscribed", "more")]
+    for name in SETS:
+        for folder in (data / name, data / f"{name}_hires"):
+            assert len((folder / "feats.scp").read_text().splitlines()) == 3
+            assert (folder / ".marker").read_text().startswith("done ")
+    assert not (data / "more" / "text").exists() and words_of(data) >= {"one", "two"}
+    noise = (data / "learn" / "learn-u0.wav").read_bytes()
+    done = run(*to_2, "--loudness", "500")
+    assert stages(done) == [] and "nothing has changed: every stage was up to date" in done.stdout
+
+    # other data, by an option, by a corrected script, or by another recipe.conf: stage 0 is stale, and what comes of it
+    to_1 = ("--corpus", "words", "--stop-stage", "1", "--loudness", "600")
+    assert stages(run(*to_1)) == [0, 1] and not (data / "learn" / "feats.scp").exists()
+    assert (data / "learn" / "learn-u0.wav").read_bytes() != noise
+    mine = checkout / "recipes" / "words"
+    (data / "download").mkdir()  # what was fetched stays
+    (data / "of_old").touch()
+    (mine / "prepare_data.sh").write_text(PREPARE.replace("one ", "corrected "))
+    assert stages(run(*to_1)) == [0, 1]
+    assert words_of(data) >= {"corrected", "two"} and "one" not in words_of(data)
+    assert (data / "download").is_dir() and not (data / "of_old").exists()
+    (mine / "recipe.conf").write_text(CONF + "clips=2\n")
+    assert stages(run(*to_1)) == [0, 1]
+    # a language model text put beside the data: the language model alone
+    (data / "lm_text").write_text("two two two\n")
+    assert stages(run(*to_1)) == [1]
+    (mine / "prepare_data.sh").write_text("#!/bin/sh\nexit 3\n")
+    done = run(*to_1)
+    assert done.returncode == 1 and "stage 0 (data preparation) failed" in done.stderr
+    assert not (data / "lang").exists(), "what the old script made is no data"
+    done = run("--corpus", "words", "--stage", "1", "--stop-stage", "1")
+    assert done.returncode == 1 and "stage 0 makes it" in done.stderr

@@ -1,0 +1,200 @@
+"""What options of run.sh, a recipe and the models of conf/ are refused by a plan, without a process; what recipe.conf may say."""
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from builders import ROOT, refused
+
+from essence_kd.cli.main import main
+from essence_kd.plan.options import (OptionError, Options, check_models, check_options, check_recipe, corpora,
+                                     model_names, run_name)
+from essence_kd.plan.recipe import read_recipe
+
+RECIPE = """sizes="default tiny"
+description="two words"
+train_set=learn dev_set=tune eval_sets="easy hard"
+lm_order=2
+teachers="teacher_blstm teacher_tdnn_lstm"
+student=student_tdnn
+post_keep=10 disk_mb=100
+"""
+
+
+def given(**changes):
+    """The options of ``./run.sh`` without any, but for those named."""
+    usual = {"corpus": "mini", "size": "default", "engine": "native", "stage": "0", "stop_stage": "10", "nj": "2", "seed": "1",
+             "decoder": "auto", "combine": "mean", "fuse": "false", "ablation": "false", "grid": "conf/ablation.yaml"}
+    return Options(**{**usual, **changes})
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Reads RECIPE with changes: lines that are added, or taken out where they are None."""
+    def read(added="", without=None, size="default", fuse="false"):
+        path = tmp_path / "recipe.conf"
+        path.write_text("".join(line for line in RECIPE.splitlines(True) if without is None or not line.startswith(without)) + added)
+        return read_recipe(path, size=size, fuse=fuse)
+    return read
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"stage": "11"}, "there is no stage 11: stages are 0 to 10"),
+    ({"stop_stage": "99"}, "there is no stage 99: stages are 0 to 10"),
+    ({"stage": "x"}, "--stage takes a whole number, not 'x'"),
+    ({"stage": ""}, "--stage takes a whole number, not ''"),
+    ({"stop_stage": "-1"}, "--stop-stage takes a whole number, not '-1'"),
+    ({"stop_stage": "\u0663"}, "--stop-stage takes a whole number, not '\u0663'"),  # a digit elsewhere, but not for the shell
+    ({"stage": "5", "stop_stage": "3"}, "--stage 5 comes after --stop-stage 3"),
+    ({"seed": "1.5"}, "--seed takes a whole number, not '1.5'"),
+    ({"nj": "0"}, "--nj takes a whole number of at least 1, not '0'"),
+    ({"nj": "two"}, "--nj takes a whole number of at least 1, not 'two'"),
+    ({"lm_order": "0"}, "--lm-order takes a whole number of at least 1, not '0'"),
+    ({"rescore_lm_order": "four"}, "--rescore-lm-order takes a whole number, not 'four'"),
+    ({"top_k": "5 0"}, "--top-k takes a whole number of at least 1, not '0'"),
+    ({"temperature": "hot"}, "--temperature takes a number, not 'hot'"),
+    ({"soft_weight": "much"}, "--soft-weight takes a number, not 'much'"),
+    ({"corpus": "nope"}, "unknown corpus 'nope'; there are: fsdd mini swbd"),
+    ({"corpus": "plugin"}, "unknown corpus 'plugin'"),  # a folder of recipes/ without recipe.conf
+    ({"corpus": ""}, "unknown corpus ''"),
+    ({"engine": "nope"}, "unknown engine 'nope'; there are: native kaldi"),
+    ({"decoder": "nope"}, "unknown decoder 'nope'; there are: k2 kaldi auto kaldi-lattice"),
+    ({"engine": "kaldi", "decoder": "nope"}, "unknown decoder 'nope'"),
+    ({"combine": "sum"}, "unknown combine 'sum'; there are: mean logmean"),
+    ({"decoder": "kaldi-lattice"}, "--decoder kaldi-lattice needs --engine kaldi"),
+    ({"fuse": "yes"}, "--fuse takes true or false, not 'yes'"),
+    ({"ablation": "1"}, "--ablation takes true or false, not '1'"),
+    ({"ablation": "true", "fuse": "true"}, "--ablation prunes the wide archive, which --fuse true does not leave"),
+    ({"grid": "no.yaml"}, "no grid 'no.yaml'"),
+    ({"student": "student_tdnn student_tdnn"}, "--student names a model twice: 'student_tdnn student_tdnn'"),
+    ({"corpus": "fsdd", "recipe": {"fsdd_dir": "/nowhere"}}, "no folder '/nowhere' for --fsdd-dir"),
+])
+def test_options_that_make_no_sense(changes, message):
+    refused(lambda: check_options(given(**changes), ROOT), message)
+    with pytest.raises(OptionError):  # status 2
+        check_options(given(**changes), ROOT)
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"stage": "10"}, {"stop_stage": "0"}, {"rescore_lm_order": "0"}, {"top_k": "5 20 5", "temperature": "2", "soft_weight": "1e-1"},
+    {"engine": "kaldi", "decoder": "kaldi-lattice", "corpus": "swbd"}, {"combine": "logmean", "decoder": "k2"}, {"fuse": "true"},
+    {"corpus": "fsdd", "recipe": {"fsdd_dir": str(ROOT), "heldout_speakers": "a b"}}, {"corpus": "fsdd", "recipe": {"fsdd_dir": ""}},
+])
+def test_options_that_do(changes):
+    check_options(given(**changes), ROOT)
+
+
+@pytest.mark.parametrize("changes, added, message", [
+    ({"size": "full"}, "", "corpus mini has no size 'full'; it has: default tiny"),
+    ({"engine": "kaldi"}, "engines=native\n", "corpus mini needs --engine native"),
+    ({}, "engines=kaldi\n", "corpus mini needs --engine kaldi"),
+    ({"recipe": {"fsdd_dir": "/tmp"}}, "", "corpus mini has no option --fsdd-dir"),
+    ({"recipe": {"its_other": "1"}}, 'options="its_own"\n', "corpus mini has no option --its-other"),
+])
+def test_what_a_recipe_does_not_allow(recipe, changes, added, message):
+    options = given(**changes)
+    refused(lambda: check_recipe(options, recipe(added, size=options.size)), message)
+    with pytest.raises(OptionError):
+        check_recipe(options, recipe(added, size=options.size))
+
+
+def test_what_it_allows(recipe):
+    check_recipe(given(size="tiny", engine="kaldi"), recipe())
+    check_recipe(given(recipe={"its_own": "1", "other": ""}), recipe('options="other its_own"\n'))
+
+
+@pytest.mark.parametrize("models, engine, message", [
+    (["nope"], "native", "no conf/models/nope.yaml for model 'nope'"),
+    (["teacher_blstm", "nope"], "kaldi", "no conf/models/nope.yaml for model 'nope'"),
+    (["nnet3/tdnn"], "native", "teacher nnet3/tdnn needs --engine kaldi"),
+    (["nnet3/nope"], "kaldi", "no conf/nnet3/nope.xconfig for model 'nnet3/nope'"),
+])
+def test_models_without_a_file_or_an_engine(models, engine, message):
+    refused(lambda: check_models(models, engine, ROOT), message)
+    with pytest.raises(OptionError):
+        check_models(models, engine, ROOT)
+
+
+def test_every_model_of_conf_may_be_named():
+    models = [path.stem for path in (ROOT / "conf" / "models").glob("*.yaml")]
+    assert len(models) > 4
+    check_models(models, "native", ROOT)
+    check_models([*models, *model_names("nnet3", "")], "kaldi", ROOT)
+
+
+@pytest.mark.parametrize("text, names", [
+    ("", ["a", "b"]), ("torch", ["a", "b"]), ("c", ["c"]), (" c  d ", ["c", "d"]),
+    ("nnet3", ["nnet3/tdnn", "nnet3/tdnn_lstm", "nnet3/blstm"]), ("nnet3/tdnn c", ["nnet3/tdnn", "c"]),
+])
+def test_names_of_models(text, names):
+    assert model_names(text, "a b") == names
+
+
+@pytest.mark.parametrize("changes, name", [
+    ({}, "mini"), ({"size": "tiny"}, "mini_tiny"), ({"engine": "kaldi"}, "mini_kaldi"),
+    ({"corpus": "fsdd", "size": "tiny", "engine": "kaldi"}, "fsdd_tiny_kaldi"),
+])
+def test_the_name_of_a_run(changes, name):
+    assert run_name(given(**changes)) == name
+
+
+def test_a_recipe_says_what_its_corpus_has(recipe):
+    found = recipe('labels="easy=E hard=H"\nuntranscribed_sets="more"\noptions="its_own other"\nclips=4\nrescore_lm_order=4\n'
+                   'if [ $size = tiny ]; then disk_mb=1; fi; if [ $fuse = true ]; then post_keep=7; fi\n', size="tiny", fuse="true")
+    assert dataclasses.asdict(found) == {
+        "path": found.path, "description": "two words", "sizes": ["default", "tiny"], "engines": ["native", "kaldi"],
+        "train_set": "learn", "dev_set": "tune", "eval_sets": ["easy", "hard"], "untranscribed_sets": ["more"],
+        "labels": {"easy": "E", "hard": "H"}, "teachers": "teacher_blstm teacher_tdnn_lstm", "student": "student_tdnn",
+        "lm_order": "2", "rescore_lm_order": "4", "clips": 4, "post_keep": 7, "disk_mb": 1, "options": ["its_own", "other"]}
+    least = recipe()
+    assert (least.engines, least.untranscribed_sets, least.labels, least.rescore_lm_order, least.clips, least.options) == (
+        ["native", "kaldi"], [], {}, "", 0, [])
+
+
+@pytest.mark.parametrize("added, without, words", [
+    ("", "lm_order", ["says nothing of lm_order"]),
+    ("", "post_keep", ["says nothing of post_keep"]),
+    ("", "train_set", ["says nothing of train_set"]),
+    ("post_keep=many\n", None, ["post_keep is 'many', not a whole number"]),
+    ("disk_mb=-1\n", None, ["disk_mb is '-1', not a whole number"]),
+    ("clips=few\n", None, ["clips is 'few', not a whole number"]),
+    ("labels='easy hard'\n", None, ["labels are pairs such as 'eval_swbd=SWBD', not 'easy hard'"]),
+    ("if true; then\n", None, ["bash cannot read it", "syntax error"]),
+    ("no_such_command || exit 3\n", None, ["bash cannot read it", "no_such_command"]),
+])
+def test_a_recipe_that_cannot_be_read(recipe, tmp_path, added, without, words):
+    refused(lambda: recipe(added, without), tmp_path / "recipe.conf", *words)
+
+
+def test_of_a_size_that_it_has_not_a_recipe_need_say_nothing(recipe):
+    """The message is that there is no such size, not that a number of that size is missing."""
+    added = "case $size in default) post_keep=10 ;; esac\n"
+    found = recipe(added, "post_keep", size="nope")
+    refused(lambda: check_recipe(given(size="nope"), found), "has no size 'nope'")
+
+
+def test_the_environment_is_not_the_recipe(recipe, monkeypatch):
+    monkeypatch.setenv("rescore_lm_order", "9")
+    monkeypatch.setenv("lm_order", "9")
+    assert (recipe().rescore_lm_order, recipe().lm_order) == ("", "2")
+    refused(lambda: recipe("", "lm_order"), "says nothing of lm_order")
+
+
+def test_the_recipes_of_this_checkout():
+    assert corpora(ROOT) == ["fsdd", "mini", "swbd"]
+    for corpus in corpora(ROOT):
+        path = ROOT / "recipes" / corpus / "recipe.conf"
+        for size in read_recipe(path, size="default").sizes:
+            found = read_recipe(path, size=size)
+            check_models(model_names("", found.teachers) + model_names("", found.student), "native", ROOT)
+            assert found.disk_mb > 0 and found.post_keep > 0 and set(found.labels) <= set(found.eval_sets)
+
+
+def test_the_verb_ends_with_status_2_and_one_line(tmp_path, capsys):
+    words = [word for name, value in dataclasses.asdict(given(nj="0")).items() if name != "recipe" and value
+             for word in ("--" + name.replace("_", "-"), value)]
+    for more in ([], ["--check-only"], ["--dry-run"]):
+        assert main(["plan", *words, "--root", str(ROOT), "--work-dir", str(tmp_path), *more]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.splitlines()[-1].endswith("--nj takes a whole number of at least 1, not '0'; see ./run.sh --help")
+    assert not list(tmp_path.iterdir())
