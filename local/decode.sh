@@ -59,14 +59,14 @@ describe() { # SYSTEM
 
 # Scores of the systems named, of the sets that have none.
 make_scores() {
-  local sys set out i pairs count tables
+  local sys set out i pairs count tables new=()
   : >"$scoring"
   for sys in "$@"; do
     describe "$sys"
     out=$exp/$sys/scores
     if is_done "$out" "$fp"; then continue; fi
     resume "$out" "$fp"
-    pairs=()
+    new+=("$sys") pairs=()
     for set in $decode_sets; do
       [ -s "$out/$set.scp" ] || pairs+=("$data/$set$suffix" "ark,scp:$out/$set.ark,$out/$set.scp")
     done
@@ -86,10 +86,10 @@ make_scores() {
   done
   count=$(wc -l <"$scoring")
   if [ "$count" -gt 0 ]; then
-    echo "$0: scores of $*; logs: $exp/log/scores.*.log"
+    echo "$0: scores of ${new[*]}; logs: $exp/log/scores.*.log"
     run_jobs "$cmd" "$scoring" "$exp/log/scores.JOB.log" || fail "making scores failed; logs: $exp/log/scores.*.log"
   fi
-  for sys in "$@"; do
+  for sys in "${new[@]}"; do
     describe "$sys"
     tables=()
     for set in $decode_sets; do tables+=("$set.scp"); done

@@ -107,12 +107,13 @@ else
       fail "'$base -m venv' failed; on Debian and Ubuntu: apt install python3-venv (log: $log)"
   fi
   if ! "$py" -c 'import torch' 2>/dev/null; then
+    torch=$(grep -m 1 '^torch' conf/requirements/core.txt)
     if [ -n "${ESSENCE_TORCH_INDEX:-}" ]; then
-      install "torch" torch --index-url "$ESSENCE_TORCH_INDEX"
+      install "torch" "$torch" --index-url "$ESSENCE_TORCH_INDEX"
     elif ! command -v nvidia-smi >/dev/null && reachable https://download.pytorch.org/whl/cpu/torch/; then
-      install "torch (CPU build)" torch --index-url https://download.pytorch.org/whl/cpu
+      install "torch (CPU build)" "$torch" --index-url https://download.pytorch.org/whl/cpu
     else
-      install "torch" 'torch>=2.1,<=2.13.0'
+      install "torch" "$torch"
     fi
   fi
   args=()
