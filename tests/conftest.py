@@ -93,7 +93,8 @@ NEEDS = {  # name: what it is, and a function that says why it is not here
     "python": ("a program called python, which Kaldi's recipes start", lambda: _programs("python-is-python3", "python")),
     "mount": ("leave to mount file systems", _mount),
     "gpu": ("a GPU that torch can use", _gpu),
-    "setuptools": ("setuptools", lambda: None if importlib.util.find_spec("setuptools") else "no package setuptools"),
+    "setuptools": ("setuptools and pip", lambda: next((f"no package {name}" for name in ("setuptools", "pip")
+                                                      if not importlib.util.find_spec(name)), None)),
 }
 
 

@@ -191,7 +191,7 @@ def loop_graph(num_words=20, num_phones=8, seed=0, positions=True, lengths=(1, 3
 
 
 def pdf_graph(num_pdfs, tree_hash=None):
-    """A graph for rows of 30 ms in which the word wN is one row or more of pdf N, and any may follow any other."""
+    """A graph for rows of 30 ms: the word wN is one row or more of pdf N, and any may follow any other."""
     arcs = np.array([(a, b, b, b * (a != b)) for a in range(num_pdfs + 1) for b in range(1, num_pdfs + 1)], np.int32)
     return Graph(*arcs.T, weight=np.where(arcs[:, 3] > 0, 2.0, 0.2).astype(np.float32), unit=arcs[:, 2],
                  begin=(arcs[:, 3] > 0).astype(np.uint8), final=np.zeros(num_pdfs + 1, np.float32),

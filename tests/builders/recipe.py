@@ -26,7 +26,7 @@ def make_recipe(root):
             feats.write(utt, (4 * np.eye(PDFS)[ali] + rng.normal(size=(len(ali), PDFS))).astype(np.float32))
             alignments.write(utt, ali)
             soft.write(utt, np.stack([ali[::3], 7 - ali[::3]], axis=1), np.tile([0.75, 0.25], (len(ali) // 3, 1)))
-    (data / "text").write_text("".join(f"{utt} {' '.join(f'w{pdf}' for pdf in pdfs)}\n" for utt, pdfs in WORDS.items()))
+    (data / "text").write_text("".join(f"{utt} w{' w'.join(map(str, pdfs))}\n" for utt, pdfs in WORDS.items()))
     (data / "utt2spk").write_text("".join(f"{utt} {utt}\n" for utt in WORDS))
     (exp / "ali" / "num_pdfs").write_text(f"{PDFS}\n")
     (exp / "ali" / "priors.txt").write_text(f"{1 / PDFS}\n" * PDFS)
@@ -35,14 +35,9 @@ def make_recipe(root):
     return root
 
 
-def training(root):
-    """The arguments of an essence command that trains exp/student for an epoch, from the folder ``root``."""
-    settings = [word for value in LITTLE for word in ("--set", value)]
-    return ["train", *settings, "--dev-data", "data/eval", "--dev-ali", "exp/ali", "--soft", "exp/post.scp", "data/eval",
-            "exp/ali", "exp/student"]
-
-
 def train_student(root):
-    """exp/student of a recipe directory."""
-    words = [str(root / word) if word.startswith(("data/", "exp/")) else word for word in training(root)]
-    assert main(words) == 0
+    """exp/student of a recipe directory, trained for an epoch."""
+    settings = [word for value in LITTLE for word in ("--set", value)]
+    data, ali = str(root / "data" / "eval"), str(root / "exp" / "ali")
+    assert main(["train", *settings, "--dev-data", data, "--dev-ali", ali, "--soft", str(root / "exp" / "post.scp"),
+                 data, ali, str(root / "exp" / "student")]) == 0

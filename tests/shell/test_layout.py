@@ -130,7 +130,7 @@ def test_a_source_archive_can_be_installed_from(tmp_path):
     subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", "."], cwd=tmp_path, check=True, capture_output=True)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"conf/requirements/core.txt", "conf/requirements/recipe.txt", "pytools/essence_kd/io/kernels.c",
+    assert {"conf/requirements/core.txt", "conf/requirements/recipe.txt", "conf/models/student_tdnn.yaml", "pytools/essence_kd/io/kernels.c",
             "pytools/essence_kd/score/templates/report.html"} <= names
 
 

@@ -13,7 +13,7 @@ from essence_kd.io.resources import checkout, conf_file, model_file
 def test_a_checkout_has_its_own_files(tmp_path, monkeypatch):
     assert checkout() == ROOT
     assert conf_file("decode.yaml") == ROOT / "conf" / "decode.yaml"
-    refused(lambda: conf_file("models/student.yaml"), "conf/models/student.yaml: there is no such file", "student_tdnn.yaml")
+    refused(lambda: conf_file("models/student.yaml"), "models/student.yaml: there is no such file", "student_tdnn.yaml")
     monkeypatch.chdir(tmp_path)
     assert model_file("student_tdnn") == conf_file("models/student_tdnn.yaml")
     for path in ("mine.yaml", "models/student_tdnn", "/conf/models/student_tdnn.yaml"):

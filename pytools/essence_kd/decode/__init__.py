@@ -13,16 +13,17 @@ from typing import Iterable
 class Package(types.ModuleType):
     """This package, as a function with the package's name."""
 
-    def __call__(self, graph_dir: str | os.PathLike, scores: str | Iterable[tuple], out_dir: str | os.PathLike | None = None,
-                 *, decoder: str = "auto", nj: int = 1, **settings) -> dict[str, list[str]]:
+    def __call__(self, graph_dir: str | os.PathLike, scores: str | Iterable[tuple],
+                 out_dir: str | os.PathLike | None = None, *, decoder: str = "auto", nj: int = 1,
+                 **settings) -> dict[str, list[str]]:
         """The words of every utterance, in the order of the scores; none where no path survived.
 
-        scores: an rspecifier, or (utterance, float (T, C) log-likelihoods) pairs, which `forward` gives; C is the graph's
-        number of pdfs, and a row stands for as much time as the graph expects, unless ``frame_shift_ms`` tells otherwise
-        or the scores' sidecar does. out_dir: hyp.txt, hyp.ctm and decode.json go there (default: nowhere). decoder: a
-        name of ``essence decode --decoder``; nj: processes; settings: fields of `decode.options.DecodeOptions`. Raises
-        UserError for scores and graph that do not fit and for settings that cannot be decoded with, TypeError for
-        unknown ones.
+        scores: an rspecifier, or (utterance, float (T, C) log-likelihoods) pairs, which `forward` gives; C is the
+        graph's number of pdfs, and a row stands for as much time as the graph expects, unless ``frame_shift_ms`` tells
+        otherwise or the scores' sidecar does. out_dir: hyp.txt, hyp.ctm and decode.json go there (default: nowhere).
+        decoder: a name of ``essence decode --decoder``; nj: processes; settings: fields of
+        `decode.options.DecodeOptions`. Raises UserError for scores and graph that do not fit and for settings that
+        cannot be decoded with, TypeError for unknown ones.
 
         >>> import numpy as np
         >>> from essence_kd import decode, forward

@@ -201,8 +201,8 @@ DECODERS: "Registry[type]" = Registry("decoder", "essence_kd.decode.decoders")
 def hand_over(name: str, command: Callable[[str], list[str]]) -> tuple[str, int | None]:
     """The decoder that decodes, which is `name` or the first of AUTO that can be had, and an exit status.
 
-    command: the arguments of the essence command that decodes with a decoder. Where another Python has run it, the status is
-    that command's; None: the decoder works in this one. Raises UserError where there is no such decoder.
+    command: the arguments of the essence command that decodes with a decoder. Where another Python has run it, the
+    status is that command's; None: the decoder works in this one. Raises UserError where there is no such decoder.
     """
     names = list(AUTO) if name == "auto" else [name]
     while True:

@@ -43,8 +43,9 @@ def decode(graph_dir, scores, out_dir, decoder: str, nj: int, settings: dict) ->
     """What calling the package does; its ``__call__`` says more."""
     options = DecodeOptions(**settings)
     options.check()
-    flags = [f"--{name.replace('_', '-')}=" + (",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
-             for name, value in settings.items()]
+    texts = {name: ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+             for name, value in settings.items()}
+    flags = [f"--{name.replace('_', '-')}={text}" for name, text in texts.items()]
     with tempfile.TemporaryDirectory(prefix="essence-decode-") as scratch:
         if not isinstance(scores, str):
             with MatrixWriter(f"ark:{scratch}/scores.ark") as writer:

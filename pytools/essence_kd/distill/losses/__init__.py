@@ -42,7 +42,9 @@ class MultitaskLoss(NamedTuple):
 
 
 class Loss(Parametrised):
-    """The base of losses; `register_loss` shows one of one's own. T^2 keeps the soft gradient's size (Hinton et al. 2015).
+    """The base of losses; `register_loss` shows one of one's own.
+
+    T^2 keeps the soft gradient's size (Hinton et al. 2015).
 
     >>> import torch
     >>> from essence_kd import Loss
