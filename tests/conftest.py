@@ -21,6 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # what a script starts
 
 # ---- needs: each is a marker, and a word of REQUIRE
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DAEMONS = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/lib/gridengine"
 
 
@@ -84,7 +85,7 @@ NEEDS = {  # name: what it is, and a function that says why it is not here
         "slurm-wlm munge", "slurmctld", "slurmd", "munged", "sbatch", "squeue", "scancel", "scontrol") or _root()),
     "gridengine": ("sge_qmaster and sge_execd, started by root", lambda: _programs(
         "gridengine-master gridengine-exec gridengine-client", "sge_qmaster", "sge_execd", "spoolinit", "qsub", "qconf") or _root()),
-    "browser": ("Chromium", lambda: _programs("chromium", browser_name() or "chromium")),
+    "browser": ("Chromium", lambda: _programs("chromium", next(filter(shutil.which, BROWSERS), BROWSERS[0]))),
     "sox": ("sox", lambda: _programs("sox", "sox")),
     "git": ("git", lambda: _programs("git", "git")),
     "openfst": ("OpenFst's command-line tools", lambda: _programs("libfst-tools", "fstcompile", "fstprint")),
@@ -96,10 +97,6 @@ NEEDS = {  # name: what it is, and a function that says why it is not here
     "setuptools": ("setuptools and pip", lambda: next((f"no package {name}" for name in ("setuptools", "pip")
                                                       if not importlib.util.find_spec(name)), None)),
 }
-
-
-def browser_name():
-    return next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
 
 
 @functools.lru_cache(maxsize=None)

@@ -12,7 +12,6 @@ import time
 
 import pytest
 from builders.experiment import make_experiment, report
-from conftest import browser_name
 
 
 class Browser:
@@ -96,7 +95,7 @@ def experiment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    opened = Browser(browser_name())
+    opened = Browser(next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))))
     yield opened
     opened.close()
 

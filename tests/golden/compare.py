@@ -12,8 +12,10 @@ from pathlib import Path
 
 LINE = re.compile(r"%WER \S+ \[ (\d+) / (\d+), .*\] .*/([^/]+)/decode_([^/]+)$")
 
-# Points of WER over all sets of a system.
-TOLERANCE = {"gmm": 3.0, "network": 5.0}
+# Points of WER over all sets of a system, and of the mean over systems. Another processor rounds otherwise, and then
+# Gaussians split and weights go elsewhere: with PyTorch, oneDNN and NumPy held to SSE, the GMM came out 1.6 points off,
+# networks 0.1 to 2.7, the mean 1.25. About twice that passes. On the same machine nothing should differ.
+TOLERANCE = {"gmm": 4.0, "network": 6.0, "mean": 2.5}
 
 
 def read(exp):
@@ -29,11 +31,12 @@ def read(exp):
 
 
 def differences(stored, found, tolerance=TOLERANCE):
-    """Lines that name what differs; ``tolerance``: points of WER over all sets of a system, by system or "network"."""
+    """Lines that name what differs; ``tolerance``: as TOLERANCE."""
     if stored["run"] != found["run"]:
         return [f"this is '{found['run']}', stored is '{stored['run']}'"]
     said = [f"{name}: {'not in this run' if name in stored['systems'] else 'not stored'}"
             for name in sorted(set(stored["systems"]) ^ set(found["systems"]))]
+    changes = []
     for system in [name for name in stored["systems"] if name in found["systems"]]:
         old, new = stored["systems"][system], found["systems"][system]
         counts = [{name: words for name, (_, words) in sets.items()} for sets in (old, new)]
@@ -44,6 +47,10 @@ def differences(stored, found, tolerance=TOLERANCE):
         limit = tolerance.get(system, tolerance["network"])
         if abs(now - before) > limit:
             said.append(f"{system}: %WER {now:.2f} over all sets, stored is {before:.2f}, and machines differ by {limit} at most")
+        changes.append(now - before)
+    mean = sum(changes) / max(1, len(changes))
+    if abs(mean) > tolerance["mean"]:
+        said.append(f"systems have {mean:+.2f} points of WER on average, and machines differ by {tolerance['mean']} at most")
     return said
 
 

@@ -73,6 +73,8 @@ def test_tests_take_what_they_share_from_builders():
             found = [node.module or ""] if isinstance(node, ast.ImportFrom) else \
                 [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not {name.split(".")[0] for name in found} & {*names, "conftest"}, f"{path}, line {node.lineno}"
+            skips = isinstance(node, ast.Attribute) and node.attr in ("skip", "skipif", "importorskip")
+            assert not skips or path.name == "conftest.py", f"{path}, line {node.lineno}: a marker says what is needed"
 
 
 def test_what_is_required_is_not_skipped(shell):

@@ -2,7 +2,6 @@
 import itertools
 import json
 
-import numpy as np
 import pytest
 from builders.graphs import pdf_graph, write_graph
 from builders.training_data import make_data

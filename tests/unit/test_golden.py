@@ -27,6 +27,14 @@ def test_what_machines_differ_by_passes_and_more_is_named():
             assert line.startswith(f"{system}: %WER ") and f"differ by {limit} at most" in line
 
 
+def test_a_little_worse_everywhere_is_named():
+    found = copy.deepcopy(STORED)
+    for system in STORED["systems"]:
+        found["systems"][system] = more(system, TOLERANCE["mean"] + 0.2)["systems"][system]
+    line, = differences(STORED, found)
+    assert line.startswith("systems have +2.") and "points of WER on average" in line
+
+
 def test_another_run_other_words_and_other_systems_are_named():
     assert "decoder kaldi'" in differences(STORED, {**STORED, "run": STORED["run"].replace("k2", "kaldi")})[0]
     found = copy.deepcopy(STORED)

@@ -36,6 +36,8 @@ def test_best_teacher_is_chosen_on_dev(tmp_path):
     assert [labels.size_text(n) for n in (None, 7, 30451, 304512, 3694813)] == ["\u2013", "7", "30.5 k", "305 k", "3.7 M"]
     assert [labels.bytes_text(n) for n in (0, 7, 30451)] == ["0 B", "7 B", "30.5 kB"]
     assert [labels.time_text(s) for s in (9.6, 99, 310, 7260)] == ["10 s", "99 s", "5 min 10 s", "2 h 01 min"]
+
+
 def collected(exp=Path("/x/exp/y"), without=()):
     """An experiment with names that say nothing of roles, all of its systems decoded but those of ``without``."""
     plan = make_plan(exp, **free_names())
