@@ -100,9 +100,9 @@ def command() -> None:
     if "WORLD_SIZE" not in os.environ:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.disable()
-    if sys.argv[1:]:
+    if sys.argv[1:] and sys.argv[1] != "get":  # which starts many times in a run, and needs no arrays
         with contextlib.suppress(ModuleNotFoundError):  # the verb says so
-            import numpy  # noqa: F401 - every verb needs it
+            import numpy  # noqa: F401 - every other verb needs it
     gc.freeze()
     gc.enable()
     sys.exit(main())
