@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Stage 10, first part: are the posteriors of twins, ensemble and students as sure as they are right? Compared with
 # a forced alignment of the test sets by the GMM, which errs, too: systems may be compared, figures not taken for truth.
+nj=2
+cmd=local/jobs.sh
 help_message="Usage: local/calibrate.sh [options] PLAN
  e.g.: local/calibrate.sh --nj 2 exp/mini/plan.json
  leaves EXP/calibration/{calibration.json,ali_SET}
-  --nj N                   processes (default: 2)
-  --cmd COMMAND            how jobs run (default: local/jobs.sh)"
-nj=2
-cmd=local/jobs.sh
+  --nj N                   processes (default: $nj)
+  --cmd COMMAND            how jobs run (default: $cmd)"
 . local/stage.sh
 [ $# -eq 1 ] || usage
 read_plan "$1"

@@ -2,16 +2,16 @@
 # Stage 9: the decoding graph, and every system decoded by the same code. Systems of a scale group have the same acoustic scale and word
 # insertion penalty, so that a difference of two systems is one of their models: the best on the development set for those
 # together that the plan gives a say in it (teachers, ensemble and twin; not students). The GMM has its own.
+nj=2
+cmd=local/jobs.sh
+keep_scores=false
 help_message="Usage: local/decode.sh [options] PLAN
  e.g.: local/decode.sh --nj 2 exp/mini/plan.json
  leaves EXP/scales/GROUP.json and EXP/SYSTEM/decode_SET/{hyp.txt,hyp.ctm,ref.txt,decode.json}
  Words are rescored where the plan says so, after the choice of the setting, which is without it.
-  --nj N                   processes (default: 2)
-  --cmd COMMAND            how jobs run (default: local/jobs.sh)
-  --keep-scores true|false keep the score archives, EXP/SYSTEM/scores (default: false)"
-nj=2
-cmd=local/jobs.sh
-keep_scores=false
+  --nj N                   processes (default: $nj)
+  --cmd COMMAND            how jobs run (default: $cmd)
+  --keep-scores true|false keep the score archives, EXP/SYSTEM/scores (default: $keep_scores)"
 . local/stage.sh
 [ $# -eq 1 ] || usage
 read_plan "$1"

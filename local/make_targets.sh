@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Stage 7: essence targets, pruned from the wide posteriors of stage 6, and the other soft targets that the plan names.
+nj=2
+cmd=local/jobs.sh
+forward_cmd=
 help_message="Usage: local/make_targets.sh [options] PLAN
  e.g.: local/make_targets.sh --nj 2 exp/mini/plan.json
  leaves of each target post.scp, post.ark (with --fuse true of run.sh post.N.ark) and essence.json, such as in
  exp/mini/essence_k20; logs: EXP/log/targets.*.log
-  --nj N                  targets at a time (default: 2)
-  --cmd COMMAND           how jobs run (default: local/jobs.sh)
+  --nj N                  targets at a time (default: $nj)
+  --cmd COMMAND           how jobs run (default: $cmd)
   --forward-cmd COMMAND   how those run that run teachers, where that is another, such as one with GPUs (default: --cmd)"
-nj=2
-cmd=local/jobs.sh
-forward_cmd=
 . local/stage.sh
 [ $# -eq 1 ] || usage
 read_plan "$1"

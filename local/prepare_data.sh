@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Stage 0: data preparation, by the recipe of the corpus.
+nj=2
+# shellcheck disable=SC2034
+cmd=
 help_message="Usage: local/prepare_data.sh [options] PLAN [RECIPE-OPTION...]
  e.g.: local/prepare_data.sh --nj 2 exp/fsdd/plan.json --fsdd-dir ~/fsdd
  leaves what recipes/CORPUS/prepare_data.sh leaves in DATA: a Kaldi data directory for each set, and dict/
  RECIPE-OPTIONs go to that script.
-  --nj N          processes (default: 2)
+  --nj N          processes (default: $nj)
   --cmd COMMAND   not used: the work is done here"
-nj=2
-# shellcheck disable=SC2034
-cmd=
 . local/stage.sh
 [ $# -ge 1 ] || usage
 read_plan "$1"

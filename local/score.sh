@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Stage 10: calibration, word error rates, significance, RESULTS and the report; of an ablation, its own RESULTS.
-help_message="Usage: local/score.sh [options] PLAN
- e.g.: local/score.sh --nj 2 exp/mini/plan.json    # leaves exp/mini/RESULTS, exp/mini/report, exp/mini/ablation/RESULTS
-  --nj N                   processes of the calibration (default: 2)
-  --cmd COMMAND            how its jobs run (default: local/jobs.sh)"
 nj=2
 cmd=local/jobs.sh
+help_message="Usage: local/score.sh [options] PLAN
+ e.g.: local/score.sh --nj 2 exp/mini/plan.json    # leaves exp/mini/RESULTS, exp/mini/report, exp/mini/ablation/RESULTS
+  --nj N                   processes of the calibration (default: $nj)
+  --cmd COMMAND            how its jobs run (default: $cmd)"
 . local/stage.sh
 [ $# -eq 1 ] || usage
 read_plan "$1"

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
 # Stages 5 and 8: trains the networks of some roles side by side, those that are not up to date.
-help_message="Usage: local/train_models.sh [options] PLAN ROLE...
- e.g.: local/train_models.sh --nj 2 exp/mini/plan.json teacher twin      # leaves exp/mini/SYSTEM/final.pt ...
- ROLE: teacher, twin or student
-  --nj N             networks trained at a time, one thread each (default: 2)
-  --cmd COMMAND      how jobs run (default: local/jobs.sh)
-  --launcher COMMAND what starts a training: essence, or local/torchrun.sh, several processes (default: essence)
-  --nnet3-cmd COMMAND, --nnet3-gpu WHAT   --cmd and --gpu of local/kaldi/train_nnet3.sh, which trains teachers of nnet3
-                     (default: that script's)
-  --keep-targets true|false   keep soft targets that only points of an ablation learn from (default: false: when all are
-                     trained they are removed)"
 nj=2
 cmd=local/jobs.sh
 launcher=essence
 nnet3_cmd=
 nnet3_gpu=
 keep_targets=false
+help_message="Usage: local/train_models.sh [options] PLAN ROLE...
+ e.g.: local/train_models.sh --nj 2 exp/mini/plan.json teacher twin      # leaves exp/mini/SYSTEM/final.pt ...
+ ROLE: teacher, twin or student
+  --nj N             networks trained at a time, one thread each (default: $nj)
+  --cmd COMMAND      how jobs run (default: $cmd)
+  --launcher COMMAND what starts a training: essence, or local/torchrun.sh, several processes (default: $launcher)
+  --nnet3-cmd COMMAND, --nnet3-gpu WHAT   --cmd and --gpu of local/kaldi/train_nnet3.sh, which trains teachers of nnet3
+                     (default: that script's)
+  --keep-targets true|false   keep soft targets that only points of an ablation learn from (default: false: when all are
+                     trained they are removed)"
 . local/stage.sh
 [ $# -ge 2 ] || usage
 read_plan "$1"

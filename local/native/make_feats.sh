@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Stage 2: MFCC and CMVN statistics for the GMM, log-mel filterbanks for the networks (SET_hires).
-help_message="Usage: local/native/make_feats.sh [options] PLAN
- e.g.: local/native/make_feats.sh --nj 2 exp/mini/plan.json      # of every set of the plan
-  --nj N          processes (default: 2)
-  --cmd COMMAND   not used: the work is done here"
 nj=2
 # shellcheck disable=SC2034
 cmd=
+help_message="Usage: local/native/make_feats.sh [options] PLAN
+ e.g.: local/native/make_feats.sh --nj 2 exp/mini/plan.json      # of every set of the plan
+  --nj N          processes (default: $nj)
+  --cmd COMMAND   not used: the work is done here"
 . local/stage.sh
 [ $# -eq 1 ] || usage
 read_plan "$1"

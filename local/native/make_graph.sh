@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Stage 9, first part: the decoding graph over pdf-ids, at the networks' frame rate.
-help_message="Usage: local/native/make_graph.sh [options] PLAN
- e.g.: local/native/make_graph.sh exp/mini/plan.json       # leaves exp/mini/graph
-  --nj N, --cmd COMMAND  not used: the work is done here, by one process
-  --transition-scale S   of all transitions but self-loops (default: 0.3)"
 # shellcheck disable=SC2034
 nj=1 cmd=
 transition_scale=0.3
+help_message="Usage: local/native/make_graph.sh [options] PLAN
+ e.g.: local/native/make_graph.sh exp/mini/plan.json       # leaves exp/mini/graph
+  --nj N, --cmd COMMAND  not used: the work is done here, by one process
+  --transition-scale S   of all transitions but self-loops (default: $transition_scale)"
 . local/stage.sh
 [ $# -eq 1 ] || usage
 read_plan "$1"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Stage 3: three-way speed perturbation (0.9, 1.0, 1.1) of the training set, and its features.
-help_message="Usage: local/native/perturb_speed.sh [options] PLAN
- e.g.: local/native/perturb_speed.sh --nj 2 exp/mini/plan.json     # leaves data/mini/train_sp and train_sp_hires
-  --nj N          processes (default: 2)
-  --cmd COMMAND   not used: the work is done here"
 nj=2
 # shellcheck disable=SC2034
 cmd=
+help_message="Usage: local/native/perturb_speed.sh [options] PLAN
+ e.g.: local/native/perturb_speed.sh --nj 2 exp/mini/plan.json     # leaves data/mini/train_sp and train_sp_hires
+  --nj N          processes (default: $nj)
+  --cmd COMMAND   not used: the work is done here"
 . local/stage.sh
 [ $# -eq 1 ] || usage
 read_plan "$1"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Stage 1: lexicon and phones -> lang; language model -> lm.arpa.gz and G.fst; the larger one, where words are rescored.
+# shellcheck disable=SC2034
+nj=1 cmd=
 help_message="Usage: local/native/prepare_lang.sh [options] PLAN
  e.g.: local/native/prepare_lang.sh exp/mini/plan.json
  reads DATA/dict and DATA/lm_text (DATA/TRAIN/text where there is none); leaves DATA/lang and DATA/lm
   --nj N, --cmd COMMAND   not used: the work is done here, by one process"
-# shellcheck disable=SC2034
-nj=1 cmd=
 . local/stage.sh
 [ $# -eq 1 ] || usage
 read_plan "$1"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Stage 4: GMM-HMM training on the training set, alignment of its speed-perturbed copy.
-help_message="Usage: local/native/train_gmm.sh [options] PLAN
- e.g.: local/native/train_gmm.sh --nj 2 exp/mini/plan.json     # leaves exp/mini/gmm and exp/mini/ali
-  --nj N          processes (default: 2)
-  --cmd COMMAND   not used: the work is done here"
 nj=2
 # shellcheck disable=SC2034
 cmd=
+help_message="Usage: local/native/train_gmm.sh [options] PLAN
+ e.g.: local/native/train_gmm.sh --nj 2 exp/mini/plan.json     # leaves exp/mini/gmm and exp/mini/ali
+  --nj N          processes (default: $nj)
+  --cmd COMMAND   not used: the work is done here"
 . local/stage.sh
 [ $# -eq 1 ] || usage
 read_plan "$1"

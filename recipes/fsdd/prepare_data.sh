@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Stage 0 of the corpus fsdd: connected digits from the Free Spoken Digit Dataset.
-help_message="Usage: recipes/fsdd/prepare_data.sh [options] DATA
- e.g.: recipes/fsdd/prepare_data.sh --fsdd-dir ~/free-spoken-digit-dataset/recordings data/fsdd
- leaves DATA/{train,dev,eval_swbd,eval_che}, DATA/dict and DATA/wav
-  --fsdd-dir DIR             the dataset's recordings (default: cloned from its public home into DATA/download)
-  --heldout-speakers \"A B\"   the speakers of eval_che (default: the last third of the names)
-  --size tiny|default|full   (default: default)
-  --seed N                   (default: 1)
-  --nj N                     processes (default: 2)"
 fsdd_dir=
 heldout_speakers=
 size=default
 seed=1
 nj=2
 fsdd_url=https://github.com/Jakobovski/free-spoken-digit-dataset
+help_message="Usage: recipes/fsdd/prepare_data.sh [options] DATA
+ e.g.: recipes/fsdd/prepare_data.sh --fsdd-dir ~/free-spoken-digit-dataset/recordings data/fsdd
+ leaves DATA/{train,dev,eval_swbd,eval_che}, DATA/dict and DATA/wav
+  --fsdd-dir DIR             the dataset's recordings (default: cloned from its public home into DATA/download)
+  --heldout-speakers \"A B\"   the speakers of eval_che (default: the last third of the names)
+  --size tiny|default|full   (default: $size)
+  --seed N                   (default: $seed)
+  --nj N                     processes (default: $nj)"
 . local/stage.sh
 [ $# -eq 1 ] || usage
 data=$1

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Stage 0 of the corpus mini: synthetic telephone conversations.
-help_message="Usage: recipes/mini/prepare_data.sh [options] DATA
- e.g.: recipes/mini/prepare_data.sh --size default --nj 2 data/mini
- leaves DATA/{train,dev,eval_swbd,eval_che}, DATA/dict, DATA/lm_text, DATA/speakers.json, DATA/lines.json and DATA/wav
-  --size tiny|default|full   (default: default)
-  --seed N                   another seed, another corpus (default: 1)
-  --nj N                     processes (default: 2)"
 size=default
 seed=1
 nj=2
+help_message="Usage: recipes/mini/prepare_data.sh [options] DATA
+ e.g.: recipes/mini/prepare_data.sh --size default --nj 2 data/mini
+ leaves DATA/{train,dev,eval_swbd,eval_che}, DATA/dict, DATA/lm_text, DATA/speakers.json, DATA/lines.json and DATA/wav
+  --size tiny|default|full   (default: $size)
+  --seed N                   another seed, another corpus (default: $seed)
+  --nj N                     processes (default: $nj)"
 . local/stage.sh
 [ $# -eq 1 ] || usage
 data=$1
