@@ -58,7 +58,7 @@ def recipe(tmp_path):
     ({"corpus": "plugin"}, "unknown corpus 'plugin'"),  # a folder of recipes/ without recipe.conf
     ({"corpus": ""}, "unknown corpus ''"),
     ({"engine": "nope"}, "unknown engine 'nope'; there are: native kaldi"),
-    ({"decoder": "nope"}, "unknown decoder 'nope'; there are: k2 kaldi auto kaldi-lattice"),
+    ({"decoder": "nope"}, "unknown decoder 'nope'; there are: auto k2 kaldi kaldi-lattice"),
     ({"engine": "kaldi", "decoder": "nope"}, "unknown decoder 'nope'"),
     ({"combine": "sum"}, "unknown combine 'sum'; there are: mean logmean"),
     ({"decoder": "kaldi-lattice"}, "--decoder kaldi-lattice needs --engine kaldi"),

@@ -4,8 +4,8 @@ e.g.: essence get exp/mini/plan.json seed 'sets[role=test].name'
       essence get --fields name,model,seed exp/mini/plan.json 'systems[role=teacher|twin]'
       essence get --words exp/mini/plan.json exp 'sets[role=test].name'
 
-A KEY is names and numbers with dots between; [FIELD=VALUE|VALUE] after a list takes the items whose FIELD is one of these.
-A list is printed an item a line; true, false and numbers as JSON has them, null as nothing, groups as JSON.
+A KEY is names and numbers with dots between; [FIELD=VALUE|VALUE] after a list takes the items whose FIELD is one of
+these. A list is printed an item a line; true, false and numbers as JSON has them, null as nothing, groups as JSON.
 """
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ HELP = "values of a JSON or YAML file, for shell scripts"
 
 def add_arguments(parser) -> None:
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--fields", metavar="NAME,..", help="of each item of a list, these values in a line, with tabs between; "
-                                                         "'-' for null, lists with blanks between")
+    how.add_argument("--fields", metavar="NAME,..", help="of each item of a list, these values in a line, with tabs "
+                                                         "between; '-' for null, lists with blanks between")
     how.add_argument("--words", action="store_true", help="a line for each KEY: a list with blanks between")
     parser.add_argument("--default", metavar="TEXT", help="printed for a value that the file does not have")
     parser.add_argument("file", metavar="FILE", help="a name that ends in .yaml is YAML, any other JSON")

@@ -23,12 +23,13 @@ def add_arguments(parser) -> None:
                         help="an option that the recipe declares; may be repeated")
     parser.add_argument("--root", type=Path, required=True, help="the checkout, where recipes/ and conf/ are")
     parser.add_argument("--work-dir", type=Path, required=True, help="where data/ and exp/ go")
-    parser.add_argument("--check-only", action="store_true", help="write nothing and read no YAML: print what run.sh needs to know before any set-up")
+    parser.add_argument("--check-only", action="store_true",
+                        help="write nothing and read no YAML: print what run.sh needs to know before any set-up")
     parser.add_argument("--dry-run", action="store_true", help="write nothing, and say what the plan has")
 
 
 def _told(options, root) -> list:
-    """Checks what can be checked without a package; what run.sh must know before it sets up any, as lines NAME=VALUE."""
+    """Checks what can be checked without a package; lines NAME=VALUE that run.sh must know before it sets up any."""
     import shlex
 
     from essence_kd.plan.options import check_models, check_options, check_recipe, model_names, run_name

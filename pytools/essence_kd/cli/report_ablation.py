@@ -27,4 +27,5 @@ def run(args) -> None:
     if args.draws < 100:
         raise UserError(f"--draws {args.draws}: at least 100 are needed for a 95 % interval")
     found = write_results(args.exp_dir, draws=args.draws, seed=args.seed, against=args.against)
-    print(f"{args.exp_dir}/ablation/RESULTS: {len(found['points'])} points; {len(found['waiting'])} trainings not decoded yet")
+    print(f"{args.exp_dir}/ablation/RESULTS: {len(found['points'])} points; {len(found['waiting'])} trainings not "
+          "decoded yet")

@@ -71,8 +71,8 @@ def _pruned(settings: EssenceSettings, builder: _Builder, place: str, label: str
              **{name: getattr(settings, name) for name in rule.parameters if hasattr(settings, name)}}
     words = [word for name, value in given.items() for word in ("--" + name.replace("_", "-"), str(value))]
     words += [word for name, value in settings.parameters.items() for word in ("--set", f"{name}={value}")]
-    return builder.target(Target(place, "post", f"{place}/post.scp", settings.select, label, words, settings.mass, rule.exact,
-                                 combine=builder.combine, sets=builder.sets, **more))
+    return builder.target(Target(place, "post", f"{place}/post.scp", settings.select, label, words, settings.mass,
+                                 rule.exact, combine=builder.combine, sets=builder.sets, **more))
 
 
 def _source(settings: EssenceSettings) -> str:
@@ -97,9 +97,10 @@ def _main_targets(builder: _Builder, base: Sequence[EssenceSettings], post_keep:
         raise OptionError("--fuse true leaves no wide archive to prune again: give one --top-k")
     found = []
     for settings in base:
-        by_teachers = fuse or settings.rule().needs_teachers
-        found.append(_pruned(settings, builder, "essence_" + rule_label(settings, EssenceSettings()), settings.rule().title(),
-                             teachers=builder.teachers, source=None if by_teachers else _source(settings), stage=6 if fuse else 7))
+        source = None if fuse or settings.rule().needs_teachers else _source(settings)
+        place = "essence_" + rule_label(settings, EssenceSettings())
+        found.append(_pruned(settings, builder, place, settings.rule().title(), teachers=builder.teachers,
+                             source=source, stage=6 if fuse else 7))
     return found
 
 
@@ -111,16 +112,17 @@ def _main_systems(builder: _Builder, students: Sequence[str], essences: Sequence
     for number, model in enumerate(students):
         suffix = f"_{model.replace('student_', '', 1)}" if number else ""
         note = f", {model}" if number else ""
-        twin = builder.train(System(f"baseline{suffix}", "twin", f"Baseline{note}", NETWORKS, True, model, builder.seed))
+        common = {"model": model, "seed": builder.seed}
+        twin = builder.train(System(f"baseline{suffix}", "twin", f"Baseline{note}", NETWORKS, True, **common))
+        common["twin"] = twin
         found = []
         if full:
-            found.append(System(f"student_full{suffix}", "student", f"Student, all soft labels{note}", NETWORKS, False, model,
-                                builder.seed, **_soft(base[0], full), twin=twin))
+            found.append(System(f"student_full{suffix}", "student", f"Student, all soft labels{note}", NETWORKS, False,
+                                **common, **_soft(base[0], full)))
         for turn, (target, settings) in enumerate(zip(essences, base)):
-            short = target.name.replace("essence_", "", 1)
-            found.append(System(f"student_essence{suffix}" + (f"_{short}" if turn else ""), "student",
-                                f"Student, essence{note}" + (f", {target.label}" if len(base) > 1 else ""), NETWORKS, False,
-                                model, builder.seed, **_soft(settings, target), twin=twin))
+            name = f"student_essence{suffix}" + (target.name.replace("essence", "", 1) if turn else "")
+            label = f"Student, essence{note}" + (f", {target.label}" if len(base) > 1 else "")
+            found.append(System(name, "student", label, NETWORKS, False, **common, **_soft(settings, target)))
         of_first.append(tuple(found))
     for found in of_first:
         for system in found:
@@ -129,7 +131,7 @@ def _main_systems(builder: _Builder, students: Sequence[str], essences: Sequence
 
 def _ablation(builder: _Builder, points: Sequence[Tuple[GridPoint, List[int]]], base: EssenceSettings,
               student: str) -> Ablation:
-    """The systems of a grid that the main run has not; every point with its first seed, then every one with its second."""
+    """The systems of a grid that the main run has not: every point with its first seed, then with its second."""
     found, turns = [], []
     for point, seeds in points:
         settings, target = point.essence, None
@@ -143,15 +145,15 @@ def _ablation(builder: _Builder, points: Sequence[Tuple[GridPoint, List[int]]], 
                 run_teachers = bool(point.teachers) or settings.rule().needs_teachers
                 target = _pruned(settings, builder, place, settings.rule().title(), teachers=teachers, keep=False,
                                  source=None if run_teachers else _source(settings))
-        entry = Point(point.name, point.title, {**to_dict(settings), "teachers": list(point.teachers), "loss": point.loss,
-                                   "student": point.student}, target and target.name)
+        told = {**to_dict(settings), "teachers": list(point.teachers), "loss": point.loss, "student": point.student}
+        entry = Point(point.name, point.title, told, target and target.name)
         found.append(entry)
         turns += [(turn, seed, point, target, entry) for turn, seed in enumerate(seeds)]
     for _, seed, point, target, entry in sorted(turns, key=lambda row: row[0]):
         model = point.student or student
         soft = _soft(point.essence, target) if target else {}
-        system = System(f"ablation/{point.name}/seed_{seed}", "student" if target else "twin", point.name, NETWORKS, False,
-                        model, seed, loss=point.loss, point=True, **soft)
+        system = System(f"ablation/{point.name}/seed_{seed}", "student" if target else "twin", point.name, NETWORKS,
+                        False, model, seed, loss=point.loss, point=True, **soft)
         entry.runs.append(Run(seed, builder.train(system)))
     for system in builder.systems:
         if system.point and system.targets:  # the grid may have its twin later
@@ -181,26 +183,32 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
     for model in models:
         if not model.startswith("nnet3/"):
             load_settings(TrainSettings, model_file(root, model))
-    sets = [Set(name, role, recipe.labels.get(name, name)) for role, names in
-            (("train", [recipe.train_set]), ("dev", [recipe.dev_set]), ("test", recipe.eval_sets),
-             ("untranscribed", recipe.untranscribed_sets)) for name in names]
-    name = run_name(options)
     seed, fuse = int(options.seed), options.fuse == "true"
     builder = _Builder(seed, options.combine, [f"teacher_{n}" for n, _ in enumerate(teachers, 1)], [recipe.train_set])
     builder.systems.append(System("gmm", "gmm", "GMM", "gmm", True))
     for system, model in zip(builder.teachers, teachers):
-        taken = builder.train(System(system, "teacher", system.replace("_", " ").capitalize(), NETWORKS, True, model, seed))
+        label = system.replace("_", " ").capitalize()
+        taken = builder.train(System(system, "teacher", label, NETWORKS, True, model, seed))
         if taken != system:
             raise OptionError(f"--teachers names {model} twice: with one seed both would be the same")
     builder.systems.append(System("ensemble", "ensemble", "Ensemble", NETWORKS, True, teachers=builder.teachers))
     essences = _main_targets(builder, base, recipe.post_keep, fuse)
     _main_systems(builder, students, essences, base)
     ablation = _ablation(builder, grid, base[0], students[0]) if grid else None
-    plan = Plan(options.corpus, options.size, recipe.description, options.engine, seed, options.decoder, options.combine, fuse,
-                int(options.lm_order or recipe.lm_order), int(options.rescore_lm_order or recipe.rescore_lm_order or 0),
-                recipe.post_keep, recipe.clips, recipe.disk_mb, str(work_dir / "data" / name), str(work_dir / "exp" / name),
-                sets, [Model(m, "nnet3" if m.startswith("nnet3/") else "torch", str(model_file(root, m).relative_to(root)))
-                       for m in models], list(builder.targets.values()), builder.systems, ablation)
+    name = run_name(options)
+    roles = {"train": [recipe.train_set], "dev": [recipe.dev_set], "test": recipe.eval_sets,
+             "untranscribed": recipe.untranscribed_sets}
+    plan = Plan(
+        corpus=options.corpus, size=options.size, description=recipe.description, engine=options.engine, seed=seed,
+        decoder=options.decoder, combine=options.combine, fuse=fuse,
+        lm_order=int(options.lm_order or recipe.lm_order),
+        rescore_lm_order=int(options.rescore_lm_order or recipe.rescore_lm_order or 0),
+        post_keep=recipe.post_keep, clips=recipe.clips, disk_mb=recipe.disk_mb,
+        data=str(work_dir / "data" / name), exp=str(work_dir / "exp" / name),
+        sets=[Set(s, role, recipe.labels.get(s, s)) for role, names in roles.items() for s in names],
+        models=[Model(m, "nnet3" if m.startswith("nnet3/") else "torch", str(model_file(root, m).relative_to(root)))
+                for m in models],
+        targets=list(builder.targets.values()), systems=builder.systems, ablation=ablation)
     check_plan(plan, options.corpus)
     return plan
 

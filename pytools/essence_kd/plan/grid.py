@@ -24,7 +24,7 @@ class GridSettings:
 
 
 def rule_label(settings: EssenceSettings, base: EssenceSettings) -> str:
-    """The short name of a rule with its parameters, such as ``k20`` or ``p0.9_keep``; what is as in ``base`` goes unsaid."""
+    """The short name of a rule with its parameters, such as ``k20`` or ``p0.9_keep``, without what is as in ``base``."""
     label = "all" if settings.select == "all" else settings.rule().label(base)
     return label + (f"_{settings.mass}" if settings.mass != base.mass else "")
 
@@ -109,7 +109,8 @@ def make_point(values: Dict[str, Any], base: EssenceSettings, num_teachers: int,
     return GridPoint(replace(base, **kept), numbers, base, student, loss)
 
 
-def expand(grid: GridSettings, base: EssenceSettings, num_teachers: int, where: str) -> List[Tuple[GridPoint, List[int]]]:
+def expand(grid: GridSettings, base: EssenceSettings, num_teachers: int,
+           where: str) -> List[Tuple[GridPoint, List[int]]]:
     """Every point with its seeds, in the order of the grid; a point that comes twice is there once, with all seeds."""
     found: Dict[str, Tuple[GridPoint, List[int]]] = {}
     for number, line in enumerate(grid.points, 1):

@@ -75,7 +75,7 @@ def corpora(root: Path) -> List[str]:
 
 
 def model_file(root: Path, model: str) -> Path:
-    """Where the settings of a model are: ``conf/models/NAME.yaml``, or ``conf/nnet3/NAME.xconfig`` of ``nnet3/NAME``."""
+    """The file of a model: ``conf/models/NAME.yaml``, or ``conf/nnet3/NAME.xconfig`` of ``nnet3/NAME``."""
     return root / "conf" / (f"{model}.xconfig" if model.startswith("nnet3/") else f"models/{model}.yaml")
 
 

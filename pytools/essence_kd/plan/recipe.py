@@ -11,12 +11,12 @@ from essence_kd.io.errors import UserError
 
 # Variables of recipe.conf. Lists are words with blanks between.
 TEXT = ("description", "student", "lm_order", "rescore_lm_order")
-NUMBERS = ("post_keep", "disk_mb")
+NUMBERS = ("post_keep", "disk_mb", "clips")
 LISTS = ("sizes", "engines", "train_set", "dev_set", "eval_sets", "untranscribed_sets", "teachers", "options")
 OPTIONAL = {"rescore_lm_order": "", "engines": "native kaldi", "untranscribed_sets": "", "options": "", "labels": "",
             "clips": "0"}
 PAIRS = ("labels",)
-_VARIABLES = (*TEXT, *NUMBERS, *LISTS, *PAIRS, "clips")
+_VARIABLES = (*TEXT, *NUMBERS, *LISTS, *PAIRS)
 
 
 @dataclass
@@ -57,17 +57,17 @@ def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:
         raise UserError(f"{path}: bash cannot read it: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     found = {**OPTIONAL, **dict(part.split("=", 1) for part in done.stdout.split("\0") if part)}
     if size not in found.get("sizes", size).split():  # the sizes are all that such a recipe has to say
-        found = {**dict.fromkeys(TEXT, ""), **dict.fromkeys(NUMBERS, "0"), **dict.fromkeys(LISTS, ""), **found}
+        found = {**dict.fromkeys((*TEXT, *LISTS), ""), **dict.fromkeys(NUMBERS, "0"), **found}
     missing = [name for name in _VARIABLES if name not in found]
     if missing:
         raise UserError(f"{path}: says nothing of {missing[0]}")
-    for name in (*NUMBERS, "clips"):
+    for name in NUMBERS:
         if not found[name].isdigit():
             raise UserError(f"{path}: {name} is '{found[name]}', not a whole number")
     labels = [pair.split("=", 1) for pair in found["labels"].split()]
     if any(len(pair) != 2 for pair in labels):
         raise UserError(f"{path}: labels are pairs such as 'eval_swbd=SWBD', not '{found['labels']}'")
-    return Recipe(path, found["description"], found["sizes"].split(), found["engines"].split(), found["train_set"],
-                  found["dev_set"], found["eval_sets"].split(), found["untranscribed_sets"].split(), dict(labels),
-                  found["teachers"], found["student"], found["lm_order"], found["rescore_lm_order"], int(found["clips"]),
-                  int(found["post_keep"]), int(found["disk_mb"]), found["options"].split())
+    return Recipe(
+        path=path, labels=dict(labels), **{name: found[name] for name in (*TEXT, "train_set", "dev_set", "teachers")},
+        **{name: int(found[name]) for name in NUMBERS},
+        **{name: found[name].split() for name in ("sizes", "engines", "eval_sets", "untranscribed_sets", "options")})
