@@ -67,7 +67,7 @@ def recipe(tmp_path):
     ({"ablation": "true", "fuse": "true"}, "--ablation prunes the wide archive, which --fuse true does not leave"),
     ({"grid": "no.yaml"}, "no grid 'no.yaml'"),
     ({"student": "student_tdnn student_tdnn"}, "--student names a model twice: 'student_tdnn student_tdnn'"),
-    ({"corpus": "fsdd", "recipe": {"fsdd_dir": "/nowhere"}}, "no folder '/nowhere' for --fsdd-dir"),
+    ({"corpus": "fsdd", "recipe_options": {"fsdd_dir": "/nowhere"}}, "no folder '/nowhere' for --fsdd-dir"),
 ])
 def test_options_that_make_no_sense(changes, message):
     refused(lambda: check_options(given(**changes), ROOT), message)
@@ -78,7 +78,7 @@ def test_options_that_make_no_sense(changes, message):
 @pytest.mark.parametrize("changes", [
     {}, {"stage": "10"}, {"stop_stage": "0"}, {"rescore_lm_order": "0"}, {"top_k": "5 20 5", "temperature": "2", "soft_weight": "1e-1"},
     {"engine": "kaldi", "decoder": "kaldi-lattice", "corpus": "swbd"}, {"combine": "logmean", "decoder": "k2"}, {"fuse": "true"},
-    {"corpus": "fsdd", "recipe": {"fsdd_dir": str(ROOT), "heldout_speakers": "a b"}}, {"corpus": "fsdd", "recipe": {"fsdd_dir": ""}},
+    {"corpus": "fsdd", "recipe_options": {"fsdd_dir": str(ROOT), "heldout_speakers": "a b"}}, {"corpus": "fsdd", "recipe_options": {"fsdd_dir": ""}},
 ])
 def test_options_that_do(changes):
     check_options(given(**changes), ROOT)
@@ -88,8 +88,8 @@ def test_options_that_do(changes):
     ({"size": "full"}, "", "corpus mini has no size 'full'; it has: default tiny"),
     ({"engine": "kaldi"}, "engines=native\n", "corpus mini needs --engine native"),
     ({}, "engines=kaldi\n", "corpus mini needs --engine kaldi"),
-    ({"recipe": {"fsdd_dir": "/tmp"}}, "", "corpus mini has no option --fsdd-dir"),
-    ({"recipe": {"its_other": "1"}}, 'options="its_own"\n', "corpus mini has no option --its-other"),
+    ({"recipe_options": {"fsdd_dir": "/tmp"}}, "", "corpus mini has no option --fsdd-dir"),
+    ({"recipe_options": {"its_other": "1"}}, 'options="its_own"\n', "corpus mini has no option --its-other"),
 ])
 def test_what_a_recipe_does_not_allow(recipe, changes, added, message):
     options = given(**changes)
@@ -100,7 +100,7 @@ def test_what_a_recipe_does_not_allow(recipe, changes, added, message):
 
 def test_what_it_allows(recipe):
     check_recipe(given(size="tiny", engine="kaldi"), recipe())
-    check_recipe(given(recipe={"its_own": "1", "other": ""}), recipe('options="other its_own"\n'))
+    check_recipe(given(recipe_options={"its_own": "1", "other": ""}), recipe('options="other its_own"\n'))
 
 
 @pytest.mark.parametrize("models, engine, message", [
@@ -191,7 +191,7 @@ def test_the_recipes_of_this_checkout():
 
 
 def test_the_verb_ends_with_status_2_and_one_line(tmp_path, capsys):
-    words = [word for name, value in dataclasses.asdict(given(nj="0")).items() if name != "recipe" and value
+    words = [word for name, value in dataclasses.asdict(given(nj="0")).items() if name != "recipe_options" and value
              for word in ("--" + name.replace("_", "-"), value)]
     for more in ([], ["--check-only"], ["--dry-run"]):
         assert main(["plan", *words, "--root", str(ROOT), "--work-dir", str(tmp_path), *more]) == 2
