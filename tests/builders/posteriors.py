@@ -1,6 +1,8 @@
 """Posteriors of every shape, written and compared."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from essence_kd.io.posterior import Posterior, PosteriorWriter
@@ -45,3 +47,13 @@ MANY = {"fixed": fixed(30, 20), "one": fixed(5, 1), "none": fixed(0, 0), "empty-
         "varying": ragged([3, 0, 1, 7, 0, 0, 2, 30, 1, 1]), "ends-empty": ragged([2, 1, 0, 0]),
         "starts-empty": ragged([0, 0, 4]), "zeros": ragged([3, 5, 1, 0, 9, 2, 2, 0], zeros=0.5),
         "all-zero": ragged([3, 5, 1, 0, 9, 2, 2, 0], zeros=1.0), "long": ragged(np.arange(400) % 23, zeros=0.05)}
+
+
+def parts_of(path):
+    """Bytes of every object of the archives that an scp names, by utterance."""
+    places = [line.split(None, 1) for line in Path(path).read_text().splitlines()]
+    starts = sorted((place.rpartition(":")[0], int(place.rpartition(":")[2]), utt) for utt, place in places)
+    ends = [start - len(utt) - 1 if ark == now else None
+            for (now, _, _), (ark, start, utt) in zip(starts, [*starts[1:], ("", 0, "")])]
+    found = {utt: Path(ark).read_bytes()[start:end] for (ark, start, utt), end in zip(starts, ends)}
+    return {utt: found[utt] for utt, _ in places}

@@ -3,7 +3,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-from builders import ROOT, plans
+from builders import ROOT, plans, table
 
 from essence_kd.io.posterior import PosteriorWriter
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
@@ -110,3 +110,30 @@ class TrainingStage:
         assert "with status 0" in logs[0] and "with status 1" in logs[1] and "post.scp: " in logs[1]
         assert (self.exp / "a" / ".marker").read_text().startswith("done ") and f"a: {self.exp}/a/final.pt" in done.stdout
         return logs
+
+
+def untrained_models(folder, num_pdfs):
+    """Two untrained models of different kinds, and features."""
+    import torch
+    from essence_kd.am.models.registry import build_model
+    from essence_kd.io.settings import dump_settings
+
+    rng = np.random.default_rng(0)
+    data = folder / "data"
+    data.mkdir()
+    table(MatrixWriter, data / "feats", {f"utt{i}": rng.standard_normal((n, 8)).astype(np.float32)
+                           for i, n in enumerate((31, 7, 90, 1, 44, 12))})
+    directories = []
+    for name, arch, cmn, options in (("a", "tdnn", "none", {"hidden": 24, "bottleneck": 12}),
+                                     ("b", "blstm", "utterance", {"cells": 10})):
+        torch.manual_seed(len(directories))
+        model = build_model(arch, options, feat_dim=8, num_pdfs=num_pdfs, frame_subsampling_factor=3)
+        with torch.no_grad():
+            model.output.weight.mul_(20)
+        directory = folder / name
+        directory.mkdir()
+        torch.save(model.state_dict(), directory / "final.pt")
+        dump_settings({"arch": arch, "model": options, "feat_dim": 8, "num_pdfs": num_pdfs, "frame_subsampling_factor": 3,
+                       "cmn": cmn, "tree_hash": "cafe"}, directory / "model.yaml")
+        directories.append(str(directory))
+    return directories, f"scp:{data}/feats.scp"

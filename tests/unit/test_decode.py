@@ -343,62 +343,6 @@ def test_language_model_scale(corpus, tmp_path):
     assert json.loads((tmp_path / "scaled" / "decode.json").read_text())["rescoring"]["lm_scale"] == 4
 
 
-def test_stage_9_rescores_decodes_anew_and_resumes(tmp_path, shell):
-    """local/decode.sh with a real network: the larger model is a setting like any other."""
-    from builders.training_data import make_data
-
-    from essence_kd.am.settings import TrainSettings
-    from essence_kd.am.trainer import train
-    from essence_kd.hmm.alignment_dir import tree_hash
-    from essence_kd.io.settings import load_settings
-
-    data, exp = tmp_path / "data", tmp_path / "exp"
-    graph = loop_graph(num_words=9, num_phones=3, seed=1)
-    corpus = make_data(data / "dev_hires", utterances=4, num_pdfs=graph.num_pdfs)
-    train(load_settings(TrainSettings, None, ["arch=tdnn", "model.hidden=12", "optim.epochs=1"]), corpus.data, corpus.ali,
-          exp / "baseline")
-    graph.meta["tree_hash"] = tree_hash(corpus.ali)
-    (exp / "graph").mkdir()
-    save_graph(exp / "graph" / "graph.npz", graph)
-    for name in ("dev", "test"):
-        (data / name).mkdir(parents=True)
-        (data / f"{name}_hires").mkdir(exist_ok=True)
-        (data / f"{name}_hires" / "feats.scp").write_text("".join(sorted(open(corpus.data / "feats.scp"))))
-        for file, value in (("wav.scp", "/none.wav"), ("utt2spk", "s"), ("text", "w1 w2 w3")):
-            (data / name / file).write_text("".join(f"{utt} {value}\n" for utt in sorted(corpus.frames)))
-        (data / f"{name}_hires" / ".done").write_text(f"{name}\n")
-    sentences = [list(graph.words[[1 + i % 9, 1 + i * i % 9, 1 + 2 * i % 9]]) for i in range(40)]
-    for name, order in (("lm", 1), ("lm_rescore", 3)):
-        (data / name).mkdir()
-        write_arpa(data / name / "lm.arpa.gz", estimate(sentences, order, graph.words[1:].tolist()))
-        (data / name / ".done").write_text(f"{order}\n")
-    for folder in (exp / "graph", exp / "baseline"):
-        (folder / ".done").write_text("x\n")
-    (exp / "scales.json").write_text(json.dumps({"best": {"acoustic_scale": 0.2, "word_insertion_penalty": 0.0}}))
-
-    def stage(*options):
-        done = shell("local/decode.sh", "--nj", "1", "--decoder", "kaldi", "--eval-sets", "test", "--scales", exp / "scales.json",
-                     "--keep-scores", "true", *options, data, exp, "baseline")
-        assert done.returncode == 0, done.stderr
-        reports = [json.loads((exp / "baseline" / f"decode_{s}" / "decode.json").read_text()) for s in ("dev", "test")]
-        assert len({json.dumps(r["rescoring"]) for r in reports}) == 1
-        return "up to date" in done.stdout, reports[0]["rescoring"], (exp / "baseline" / "decode_test" / "hyp.txt").read_text()
-
-    rescore = ("--rescore-lm", data / "lm_rescore")
-    _, told, plain = stage()
-    assert told is None and stage()[0]
-    current, told, words = stage(*rescore)
-    assert not current and words != plain and len(words.splitlines()) == 12
-    assert (told["new_lm"], told["order"], told["n_best"]) == (str(data / "lm_rescore" / "lm.arpa.gz"), 3, 100)
-    assert stage(*rescore)[0]
-    (data / "lm_rescore" / ".done").write_text("another\n")
-    assert not stage(*rescore)[0]
-    assert stage() == (False, None, plain)
-    (data / "lm_rescore" / "lm.arpa.gz").unlink()
-    done = shell("local/decode.sh", *rescore, data, exp, "baseline")
-    assert done.returncode == 1 and "lm_rescore/lm.arpa.gz' is missing: stage 1 makes it" in done.stderr
-
-
 # --------------------------------------------------------------------------------------------------------- long audio
 
 @pytest.mark.parametrize("length", [1, 99, 100, 101, 150, 199, 201, 1234])

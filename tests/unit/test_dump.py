@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import ROOT, table
+from builders import table
+from builders.posteriors import parts_of
+from builders.training_data import untrained_models
 
 from essence_kd.am.dump import DumpSettings, device_entries, describe_teachers, dump
 from essence_kd.cli.main import main
@@ -18,7 +19,7 @@ from essence_kd.distill.scales import Scale
 from essence_kd.hmm.alignment_dir import read_log_priors
 from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import read_posteriors
-from essence_kd.io.tables import IntVectorWriter, MatrixWriter, read_matrices
+from essence_kd.io.tables import MatrixWriter, read_matrices
 
 PDFS = 60
 
@@ -245,32 +246,10 @@ def test_sidecars_of_teachers_must_agree(two, tmp_path):
 
 # --------------------------------------------------------------------------------------------- models of this project
 
+
 @pytest.fixture
 def models(tmp_path):
-    """Two untrained models of different kinds, and features."""
-    import torch
-    from essence_kd.am.models.registry import build_model
-    from essence_kd.io.settings import dump_settings
-
-    rng = np.random.default_rng(0)
-    data = tmp_path / "data"
-    data.mkdir()
-    table(MatrixWriter, data / "feats", {f"utt{i}": rng.standard_normal((n, 8)).astype(np.float32)
-                           for i, n in enumerate((31, 7, 90, 1, 44, 12))})
-    directories = []
-    for name, arch, cmn, options in (("a", "tdnn", "none", {"hidden": 24, "bottleneck": 12}),
-                                     ("b", "blstm", "utterance", {"cells": 10})):
-        torch.manual_seed(len(directories))
-        model = build_model(arch, options, feat_dim=8, num_pdfs=PDFS, frame_subsampling_factor=3)
-        with torch.no_grad():
-            model.output.weight.mul_(20)
-        directory = tmp_path / name
-        directory.mkdir()
-        torch.save(model.state_dict(), directory / "final.pt")
-        dump_settings({"arch": arch, "model": options, "feat_dim": 8, "num_pdfs": PDFS, "frame_subsampling_factor": 3,
-                       "cmn": cmn, "tree_hash": "cafe"}, directory / "model.yaml")
-        directories.append(str(directory))
-    return directories, f"scp:{data}/feats.scp"
+    return untrained_models(tmp_path, PDFS)
 
 
 def test_models_are_run_on_features(models, tmp_path):
@@ -289,16 +268,6 @@ def test_models_are_run_on_features(models, tmp_path):
     fields = json.loads((tmp_path / "wide.json").read_text())
     assert fields["tree_hash"] == "cafe" and fields["frame_shift_ms"] == 30 and fields["num_pdfs"] == PDFS
     assert [len(model["sha256"]) for model in fields["models"]] == [64, 64]
-
-
-def parts_of(path):
-    """Bytes of every object of the archives that an scp names, by utterance."""
-    places = [line.split(None, 1) for line in Path(path).read_text().splitlines()]
-    starts = sorted((place.rpartition(":")[0], int(place.rpartition(":")[2]), utt) for utt, place in places)
-    ends = [start - len(utt) - 1 if ark == now else None
-            for (now, _, _), (ark, start, utt) in zip(starts, [*starts[1:], ("", 0, "")])]
-    found = {utt: Path(ark).read_bytes()[start:end] for (ark, start, utt), end in zip(starts, ends)}
-    return {utt: found[utt] for utt, _ in places}
 
 
 @pytest.mark.parametrize("device_path", [False, True])
@@ -340,65 +309,6 @@ def test_a_table_is_not_shared_out(two, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["dump-post", "--job", job, two[1][0], f"ark:{tmp_path}/w.ark"])
         assert "such as 1/8" in capsys.readouterr().err
-
-
-@pytest.fixture
-def room(models, tmp_path):
-    """A folder with a blank in its path where stages 6 and 7 run, and what they are given."""
-    teachers, _ = models
-    room = tmp_path / "R & D"
-    (room / "conf").mkdir(parents=True)
-    (room / "local").symlink_to(ROOT / "local")
-    (room / "conf" / "essence.yaml").write_text("select: min-post\nmin_post: 0.05\nmass: keep\n")
-    (tmp_path / "num_pdfs").write_text(f"{PDFS}\n")
-    table(IntVectorWriter, tmp_path / "ali", {"utt0": np.zeros(31, np.int32)})
-    for folder in (tmp_path, tmp_path / "data", *teachers):
-        Path(folder, ".done").write_text("0\n")
-    return room
-
-
-def test_a_job_that_fails_is_named_and_the_others_are_kept(models, room, tmp_path, shell):
-    """Then stage 7 prunes to the same bytes as what one job has dumped."""
-    teachers, _ = models
-    (room / "conf" / "essence.yaml").write_text("top_k: 4\n")
-    runner = tmp_path / "first_alone.sh"
-    runner.write_text('words=("${@/#JOB=1:3/JOB=1:1}")\nlocal/jobs.sh "${words[@]}"; exit 1\n')
-    stage = ["local/dump_posteriors.sh", "--keep", "8", tmp_path / "data", tmp_path]
-    out = room / "posteriors"
-    done = shell(*stage[:1], "--nj", "3", "--forward-cmd", f"bash {runner}", *stage[1:], out, *teachers, cwd=room)
-    assert done.returncode == 1 and f"a job failed; its log is one of {out}/log/dump.*.log" in done.stderr
-    assert [p.name for p in sorted(out.glob("wide.*"))] == ["wide.1.ark", "wide.1.json", "wide.1.scp"]
-    before = (out / "full.1.ark").stat().st_mtime_ns
-    # another number of jobs: what was begun is ended as it was begun
-    done = shell(*stage[:1], "--nj", "2", *stage[1:], out, *teachers, cwd=room)
-    assert done.returncode == 0 and "2 of 3 jobs" in done.stdout, done.stderr
-    assert before == (out / "full.1.ark").stat().st_mtime_ns
-    done = shell(*stage[:1], "--nj", "1", *stage[1:], room / "one", *teachers, cwd=room)
-    assert done.returncode == 0, done.stderr
-    for name in ("wide.scp", "full.scp"):
-        assert parts_of(out / name) == parts_of(room / "one" / name)
-    stats = [json.loads((folder / "post_stats.json").read_text())["f_k"] for folder in (out, room / "one")]
-    assert stats[0] == stats[1]
-    for source, target in ((out, "targets"), (room / "one", "same")):
-        done = shell("local/make_essence.sh", "--top-k", "4", source, tmp_path, room / target, cwd=room)
-        assert done.returncode == 0 and "targets of 6 utterances" in done.stdout, done.stderr
-    assert (room / "targets" / "post.ark").read_bytes() == (room / "same" / "post.ark").read_bytes()
-    again = shell(*stage[:1], "--nj", "5", *stage[1:], out, *teachers, cwd=room)
-    assert again.returncode == 0 and "up to date" in again.stdout
-
-
-def test_the_recipe_fuses_by_the_settings(models, room, tmp_path, shell):
-    teachers, _ = models
-    out = room / "posteriors"
-    done = shell("local/dump_posteriors.sh", "--fuse", "true", tmp_path / "data", tmp_path, out, *teachers, cwd=room)
-    assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in out.glob("essence*")) == ["essence.1.ark", "essence.2.ark", "essence.json", "essence.scp"]
-    fields = json.loads((out / "essence.json").read_text())
-    assert (fields["selection"], fields["min_post"], fields["mass"]) == ("min-post", 0.05, "keep")
-    done = shell("local/make_essence.sh", "--fuse", "true", out, tmp_path, room / "targets", cwd=room)
-    assert done.returncode == 0, done.stderr
-    shutil.rmtree(out)
-    assert list(entries(f"scp:{room}/targets/post.scp")) == [f"utt{i}" for i in range(6)]
 
 
 def test_a_model_and_a_table(models, tmp_path):

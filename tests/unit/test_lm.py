@@ -381,45 +381,6 @@ def test_perplexity_of_any_arpa(tmp_path, capsys):
     assert "1 unknown words left out" in out
 
 
-def test_the_larger_model_of_stage_1(tmp_path, shell):
-    data = tmp_path / "data"
-    for folder in ("dict", "train", "dev"):
-        (data / folder).mkdir(parents=True)
-    (data / "dict" / "lexicon.txt").write_text("<unk> SPN\na AA\nb B\nc K\n")
-    (data / "dict" / "silence_phones.txt").write_text("SIL\nSPN\n")
-    (data / "dict" / "optional_silence.txt").write_text("SIL\n")
-    (data / "dict" / "nonsilence_phones.txt").write_text("AA\nB\nK\n")
-    for name in ("train", "dev"):
-        (data / name / "text").write_text("".join(f"utt{i} {' '.join(row)}\n" for i, row in enumerate(SENTENCES)))
-    (data / ".done").write_text("made\n")
-    done = shell("local/rescore_lm.sh", data)
-    assert done.returncode == 1 and "stage 1 makes it" in done.stderr and not (data / "lm_rescore").exists()
-    assert shell("local/prepare_lang.sh", "--lm-order", "2", data).returncode == 0
-    done = shell("local/rescore_lm.sh", "--order", "3", data)
-    assert done.returncode == 0, done.stderr
-    assert "lm/lm.arpa.gz: 2-gram, perplexity" in done.stdout and "lm_rescore/lm.arpa.gz: 3-gram, perplexity" in done.stdout
-    assert len(lm.read_arpa(data / "lm_rescore" / "lm.arpa.gz").orders) == 3
-    assert "up to date" in shell("local/rescore_lm.sh", "--order", "3", data).stdout
-    # another order is another grammar and no other lang, on which GMM and networks depend
-    lang, grammar = (data / "lang" / ".done").read_bytes(), (data / "lang" / "G.fst").read_bytes()
-    assert "lm is up to date" in shell("local/prepare_lang.sh", "--lm-order", "2", data).stdout
-    done = shell("local/prepare_lang.sh", "--lm-order", "1", data)
-    assert done.returncode == 0 and "lang is up to date" in done.stdout and "lm is up to date" not in done.stdout
-    assert (data / "lang" / ".done").read_bytes() == lang and (data / "lang" / "G.fst").read_bytes() != grammar
-    assert shell("local/prepare_lang.sh", "--lm-order", "2", data).returncode == 0
-    assert (data / "lang" / "G.fst").read_bytes() == grammar
-    (data / "lang" / "G.fst").unlink()
-    assert "lm is up to date" not in shell("local/prepare_lang.sh", "--lm-order", "2", data).stdout
-    assert (data / "lang" / "G.fst").read_bytes() == grammar
-    lm.write_arpa(data / "rescore_arpa.gz", lm.estimate(SENTENCES, 4))
-    done = shell("local/rescore_lm.sh", "--order", "3", data)
-    assert "lm_rescore/lm.arpa.gz: 4-gram" in done.stdout
-    assert (data / "lm_rescore" / "lm.arpa.gz").read_bytes() == (data / "rescore_arpa.gz").read_bytes()
-    assert "up to date" in shell("local/rescore_lm.sh", "--order", "3", data).stdout
-    done = shell("local/rescore_lm.sh", "--order", "0", data)
-    assert done.returncode == 2 and "--order takes a whole number" in done.stderr
-
-
 def test_grammar_file_is_read_by_kaldifst(tmp_path):
     import kaldifst
 

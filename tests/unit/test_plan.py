@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from builders import ROOT, refused
-from builders.plans import make_plan as plan_of
-from builders.plans import make_sets, make_system, make_target, student, write
+from builders.plans import make_plan as plan_of, make_sets, make_system, make_target, student, write
 
 from essence_kd.io.errors import UserError
 from essence_kd.plan.build import make_plan
