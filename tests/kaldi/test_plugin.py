@@ -64,7 +64,7 @@ def test_jobs_make_what_one_process_makes(plugin, recipe, shell):
     done = targets(plugin, "--nj", "3")
     assert done.returncode == 0, done.stderr
     out = recipe.root / "essence"
-    assert len(list((out / "jobs").iterdir())) == 3
+    assert len(list((out / "jobs").glob("[0-9]*"))) == 3
     alone = shell("local/bin/essence", "dump-post", "--fuse", "--top-k", "4", f"scp:{recipe.root}/a.scp",
                   f"scp:{recipe.root}/b.scp", f"ark:{recipe.root}/alone.ark")
     assert alone.returncode == 0, alone.stderr
@@ -213,7 +213,7 @@ def test_a_model_takes_off_the_mean_of_all_that_a_speaker_says(plugin, recipe, s
     assert done.returncode == 0, done.stderr
     done = targets(plugin, "--nj", "4", teachers=["model"])
     assert done.returncode == 0, done.stderr
-    assert len(list((recipe.root / "essence" / "jobs").iterdir())) > 1
+    assert len(list((recipe.root / "essence" / "jobs").glob("[0-9]*"))) > 1
     alone = shell("local/bin/essence", "dump-post", "--fuse", "--top-k", "4", "--feats", f"scp:{recipe.data}/feats.scp",
                   recipe.root / "model", f"ark:{recipe.root}/alone.ark")
     assert alone.returncode == 0, alone.stderr
