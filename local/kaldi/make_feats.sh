@@ -21,7 +21,8 @@ for set in $sets; do
     echo "$0: features of $data/$set are up to date"
     continue
   fi
-  essence validate-data --lexicon data/dict/lexicon.txt --allow-oov true "${check[@]}" "data/$set"   # Kaldi maps unknown words
+  # Kaldi maps unknown words
+  essence validate-data --lexicon data/dict/lexicon.txt --allow-oov true "${check[@]}" "data/$set"
   kaldi_feats "$set"
   mark_done "$data/${set}_hires" "$fp" feats.scp cmvn.scp
   mark_done "$data/$set" "$fp" feats.scp cmvn.scp

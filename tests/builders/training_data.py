@@ -68,10 +68,10 @@ def make_data(root, *, utterances=6, num_pdfs=12, bins=8, seed=0, mean_segments=
 
 
 class TrainingStage:
-    """Stages that train and answer, on a small corpus: ``folder`` is the WORK_DIR, with data/train_sp_hires, exp/ali and plan.json.
+    """Stages that train and answer, on a small corpus: ``folder`` is the WORK_DIR, with data/train_sp_hires and exp/ali.
 
-    Systems are ``a``, which learns from hard labels, and ``b``, whose targets exp/soft/post.scp are nobody's; ``changes`` are
-    fields of the plan.
+    Systems are ``a``, which learns from hard labels, and ``b``, whose targets exp/soft/post.scp are nobody's;
+    ``changes`` are fields of the plan.
     """
 
     def __init__(self, folder, environment, **changes):
@@ -83,8 +83,8 @@ class TrainingStage:
         targets = [plans.make_target("soft"), plans.make_target("full", "dense", **wide),
                    plans.make_target("wide", scp="posteriors/wide.scp", select="wide", k=None, mass=None, **wide)]
         self.plan = self.exp / "plan.json"
-        plans.write(plans.make_plan(self.exp, **{"data": str(self.train.parent), "systems": systems, "targets": targets, "post_keep": 4,
-                                                 **changes}))
+        plans.write(plans.make_plan(self.exp, **{"data": str(self.train.parent), "systems": systems, "targets": targets,
+                                                 "post_keep": 4, **changes}))
         (self.exp / "soft").mkdir()
         (self.exp / "soft" / "post.scp").write_text("nobody nowhere.ark:7\n")
         self.train.parent.mkdir()
@@ -108,7 +108,8 @@ class TrainingStage:
         assert done.returncode == 1 and ".pl: 1 / 2 failed" in done.stderr, done.stderr + "".join(logs)
         assert done.stderr.endswith(f"a training failed; logs: {self.exp}/log/train.2.log\n")
         assert "with status 0" in logs[0] and "with status 1" in logs[1] and "post.scp: " in logs[1]
-        assert (self.exp / "a" / ".marker").read_text().startswith("done ") and f"a: {self.exp}/a/final.pt" in done.stdout
+        assert (self.exp / "a" / ".marker").read_text().startswith("done ")
+        assert f"a: {self.exp}/a/final.pt" in done.stdout
         return logs
 
 

@@ -316,7 +316,8 @@ def test_one_training_on_two_nodes(cluster, tmp_path, script, options):
 def test_a_stage_trains_with_a_process_a_gpu(cluster, tmp_path):
     """Of two nodes, as recipes/swbd/slurm/run.sh has it."""
     stage = TrainingStage(tmp_path, cluster.environment)
-    done = stage.train_models("local/slurm.sh --partition gpu --nodes 2 --gpu 2 --num-threads 2", "--launcher", "local/torchrun.sh")
+    done = stage.train_models("local/slurm.sh --partition gpu --nodes 2 --gpu 2 --num-threads 2",
+                              "--launcher", "local/torchrun.sh")
     assert done.returncode == 0, done.stderr
     assert ", 4 processes, " in (stage.exp / "a" / "train.log").read_text()
     assert "a is up to date" in stage.train_models("local/jobs.sh").stdout

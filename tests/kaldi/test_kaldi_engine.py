@@ -110,15 +110,15 @@ def test_kaldis_run_pl_runs_the_jobs_of_a_stage(tmp_path):
 
 
 def plan_beside(data, exp, wav, word):
-    """EXP/plan.json of a run whose training set lies in DATA, and beside it one of an utterance, and one that nobody transcribed."""
+    """EXP/plan.json of a run whose training set lies in DATA; beside that a set of one utterance, and one without text."""
     for name in ("dev", "more"):
         (data / name).mkdir()
         for file, value in (("wav.scp", wav), ("utt2spk", "u"), ("spk2utt", "u"), ("text", word)):
             if (name, file) != ("more", "text"):
                 (data / name / file).write_text(f"u {value}\n")
     (data / ".marker").write_text("done made\n")
-    plans.write(plans.make_plan(exp, data=str(data), engine="kaldi", sets=plans.make_sets(
-        {"train": "train", "dev": "dev", "more": "untranscribed"})))
+    sets = plans.make_sets({"train": "train", "dev": "dev", "more": "untranscribed"})
+    plans.write(plans.make_plan(exp, data=str(data), engine="kaldi", sets=sets))
     return exp / "plan.json"
 
 

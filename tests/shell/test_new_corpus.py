@@ -1,5 +1,6 @@
-"""A corpus is two files, recipe.conf and prepare_data.sh: run.sh on one of its own, in a copy of the checkout, to stage 2."""
+"""A corpus is two files, recipe.conf and prepare_data.sh: run.sh on such a one, in a copy of the checkout."""
 import json
+import re
 import shutil
 
 import pytest
@@ -74,14 +75,14 @@ def run(shell, checkout, tmp_path):
     """run.sh of the copy by ``sh``; the data directory lies in ``work``."""
     def go(*options):
         return shell("sh", "run.sh", "--work-dir", tmp_path / "work", "--nj", "2", *options, cwd=checkout,
-                     env={"PYTHONPATH": "", "WORK_DIR": ""})
+                     env={"PYTHONPATH": "", "WORK_DIR": ""}, timeout=600)
     return go
 
 
 def stages(done):
     """Numbers of the stages that had something to do."""
     assert done.returncode == 0, done.stdout + done.stderr
-    return [int(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("run.sh: stage ") and " took " in line]
+    return [int(number) for number in re.findall(r"^run\.sh: stage (\d+) took ", done.stdout, re.M)]
 
 
 def words_of(data):
@@ -93,7 +94,7 @@ def test_a_corpus_is_two_files(run, checkout, tmp_path):
     data = work / "data" / "words"
     assert "Corpus words\n  --loudness N  " in run("--help").stdout
     for options, message in ((("--loudness", "9"), "corpus mini has no option --loudness"),
-                             (("--corpus", "words", "--size", "tiny"), "corpus words has no size 'tiny'; it has: default"),
+                             (("--corpus", "words", "--size", "tiny"), "has no size 'tiny'; it has: default"),
                              (("--corpus", "words", "--fsdd-dir", "/tmp"), "corpus words has no option --fsdd-dir")):
         done = run(*options)
         assert done.returncode == 2 and message in done.stderr and not work.exists()
