@@ -144,7 +144,8 @@ def compare(bench: Bench, beams: list, repeats: int) -> None:
             same = sum(hyps[name][utt] == words for utt, words in hyps["kaldi-decoder"].items())
             print(f"| {beam:g} | {name} | {score(bench.reference, hyps[name]).total.wer:.2f} % | "
                   f"{same} of {len(bench.reference)} | {rtf[name]:.4f} | {ratio} | "
-                  f"{least[name, 'one'] - bench.audio['one'] * rtf[name]:.2f} | {f'{active[name]:.0f}' if name in active else ''} |",
+                  f"{least[name, 'one'] - bench.audio['one'] * rtf[name]:.2f} | "
+                  f"{f'{active[name]:.0f}' if name in active else ''} |",
                   flush=True)
 
 

@@ -80,18 +80,21 @@ def _root():
 
 NEEDS = {  # name: what it is, and a function that says why it is not here
     "kaldi": ("a Kaldi at KALDI_ROOT; kaldi(PATH, ...): these files of it", _kaldi),
-    "k2": ("a Python with k2", lambda: None if k2_python() else "no k2 (local/setup_env.sh sets it up where it can be had)"),
+    "k2": ("a Python with k2",
+           lambda: None if k2_python() else "no k2 (local/setup_env.sh sets it up where it can be had)"),
     "slurm": ("slurmctld, slurmd and munged, started by root", lambda: _programs(
         "slurm-wlm munge", "slurmctld", "slurmd", "munged", "sbatch", "squeue", "scancel", "scontrol") or _root()),
     "gridengine": ("sge_qmaster and sge_execd, started by root", lambda: _programs(
-        "gridengine-master gridengine-exec gridengine-client", "sge_qmaster", "sge_execd", "spoolinit", "qsub", "qconf") or _root()),
+        "gridengine-master gridengine-exec gridengine-client", "sge_qmaster", "sge_execd", "spoolinit", "qsub",
+        "qconf") or _root()),
     "browser": ("Chromium", lambda: _programs("chromium", next(filter(shutil.which, BROWSERS), BROWSERS[0]))),
     "sox": ("sox", lambda: _programs("sox", "sox")),
     "git": ("git", lambda: _programs("git", "git")),
     "openfst": ("OpenFst's command-line tools", lambda: _programs("libfst-tools", "fstcompile", "fstprint")),
     "sclite": ("NIST's sclite and sc_stats", _sclite),
     "compiler": ("a C compiler, and kernels made with it", _compiler),
-    "python": ("a program called python, which Kaldi's recipes start", lambda: _programs("python-is-python3", "python")),
+    "python": ("a program called python, which Kaldi's recipes start",
+               lambda: _programs("python-is-python3", "python")),
     "mount": ("leave to mount file systems", _mount),
     "gpu": ("a GPU that torch can use", _gpu),
     "setuptools": ("setuptools and pip", lambda: next((f"no package {name}" for name in ("setuptools", "pip")

@@ -124,9 +124,9 @@ def kaldis_graph(lang, model, transition_scale, self_loop_scale):
 def loop_graph(num_words=20, num_phones=8, seed=0, positions=True, lengths=(1, 3), moved=False, silence_first=False):
     """A loop of random words over phones of three skippable states, with optional silence and epsilons.
 
-    Shaped like the graphs of networks at 30 ms: a phone takes one frame or more. A word's label sits
-    on the first arc of its first phone; with ``moved``, that of word 1, 4, ... on an epsilon after its last phone and
-    that of word 2, 5, ... on an epsilon before its first. Silence comes after words; with ``silence_first`` before them, too.
+    Shaped like the graphs of networks at 30 ms: a phone takes one frame or more. A word's label sits on the first arc
+    of its first phone; with ``moved``, that of word 1, 4, ... on an epsilon after its last phone and that of word 2, 5,
+    ... on an epsilon before its first. Silence comes after words; with ``silence_first`` before them, too.
     """
     rng = np.random.default_rng(seed)
     phones, kinds, units, unit_of, arcs = ["<eps>", "SIL"], [0, 0], [(0, -1, -1)], {}, []
@@ -195,7 +195,8 @@ def pdf_graph(num_pdfs, tree_hash=None):
     arcs = np.array([(a, b, b, b * (a != b)) for a in range(num_pdfs + 1) for b in range(1, num_pdfs + 1)], np.int32)
     return Graph(*arcs.T, weight=np.where(arcs[:, 3] > 0, 2.0, 0.2).astype(np.float32), unit=arcs[:, 2],
                  begin=(arcs[:, 3] > 0).astype(np.uint8), final=np.zeros(num_pdfs + 1, np.float32),
-                 unit_phone=np.arange(num_pdfs + 1, dtype=np.int32), unit_state=np.array([-1] + [0] * num_pdfs, np.int32),
+                 unit_phone=np.arange(num_pdfs + 1, dtype=np.int32),
+                 unit_state=np.array([-1] + [0] * num_pdfs, np.int32),
                  unit_pdf=np.arange(-1, num_pdfs, dtype=np.int32),
                  phones=np.array(["<eps>", *(f"p{c}_S" for c in range(num_pdfs))]),
                  phone_kind=np.array([0] + [4] * num_pdfs, np.uint8),

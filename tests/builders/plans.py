@@ -66,7 +66,8 @@ def make_plan(exp, **values):
     exp = Path(exp)
     found = {"corpus": "mini", "size": "tiny", "description": "a test", "engine": "native", "seed": 1,
              "decoder": "kaldi", "combine": "mean", "fuse": False, "lm_order": 2, "rescore_lm_order": 0,
-             "post_keep": 100, "clips": 0, "disk_mb": 1, "data": str(exp.parents[1] / "data" / exp.name), "exp": str(exp),
+             "post_keep": 100, "clips": 0, "disk_mb": 1,
+             "data": str(exp.parents[1] / "data" / exp.name), "exp": str(exp),
              "sets": make_sets(SETS, LABELS), "targets": usual_targets(), "systems": usual_systems(), **values}
     names = dict.fromkeys(system.model for system in found["systems"] if system.model)
     found.setdefault("models", [Model(name, "torch", f"conf/models/{name}.yaml") for name in names])
@@ -86,7 +87,8 @@ def make_recipe(**values):
     """recipe.conf of a corpus with three teachers, without its file."""
     return Recipe(**{"path": ROOT / "recipes" / "mini" / "recipe.conf", "description": "a test",
                      "sizes": ["default", "tiny"], "engines": ["native", "kaldi"], "train_set": "train",
-                     "dev_set": "dev", "eval_sets": ["eval_swbd", "eval_che"], "untranscribed_sets": [], "labels": LABELS,
+                     "dev_set": "dev", "eval_sets": ["eval_swbd", "eval_che"], "untranscribed_sets": [],
+                     "labels": LABELS,
                      "teachers": "teacher_cnn_tdnn teacher_tdnn_lstm teacher_blstm", "student": STUDENT,
                      "lm_order": "2", "rescore_lm_order": "", "clips": 0, "post_keep": 100, "disk_mb": 1, **values})
 

@@ -8,7 +8,8 @@ import numpy as np
 
 RATE = 8000
 WORDS = {"yeah": "y ae", "right": "r ay t", "house": "hh aw s", "music": "m y uw z ih k", "school": "s k uw l",
-         "really": "r iy l iy", "people": "p iy p ax l", "summer": "s ah m er", "garden": "g aa r d en", "news": "n uw z",
+         "really": "r iy l iy", "people": "p iy p ax l", "summer": "s ah m er", "garden": "g aa r d en",
+         "news": "n uw z",
          "seven": "s eh v ax n", "dinner": "d ih n er", "i": "ay", "the": "dh ax", "and": "ae n d", "kids": "k ih d z"}
 PHONES = sorted({p for phones in WORDS.values() for p in phones.split()})
 GLM = """;; a global mapping file in NIST's format, much shortened
@@ -80,7 +81,8 @@ def dictionary(path: Path, patch: Path) -> None:
     path.write_text("\n".join(text) + "\n", encoding="latin-1")
 
 
-def make_corpora(root: Path, patch: Path, *, conversations: int = 12, utterances: int = 6, seed: int = 5) -> dict[str, str]:
+def make_corpora(root: Path, patch: Path, *, conversations: int = 12, utterances: int = 6,
+                 seed: int = 5) -> dict[str, str]:
     """LDC97S62, LDC2002S09 and LDC2002T43 under root; the environment by which recipes/swbd/recipe.conf finds them.
 
     Forty conversations of evaluation, as Kaldi's script counts them, with one utterance a side.
@@ -99,7 +101,8 @@ def make_corpora(root: Path, patch: Path, *, conversations: int = 12, utterances
                 lines += [f"{at:.6f} {start:.6f} [silence]", f"{start:.6f} {end:.6f} {' '.join(words)}"]
                 at = end
             stem = f"sw{number}{name}-ms98-a"
-            (folder / f"{stem}-trans.text").write_text("".join(f"{stem}-{i:04d} {line}\n" for i, line in enumerate(lines, 1)))
+            (folder / f"{stem}-trans.text").write_text(
+                "".join(f"{stem}-{i:04d} {line}\n" for i, line in enumerate(lines, 1)))
     dictionary(transcripts / "sw-ms98-dict.text", patch)
 
     text.mkdir(parents=True)

@@ -68,10 +68,10 @@ def make_data(root, *, utterances=6, num_pdfs=12, bins=8, seed=0, mean_segments=
 
 
 class TrainingStage:
-    """Stages that train and answer, on a small corpus: ``folder`` is the WORK_DIR, with data/train_sp_hires and exp/ali.
+    """Stages that train and answer, on a small corpus.
 
-    Systems are ``a``, which learns from hard labels, and ``b``, whose targets exp/soft/post.scp are nobody's;
-    ``changes`` are fields of the plan.
+    ``folder`` is the WORK_DIR, with data/train_sp_hires, exp/ali and plan.json. Systems are ``a``, which learns from
+    hard labels, and ``b``, whose targets exp/soft/post.scp are nobody's; ``changes`` are fields of the plan.
     """
 
     def __init__(self, folder, environment, **changes):
@@ -134,7 +134,7 @@ def untrained_models(folder, num_pdfs):
         directory = folder / name
         directory.mkdir()
         torch.save(model.state_dict(), directory / "final.pt")
-        dump_settings({"arch": arch, "model": options, "feat_dim": 8, "num_pdfs": num_pdfs, "frame_subsampling_factor": 3,
-                       "cmn": cmn, "tree_hash": "cafe"}, directory / "model.yaml")
+        dump_settings({"arch": arch, "model": options, "feat_dim": 8, "num_pdfs": num_pdfs,
+                       "frame_subsampling_factor": 3, "cmn": cmn, "tree_hash": "cafe"}, directory / "model.yaml")
         directories.append(str(directory))
     return directories, f"scp:{data}/feats.scp"

@@ -43,14 +43,17 @@ def differences(stored, found, tolerance=TOLERANCE):
         if counts[0] != counts[1]:
             said.append(f"{system}: words of the sets are {counts[1]}, stored are {counts[0]}")
             continue
-        before, now = (100 * sum(errors for errors, _ in sets.values()) / sum(counts[0].values()) for sets in (old, new))
+        before, now = (100 * sum(errors for errors, _ in sets.values()) / sum(counts[0].values())
+                       for sets in (old, new))
         limit = tolerance.get(system, tolerance["network"])
         if abs(now - before) > limit:
-            said.append(f"{system}: %WER {now:.2f} over all sets, stored is {before:.2f}, and machines differ by {limit} at most")
+            said.append(f"{system}: %WER {now:.2f} over all sets, stored is {before:.2f}, "
+                        f"and machines differ by {limit} at most")
         changes.append(now - before)
     mean = sum(changes) / max(1, len(changes))
     if abs(mean) > tolerance["mean"]:
-        said.append(f"systems have {mean:+.2f} points of WER on average, and machines differ by {tolerance['mean']} at most")
+        said.append(f"systems have {mean:+.2f} points of WER on average, "
+                    f"and machines differ by {tolerance['mean']} at most")
     return said
 
 

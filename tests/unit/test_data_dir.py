@@ -215,7 +215,8 @@ def test_streamed_headers_and_offsets(tmp_path):
     assert wav_info(f"{tmp_path}/x.ark:5").num_samples == 100
 
 
-@pytest.mark.parametrize("source", ["/a/b.wav", "sph2pipe -f wav -p -c 1 /a/b.sph |", "/a/b.ark:123", "/a/my files/b.wav"])
+@pytest.mark.parametrize("source", ["/a/b.wav", "sph2pipe -f wav -p -c 1 /a/b.sph |",
+                                   "/a/b.ark:123", "/a/my files/b.wav"])
 def test_speed_commands_are_kaldis(source):
     command = speed_command(source, "0.9")
     assert command.endswith("- speed 0.9 |")

@@ -1,6 +1,7 @@
 """Decoding: exactness against dynamic programming, word times, sweeps, rescoring, and bad input."""
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -225,7 +226,7 @@ def test_a_plugin_adds_a_decoder(corpus, tmp_path):
     assert done.returncode == 1 and "unknown decoder 'mine' (known: k2, kaldi, kaldi-lattice)" in done.stderr
 
 
-def test_kaldi_sweep_tries_scales_then_penalties(corpus, tmp_path, capsys):
+def test_kaldi_sweep_tries_scales_then_penalties(corpus, tmp_path):
     assert decode("--sweep", corpus.folder / "text", "--sweep-scales", "0.02,0.5,1", "--sweep-penalties=-1,0,1",
                   corpus.folder / "graph", f"scp:{corpus.folder}/scores.scp", tmp_path) == 0
     table = json.loads((tmp_path / "sweep.json").read_text())
@@ -266,7 +267,7 @@ def test_pooled_sweep_adds_the_errors_of_all_sets(corpus, tmp_path):
     assert tables[2]["best"]["acoustic_scale"] == 0.6
 
 
-# -------------------------------------------------------------------------------------------------- another language model
+# ----------------------------------------------------------------------------------------------- another language model
 
 def language_model(path, corpus, order):
     """A model of the corpus' own text, written as ARPA."""
@@ -367,8 +368,9 @@ def test_an_interrupt_does_not_wait_for_what_processes_are_at(conversation):
 def test_a_terminated_decoding_leaves_no_process_behind(conversation, k2, tmp_path):
     folder, _, _ = conversation
     (tmp_path / "jobs").write_text(f"ark:{folder}/long.ark {tmp_path}/a\n'ark:sleep 100 |' {tmp_path}/b\n")
-    process = subprocess.Popen([sys.executable, "-m", "essence_kd", "decode", "--decoder", "k2", "--nj", "2", "--jobs-file",
-                                tmp_path / "jobs", folder / "graph"], stderr=subprocess.DEVNULL,
+    process = subprocess.Popen([sys.executable, "-m", "essence_kd", "decode",
+                                "--decoder", "k2", "--nj", "2", "--jobs-file", tmp_path / "jobs",
+                                folder / "graph"], stderr=subprocess.DEVNULL,
                                env={**os.environ, **k2, "PYTHONPATH": str(ROOT / "pytools")})
 
     def offspring(pids):
@@ -406,7 +408,8 @@ def test_the_best_combinations_of_lists():
         ids = np.array(words, np.int32)
         return Entry(cost, Hypothesis(ids, ids * 0, ids * 0 + 1, np.ones(len(ids), np.float32)), np.arange(len(ids)))
 
-    lists = [[entry(1.0, [1]), entry(2.5, [1, 2]), entry(9.0, [])], [], [entry(0.5, [2, 3]), entry(1.0, [3]), entry(4.0, [2])]]
+    lists = [[entry(1.0, [1]), entry(2.5, [1, 2]), entry(9.0, [])], [],
+             [entry(0.5, [2, 3]), entry(1.0, [3]), entry(4.0, [2])]]
     found = joined_lists(lists, [0, 70, 90], 5)
     cheapest = {}
     for one in lists[0]:
@@ -420,7 +423,7 @@ def test_the_best_combinations_of_lists():
 
 @pytest.fixture(scope="module")
 def conversation(tmp_path_factory):
-    """A graph, and an archive of an utterance of thirty turns with silence between and of a short one; the words of each."""
+    """A graph, and an archive of a long utterance (thirty turns with silence between) and a short one; their words."""
     folder = tmp_path_factory.mktemp("long")
     graph = loop_graph(num_words=40, num_phones=12, seed=3, silence_first=True)
     (folder / "graph").mkdir()
@@ -458,8 +461,9 @@ def test_a_long_utterance_in_pieces_has_the_words_and_times_of_the_whole(convers
         assert [line[:5] for line in ctm[name]] == [line[:5] for line in ctm["whole"]]
     assert np.allclose([float(line[5]) for line in ctm["pieces"]], [float(line[5]) for line in ctm["whole"]], atol=0.02)
     lists = {name: read_n_best(tmp_path / name)["call"] for name in reports}
-    assert [w for _, w in lists["pieces"]] == [w for _, w in lists["kaldi"]] and lists["whole"][0][1] == tuple(words["call"])
-    # at a cut silence is left and entered once more, and a sentence ends: at most 0.6 + 0.5 + 0.7 + 1.0 of the graph's costs
+    assert [w for _, w in lists["pieces"]] == [w for _, w in lists["kaldi"]]
+    assert lists["whole"][0][1] == tuple(words["call"])
+    # at a cut silence is left and entered once more, and a sentence ends: 0.6 + 0.5 + 0.7 + 1.0 of the graph's costs
     assert 0 < lists["pieces"][0][0] - lists["whole"][0][0] < 2.8 * (pieces - 2)
 
 
@@ -473,12 +477,13 @@ def test_sweeps_rescoring_and_processes_with_pieces(conversation, tmp_path):
     old = tmp_path / "all.arpa"
     write_arpa(old, estimate(list(words.values()), 2, graph.words[1:].tolist()))
     for name, arguments in (("one", ()), ("two", ("--nj", 2))):
-        assert decode("--piece-seconds", 6, "--acoustic-scale", 1, "--old-lm", old, "--lm-scale", 2, "--rescore-n-best", 5,
-                      *arguments, *scores, tmp_path / name) == 0
+        assert decode("--piece-seconds", 6, "--acoustic-scale", 1, "--old-lm", old, "--lm-scale", 2,
+                      "--rescore-n-best", 5, *arguments, *scores, tmp_path / name) == 0
     assert read_hyp(tmp_path / "one") == words
     for name in ("hyp.txt", "hyp.ctm"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
-    assert decode("--piece-seconds", 6, "--acoustic-scale", 1, "--lattices", "--beam", 6, *scores, tmp_path / "lattices") == 0
+    assert decode("--piece-seconds", 6, "--acoustic-scale", 1, "--lattices", "--beam", 6,
+                  *scores, tmp_path / "lattices") == 0
     assert json.loads((tmp_path / "lattices" / "decode.json").read_text())["num_pieces"] == 2  # lattices are whole
 
 
@@ -493,12 +498,13 @@ def test_a_piece_without_a_path_is_named_and_the_others_stay(tmp_path, capsys):
     pause[:, silence_pdfs(graph)] += 15
     assert len(head) <= 17  # so that at most four rows come after the cut, where no word fits
     write(tmp_path / "s", {"u": np.concatenate([head, pause])})
-    assert decode("--piece-seconds", 0.03 * (len(head) + 2), "--acoustic-scale", 1, tmp_path / "graph", f"ark:{tmp_path}/s.ark",
-                  tmp_path / "out") == 0
+    assert decode("--piece-seconds", 0.03 * (len(head) + 2), "--acoustic-scale", 1, tmp_path / "graph",
+                  f"ark:{tmp_path}/s.ark", tmp_path / "out") == 0
     report = json.loads((tmp_path / "out" / "decode.json").read_text())
     assert report["no_path_in_a_piece_utts"] == ["u"] and report["no_path"] == 0 and report["num_pieces"] == 2
     assert read_hyp(tmp_path / "out")["u"] == graph.words[path_words(graph, path)].tolist()
-    assert "1 of 1 utterances have no words in a piece (no path survived the search there): u" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "1 of 1 utterances have no words in a piece (no path survived the search there): u" in told
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
@@ -666,7 +672,8 @@ def test_batches_keep_to_their_bounds():
 
 def test_sweeps_are_pooled(tmp_path, capsys):
     def sweep(name, errors):
-        points = [{"acoustic_scale": s, "word_insertion_penalty": p, "errors": n, "wer": n / 2} for (s, p), n in errors.items()]
+        points = [{"acoustic_scale": s, "word_insertion_penalty": p, "errors": n, "wer": n / 2}
+                  for (s, p), n in errors.items()]
         path = tmp_path / name
         path.write_text(json.dumps({"reference_words": 200, "best": points[0], "points": points}))
         return str(path)
@@ -694,5 +701,6 @@ def test_sweeps_are_pooled(tmp_path, capsys):
 @pytest.mark.parametrize("scale, penalty, edges", [(0.4, 0.0, (False, False)), (0.2, 0.0, (True, False)),
                                                    (0.4, 1.0, (False, True)), (0.8, -1.0, (True, True))])
 def test_a_best_setting_at_the_edge_of_its_grid(scale, penalty, edges):
-    table = sweep_table({(s, p): 5 - ((s, p) == (scale, penalty)) for s in (0.2, 0.4, 0.8) for p in (-1.0, 0.0, 1.0)}, 100)
+    points = itertools.product((0.2, 0.4, 0.8), (-1.0, 0.0, 1.0))
+    table = sweep_table({point: 5 - (point == (scale, penalty)) for point in points}, 100)
     assert table["best"]["errors"] == 4 and (table["scale_at_edge"], table["penalty_at_edge"]) == edges

@@ -316,7 +316,8 @@ def test_a_model_and_a_table(models, tmp_path):
 
     directories, feats = models
     logits = dict(iter_logits(directories[0], feats[4:], device="cpu"))
-    stored = table(MatrixWriter, tmp_path / "stored", {u: np.log(softmax(z.astype(np.float64))) for u, z in logits.items()})
+    logs = {u: np.log(softmax(z.astype(np.float64))) for u, z in logits.items()}
+    stored = table(MatrixWriter, tmp_path / "stored", logs)
     dump(DumpSettings(teachers=[stored, directories[0]], feats=feats, input="log", keep=5, device="cpu",
                       output=f"ark:{tmp_path}/wide.ark"))
     for utt, post in read_posteriors(f"ark:{tmp_path}/wide.ark"):

@@ -295,7 +295,8 @@ def test_agree():
     combined = np.mean(teachers, axis=0).astype(np.float32)
     for n in (1, 2, 3):
         rule = EssenceSettings(select="agree", top_k=5, agree=n, mass="keep")
-        assert frames_of(select(combined, rule, teachers=teachers)) == reference_select(combined, rule, teachers=teachers)
+        want = reference_select(combined, rule, teachers=teachers)
+        assert frames_of(select(combined, rule, teachers=teachers)) == want
     with pytest.raises(ValueError, match="3 teachers"):
         select(combined, EssenceSettings(select="agree", agree=4), teachers=teachers)
     for dense_or_sparse in (lambda rule: select(combined, rule),

@@ -159,7 +159,8 @@ def test_models_and_data_that_do_not_fit(corpus, models, tmp_path, capsys):
     assert run(tmp_path / "half", corpus.data, "ark:/dev/null") == 1
     assert "half/model.yaml: missing key 'num_pdfs'" in capsys.readouterr().err
 
-    for name, message in (("gpu", "--device gpu: no such device"), ("cuda:99", "--device cuda:99: there is no such GPU")):
+    for name, message in (("gpu", "--device gpu: no such device"),
+                          ("cuda:99", "--device cuda:99: there is no such GPU")):
         with pytest.raises(UserError, match=message):
             next(iter_logits(models / "tdnn", corpus.data / "feats.scp", device=name))
         with pytest.raises(UserError, match=message):

@@ -274,7 +274,7 @@ def test_two_processes_give_the_same(corpus, tmp_path):
     assert SubsampledCounts.load(tmp_path / "ali" / "topology.npz").enter.sum() > 0
 
 
-def test_training_twice_gives_the_same_bytes(corpus, tmp_path):
+def test_training_twice_gives_the_same_bytes(corpus):
     options = TrainOptions(**{**vars(corpus["options"]), "num_iters": 5})
     models = [train(corpus["root"] / "data", corpus["root"] / "lang", options) for _ in range(2)]
     for name in ("weights", "means", "variances", "transitions", "tree"):

@@ -51,7 +51,8 @@ def test_lines_of_results_are_read_and_the_end_tells(tmp_path):
     lines = [f"%WER 0.00 [ {errors} / {words}, 0 ins, 0 del, {errors} sub ] /x y/exp/mini_tiny/{system}/decode_{name}"
              for system, sets in STORED["systems"].items() for name, (errors, words) in sets.items()]
     lines += ["%WER 66.06 [ 584 / 884, 32 ins, 125 del, 427 sub ] /exp/gmm (total of eval_swbd and eval_che)", "",
-              "# By the rules of Hub5: STM and CTM by time", "%WER 1.00 [ 1 / 449, 1 ins, 0 del, 0 sub ] /exp/gmm/decode_dev/hyp.ctm"]
+              "# By the rules of Hub5: STM and CTM by time",
+              "%WER 1.00 [ 1 / 449, 1 ins, 0 del, 0 sub ] /exp/gmm/decode_dev/hyp.ctm"]
     (exp / "RESULTS").write_text("\n".join([f"# {STORED['run']}", "#", *lines]) + "\n")
     assert read(exp) == STORED
     command = [sys.executable, ROOT / "tests" / "golden" / "compare.py", exp]

@@ -40,7 +40,8 @@ def k2_decoded(corpus, k2, tmp_path_factory):
     """The corpus and the odd archive decoded by k2 at wide beams, with n-best lists and lattices."""
     out = tmp_path_factory.mktemp("k2")
     (out / "jobs").write_text(f"scp:{corpus.folder}/scores.scp {out}/all\nscp:{corpus.folder}/odd.scp {out}/odd\n")
-    done = run_k2(k2, *WIDE_FLAGS, "--acoustic-scale", 0.5, "--word-insertion-penalty", 0.5, "--n-best", 5, "--lattices",
+    done = run_k2(k2, *WIDE_FLAGS, "--acoustic-scale", 0.5, "--word-insertion-penalty", 0.5,
+                  "--n-best", 5, "--lattices",
                   "--jobs-file", out / "jobs", corpus.folder / "graph")
     assert done.returncode == 0, done.stderr
     return out, done.stderr
@@ -91,7 +92,7 @@ def in_order(arcs):
     return answer
 
 
-def test_k2_confidences_are_posteriors_of_its_lattice(corpus, k2_decoded):
+def test_k2_confidences_are_posteriors_of_its_lattice(k2_decoded):
     """Forward and backward sums over the written lattice give the confidences of the CTM."""
     folder = k2_decoded[0] / "all"
     said = {}
@@ -130,8 +131,8 @@ def test_k2_lattices_and_report(corpus, k2_decoded):
     assert [block.split("\n")[0] for block in blocks if block] == list(corpus.scores)
     report = json.loads((folder / "all" / "decode.json").read_text())
     assert report["decoder"] == "k2" and report["lattice_states_per_frame"] > 1 and report["rtf"] > 0
-    assert (f" active states a frame, lattices of {report['lattice_states_per_frame']} states and {report['lattice_arcs_per_frame']} "
-            "arcs a frame") in errors
+    assert (f" active states a frame, lattices of {report['lattice_states_per_frame']} states and "
+            f"{report['lattice_arcs_per_frame']} arcs a frame") in errors
 
 
 @pytest.mark.parametrize("settings", [
@@ -144,7 +145,8 @@ def test_k2_counts_active_states_as_the_search_prunes(corpus, k2, tmp_path, sett
     np.savez(tmp_path / "scores.npz", scores=scores)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "pytools"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([k2["ESSENCE_K2_PYTHON"], "-c", COUNT_IN_K2, corpus.folder / "graph" / "graph.npz",
-                           tmp_path / "scores.npz", json.dumps(settings)], env=environment, capture_output=True, text=True)
+                           tmp_path / "scores.npz", json.dumps(settings)], env=environment,
+                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     src, dst, label = np.array(told["arcs"]).T
@@ -176,7 +178,8 @@ def test_k2_tells_active_states(corpus, k2, k2_decoded, tmp_path):
     assert f"about {report['active_states_per_frame']:.0f} active states a frame" in errors
     told = {}
     for name, more in {"one": ["--nj", 1], "two": ["--nj", 2], "none": ["--active-rows", 0]}.items():
-        done = run_k2(k2, *more, "--beam", 8, corpus.folder / "graph", f"scp:{corpus.folder}/scores.scp", tmp_path / name)
+        done = run_k2(k2, *more, "--beam", 8, corpus.folder / "graph",
+                      f"scp:{corpus.folder}/scores.scp", tmp_path / name)
         assert done.returncode == 0, done.stderr
         told[name] = json.loads((tmp_path / name / "decode.json").read_text())["active_states_per_frame"]
     assert told["one"] == told["two"] > 1 and told["none"] is None

@@ -57,7 +57,7 @@ def test_a_broken_library_is_not_used(tmp_path):
 @pytest.mark.parametrize("option", ["", *(["-mno-avx2"] if os.uname().machine == "x86_64" else [])])
 @pytest.mark.parametrize("k", [3, 4, 9])
 def test_every_kind_of_processor_finds_the_same_damage(tmp_path, monkeypatch, option, k):
-    """Each bit of two frames turned over: what NumPy decodes, the kernel decodes to the same, and what it refuses, not."""
+    """Each bit of two frames turned over: the kernel decodes what NumPy decodes, to the same, and nothing else."""
     monkeypatch.setenv("CC", f"{next(filter(shutil.which, ('cc', 'gcc', 'clang')))} {option}")
     library = module._load(module._compiled(str(tmp_path)))
     rng = np.random.default_rng(k)
@@ -86,7 +86,7 @@ def test_every_kind_of_processor_finds_the_same_damage(tmp_path, monkeypatch, op
 
 @pytest.mark.compiler
 def test_a_file_that_becomes_shorter_ends_the_kernel_and_not_the_process(tmp_path):
-    """Mapped pages that are gone raise SIGBUS: kernels return, on every thread; other faults end the process as ever."""
+    """Mapped pages that are gone raise SIGBUS: kernels return, on every thread; other faults end the process."""
     code = """if True:
         import mmap, os, sys, threading
         import numpy as np

@@ -324,7 +324,7 @@ def test_pruned_arpa_falls_to_shorter_histories(tmp_path):
         assert best_cost(fst, [ids[w] for w in sentence], ids["#0"]) == pytest.approx(expected * ln10, abs=1e-4)
 
 
-def test_words_that_the_lang_lacks(tmp_path, capsys):
+def test_words_that_the_lang_lacks():
     model = lm.estimate(SENTENCES, 3)
     fst, missing = lm.make_grammar(model, words_table(["a", "b"]))
     assert missing == ["c"]
@@ -377,7 +377,8 @@ def test_perplexity_of_any_arpa(tmp_path, capsys):
     assert main(["perplexity", str(tmp_path / "lm.arpa.gz"), str(tmp_path / "text")]) == 0
     value, tokens, unknown = lm.perplexity(lm.read_arpa(tmp_path / "lm.arpa.gz"), [["a", "b"], ["zebra", "a"]])
     out = capsys.readouterr().out
-    assert f"lm.arpa.gz: 2-gram, perplexity {value:.2f} of {tmp_path}/text over 5 words" in out and (tokens, unknown) == (5, 1)
+    assert f"lm.arpa.gz: 2-gram, perplexity {value:.2f} of {tmp_path}/text over 5 words" in out
+    assert (tokens, unknown) == (5, 1)
     assert "1 unknown words left out" in out
 
 

@@ -27,7 +27,8 @@ def make(arch, **more):
 
 
 CONVOLUTIONS = {"channels": [4, 6], "freq_strides": [1, 2]}
-VARIANTS = {**{name: (name, {}) for name in ARCHITECTURES.names(plugins=False)}, "cnn_tdnn_lstm": ("tdnn_lstm", CONVOLUTIONS),
+VARIANTS = {**{name: (name, {}) for name in ARCHITECTURES.names(plugins=False)},
+            "cnn_tdnn_lstm": ("tdnn_lstm", CONVOLUTIONS),
             "cnn_blstm": ("blstm", CONVOLUTIONS), "cnn_conformer": ("conformer", CONVOLUTIONS)}
 
 
@@ -194,8 +195,9 @@ def test_splice_frame_by_frame_and_its_gradient(offsets, stride, frames):
     assert torch.autograd.gradcheck(lambda x: splice(x, offsets, stride), x)
 
 
-@pytest.mark.parametrize("offsets, frames, bias", [([-6, 0, 6], 8, True), ([0, 3], 9, True), ([-4, 0], 3, False), ([-30, 30], 9, True),
-                                                  ([-1, 0, 1], 1, False), ([2, 5], 4, True)])
+@pytest.mark.parametrize("offsets, frames, bias", [
+    ([-6, 0, 6], 8, True), ([0, 3], 9, True), ([-4, 0], 3, False), ([-30, 30], 9, True), ([-1, 0, 1], 1, False),
+    ([2, 5], 4, True)])
 def test_products_of_spliced_rows_without_copies(offsets, frames, bias):
     """Against the product of the copies, and the gradients of all three against numerical ones."""
     layer = SplicedLinear(3, 5, offsets, bias=bias).double()

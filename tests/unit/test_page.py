@@ -33,7 +33,8 @@ def test_best_teacher_is_chosen_on_dev(tmp_path):
     shutil.rmtree(exp / "teacher_2" / "decode_dev")
     shutil.copytree(exp / "swap", exp / "teacher_2" / "decode_dev")
     assert best_teacher(load_experiment(exp)) == "teacher_2"
-    assert [labels.size_text(n) for n in (None, 7, 30451, 304512, 3694813)] == ["\u2013", "7", "30.5 k", "305 k", "3.7 M"]
+    assert [labels.size_text(n) for n in (None, 7, 30451, 304512, 3694813)] == [
+        "\u2013", "7", "30.5 k", "305 k", "3.7 M"]
     assert [labels.bytes_text(n) for n in (0, 7, 30451)] == ["0 B", "7 B", "30.5 kB"]
     assert [labels.time_text(s) for s in (9.6, 99, 310, 7260)] == ["10 s", "99 s", "5 min 10 s", "2 h 01 min"]
 
@@ -95,7 +96,8 @@ def test_only_points_like_the_base_are_other_seeds_of_the_main_run():
 
 def test_headline_says_that_an_ensemble_has_little_to_teach(tmp_path):
     for number, (ensemble, expected) in enumerate(((0.5, True), (0.1, False), (0.25, False))):
-        exp, _ = make_experiment(tmp_path / str(number), {"baseline": 0.25, "student_essence": 0.25, "ensemble": ensemble}, seed=5)
+        errors = {"baseline": 0.25, "student_essence": 0.25, "ensemble": ensemble}
+        exp, _ = make_experiment(tmp_path / str(number), errors, seed=5)
         analysis = Analysis(load_experiment(exp), draws=500)
         lines = page.headline(analysis, analysis.comparisons())[1]
         assert any("it has little to teach" in line for line in lines) == expected

@@ -15,7 +15,8 @@ from essence_kd.plan.recipe import Recipe
 
 OPTIONS = Options(corpus="mini", size="default", engine="native", stage="0", stop_stage="10", nj="2", seed="1",
                   decoder="auto", combine="mean", fuse="false", ablation="false", grid="conf/ablation.yaml")
-RECIPE = Recipe(Path("recipe.conf"), "a corpus", ["default", "tiny"], ["native", "kaldi"], "train", "dev", ["fri", "sat"],
+RECIPE = Recipe(Path("recipe.conf"), "a corpus", ["default", "tiny"], ["native", "kaldi"],
+                "train", "dev", ["fri", "sat"],
                 ["found"], {"fri": "FRI"}, "teacher_cnn_tdnn teacher_blstm", "student_tdnn", "2", "", 6, 100, 4000)
 ABLATION = Ablation({"top_k": 20}, [Point("k5", "k = 5", {"top_k": 5}, "essence_k20", [Run(1, "student_essence")])])
 
@@ -35,13 +36,15 @@ def test_the_usual_run():
         ("train", "train", "train"), ("dev", "dev", "dev"), ("fri", "test", "FRI"), ("sat", "test", "sat"),
         ("found", "untranscribed", "found")]
     assert [(s.name, s.role) for s in plan.systems] == [
-        ("gmm", "gmm"), ("teacher_1", "teacher"), ("teacher_2", "teacher"), ("ensemble", "ensemble"), ("baseline", "twin"),
+        ("gmm", "gmm"), ("teacher_1", "teacher"), ("teacher_2", "teacher"), ("ensemble", "ensemble"),
+        ("baseline", "twin"),
         ("student_full", "student"), ("student_essence", "student")]
     systems = by_name(plan.systems)
     assert systems["ensemble"].teachers == ["teacher_1", "teacher_2"]
     essence, full = systems["student_essence"], systems["student_full"]
     assert essence.twin == full.twin == "baseline" and systems["baseline"].targets is None
-    assert (essence.targets, essence.soft_weight, essence.temperature, essence.mass) == ("essence_k20", 0.9, 1.0, "renorm")
+    assert (essence.targets, essence.soft_weight, essence.temperature, essence.mass) == (
+        "essence_k20", 0.9, 1.0, "renorm")
     assert (full.targets, full.mass) == ("full", None)
     targets = by_name(plan.targets)
     assert {n: (t.kind, t.stage, t.source, t.scp) for n, t in targets.items()} == {
@@ -50,7 +53,8 @@ def test_the_usual_run():
     assert targets["essence_k20"].options == ["--select", "top-k", "--mass", "renorm", "--top-k", "20"]
     # students have no say in the scale, and the GMM has its own
     assert {s.name for s in plan.systems if not s.chooses_scale} == {"student_full", "student_essence"}
-    assert {s.scale_group for s in plan.systems if s.role != "gmm"} == {"networks"} and systems["gmm"].scale_group == "gmm"
+    assert {s.scale_group for s in plan.systems if s.role != "gmm"} == {"networks"}
+    assert systems["gmm"].scale_group == "gmm"
     assert {m.name: m.kind for m in plan.models} == dict.fromkeys(
         ["teacher_cnn_tdnn", "teacher_blstm", "student_tdnn"], "torch")
 
@@ -111,8 +115,8 @@ def test_fused_targets_have_no_archive_to_be_pruned_from():
 
 
 def test_options_win_over_the_recipe_and_conf():
-    plan = made(top_k="7", temperature="2", soft_weight="0.5", lm_order="3", rescore_lm_order="4", teachers="teacher_blstm",
-                student="student_tdnn_lstm", seed="9")
+    plan = made(top_k="7", temperature="2", soft_weight="0.5", lm_order="3", rescore_lm_order="4",
+                teachers="teacher_blstm", student="student_tdnn_lstm", seed="9")
     essence = by_name(plan.systems)["student_essence"]
     assert (essence.targets, essence.temperature, essence.soft_weight, essence.model, essence.seed) == (
         "essence_k7", 2.0, 0.5, "student_tdnn_lstm", 9)
@@ -125,7 +129,8 @@ def test_options_win_over_the_recipe_and_conf():
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"temperature": "0"}, "--temperature must be above 0"), ({"soft_weight": "2"}, "--soft-weight must be from 0 to 1"),
+    ({"temperature": "0"}, "--temperature must be above 0"),
+    ({"soft_weight": "2"}, "--soft-weight must be from 0 to 1"),
     ({"teachers": "teacher_blstm teacher_blstm"}, "names teacher_blstm twice"),
     ({"student": "student_tdnn student_tdnn"}, "names a model twice"),
     ({"student": "nnet3/tdnn", "engine": "kaldi"}, "students are models of conf/models"),

@@ -1,4 +1,4 @@
-"""What options of run.sh, a recipe and the models of conf/ are refused by a plan, without a process; what recipe.conf may say."""
+"""Options of run.sh, recipes and models that a plan refuses, without a process; what recipe.conf may say."""
 from __future__ import annotations
 
 import dataclasses
@@ -23,7 +23,8 @@ post_keep=10 disk_mb=100
 
 def given(**changes):
     """The options of ``./run.sh`` without any, but for those named."""
-    usual = {"corpus": "mini", "size": "default", "engine": "native", "stage": "0", "stop_stage": "10", "nj": "2", "seed": "1",
+    usual = {"corpus": "mini", "size": "default", "engine": "native", "stage": "0", "stop_stage": "10",
+             "nj": "2", "seed": "1",
              "decoder": "auto", "combine": "mean", "fuse": "false", "ablation": "false", "grid": "conf/ablation.yaml"}
     return Options(**{**usual, **changes})
 
@@ -33,7 +34,8 @@ def recipe(tmp_path):
     """Reads RECIPE with changes: lines that are added, or taken out where they are None."""
     def read(added="", without=None, size="default", fuse="false"):
         path = tmp_path / "recipe.conf"
-        path.write_text("".join(line for line in RECIPE.splitlines(True) if without is None or not line.startswith(without)) + added)
+        lines = [line for line in RECIPE.splitlines(True) if without is None or not line.startswith(without)]
+        path.write_text("".join(lines) + added)
         return read_recipe(path, size=size, fuse=fuse)
     return read
 
@@ -44,7 +46,7 @@ def recipe(tmp_path):
     ({"stage": "x"}, "--stage takes a whole number, not 'x'"),
     ({"stage": ""}, "--stage takes a whole number, not ''"),
     ({"stop_stage": "-1"}, "--stop-stage takes a whole number, not '-1'"),
-    ({"stop_stage": "\u0663"}, "--stop-stage takes a whole number, not '\u0663'"),  # a digit elsewhere, but not for the shell
+    ({"stop_stage": "\u0663"}, "--stop-stage takes a whole number, not '\u0663'"),  # a digit, not for the shell
     ({"stage": "5", "stop_stage": "3"}, "--stage 5 comes after --stop-stage 3"),
     ({"seed": "1.5"}, "--seed takes a whole number, not '1.5'"),
     ({"nj": "0"}, "--nj takes a whole number of at least 1, not '0'"),
@@ -76,9 +78,11 @@ def test_options_that_make_no_sense(changes, message):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"stage": "10"}, {"stop_stage": "0"}, {"rescore_lm_order": "0"}, {"top_k": "5 20 5", "temperature": "2", "soft_weight": "1e-1"},
-    {"engine": "kaldi", "decoder": "kaldi-lattice", "corpus": "swbd"}, {"combine": "logmean", "decoder": "k2"}, {"fuse": "true"},
-    {"corpus": "fsdd", "recipe_options": {"fsdd_dir": str(ROOT), "heldout_speakers": "a b"}}, {"corpus": "fsdd", "recipe_options": {"fsdd_dir": ""}},
+    {}, {"stage": "10"}, {"stop_stage": "0"}, {"rescore_lm_order": "0"},
+    {"top_k": "5 20 5", "temperature": "2", "soft_weight": "1e-1"},
+    {"engine": "kaldi", "decoder": "kaldi-lattice", "corpus": "swbd"}, {"combine": "logmean", "decoder": "k2"},
+    {"fuse": "true"}, {"corpus": "fsdd", "recipe_options": {"fsdd_dir": str(ROOT), "heldout_speakers": "a b"}},
+    {"corpus": "fsdd", "recipe_options": {"fsdd_dir": ""}},
 ])
 def test_options_that_do(changes):
     check_options(given(**changes), ROOT)
@@ -139,16 +143,19 @@ def test_the_name_of_a_run(changes, name):
 
 
 def test_a_recipe_says_what_its_corpus_has(recipe):
-    found = recipe('labels="easy=E hard=H"\nuntranscribed_sets="more"\noptions="its_own other"\nclips=4\nrescore_lm_order=4\n'
-                   'if [ $size = tiny ]; then disk_mb=1; fi; if [ $fuse = true ]; then post_keep=7; fi\n', size="tiny", fuse="true")
+    found = recipe('labels="easy=E hard=H"\nuntranscribed_sets="more"\noptions="its_own other"\nclips=4\n'
+                   'rescore_lm_order=4\n'
+                   'if [ $size = tiny ]; then disk_mb=1; fi; if [ $fuse = true ]; then post_keep=7; fi\n',
+                   size="tiny", fuse="true")
     assert dataclasses.asdict(found) == {
         "path": found.path, "description": "two words", "sizes": ["default", "tiny"], "engines": ["native", "kaldi"],
         "train_set": "learn", "dev_set": "tune", "eval_sets": ["easy", "hard"], "untranscribed_sets": ["more"],
         "labels": {"easy": "E", "hard": "H"}, "teachers": "teacher_blstm teacher_tdnn_lstm", "student": "student_tdnn",
-        "lm_order": "2", "rescore_lm_order": "4", "clips": 4, "post_keep": 7, "disk_mb": 1, "options": ["its_own", "other"]}
+        "lm_order": "2", "rescore_lm_order": "4", "clips": 4, "post_keep": 7, "disk_mb": 1,
+        "options": ["its_own", "other"]}
     least = recipe()
-    assert (least.engines, least.untranscribed_sets, least.labels, least.rescore_lm_order, least.clips, least.options) == (
-        ["native", "kaldi"], [], {}, "", 0, [])
+    assert (least.engines, least.untranscribed_sets, least.labels) == (["native", "kaldi"], [], {})
+    assert (least.rescore_lm_order, least.clips, least.options) == ("", 0, [])
 
 
 @pytest.mark.parametrize("added, without, words", [
@@ -196,5 +203,6 @@ def test_the_verb_ends_with_status_2_and_one_line(tmp_path, capsys):
     for more in ([], ["--check-only"], ["--dry-run"]):
         assert main(["plan", *words, "--root", str(ROOT), "--work-dir", str(tmp_path), *more]) == 2
         said = capsys.readouterr()
-        assert said.out == "" and said.err.splitlines()[-1].endswith("--nj takes a whole number of at least 1, not '0'; see ./run.sh --help")
+        refusal = "--nj takes a whole number of at least 1, not '0'; see ./run.sh --help"
+        assert said.out == "" and said.err.splitlines()[-1].endswith(refusal)
     assert not list(tmp_path.iterdir())

@@ -356,8 +356,8 @@ def test_copy_post_goes_round_all_forms(here):
 
 def test_copy_post_of_a_part_counts_the_part(here):
     write("ark,scp:post.ark,post.scp", {"a": fixed(9, 5), "b": ragged([1, 0, 4])})
-    Path("essence.json").write_text('{"num_pdfs": 8816, "num_utts": 2, "num_frames": 12, "num_entries": 50, "mean_mass": 0.9, '
-                                    '"frame_shift_ms": 30}')
+    Path("essence.json").write_text('{"num_pdfs": 8816, "num_utts": 2, "num_frames": 12, "num_entries": 50, '
+                                    '"mean_mass": 0.9, "frame_shift_ms": 30}')
     Path("part.scp").write_text(Path("post.scp").read_text().splitlines(keepends=True)[1])
     Path("part.json").write_text(Path("essence.json").read_text())
     assert essence("copy-post", "--repeat", "3", "scp:part.scp", "ark:out.ark").returncode == 0

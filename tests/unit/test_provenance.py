@@ -51,7 +51,8 @@ def test_sidecars_that_are_none(tmp_path, content, said):
     ("exp/e/post.scp", "exp/e/essence.json"), ("ark,t:wide.ark", "wide.json"), ("scp,p:d/wide.scp", "d/wide.json"),
     ("ark:d/full.1.ark", "d/full.1.json"), ("ark:d/wide.ark.gz", "d/wide.json"),
     ("ark:d/full.1.ark.gz", "d/full.1.json"), ("ark:d/post.gz", "d/essence.json"),
-    ("compact:ark,scp:d/a.ark,d/b.scp", "d/b.json"), ("ark,scp:a.ark,d,e/b.scp", "d,e/b.json"), ("ark:/dev/null", None), ("ark:-", None), ("ark:", None),
+    ("compact:ark,scp:d/a.ark,d/b.scp", "d/b.json"), ("ark,scp:a.ark,d,e/b.scp", "d,e/b.json"),
+    ("ark:/dev/null", None), ("ark:-", None), ("ark:", None),
     ("ark:gunzip -c a.gz |", None), ("ark:| gzip -c > b.ark", None)])
 def test_where_a_sidecar_lies(specifier, path):
     assert sidecar_path(specifier) == path

@@ -112,7 +112,7 @@ def test_disagreement_of_teachers(data, tmp_path):
     collect(full, teachers=[more], max_frames=1)  # whoever stops early does not ask for the rest
 
 
-@pytest.mark.parametrize("frames", [5, 30_000])  # 40 columns: a matrix over a megabyte is left in its file until it is wanted
+@pytest.mark.parametrize("frames", [5, 30_000])  # 40 columns: a matrix over a megabyte stays in its file
 def test_every_second_utterance(tmp_path, frames):
     rng = np.random.default_rng(5)
     posts = {f"u{n}": rng.dirichlet(np.ones(PDFS), frames).astype(np.float32) for n in range(5)}
@@ -127,7 +127,7 @@ def test_every_second_utterance(tmp_path, frames):
     assert collect(full, every=9)["num_utts"] == 1
 
 
-def test_sizes_are_those_of_the_files(tmp_path):
+def test_sizes_are_those_of_the_files():
     ids, probs = np.arange(20, dtype=np.int32)[None].repeat(1000, 0), np.full((1000, 20), 0.05, np.float32)
     sizes = bytes_per_frame(8816, 100, 20)
     kaldi = sum(memoryview(b).nbytes for b in encode_fixed(ids, probs))
@@ -198,7 +198,9 @@ def test_mistakes(data, tmp_path, capsys):
     with PosteriorWriter(f"ark:{tmp_path}/bare.ark") as writer:
         writer.write("u0", np.zeros((2, 0), np.int32), np.zeros((2, 0), np.float32))
     for arguments, message in (
-            ([empty], "holds no frame"), ([f"ark:{tmp_path}/bare.ark"], "none of its frames holds an entry"), (["--alignment", none, full], "aligns no utterance"),
+            ([empty], "holds no frame"),
+            ([f"ark:{tmp_path}/bare.ark"], "none of its frames holds an entry"),
+            (["--alignment", none, full], "aligns no utterance"),
             (["--alignment", ali, full], "5 frames of posteriors, but the alignment has 15 frames; --frame-sub"),
             (["--frame-subsampling-factor", "3", "--alignment", high, full],
              "utterance u0: its alignment has pdf-ids from 40"),

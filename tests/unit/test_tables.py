@@ -758,7 +758,7 @@ def test_no_files_stay_open(here):
 
 
 def test_the_decoders_environment_suffices():
-    """tables and posterior run where torch, lhotse and the kaldi packages are missing, and leave the environment alone."""
+    """tables and posterior run without torch, lhotse and the kaldi packages, and leave the environment alone."""
     code = """if True:
         import os, sys
         for name in ("torch", "lhotse", "kaldi_io", "kaldi_native_io", "scipy", "k2"):

@@ -315,10 +315,12 @@ def test_words_on_and_across_edges_agree_with_sclite(hub5_files, kind, rules):
         start = rng.uniform(0, 2)
         for number in range(rng.randint(1, 7)):
             length = rng.uniform(0, 3)
-            text = " ".join(rng.choice(vocabulary + ["(uh)", "{ a / b c }", "{ b / @ }"]) for _ in range(rng.randint(0, 6)))
+            words = vocabulary + ["(uh)", "{ a / b c }", "{ b / @ }"]
+            text = " ".join(rng.choice(words) for _ in range(rng.randint(0, 6)))
             if kind == "ignored" and rng.random() < 0.2:
                 text = hub5.IGNORED
-            segments.append(hub5.Segment(*channel, f"s{number % 2}", round(start, 2), round(start + length, 2), "", text))
+            times = round(start, 2), round(start + length, 2)
+            segments.append(hub5.Segment(*channel, f"s{number % 2}", *times, "", text))
             start += {"gaps": length + 0.7, "overlapping": 0.5 * length}.get(kind, length)
             if kind == "starting together" and rng.random() < 0.3:
                 start = segments[-1].start

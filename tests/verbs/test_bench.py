@@ -26,7 +26,8 @@ def test_every_part_runs_and_is_reported(tmp_path, capsys):
 
 
 def test_the_whole_process(tmp_path):
-    rows = Bench(frames=32, pdfs=50, k=3, threads=1, repeats=1, archive_frames=96, folder=str(tmp_path)).run(["process"])
+    bench = Bench(frames=32, pdfs=50, k=3, threads=1, repeats=1, archive_frames=96, folder=str(tmp_path))
+    rows = bench.run(["process"])
     names = [row["name"] for row in rows]
     assert names[:3] == ["essence", "essence, threshold 0.01", "essence, random pruning 0.01"]
     assert not list(tmp_path.iterdir())

@@ -105,7 +105,8 @@ def test_the_split_into_jobs_does_not_matter(full, tmp_path, capsys):
     assert (tmp_path / "other.ark").read_bytes() != (tmp_path / "whole.ark").read_bytes()
 
 
-RULE_OPTIONS = [["--top-k", "5"], ["--select", "top-p", "--top-p", "0.8"], ["--select", "min-post", "--min-post", "0.03"],
+RULE_OPTIONS = [["--top-k", "5"], ["--select", "top-p", "--top-p", "0.8"],
+                ["--select", "min-post", "--min-post", "0.03"],
                 ["--select", "random-prune", "--min-post", "0.03", "--mass", "keep"]]
 
 
@@ -294,7 +295,7 @@ def test_bad_options_are_refused(arguments, message, full, tmp_path, capsys):
     assert status == 1 and message in told and not (tmp_path / "x.ark").exists()
 
 
-def test_bad_sources_are_refused(full, tmp_path, capsys, shell):
+def test_bad_sources_are_refused(full, tmp_path, capsys):
     post = table(PosteriorWriter, tmp_path / "three", {"u": Posterior(
         np.array([0, 3, 6]), np.array([4, 2, 1, 5, 6, 7]), np.array([0.5, 0.3, 0.1] * 2))})
     same = Posterior(np.array([0, 2]), np.array([4, 4]), np.array([0.5, 0.3]))
@@ -361,8 +362,8 @@ def test_memory_does_not_grow_with_the_archive(verb, source, tmp_path):
 
 def test_too_little_memory_is_one_line(tmp_path):
     matrix = "printf 'u \\0BFM \\4\\144\\0\\0\\0\\4\\100\\102\\17\\0'; head -c 400000000 /dev/zero"  # 100 x 1,000,000
-    done = subprocess.run(["bash", "-c", 'ulimit -v 900000; exec "$@"', "-", sys.executable, "-m", "essence_kd", "prune-post",
-                           "--top-k", "3", f"ark:{matrix} |", f"ark:{tmp_path}/o.ark"], capture_output=True, text=True,
+    done = subprocess.run(["bash", "-c", 'ulimit -v 900000; exec "$@"', "-", sys.executable, "-m", "essence_kd",
+                           "prune-post", "--top-k", "3", f"ark:{matrix} |", f"ark:{tmp_path}/o.ark"], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT / "pytools"), "OPENBLAS_NUM_THREADS": "1"})
     assert done.returncode == 1 and done.stderr.startswith("essence prune-post: not enough memory: "), done.stderr
     assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
@@ -449,7 +450,8 @@ def test_every_frame_of_an_alignment_takes_the_nearest_soft_target(soft, tmp_pat
     (tmp_path / "essence.json").write_text('{"frame_shift_ms": 30, "num_pdfs": 50}')
     rng = np.random.default_rng(4)
     for shorter in (0, 1, 2):  # of 3 rows, each of three frames, the last may stand for one
-        alis = {u: rng.integers(0, 50, max(0, 3 * post.num_frames - shorter)).astype(np.int32) for u, post in posts.items()}
+        alis = {u: rng.integers(0, 50, max(0, 3 * post.num_frames - shorter)).astype(np.int32)
+                for u, post in posts.items()}
         ali = table(IntVectorWriter, tmp_path / "fine", alis)
         status, told = run(capsys, "mix-post", "--soft-weight", "0.7", "--every-frame", source, ali,
                            f"ark:{tmp_path}/mixed.ark")
@@ -518,7 +520,8 @@ def test_mixing_frames_of_any_length():
 def test_an_interrupt_leaves_nothing_and_does_not_wait_for_the_pipe(number, full, tmp_path):
     source = f"ark:cat {tmp_path}/full.ark; sleep 60 |"
     process = subprocess.Popen([sys.executable, "-m", "essence_kd", "prune-post", source, f"ark:{tmp_path}/x.ark"],
-                               env={**os.environ, "PYTHONPATH": str(ROOT / "pytools")}, stderr=subprocess.PIPE, text=True)
+                               env={**os.environ, "PYTHONPATH": str(ROOT / "pytools")}, stderr=subprocess.PIPE,
+                               text=True)
     wait_until = time.time() + 60
     while not list(tmp_path.glob(".x.ark*")) and time.time() < wait_until:
         time.sleep(0.05)

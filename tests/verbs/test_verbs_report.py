@@ -67,7 +67,7 @@ def test_comparisons_are_paired_and_tell_the_sign(experiment):
     assert {c["set"] for c in results["comparisons"]} == {"eval_swbd", "eval_che", "total"}
     dev = {t: results["systems"][t]["dev"]["wer"] for t in ("teacher_1", "teacher_2")}
     assert ("ensemble", min(dev, key=dev.get), "total") in rows
-    assert results["bootstrap"] == {"draws": 500, "unit": {name: "12 speakers" for name in SETS}}
+    assert results["bootstrap"] == {"draws": 500, "unit": dict.fromkeys(SETS, "12 speakers")}
 
 
 def test_results_text_lines_can_be_recounted(experiment):
@@ -107,7 +107,8 @@ def test_test_sets_with_an_stm_are_scored_by_time_too(tmp_path, monkeypatch, scl
         monkeypatch.setattr(hub5, "find_sclite", lambda: None)
     assert report(exp) == 0
     text, found = (exp / "RESULTS").read_text(), json.loads((exp / "report" / "results.json").read_text())["hub5"]
-    section = re.search(r'<section id="hub5">.*?</section>', (exp / "report" / "report.html").read_text(), re.S).group(0)
+    page = (exp / "report" / "report.html").read_text()
+    section = re.search(r'<section id="hub5">.*?</section>', page, re.S).group(0)
     assert re.findall(r'<th class="num">([^<]*)</th>', section) == ["SWBD", "CHE", "total"]
     assert f"counted by {'sclite' if sclite else 'our own aligner'}." in section
     assert found["scorer"] == ("sclite" if sclite else "native")
@@ -205,7 +206,7 @@ def test_gaps_are_told(tmp_path, capsys):
     assert "essence_k20/essence.json: no such file (stage 7 makes it)" in capsys.readouterr().err
 
 
-def test_sets_of_other_names(tmp_path, capsys):
+def test_sets_of_other_names(tmp_path):
     """The plan names its sets: the total is that of all test sets, whatever they are called."""
     exp, data = make_experiment(tmp_path, {"teacher_1": 0.2, "teacher_2": 0.3, "baseline": 0.3, "student_essence": 0.1})
     shutil.rmtree(exp / "ablation")
@@ -330,7 +331,8 @@ def test_a_plan_that_is_missing_or_damaged_is_refused_by_name(tmp_path, capsys, 
 def test_any_two_systems_are_compared(tmp_path, capsys):
     exp, data = make_experiment(tmp_path, {"teacher_1": 0.2, "teacher_2": 0.25, "baseline": 0.3})
     assert report(exp, "--compare", "teacher_2", "teacher_1", "--compare", "teacher_1", "baseline") == 0
-    rows = {(c["a"], c["b"], c["set"]): c for c in json.loads((exp / "report" / "results.json").read_text())["comparisons"]}
+    comparisons = json.loads((exp / "report" / "results.json").read_text())["comparisons"]
+    rows = {(c["a"], c["b"], c["set"]): c for c in comparisons}
     assert {key[:2] for key in rows} == {("teacher_2", "teacher_1"), ("teacher_1", "baseline")}
     assert "teacher_2 - teacher_1" in (exp / "RESULTS").read_text()
     ref, hyp, other = (exp / name for name in ("baseline/decode_eval_che/ref.txt", "teacher_2/decode_eval_che/hyp.txt",
@@ -341,10 +343,12 @@ def test_any_two_systems_are_compared(tmp_path, capsys):
     line, row = capsys.readouterr().out.splitlines()[-1], rows["teacher_2", "teacher_1", "eval_che"]
     assert line.startswith(f"Difference {row['diff']:+.2f} points, 95 % interval ") and "over 12 speakers" in line
     assert f"p {row['p_matched']:.3f} (matched pairs, {row['segments']} segments)" in line
-    assert [float(x) for x in re.findall(r"interval (\S+) to (\S+),", line)[0]] == pytest.approx([row["low"], row["high"]], abs=0.8)
+    interval = re.findall(r"interval (\S+) to (\S+),", line)[0]
+    assert [float(x) for x in interval] == pytest.approx([row["low"], row["high"]], abs=0.8)
     assert main([*command, "--glm", "default"]) == 1 and "leave out --glm" in capsys.readouterr().err
     assert report(exp, "--compare", "teacher_1", "nobody") == 1
-    assert "--compare names 'nobody', which is not among the systems: teacher_1 teacher_2 baseline" in capsys.readouterr().err
+    refusal = "--compare names 'nobody', which is not among the systems: teacher_1 teacher_2 baseline"
+    assert refusal in capsys.readouterr().err
 
 
 def test_rescoring_is_told(tmp_path, capsys):
@@ -383,20 +387,25 @@ def respoil(path, change):
         (e / "student_essence/decode_dev/ref.txt").read_text() + "zzz extra\n"), "differs from"),
     (lambda e: (e / "stages.jsonl").write_text("{\"stage\": 1,\n"), "line 1 is not JSON"),
     (lambda e: (e / "stages.jsonl").write_text("{\"stage\": 1}\n"), "lacks 'stage' or 'seconds'"),
-    (lambda e: (e / "stages.jsonl").write_text("{\"stage\": 1, \"seconds\": \"long\"}\n"), "lacks 'stage' or 'seconds'"),
+    (lambda e: (e / "stages.jsonl").write_text("{\"stage\": 1, \"seconds\": \"long\"}\n"),
+     "lacks 'stage' or 'seconds'"),
     (lambda e: (e / "baseline/info.json").write_text("[1]"), "expected a JSON object"),
     (lambda e: (e / "baseline/progress.jsonl").write_text("{\"epoch\": \"one\"}\n"), "line 1: epoch is no number"),
     (lambda e: (e / "ablation").mkdir(exist_ok=True) or (e / "ablation/results.json").write_text("{}"), "has no base"),
-    (lambda e: respoil(e / "ablation/results.json", lambda v: v["points"]["hard"].pop("wer")), "ablation/results.json: has values"),
-    (lambda e: respoil(e / "ablation/results.json", lambda v: v["comparisons"][0].update(diff="less")), "results.json: has values"),
-    (lambda e: respoil(e / "posteriors/post_stats.json", lambda v: v.update(f_k=["much"])), "post_stats.json: has values"),
+    (lambda e: respoil(e / "ablation/results.json", lambda v: v["points"]["hard"].pop("wer")),
+     "ablation/results.json: has values"),
+    (lambda e: respoil(e / "ablation/results.json", lambda v: v["comparisons"][0].update(diff="less")),
+     "results.json: has values"),
+    (lambda e: respoil(e / "posteriors/post_stats.json", lambda v: v.update(f_k=["much"])),
+     "post_stats.json: has values"),
     (lambda e: respoil(e / "calibration/calibration.json", lambda v: v["systems"]["baseline"].pop("ece")),
      "calibration.json: has values that its stage does not write (KeyError: 'ece')"),
     (lambda e: respoil(e / "calibration/calibration.json", lambda v: v["systems"].update(nobody={})),
      "calibration.json: has values that its stage does not write (KeyError: 'nobody')"),
     (lambda e: (e / "baseline/decode_dev/hyp.txt").write_bytes(b"x \xe9\n"), "hyp.txt: line 1 (x) is not UTF-8"),
     (lambda e: (e / "essence_k20/essence.json").write_text("{"), "not a JSON file"),
-    (lambda e: (e / "essence_k20/essence.json").write_text('{"mean_mass": "much"}'), "mean_mass is 'much', not a number"),
+    (lambda e: (e / "essence_k20/essence.json").write_text('{"mean_mass": "much"}'),
+     "mean_mass is 'much', not a number"),
     (lambda e: (e / "ali/num_pdfs").write_text("\n"), "num_pdfs: expected a whole number, got ''"),
     (lambda e: (e / "ali/num_pdfs").write_text("many\n"), "num_pdfs: expected a whole number, got 'many'"),
     (lambda e: (e / "ali/tree.txt").write_text("0 SIL\n"), "expected 'PDF-ID PHONE STATE'"),

@@ -48,7 +48,6 @@ def essence(wheel, tmp_path_factory):
         for words in ("init -q", "add data", "-c user.name=a -c user.email=a@b commit -q -m theirs"):
             subprocess.run(["git", *words.split()], cwd=folder, check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / ".venv"], check=True)
-    python = folder / ".venv" / "bin" / "python"
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / ".venv")}))
     others = [place for place in sys.path if Path(place).name in ("site-packages", "dist-packages")]
     (site / "theirs.pth").write_text("".join(f"{place}\n" for place in others))
@@ -111,7 +110,8 @@ def test_from_posteriors_to_words(essence):
 
 
 def test_jobs_in_processes_of_their_own(essence):
-    code = "import operator as o; from essence_kd.io.parallel import run_jobs as r; print(r(o.add, [(1, 2), (3, 4)], 2))"
+    code = ("import operator as o; from essence_kd.io.parallel import run_jobs as r; "
+            "print(r(o.add, [(1, 2), (3, 4)], 2))")
     assert essence("-c", code, program="python") == "[3, 7]\n"
 
 

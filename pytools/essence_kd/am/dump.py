@@ -75,7 +75,8 @@ def dump(settings: DumpSettings) -> Tally:
         if given and len(given) != len(settings.teachers) and (name == "weights" or len(given) > 1):
             raise UserError(f"--{name}: {len(given)} values for {len(settings.teachers)} teachers")
     if settings.job is not None and any(map(is_table, settings.teachers)):
-        raise UserError("--job: shares out the utterances of --feats among jobs that run models; a table is read as a whole")
+        raise UserError("--job: shares out the utterances of --feats among jobs that run models; "
+                        "a table is read as a whole")
     if settings.frame_shift_ms is not None and not 0 < settings.frame_shift_ms < math.inf:
         raise UserError(f"--frame-shift-ms {settings.frame_shift_ms:g}: must be more than 0")
     if not math.isfinite(settings.prior_scale):
@@ -233,7 +234,7 @@ def _stream(teacher: str, settings: DumpSettings) -> Iterator[Tuple[str, np.ndar
 
 def feats_path(feats: str) -> str:
     """The file name of ``--feats``, with or without ``scp:``."""
-    return feats[len("scp:"):] if feats.startswith("scp:") else feats
+    return feats.removeprefix("scp:")
 
 
 def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,

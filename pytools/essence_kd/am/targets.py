@@ -68,7 +68,7 @@ def open_soft(soft, kind: str, ali_dir,
     """
     if kind not in SOFT_KINDS:
         raise UserError(f"--soft-kind {kind}: neither {' nor '.join(SOFT_KINDS)}")
-    path = str(soft)[4:] if str(soft).startswith("scp:") else str(soft)
+    path = str(soft).removeprefix("scp:")
     if not Path(path).is_file():
         raise UserError(f"{path}: no soft targets (essence dump-post and prune-post make them)")
     beside = sidecar_path(path)

@@ -28,9 +28,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--only", type=_parts, metavar="PART,...",
                         help="select, fuse, process, codec, loss (default: all)")
     parser.add_argument("--pdfs", type=int, default=8816, metavar="N", help="default: %(default)s")
-    parser.add_argument("--frames", type=int, default=4096, metavar="N", help="frames of a matrix (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=4096, metavar="N",
+                        help="frames of a matrix (default: %(default)s)")
     parser.add_argument("--archive-frames", type=int, default=49152, metavar="N",
-                        help="frames of the archive that whole processes read (default: %(default)s, 1.7 GB at 8816 pdfs)")
+                        help="frames of the archive that whole processes read (default: %(default)s, "
+                             "1.7 GB at 8816 pdfs)")
     parser.add_argument("--top-k", type=int, default=EssenceSettings.top_k, metavar="K", help="default: %(default)s")
     parser.add_argument("--threads", type=int, metavar="N", help="default: OMP_NUM_THREADS or the cores there are")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="default: %(default)s")

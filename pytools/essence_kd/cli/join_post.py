@@ -12,8 +12,10 @@ HELP = "join the archives of several jobs"
 def add_arguments(parser) -> None:
     parser.add_argument("--ali-dir", metavar="ALI", help="alignment directory whose tree the targets belong to")
     parser.add_argument("--utts", metavar="FILE", help="utterances (first in each line) that should be there")
-    parser.add_argument("--model", action="append", default=[], metavar="NAME", help="a teacher, for the record; repeat it")
-    parser.add_argument("--frame-shift-ms", type=float, metavar="MS", help="for the sidecar, where the parts do not say it")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME",
+                        help="a teacher, for the record; repeat it")
+    parser.add_argument("--frame-shift-ms", type=float, metavar="MS",
+                        help="for the sidecar, where the parts do not say it")
     parser.add_argument("out", metavar="OUT_DIR|OUT.SCP")
     parser.add_argument("scps", nargs="+", metavar="POST.SCP")
 

@@ -36,7 +36,8 @@ def _usage() -> str:
     width = max(len(v) for v in verbs())
     lines = [f"  {verb:<{width}}  {_help_line(path)}" for verb, path in verbs().items()]
     return "\n".join(["usage: essence VERB [options] ...", "", "verbs:", *lines, "",
-                      "essence VERB --help tells a verb's options; tables are named as in Kaldi (ark:..., scp:..., pipes)."])
+                      "essence VERB --help tells a verb's options; "
+                      "tables are named as in Kaldi (ark:..., scp:..., pipes)."])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,8 +92,8 @@ def main(argv: list[str] | None = None) -> int:
 def command() -> None:
     """The whole process of a verb.
 
-    A termination (of a cluster, a time limit) ends it as Ctrl-C does: what is half-written is removed, and commands behind
-    pipes end, too. torchrun's processes may wait for each other then, so they are left to die at once.
+    A termination (of a cluster, a time limit) ends it as Ctrl-C does: what is half-written is removed, and commands
+    behind pipes end, too. torchrun's processes may wait for each other then, so they are left to die at once.
 
     What NumPy makes when it is imported is kept from the garbage collector, who would look at it again and again: a
     start takes an eighth less time.

@@ -20,8 +20,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--frame-subsampling-factor", type=int, metavar="N",
                         help="alignment frames for one frame of the soft target (default: as its sidecar says, else 1)")
     parser.add_argument("--every-frame", action="store_true",
-                        help="the result has all frames of the alignment, not one in N, each with the nearest soft target")
-    parser.add_argument("soft", metavar="SOFT-POST-RSPECIFIER", help="essence targets (of prune-post or dump-post --fuse)")
+                        help="the result has all frames of the alignment, not one in N, "
+                             "each with the nearest soft target")
+    parser.add_argument("soft", metavar="SOFT-POST-RSPECIFIER",
+                        help="essence targets (of prune-post or dump-post --fuse)")
     parser.add_argument("alignments", metavar="ALI-RSPECIFIER", help="vectors of pdf-ids")
     parser.add_argument("wspecifier", metavar="POST-WSPECIFIER")
 

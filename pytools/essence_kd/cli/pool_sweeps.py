@@ -1,6 +1,6 @@
 """Adds the errors of several sweeps and writes the setting that is best for them together.
 
-e.g.: essence pool-sweeps exp/mini/scales.json exp/mini/teacher_1/sweep/sweep.json exp/mini/baseline/sweep/sweep.json
+e.g.: essence pool-sweeps exp/mini/scales/networks.json exp/mini/{teacher_1,baseline}/sweep/sweep.json
 """
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def run(args) -> None:
     from essence_kd.decode.sweeps import pool_sweeps
 
     best = pool_sweeps(args.sweeps, args.out)["best"]
-    print(f"{args.out}: acoustic scale {best['acoustic_scale']}, word insertion penalty {best['word_insertion_penalty']}: "
-          f"{best['wer']:.2f} % WER over {len(args.sweeps)} systems")
+    print(f"{args.out}: acoustic scale {best['acoustic_scale']}, "
+          f"word insertion penalty {best['word_insertion_penalty']}: {best['wer']:.2f} % WER over {len(args.sweeps)} systems")

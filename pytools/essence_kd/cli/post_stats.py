@@ -36,7 +36,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--frame-shift-ms", type=float, metavar="MS",
                         help="of the forecast (default: as the sidecar says, else "
                              f"{FRAME_SHIFT_MS:g})")
-    parser.add_argument("--keep", type=int, default=WIDE, metavar="N", help="entries of a wide archive (default: %(default)s)")
+    parser.add_argument("--keep", type=int, default=WIDE, metavar="N",
+                        help="entries of a wide archive (default: %(default)s)")
     parser.add_argument("--top-k", type=int, default=EssenceSettings.top_k, metavar="K",
                         help="entries of an essence (default: %(default)s)")
     parser.add_argument("--max-frames", type=int, metavar="N",

@@ -26,7 +26,8 @@ def add_arguments(parser) -> None:
                         help="for STM and CTM: sclite, our own aligner, or sclite where it is installed (%(default)s)")
     parser.add_argument("--per-speaker", action="store_true", help="a %%WER line per speaker of the STM too")
     parser.add_argument("--utt2spk", metavar="FILE", help="a %%WER line per speaker too, speakers from FILE (texts)")
-    parser.add_argument("--against", metavar="HYP2", help="texts: is the difference to another system's hypothesis more than "
+    parser.add_argument("--against", metavar="HYP2",
+                        help="texts: is the difference to another system's hypothesis more than "
                         "chance? Paired bootstrap (speakers of --utt2spk, or utterances) and NIST's matched-pair test")
     parser.add_argument("--per-utt", metavar="FILE", help="write the counts of every utterance: UTT WORDS INS DEL SUB")
     parser.add_argument("--sclite-weights", action="store_true",
@@ -103,7 +104,8 @@ def _compare(args, result) -> None:
                       hyp_name=args.against)
     found, matched, unit = compare_scores(result, other, _speakers(args.utt2spk) if args.utt2spk else None)
     print(f"{wer.wer_line(other.total)} {args.against}")
-    print(f"Difference {found.diff:+.2f} points, 95 % interval {found.low:+.2f} to {found.high:+.2f}, p {p_text(found.p)} "
+    print(f"Difference {found.diff:+.2f} points, "
+          f"95 % interval {found.low:+.2f} to {found.high:+.2f}, p {p_text(found.p)} "
           f"(paired bootstrap over {unit}), p {p_text(matched.p)} (matched pairs, {matched.segments} segments)")
 
 

@@ -20,7 +20,8 @@ def _of_model(default) -> str:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--model", metavar="YAML", help="settings: a file, or a name of conf/models such as student_tdnn; "
+    parser.add_argument("--model", metavar="YAML",
+                        help="settings: a file, or a name of conf/models such as student_tdnn; "
                         "default: a small TDNN")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
                         help="a setting that differs, such as optim.epochs=20; may be repeated")

@@ -49,11 +49,12 @@ def joined(hypotheses: list[Hypothesis], starts: list[int]) -> Hypothesis:
     """One hypothesis of those of the pieces, which begin at these rows."""
     return Hypothesis(np.concatenate([h.words for h in hypotheses]),
                       np.concatenate([h.start + np.int32(start) for h, start in zip(hypotheses, starts)]),
-                      np.concatenate([h.length for h in hypotheses]), np.concatenate([h.confidence for h in hypotheses]))
+                      np.concatenate([h.length for h in hypotheses]),
+                      np.concatenate([h.confidence for h in hypotheses]))
 
 
 def joined_lists(lists: list[list[Entry]], starts: list[int], count: int) -> list[Entry]:
-    """The ``count`` best combinations of the entries of the pieces' lists, best first; a piece without any adds nothing."""
+    """The ``count`` best combinations of entries of the pieces' lists, best first; a piece without adds nothing."""
     best: list[Entry] = []
     for entries, start in zip(lists, starts):
         moved = [Entry(e.cost, joined([e.hyp], [start]), e.labels + start) for e in entries]

@@ -209,5 +209,5 @@ def _errors(progress: DecodedSet, reference: dict[str, list[str]]) -> Grid:
         print(f"essence decode: {progress.job.scores}: {len(missing)} reference utterances have no scores and "
               f"count as deletions: {' '.join(missing[:5])}", file=sys.stderr)
         lost = sum(len(reference[utt]) for utt in missing)
-        errors.update({point: lost for point in list(errors)})
+        errors.update(dict.fromkeys(list(errors), lost))
     return dict(errors), sum(len(ref) for ref in reference.values())

@@ -158,8 +158,8 @@ class Bench:
     def codec(self) -> List[Dict[str, Any]]:
         """Posterior archives written and read.
 
-        Our writer and all readers have 200,000 frames, the utterances many times, so that what follows a pause (a processor
-        that wakes) does not count; the other writers, whose turns are long, have the utterances once.
+        Our writer and all readers have 200,000 frames, the utterances many times, so that what follows a pause (a
+        processor that wakes) does not count; the other writers, whose turns are long, have the utterances once.
         """
         turns = max(1, 200_000 // self.frames)
         ids, probs = top_k(self.probs, self.k, threads=self.threads)

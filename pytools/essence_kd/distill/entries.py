@@ -25,7 +25,8 @@ class Essence(NamedTuple):
 
     >>> import numpy as np
     >>> from essence_kd import Essence, EssenceSettings, select
-    >>> essence: Essence = select(np.array([[0.25, 0.5, 0.25], [0.0, 0.0, 1.0]], np.float32), EssenceSettings(top_k=1, mass="keep"))
+    >>> posteriors = np.array([[0.25, 0.5, 0.25], [0.0, 0.0, 1.0]], np.float32)
+    >>> essence: Essence = select(posteriors, EssenceSettings(top_k=1, mass="keep"))
     >>> essence.offsets.tolist(), essence.ids.tolist(), essence.probs.tolist(), essence.kept.tolist()
     ([0, 1, 2], [1, 2], [0.5, 1.0], [0.5, 1.0])
     """

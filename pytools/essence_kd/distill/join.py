@@ -20,8 +20,8 @@ def join(scps: Sequence[str], out: str | Path, *, ali_dir: Optional[str] = None,
          models: Sequence[str] = (), frame_shift_ms: Optional[float] = None) -> Dict[str, Any]:
     """Write OUT/post.scp and essence.json, or OUT and its sidecar where that is an scp; returns the sidecar's fields.
 
-    The parts must have been made alike and hold each utterance once. ``ali_dir`` adds tree_hash and refuses another number
-    of pdfs; ``utts`` (a file with utterances first in its lines) is what should be there: under 95 % is refused.
+    The parts must have been made alike and hold each utterance once. ``ali_dir`` adds tree_hash and refuses another
+    number of pdfs; ``utts`` (a file with utterances first in its lines) is what should be there: under 95 % is refused.
     """
     out = Path(out) if str(out).endswith(".scp") else Path(out) / "post.scp"
     lines: List[str] = []
@@ -67,8 +67,9 @@ def join(scps: Sequence[str], out: str | Path, *, ali_dir: Optional[str] = None,
         wanted = [line.split()[0] for _, line in read_lines(utts)]
         missing = [utt for utt in wanted if utt not in seen]
         if len(missing) > (1 - FLOOR) * len(wanted):
-            raise UserError(f"{out.parent}: targets of {len(wanted) - len(missing)} of the {len(wanted)} utterances of {utts} "
-                            f"(the first without: {missing[0]}); under {FLOOR:.0%} is taken for a mistake")
+            raise UserError(f"{out.parent}: targets of {len(wanted) - len(missing)} of the {len(wanted)} "
+                            f"utterances of {utts} (the first without: {missing[0]}); under {FLOOR:.0%} is "
+                            "taken for a mistake")
         if missing:
             print(f"join-post: {len(missing)} of {len(wanted)} utterances of {utts} have no targets", file=sys.stderr)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -286,7 +286,7 @@ def parse_topology(text: str, name: str = "topo") -> Dict[int, Topology]:
             elif token == "</TopologyEntry>":
                 if not final or not states:
                     raise ValueError("an entry lacks its states")
-                out.update({phone: states for phone in phones})
+                out.update(dict.fromkeys(phones, states))
     except (ValueError, StopIteration) as error:
         raise UserError(f"{name}: not a topology that can be used: {error or 'it ends too early'}") from None
     if not out:

@@ -39,7 +39,7 @@ _START = len(MAGIC) + 4  # bytes before the header: magic and checksum
 
 
 def widths(num_pdfs: int) -> tuple[int, int]:
-    """(bits of a pdf-id, bytes of an entry): at least 8 bits; 3 bytes up to 65,536 pdfs. Raises ValueError over 2^24."""
+    """(bits of a pdf-id, bytes of an entry): 8 bits or more; 3 bytes up to 65,536 pdfs. Raises ValueError over 2^24."""
     bits = max(8, (num_pdfs - 1).bit_length())
     if bits > 24:
         raise ValueError(f"{num_pdfs} pdfs are too many for a compact archive")

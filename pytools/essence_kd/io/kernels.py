@@ -96,7 +96,7 @@ def _compile(wanted: str, path: str) -> None:
 
 
 def _processor() -> bytes:
-    """What tells one kind of processor from another (a shared cache may serve several): what Linux says of the first."""
+    """What Linux says of the first processor: a shared cache may serve several kinds."""
     lines = []
     try:
         with open("/proc/cpuinfo", "rb") as stream:

@@ -42,7 +42,8 @@ def look_up(values: Any, key: str, where: str) -> Any:
         if field is not None:
             if not isinstance(values, list):
                 raise UserError(f"{where}: what {key[:match.start()]} names is no list")
-            values = [item for item in values if isinstance(item, dict) and as_text(item.get(field)) in wanted.split("|")]
+            values = [item for item in values
+                      if isinstance(item, dict) and as_text(item.get(field)) in wanted.split("|")]
         elif isinstance(values, list) and not name.isdigit():
             values = [look_up(item, name, where) for item in values]
         else:

@@ -129,7 +129,8 @@ def _uncompressed(source: Source | Mapped, token: bytes, rows: int, cols: int, l
     code = np.arange(129, dtype=np.float32)
     table = np.concatenate([p0 + (p25 - p0) * code[:65] * np.float32(1 / 64),
                             p25 + (p75 - p25) * code[1:] * np.float32(1 / 128),
-                            (p75 + ((p100 - p75) * code[1:64]).astype(np.float64) * (1 / 63)).astype(np.float32)], axis=1)
+                            (p75 + ((p100 - p75) * code[1:64]).astype(np.float64) * (1 / 63)).astype(np.float32)],
+                           axis=1)
     codes = data[8 * cols:].reshape(cols, rows)
     return np.ascontiguousarray(np.take_along_axis(table, codes.astype(np.intp), axis=1).T)
 

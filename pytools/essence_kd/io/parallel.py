@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ROWS = 1 << 18  # elements of a block of rows: 1 MB, half of a core's second-level cache
 _PRELOAD = ["scipy.signal", "scipy.fft", "essence_kd.corpus.synth", "essence_kd.corpus.features"]
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -288,7 +288,7 @@ def in_turn(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iter
                             stop.set()  # nothing comes after it
                 result.put((end if item is end else work(item), None))
                 del item
-            except BaseException as error:  # noqa: B036 - handed to the thread that waits for it
+            except BaseException as error:  # handed to the thread that waits for it
                 result.put((None, error))
 
     helpers = [threading.Thread(target=run, daemon=True) for _ in range(threads)]
@@ -335,7 +335,7 @@ def over_rows(work: Callable[[slice], None], rows: int, columns: int, threads: i
         for rows_of in pending:
             try:
                 work(rows_of)
-            except BaseException as error:  # noqa: B036 - raised below
+            except BaseException as error:  # raised below
                 errors.append((rows_of.start, error))
                 return
 

@@ -102,7 +102,7 @@ def sidecar_path(specifier: str) -> str | None:
     A wspecifier may start with ``compact:``. ``post.ark`` and ``post.scp`` go with ``essence.json`` of their directory,
     ``wide.ark`` with ``wide.json``.
     """
-    name = specifier = specifier[len("compact:"):] if specifier.startswith("compact:") else specifier
+    name = specifier = specifier.removeprefix("compact:")
     head, colon, rest = specifier.partition(":")
     if colon and {"ark", "scp"} & set(head.split(",")):
         name = rest
@@ -112,7 +112,7 @@ def sidecar_path(specifier: str) -> str | None:
     if name in ("", "-") or name.startswith("|") or name.endswith("|") or is_special(name):
         return None
     folder, base = os.path.split(name)
-    stem = os.path.splitext(base[:-len(".gz")] if base.endswith(".gz") else base)[0]
+    stem = os.path.splitext(base.removesuffix(".gz"))[0]
     return os.path.join(folder, "essence.json" if stem == "post" else f"{stem}.json")
 
 

@@ -1,9 +1,9 @@
 """Registries: what a recipe chooses by its name, such as selection rules, losses or architectures.
 
-A registry has a package of its own, in which one file holds one entry (entry ``top-k`` in ``top_k.py``) and registers it
-when it is imported. A plugin is any other module that registers entries: it is named in the environment variable
-`PLUGINS` (``ESSENCE_PLUGINS=my_module,other``) or by an entry point of the group ``essence_kd.plugins``, and is imported
-when a name is looked up that the package does not have.
+A registry has a package of its own, in which one file holds one entry (entry ``top-k`` in ``top_k.py``) and registers
+it when it is imported. A plugin is any other module that registers entries: it is named in the environment variable
+`PLUGINS` (``ESSENCE_PLUGINS=my_module,other``) or by an entry point of the group ``essence_kd.plugins``, and is
+imported when a name is looked up that the package does not have.
 """
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def _import_installed() -> None:
     """What installed packages have as entry points."""
     from importlib import metadata  # takes longer to import than most verbs to start
 
-    points = metadata.entry_points()
-    chosen = points.select(group=GROUP) if hasattr(points, "select") else points.get(GROUP, ())  # Python 3.9: a dictionary
+    points = metadata.entry_points()  # Python 3.9: a dictionary
+    chosen = points.select(group=GROUP) if hasattr(points, "select") else points.get(GROUP, ())
     for point in chosen:
         _load(f"entry point {point.name} of {GROUP}", point.load)
 

@@ -114,7 +114,7 @@ class ScpTable:
     what = "object"
 
     def __init__(self, scp: str):
-        name = scp[4:] if scp.startswith("scp:") else scp
+        name = scp.removeprefix("scp:")
         if name.startswith(("ark:", "ark,")):
             raise UserError(f"'{scp}': random access needs an scp file "
                             f"(write the archive with ark,scp:FILE.ark,FILE.scp)")
@@ -180,7 +180,7 @@ class MatrixPlaces:
         return _read_line(file, span, self._maps, read_matrix, cut_matrix, utt, "matrix", place)
 
     def shape(self, utt: str, place: str) -> tuple[int, int]:
-        """(rows, columns) of the matrix of an utterance; where it is a binary one in a file, its header is read alone."""
+        """(rows, columns) of the matrix of an utterance; of a binary one in a file, the header is read alone."""
         if place.endswith(("|", "]")):
             return self.read(utt, place).shape
         self._maps.used(1 << 16)  # what the system maps around a header

@@ -24,7 +24,7 @@ class GridSettings:
 
 
 def rule_label(settings: EssenceSettings, base: EssenceSettings) -> str:
-    """The short name of a rule with its parameters, such as ``k20`` or ``p0.9_keep``, without what is as in ``base``."""
+    """The short name of a rule and what differs from ``base``, such as ``k20`` or ``p0.9_keep``."""
     label = "all" if settings.select == "all" else settings.rule().label(base)
     return label + (f"_{settings.mass}" if settings.mass != base.mass else "")
 

@@ -152,8 +152,8 @@ def score_stm(segments: list[Segment], tokens: list[Token], ref_filter: Filter, 
               *, stm_name: str = "STM") -> list[SegmentScore]:
     """Align each reference segment with the words that fall into it.
 
-    A word, after the mapping rules, belongs to the first segment of its channel that ends after the word's middle, and to
-    the last one when none does, as in sclite; words in segments marked to be ignored are not scored.
+    A word, after the mapping rules, belongs to the first segment of its channel that ends after the word's middle, and
+    to the last one when none does, as in sclite; words in segments marked to be ignored are not scored.
     """
     channels: dict[tuple[str, str], list[Segment]] = {}
     for segment in segments:

@@ -118,8 +118,8 @@ class K2Decoder(Decoder):
     def active_states(self, batch: list[np.ndarray]) -> list[int]:
         """States that the search holds active after the last row of each matrix float32 (T, C), T > 0.
 
-        k2 tells nothing of states that do not reach the end; so the search gets a graph in which every state may wait, on
-        rows where nothing else is possible, and then end. Rows of waiting follow, for k2 widens its beam in the last
+        k2 tells nothing of states that do not reach the end; so the search gets a graph in which every state may wait,
+        on rows where nothing else is possible, and then end. Rows of waiting follow, for k2 widens its beam in the last
         steps: the counts are those of a search whose end is farther.
         """
         k2, torch = self._k2, self._torch

@@ -1,9 +1,9 @@
-"""Decoding with a compiled Kaldi: latgen-faster-mapped on HCLG.fst, lattices, and what Kaldi's lattice tools make of them.
+"""Decoding with a compiled Kaldi: latgen-faster-mapped on HCLG.fst, lattices, and what Kaldi's tools make of them.
 
 A graph directory holds what the other decoders read (graph.npz, words.txt) and what Kaldi's programs read: HCLG.fst,
-final.mdl and phones/word_boundary.int. Costs are those of decode.lattice: graph + penalty a word - scale x score, in the
-search, too, as with the other decoders: Kaldi's own scripts add the penalty to lattices alone, whose best path may be lost by
-then. The lattices that are kept do not have it in their costs.
+final.mdl and phones/word_boundary.int. Costs are those of decode.lattice: graph + penalty a word - scale x score, in
+the search, too, as with the other decoders: Kaldi's own scripts add the penalty to lattices alone, whose best path may
+be lost by then. The lattices that are kept do not have it in their costs.
 
 Scores of a job may be lattices that Kaldi's scripts made of its data directory's utterances,
 ``lat:gunzip -c DIR/lat.*.gz |``: only their best paths are taken then.
@@ -53,7 +53,7 @@ def const_arpa_order(path: str | Path) -> int:
 
 @dataclass
 class _Set:
-    """One job on its way: places in recordings, utterances in order, rows of scores, where its lattices are, seconds."""
+    """A job on its way: places in recordings, utterances in order, rows of scores, where its lattices are, seconds."""
 
     job: Job
     places: Dict[str, Tuple[str, str, float]]
@@ -127,7 +127,8 @@ class KaldiLatticeDecoder(ArchiveDecoder):
         progress = _Set(job, ctm_places(job.data_dir) if job.data_dir else {})
         if job.scores.startswith(LATTICES):
             if job.data_dir is None:
-                raise UserError(f"{job.scores}: lattices that are there already need the data directory of their utterances")
+                raise UserError(f"{job.scores}: lattices that are there already need "
+                                "the data directory of their utterances")
             progress.lattices = job.scores[len(LATTICES):]
             frames = read_table(Path(job.data_dir) / "utt2num_frames")
             progress.order, progress.rows = list(frames), sum(int(n) for n in frames.values())
@@ -155,7 +156,8 @@ class KaldiLatticeDecoder(ArchiveDecoder):
             f"--lattice-beam={options.output_beam}", f"--max-active={options.max_active}",
             f"--min-active={options.min_active}", "--allow-partial=true", str(self.dir / "final.mdl"),
             str(hclg), "ark:-",
-            f"ark:|lattice-add-penalty --word-ins-penalty={-penalty} ark:- ark:- | gzip -c >{shlex.quote(str(target))}"]],
+            f"ark:|lattice-add-penalty --word-ins-penalty={-penalty} ark:- ark:- | "
+            f"gzip -c >{shlex.quote(str(target))}"]],
             out / "log" / "decode.log", feed)
         progress.seconds = time.perf_counter() - begin
         if not progress.order:
@@ -164,13 +166,14 @@ class KaldiLatticeDecoder(ArchiveDecoder):
         return progress
 
     def _swap_grammar(self, progress: _Set, new_lm: str) -> None:
-        """Lattices with the costs of the new grammar in the place of the old one's, as steps/lmrescore_const_arpa.sh does."""
+        """The new grammar's costs in the place of the old one's, as steps/lmrescore_const_arpa.sh does."""
         out = Path(progress.job.out_dir)
         out.mkdir(parents=True, exist_ok=True)
         target = shlex.quote(str(out / "lat_rescored.gz"))
         begin = time.perf_counter()
         self._run("rescoring lattices", [
-            ["lattice-lmrescore", "--lm-scale=-1.0", f"ark:{progress.lattices}", f"{self._scratch.name}/G.fst", "ark:-"],
+            ["lattice-lmrescore", "--lm-scale=-1.0", f"ark:{progress.lattices}",
+             f"{self._scratch.name}/G.fst", "ark:-"],
             ["lattice-lmrescore-const-arpa", "--lm-scale=1.0", "ark:-", new_lm, f"ark:|gzip -c >{target}"]],
             out / "log" / "rescore.log")
         if progress.seconds:  # else the lattices were there already and nobody knows what they took
@@ -191,7 +194,7 @@ class KaldiLatticeDecoder(ArchiveDecoder):
         return words
 
     def _ctm(self, progress: _Set, scale: float, penalty: float) -> List[str]:
-        """Lines "file channel start duration word" of the best paths, in recordings' times where the job names its data."""
+        """Lines "file channel start duration word" of the best paths, in recordings' times where the job has data."""
         boundary = self.dir / "phones" / "word_boundary.int"
         shift = self.graph.frame_shift_ms / 1000
         text = self._run("nbest-to-ctm", [
@@ -284,11 +287,13 @@ class KaldiLatticeDecoder(ArchiveDecoder):
     def _grid(self, progress: _Set, reference: Dict[str, List[str]]) -> dict:
         unknown = [utt for utt in progress.order if utt not in reference]
         if unknown:
-            raise UserError(f"{progress.job.scores}: utterance '{unknown[0]}' is not in the reference text of the sweep")
+            raise UserError(f"{progress.job.scores}: utterance '{unknown[0]}' is not in "
+                            "the reference text of the sweep")
         errors: collections.Counter = collections.Counter()
         for scale in self.options.sweep_scales:
             for penalty in self.options.sweep_penalties:
                 words = self._words(progress, scale, penalty)
                 for utt, ref in reference.items():
-                    errors[scale, penalty] += edit_distance(ref, list(self.graph.words[words[utt]]) if utt in words else [])
+                    hyp = list(self.graph.words[words[utt]]) if utt in words else []
+                    errors[scale, penalty] += edit_distance(ref, hyp)
         return sweep_table(dict(errors), sum(len(ref) for ref in reference.values()))

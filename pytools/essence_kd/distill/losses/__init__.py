@@ -58,9 +58,9 @@ class Loss(Parametrised):
     def soft(self, q: Tensor, p: Tensor) -> Tensor:
         """The loss of each frame: the soft target and what the student gives to the same classes, (N, k) each -> (N,).
 
-        With a sparse target the classes are its entries, in any order, and everything else as one more; in ``q`` that is
-        0 unless the mass rule says otherwise. With a dense target they are all classes. Where there is no entry, both
-        are 0.
+        With a sparse target the classes are its entries, in any order, and everything else as one more; in ``q`` that
+        is 0 unless the mass rule says otherwise. With a dense target they are all classes. Where there is no entry,
+        both are 0.
         """
         raise NotImplementedError
 
