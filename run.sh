@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The main job: from audio to the table of word error rates, in eleven stages.
 if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
+unset CDPATH
 cd -P "$(dirname "$0")" || exit 1
 # shellcheck disable=SC2034 # local/run_begin.sh hands the options on
 {

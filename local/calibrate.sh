@@ -8,7 +8,7 @@ help_message="Usage: local/calibrate.sh [options] PLAN
  leaves EXP/calibration/{calibration.json,ali_SET}
   --nj N                   processes (default: $nj)
   --cmd COMMAND            how jobs run (default: $cmd)"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 out=$exp/calibration

@@ -12,7 +12,7 @@ help_message="Usage: local/decode.sh [options] PLAN
   --nj N                   processes (default: $nj)
   --cmd COMMAND            how jobs run (default: $cmd)
   --keep-scores true|false keep the score archives, EXP/SYSTEM/scores (default: $keep_scores)"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 "local/$engine/make_graph.sh" --nj "$nj" --cmd "$cmd" "$plan"

@@ -12,7 +12,7 @@ help_message="Usage: local/dump_posteriors.sh [options] PLAN
   --nj N                   jobs (default: $nj)
   --cmd COMMAND            how jobs run (default: $cmd)
   --forward-cmd COMMAND    how those run that run the teachers, where that is another, such as one with GPUs (default: --cmd)"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 train=$data/${train_set}_sp_hires ali=$exp/ali

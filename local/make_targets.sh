@@ -10,11 +10,11 @@ help_message="Usage: local/make_targets.sh [options] PLAN
   --nj N                  targets at a time (default: $nj)
   --cmd COMMAND           how jobs run (default: $cmd)
   --forward-cmd COMMAND   how those run that run teachers, where that is another, such as one with GPUs (default: --cmd)"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 # shellcheck source=local/trainings.sh
-. local/trainings.sh
+. local/trainings.sh || exit 1
 read_trainings
 
 # What only points of an ablation learn from is made when one of them waits for it.

@@ -9,7 +9,7 @@ help_message="Usage: local/prepare_data.sh [options] PLAN [RECIPE-OPTION...]
  RECIPE-OPTIONs go to that script.
   --nj N          processes (default: $nj)
   --cmd COMMAND   not used: the work is done here"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -ge 1 ] || usage
 read_plan "$1"
 shift

@@ -3,7 +3,7 @@
 help_message="Usage: local/rescore_lm.sh PLAN
  e.g.: local/rescore_lm.sh exp/mini/plan.json      # leaves data/mini/lm_rescore/lm.arpa.gz
  takes DATA/rescore_arpa.gz where data preparation left one; else trains on DATA/lm_text (DATA/TRAIN/text where there is none)"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 [ "$rescore_lm_order" -gt 0 ] || exit 0

@@ -9,10 +9,10 @@ run_start=$SECONDS
 plan_args=(--root "$PWD") recipe_args=()
 for v in stage stop_stage nj corpus size engine seed teachers student combine top_k temperature soft_weight fuse lm_order \
   rescore_lm_order decoder ablation grid; do
-  [ -z "${!v}" ] || plan_args+=("--${v//_/-}" "${!v}")
+  [ -z "${!v}" ] || plan_args+=("--${v//_/-}=${!v}")
 done
 for v in "${recipe_options[@]}"; do
-  if [ -n "${!v}" ]; then plan_args+=(--recipe "$v=${!v}") recipe_args+=("--${v//_/-}" "${!v}"); fi
+  if [ -n "${!v}" ]; then plan_args+=("--recipe=$v=${!v}") recipe_args+=("--${v//_/-}" "${!v}"); fi
 done
 
 # 1. What can be said before any work, by any Python; a machine that has none is set up first.
@@ -22,7 +22,7 @@ check_options() ( # in a subshell: which Python it will be, local/setup_env.sh s
   if [ -d "$work_dir" ]; then export WORK_DIR=$work_dir; fi
   . ./path.sh
   [ -n "$ESSENCE_PYTHON" ] && "$ESSENCE_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 9))' || exit 127
-  essence plan --check-only --work-dir "$work_dir" "${plan_args[@]}"
+  essence plan --check-only "--work-dir=$work_dir" "${plan_args[@]}"
 )
 status=0
 told=$(check_options) || status=$?

@@ -6,7 +6,7 @@ help_message="Usage: local/score.sh [options] PLAN
  e.g.: local/score.sh --nj 2 exp/mini/plan.json    # leaves exp/mini/RESULTS, exp/mini/report, exp/mini/ablation/RESULTS
   --nj N                   processes of the calibration (default: $nj)
   --cmd COMMAND            how its jobs run (default: $cmd)"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 local/calibrate.sh --nj "$nj" --cmd "$cmd" "$plan"

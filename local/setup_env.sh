@@ -11,6 +11,7 @@ Environment: ESSENCE_PYTHON (an interpreter that has every package: it is used, 
              ESSENCE_K2_PYTHON (an interpreter that has k2: nothing is made)
              ESSENCE_TORCH_INDEX (wheel page of a torch build of your choice)"
 
+unset CDPATH
 cd -P "$(dirname "$0")/.." || exit 1
 work_dir=${WORK_DIR:-$PWD}
 extras="core recipe"

@@ -41,7 +41,7 @@ for ((j = first; j <= last; j++)); do # slurmd makes no folders, and appends (a 
 done
 pattern=${log//%/%%}
 [ -z "$name" ] || pattern=${pattern//"$name"/%a}
-dir=$(cd "$(dirname "$(log_of "$first")")" && mktemp -d "$PWD/.slurm.XXXXXX") || exit 1
+dir=$(CDPATH='' cd "$(dirname "$(log_of "$first")")" && mktemp -d "$PWD/.slurm.XXXXXX") || exit 1
 
 # What each job runs. It leaves its exit status in $dir/NUMBER: what the queue says of a job is forgotten after minutes.
 {

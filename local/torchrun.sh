@@ -15,6 +15,7 @@ set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # What went wrong, the process has said itself: no traceback of the launcher behind it.
 torchrun='import sys
+sys.path[:] = filter(None, sys.path)  # not the working directory
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 try:
@@ -24,7 +25,7 @@ except ChildFailedError as error:
     sys.exit(f"torchrun: process {rank} ended with status {failure.exitcode}; its own message says why")'
 if [ -z "${SLURM_JOB_ID:-}" ]; then
   count=${PROCESSES_PER_NODE:-$("$ESSENCE_PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
-  exec "$ESSENCE_PYTHON" -c "$torchrun" --standalone --nproc-per-node "$count" -m essence_kd "$@"
+  exec "$ESSENCE_PYTHON" -c "$torchrun" --standalone --nproc-per-node "$count" "$ESSENCE_ROOT/pytools/essence_kd/__main__.py" "$@"
 fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
@@ -32,4 +33,4 @@ address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 exec srun --kill-on-bad-exit=1 --export=ALL --nodes "$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   "$ESSENCE_PYTHON" -c "$torchrun" --nnodes "$SLURM_JOB_NUM_NODES" \
   --nproc-per-node "${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}" --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" \
-  --rdzv-endpoint "$address:$((20000 + SLURM_JOB_ID % 10000))" -m essence_kd "$@"
+  --rdzv-endpoint "$address:$((20000 + SLURM_JOB_ID % 10000))" "$ESSENCE_ROOT/pytools/essence_kd/__main__.py" "$@"

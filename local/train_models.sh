@@ -16,12 +16,12 @@ help_message="Usage: local/train_models.sh [options] PLAN ROLE...
                      (default: that script's)
   --keep-targets true|false   keep soft targets that only points of an ablation learn from (default: false: when all are
                      trained they are removed)"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -ge 2 ] || usage
 read_plan "$1"
 shift
 # shellcheck source=local/trainings.sh
-. local/trainings.sh
+. local/trainings.sh || exit 1
 read_trainings
 need 3 "$train" "$train/feats.scp"
 need 4 "$exp/ali" "$exp/ali/ali.scp"

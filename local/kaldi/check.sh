@@ -11,7 +11,7 @@ gmm=true
 nnet3=false
 lattices=false
 rescore=false
-. local/stage.sh
+. local/stage.sh || exit 1
 
 how="compile Kaldi (tools/INSTALL, src/INSTALL) and set KALDI_ROOT to it, or leave out --engine kaldi"
 [ -n "${KALDI_ROOT:-}" ] || fail "KALDI_ROOT is not set; $how"

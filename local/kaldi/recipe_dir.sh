@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the stages of the engine kaldi, in the place of stage.sh: Kaldi's scripts run in a recipe directory of the
 # usual kind, EXP/kaldi, with links to steps, utils, conf and data, a path.sh, and exp/ for what they train, logs included.
-. local/stage.sh
+. local/stage.sh || exit 1
 
 # shellcheck disable=SC2154  # data and exp are read_plan's
 enter_recipe_dir() { # makes the recipe directory, goes there

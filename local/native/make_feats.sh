@@ -7,7 +7,7 @@ help_message="Usage: local/native/make_feats.sh [options] PLAN
  e.g.: local/native/make_feats.sh --nj 2 exp/mini/plan.json      # of every set of the plan
   --nj N          processes (default: $nj)
   --cmd COMMAND   not used: the work is done here"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 for set in $sets; do

@@ -7,7 +7,7 @@ help_message="Usage: local/native/make_graph.sh [options] PLAN
  e.g.: local/native/make_graph.sh exp/mini/plan.json       # leaves exp/mini/graph
   --nj N, --cmd COMMAND  not used: the work is done here, by one process
   --transition-scale S   of all transitions but self-loops (default: $transition_scale)"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 need 1 "$data/lang" "$data/lang/G.fst" "$data/lm"

@@ -7,7 +7,7 @@ help_message="Usage: local/native/perturb_speed.sh [options] PLAN
  e.g.: local/native/perturb_speed.sh --nj 2 exp/mini/plan.json     # leaves data/mini/train_sp and train_sp_hires
   --nj N          processes (default: $nj)
   --cmd COMMAND   not used: the work is done here"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 from=$data/$train_set

@@ -6,7 +6,7 @@ help_message="Usage: local/native/prepare_lang.sh [options] PLAN
  e.g.: local/native/prepare_lang.sh exp/mini/plan.json
  reads DATA/dict and DATA/lm_text (DATA/TRAIN/text where there is none); leaves DATA/lang and DATA/lm
   --nj N, --cmd COMMAND   not used: the work is done here, by one process"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 need 0 "$data" "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/$dev_set/text"

@@ -7,7 +7,7 @@ help_message="Usage: local/native/train_gmm.sh [options] PLAN
  e.g.: local/native/train_gmm.sh --nj 2 exp/mini/plan.json     # leaves exp/mini/gmm and exp/mini/ali
   --nj N          processes (default: $nj)
   --cmd COMMAND   not used: the work is done here"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 train=$data/$train_set

@@ -14,7 +14,7 @@ help_message="Usage: recipes/fsdd/prepare_data.sh [options] DATA
   --size tiny|default|full   (default: $size)
   --seed N                   (default: $seed)
   --nj N                     processes (default: $nj)"
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 data=$1
 

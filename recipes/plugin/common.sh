@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the plug-in's scripts, in the place of stage.sh. They run in the user's recipe directory, whose path.sh finds
 # Kaldi; this checkout's finds essence and its Python.
+unset CDPATH
 plugin_root=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck disable=SC1091  # the user's own
 if [ -f ./path.sh ] && ! [ ./path.sh -ef "$plugin_root/path.sh" ]; then . ./path.sh; fi

@@ -16,7 +16,7 @@ work_dir=$PWD
 forecast=true
 rates=
 gpu_tflops=10
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 0 ] || usage
 # shellcheck source=recipes/swbd/recipe.conf
 . recipes/swbd/recipe.conf

@@ -9,7 +9,7 @@ help_message="Usage: recipes/swbd/prepare_data.sh [options] DATA
 size=default
 # shellcheck disable=SC2034
 nj=1
-. local/stage.sh
+. local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 # shellcheck source=recipes/swbd/recipe.conf
 . recipes/swbd/recipe.conf

@@ -99,6 +99,11 @@ def test_a_corpus_is_two_files(run, checkout, tmp_path):
         done = run(*options)
         assert done.returncode == 2 and message in done.stderr and not work.exists()
 
+    other = checkout / "recipes" / "copied"  # has the same option, and one that run.sh has
+    other.mkdir()
+    (other / "recipe.conf").write_text(CONF.replace('options="', 'options="seed '))
+    done = run("--corpus", "copied")
+    assert done.returncode == 1 and "recipes/copied/recipe.conf: options: 'seed' is an option of run.sh" in done.stderr
     assert stages(run(*to_2, "--loudness", "500")) == [0, 1, 2]
     plan = json.loads((work / "exp" / "words" / "plan.json").read_text())
     assert [(s["name"], s["role"], s["label"]) for s in plan["sets"]] == [

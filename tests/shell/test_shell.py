@@ -262,6 +262,8 @@ def test_every_script_has_help_and_refuses_nonsense(shell, path):
     (["--check", "yes"], "--check takes true or false"),
     (["--stage", "11"], "there is no stage 11: stages are 0 to 10"),  # essence plan, of the options alone
     (["--nj", "0"], "--nj takes a whole number of at least 1, not '0'"),
+    (["--seed", ""], "--seed takes a whole number, not ''"),
+    (["--student", "--seed"], "no conf/models/--seed.yaml"),
     (["--corpus", "nope"], "unknown corpus 'nope'; there are: "),
     (["--ablation", "true", "--fuse", "true"], "wide archive"),
     (["--corpus", "fsdd", "--fsdd-dir", "/nowhere"], "no folder '/nowhere' for --fsdd-dir"),
@@ -314,6 +316,33 @@ def test_sh_will_do_for_bash(shell, path):
     for called in (["sh"], ["bash", "--posix"]):  # as which sh is here and there
         done = shell(*called, path, "--help")
         assert done.returncode == 0 and f"Usage: {'./' if path == 'run.sh' else ''}{path}" in done.stdout
+
+
+def test_folders_that_cd_would_take_another_for(shell, tmp_path):
+    """CDPATH leads to a folder of the checkout's name."""
+    (tmp_path / "others" / "essence").mkdir(parents=True)
+    (tmp_path / "essence").symlink_to(ROOT)
+    for path in ("essence/local/bin/essence", "essence/run.sh", "essence/recipes/plugin/essence_targets.sh", "essence/local/setup_env.sh"):
+        for cdpath in (".", tmp_path / "others"):
+            done = shell("bash", path, "--help", cwd=tmp_path, env={"CDPATH": str(cdpath), "ESSENCE_PYTHON": "", "PYTHONPATH": ""})
+            assert done.returncode == 0 and "sage: " in done.stdout and done.stderr == "", done.stderr
+
+
+def test_a_stage_called_from_another_folder_does_nothing(shell, tmp_path):
+    for script in STAGES:
+        if "\n. local/stage.sh" in script.read_text():
+            done = shell("bash", script, tmp_path / "plan.json", cwd=tmp_path)
+            assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
+            assert "local/stage.sh: No such file" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_modules_of_the_working_directory_are_not_python_s(shell, tmp_path):
+    for name in ("queue.py", "io.py", "yaml.py"):
+        (tmp_path / name).write_text("raise SystemExit('taken from the working directory')")
+    (tmp_path / "a.json").write_text('{"b": 1}')
+    for words in (("get", "a.json", "b"), ("copy-post", "--help"), ("get", ROOT / "conf/essence.yaml", "--default", "1", "b")):
+        done = shell(ROOT / "local/bin/essence", *words, cwd=tmp_path)
+        assert done.returncode == 0 and done.stdout[0] in "1u", done.stderr
 
 
 def test_run_sh_says_which_stage_is_missing(shell, tmp_path):

@@ -50,6 +50,7 @@ def recipe(tmp_path):
     ({"stage": "5", "stop_stage": "3"}, "--stage 5 comes after --stop-stage 3"),
     ({"seed": "1.5"}, "--seed takes a whole number, not '1.5'"),
     ({"nj": "0"}, "--nj takes a whole number of at least 1, not '0'"),
+    ({"nj": "9" * 5000}, "--nj takes a whole number of at most nine digits"),
     ({"nj": "two"}, "--nj takes a whole number of at least 1, not 'two'"),
     ({"lm_order": "0"}, "--lm-order takes a whole number of at least 1, not '0'"),
     ({"rescore_lm_order": "four"}, "--rescore-lm-order takes a whole number, not 'four'"),
@@ -102,6 +103,14 @@ def test_what_a_recipe_does_not_allow(recipe, changes, added, message):
         check_recipe(options, recipe(added, size=options.size))
 
 
+@pytest.mark.parametrize("name, message", [
+    ("seed", "options: 'seed' is an option of run.sh"), ("work_dir", "options: 'work_dir' is an option of run.sh"),
+    ("Its-own", "options: 'Its-own' is no name"),
+])
+def test_options_that_no_recipe_can_declare(recipe, name, message):
+    refused(lambda: check_recipe(given(), recipe(f"options={name}\n")), message)
+
+
 def test_what_it_allows(recipe):
     check_recipe(given(size="tiny", engine="kaldi"), recipe())
     check_recipe(given(recipe_options={"its_own": "1", "other": ""}), recipe('options="other its_own"\n'))
@@ -110,6 +119,8 @@ def test_what_it_allows(recipe):
 @pytest.mark.parametrize("models, engine, message", [
     (["nope"], "native", "no conf/models/nope.yaml for model 'nope'"),
     (["teacher_blstm", "nope"], "kaldi", "no conf/models/nope.yaml for model 'nope'"),
+    (["../models/student_tdnn"], "native", "'../models/student_tdnn' is no model"),
+    (["nnet3/../nnet3/tdnn"], "kaldi", "'nnet3/../nnet3/tdnn' is no model"),
     (["nnet3/tdnn"], "native", "teacher nnet3/tdnn needs --engine kaldi"),
     (["nnet3/nope"], "kaldi", "no conf/nnet3/nope.xconfig for model 'nnet3/nope'"),
 ])
@@ -127,7 +138,7 @@ def test_every_model_of_conf_may_be_named():
 
 
 @pytest.mark.parametrize("text, names", [
-    ("", ["a", "b"]), ("torch", ["a", "b"]), ("c", ["c"]), (" c  d ", ["c", "d"]),
+    ("", ["a", "b"]), ("torch", ["a", "b"]), ("c", ["c"]), (" ", ["a", "b"]), (" c  d ", ["c", "d"]),
     ("nnet3", ["nnet3/tdnn", "nnet3/tdnn_lstm", "nnet3/blstm"]), ("nnet3/tdnn c", ["nnet3/tdnn", "c"]),
 ])
 def test_names_of_models(text, names):
@@ -166,6 +177,24 @@ def test_a_recipe_says_what_its_corpus_has(recipe):
     ("disk_mb=-1\n", None, ["disk_mb is '-1', not a whole number"]),
     ("clips=few\n", None, ["clips is 'few', not a whole number"]),
     ("labels='easy hard'\n", None, ["labels are pairs such as 'eval_swbd=SWBD', not 'easy hard'"]),
+    ("clips=\u00b2\n", None, ["clips is '\u00b2', not a whole number"]),
+    ("lm_order=two\n", None, ["lm_order is 'two', not the order of an n-gram"]),
+    ("rescore_lm_order=-1\n", None, ["rescore_lm_order is '-1', not the order"]),
+    ("labels='easy='\n", None, ["labels are pairs such as"]),
+    ("labels='esay=E'\n", None, ["labels: there is no set 'esay' (there are: learn, tune, easy, hard)"]),
+    ("labels='easy=E hard=E'\n", None, ["two columns of the tables would be called 'E'"]),
+    ("labels='easy=total'\n", None, ["two columns of the tables would be called 'total'"]),
+    ("eval_sets='easy tune'\n", None, ["set 'tune' comes twice"]),
+    ("eval_sets='a/b'\n", None, ["a set cannot be called 'a/b'"]),
+    ("eval_sets='-x'\n", None, ["a set cannot be called '-x'"]),
+    ("eval_sets='e*'\n", None, ["a set cannot be called 'e*'"]),
+    ("eval_sets='total'\n", None, ["a set cannot be called 'total'"]),
+    ("eval_sets='lang'\n", None, ["a set cannot be called 'lang'"]),
+    ("eval_sets='tune_hires'\n", None, ["a set cannot be called 'tune_hires'", "from set 'tune'"]),
+    ("untranscribed_sets='learn_sp'\n", None, ["a set cannot be called 'learn_sp'"]),
+    ("dev_set='a b'\n", None, ["dev_set is 'a b': name one"]),
+    ("eval_sets=' '\n", None, ["eval_sets is ' ': name at least one"]),
+    ("teachers=\n", None, ["teachers is '': name at least one"]),
     ("if true; then\n", None, ["bash cannot read it", "syntax error"]),
     ("no_such_command || exit 3\n", None, ["bash cannot read it", "no_such_command"]),
 ])
@@ -206,3 +235,6 @@ def test_the_verb_ends_with_status_2_and_one_line(tmp_path, capsys):
         refusal = "--nj takes a whole number of at least 1, not '0'; see ./run.sh --help"
         assert said.out == "" and said.err.splitlines()[-1].endswith(refusal)
     assert not list(tmp_path.iterdir())
+    for folder, message in (("Smith, John", "has a comma in its name"), ("a\nb", "has a line break in its name")):
+        assert main(["plan", "--check-only", *words, "--root", str(ROOT), "--work-dir", str(tmp_path / folder)]) == 2
+        assert message in capsys.readouterr().err

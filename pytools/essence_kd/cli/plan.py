@@ -11,18 +11,15 @@ HELP = "write the plan of a run (plan.json) from recipe.conf, conf/ and the opti
 
 
 def add_arguments(parser) -> None:
-    from dataclasses import MISSING, fields
+    from essence_kd.plan.options import option_names
 
-    from essence_kd.plan.options import Options, option_names
-
-    needed = {f.name for f in fields(Options) if f.default is MISSING and f.default_factory is MISSING}
     for name in option_names():
-        parser.add_argument("--" + name.replace("_", "-"), required=name in needed, default="", metavar="VALUE",
+        parser.add_argument("--" + name.replace("_", "-"), default="", metavar="VALUE",
                             help="as run.sh has it")
     parser.add_argument("--recipe", metavar="NAME=VALUE", action="append", default=[],
                         help="an option that the recipe declares; may be repeated")
     parser.add_argument("--root", type=Path, required=True, help="the checkout, where recipes/ and conf/ are")
-    parser.add_argument("--work-dir", type=Path, required=True, help="where data/ and exp/ go")
+    parser.add_argument("--work-dir", required=True, help="where data/ and exp/ go")
     parser.add_argument("--check-only", action="store_true",
                         help="write nothing and read no YAML: print what run.sh needs to know before any set-up")
     parser.add_argument("--dry-run", action="store_true", help="write nothing, and say what the plan has")
@@ -49,17 +46,18 @@ def _told(options, root) -> list:
 def run(args) -> int:
     import sys
 
-    from essence_kd.plan.options import OptionError, Options, option_names
+    from essence_kd.plan.options import OptionError, Options, check_work_dir, option_names
 
     recipe = dict(text.partition("=")[::2] for text in args.recipe)
     options = Options(**{name: getattr(args, name) for name in option_names()}, recipe_options=recipe)
     try:
+        check_work_dir(args.work_dir)
         if args.check_only:
             print("\n".join(_told(options, args.root)))
             return 0
         from essence_kd.plan.build import plan_run
 
-        plan = plan_run(options, args.root, args.work_dir)
+        plan = plan_run(options, args.root, Path(args.work_dir).absolute())
     except OptionError as error:
         print(f"./run.sh: {error}; see ./run.sh --help", file=sys.stderr)
         return 2

@@ -15,7 +15,9 @@ from essence_kd.io.resources import checkout
 _NO_K2 = 97  # exit status of a Python that cannot import k2
 # k2's own Python starts here: says why k2 cannot be used there, or runs the same verb.
 _BOOT = f"""
-import signal, sys
+import sys
+sys.path[:] = filter(None, sys.path)  # not the working directory
+import signal
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     import numpy, yaml, torch, k2

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Dict, List, Optional
@@ -16,6 +17,7 @@ KALDIS_DECODER = "kaldi-lattice"  # needs the engine kaldi
 COMBINE = ("mean", "logmean")
 NNET3 = "nnet3"  # the name of all nnet3 teachers together
 NNET3_TEACHERS = ("nnet3/tdnn", "nnet3/tdnn_lstm", "nnet3/blstm")
+OF_RUN_SH = ("check", "cmd", "config", "help", "work_dir")  # options of run.sh that the plan does not ask for
 
 
 class OptionError(UserError):
@@ -55,7 +57,9 @@ def option_names() -> List[str]:
 
 def whole_number(name: str, text: str, low: int = 0) -> int:
     """The value of an option that takes a whole number. Raises OptionError."""
-    if not (text.isascii() and text.isdigit() and int(text) >= low):
+    if re.fullmatch("[0-9]{10,}", text):
+        raise OptionError(f"--{name.replace('_', '-')} takes a whole number of at most nine digits, not '{text}'")
+    if not re.fullmatch("[0-9]+", text) or int(text) < low:
         least = f" of at least {low}" if low else ""
         raise OptionError(f"--{name.replace('_', '-')} takes a whole number{least}, not '{text}'")
     return int(text)
@@ -126,8 +130,24 @@ def check_options(options: Options, root: Path) -> None:
             raise OptionError(f"no folder '{value}' for --{name.replace('_', '-')}")
 
 
+def check_work_dir(work_dir: str) -> None:
+    """Whether tables in this folder can be named. Raises OptionError."""
+    if not work_dir:
+        raise OptionError("--work-dir takes a folder, not ''")
+    path = os.path.realpath(work_dir)
+    for character, what in ((",", "a comma"), ("\n", "a line break")):
+        if character in path:
+            raise OptionError(f"'{path}' has {what} in its name, where Kaldi's ark,scp:FILE,FILE would be divided: "
+                              "choose another folder with --work-dir")
+
+
 def check_recipe(options: Options, recipe: Recipe) -> None:
-    """What the recipe of the corpus allows. Raises OptionError."""
+    """What the recipe of the corpus allows. Raises OptionError, UserError for an option that no recipe can declare."""
+    for name in recipe.options:
+        taken = name in (*option_names(), *OF_RUN_SH)
+        if taken or not re.fullmatch("[a-z][a-z0-9_]*", name):
+            raise UserError(f"{recipe.path}: options: '{name}' " + (
+                "is an option of run.sh: choose another name" if taken else "is no name: write small letters, digits and '_'"))
     for name in options.recipe_options:
         if name not in recipe.options:
             raise OptionError(f"corpus {options.corpus} has no option --{name.replace('_', '-')}")
@@ -142,7 +162,7 @@ def model_names(given: str, default: str) -> List[str]:
     names: Optional[str] = None if given in ("", "torch") else given
     if names == NNET3:
         return list(NNET3_TEACHERS)
-    return (names or default).split()
+    return (names or "").split() or default.split()
 
 
 def check_models(models: List[str], engine: str, root: Path) -> None:
@@ -150,6 +170,8 @@ def check_models(models: List[str], engine: str, root: Path) -> None:
     for model in models:
         if model.startswith("nnet3/") and engine != "kaldi":
             raise OptionError(f"teacher {model} needs --engine kaldi")
+        if model.split("/")[-1].startswith(".") or "/" in model[model.startswith("nnet3/") and 6:]:
+            raise OptionError(f"'{model}' is no model: name files of conf/models without .yaml")
         path = model_file(root, model)
         if not path.is_file():
             raise OptionError(f"no {path.relative_to(root)} for model '{model}'")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ LISTS = ("sizes", "engines", "train_set", "dev_set", "eval_sets", "untranscribed
 OPTIONAL = {"rescore_lm_order": "", "engines": "native kaldi", "untranscribed_sets": "", "options": "", "labels": "",
             "clips": "0"}
 PAIRS = ("labels",)
+SET_NAME = re.compile(r"\w[\w.+-]*")  # directories are called so, and stages have them as words
+NOT_A_SET = ("dict", "download", "lang", "lang_rescore", "lm", "lm_rescore", "total")  # DATA and tables have these
 _VARIABLES = (*TEXT, *NUMBERS, *LISTS, *PAIRS)
 
 
@@ -62,12 +65,43 @@ def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:
     if missing:
         raise UserError(f"{path}: says nothing of {missing[0]}")
     for name in NUMBERS:
-        if not found[name].isdigit():
+        if not re.fullmatch("[0-9]{1,9}", found[name]):
             raise UserError(f"{path}: {name} is '{found[name]}', not a whole number")
+    for name in ("lm_order", "rescore_lm_order"):
+        if not re.fullmatch("[0-9]{0,9}", found[name]):
+            raise UserError(f"{path}: {name} is '{found[name]}', not the order of an n-gram")
     labels = [pair.split("=", 1) for pair in found["labels"].split()]
     if any(len(pair) != 2 for pair in labels):
         raise UserError(f"{path}: labels are pairs such as 'eval_swbd=SWBD', not '{found['labels']}'")
+    if size in found["sizes"].split():
+        _check_sets(path, found, dict(labels))
     return Recipe(
         path=path, labels=dict(labels), **{name: found[name] for name in (*TEXT, "train_set", "dev_set", "teachers")},
         **{name: int(found[name]) for name in NUMBERS},
         **{name: found[name].split() for name in ("sizes", "engines", "eval_sets", "untranscribed_sets", "options")})
+
+
+def _check_sets(path: Path, found: Dict[str, str], labels: Dict[str, str]) -> None:
+    """Whether the sets can be told apart, on disk and in tables. Raises UserError."""
+    for name in ("train_set", "dev_set", "eval_sets", "teachers", "student"):
+        count = len(found[name].split())
+        if not count or (count > 1 and name in ("train_set", "dev_set")):
+            raise UserError(f"{path}: {name} is '{found[name]}': name {'one' if count else 'at least one'}")
+    names = [s for role in ("train_set", "dev_set", "eval_sets", "untranscribed_sets") for s in found[role].split()]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: set '{name}' comes twice among train_set, dev_set, eval_sets and untranscribed_sets")
+        if not SET_NAME.fullmatch(name) or name in NOT_A_SET:
+            raise UserError(f"{path}: a set cannot be called '{name}': write letters, digits, '_', '.', '+' and '-', "
+                            f"and none of {', '.join(NOT_A_SET)}")
+        for made in (name + "_hires", name + "_sp", name + "_sp_hires"):
+            if made in names:
+                raise UserError(f"{path}: a set cannot be called '{made}': stages make data of that name from set '{name}'")
+    for name in labels:
+        if name not in names:
+            raise UserError(f"{path}: labels: there is no set '{name}' (there are: {', '.join(names)})")
+    shown = ["total", *(labels.get(s, s) for role in ("dev_set", "eval_sets") for s in found[role].split())]
+    for label in shown:
+        if not label or shown.count(label) > 1:
+            raise UserError(f"{path}: labels: two columns of the tables would be called '{label}'" if label else
+                            f"{path}: labels are pairs such as 'eval_swbd=SWBD', not '{found['labels']}'")

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Optional
 
+import essence_kd
 from essence_kd.am.settings import EarlyStoppingSettings
 from essence_kd.decode.decoder import DECODERS
 from essence_kd.io.errors import UserError
@@ -50,7 +51,7 @@ class DevWer:
     def _run(*words) -> None:
         """An essence command in a process of its own; its last line where it fails."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        done = subprocess.run([sys.executable, "-m", "essence_kd", *map(str, words)], env=environment,
+        done = subprocess.run([sys.executable, str(Path(essence_kd.__file__).with_name("__main__.py")), *map(str, words)], env=environment,
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             reason = (done.stderr.strip() or "no message").splitlines()[-1]

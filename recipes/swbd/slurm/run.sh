@@ -3,6 +3,7 @@
 # processors, every training on the GPUs of several nodes, the teachers' posteriors by jobs of one GPU. Arguments go to
 # run.sh, such as: --stage 5 --fuse true
 # Partitions, nodes and memory are examples: set the variables, or change them here.
+unset CDPATH
 cd -P "$(dirname "$0")/../../.." || exit 1
 export train_launcher=local/torchrun.sh
 export cuda_cmd=${cuda_cmd:-local/slurm.sh --partition gpu --nodes 2 --gpu 4 --num-threads 20 --mem 64G --time 2-00:00:00}
