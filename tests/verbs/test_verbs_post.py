@@ -363,7 +363,8 @@ def test_memory_does_not_grow_with_the_archive(verb, source, tmp_path):
 def test_too_little_memory_is_one_line(tmp_path):
     matrix = "printf 'u \\0BFM \\4\\144\\0\\0\\0\\4\\100\\102\\17\\0'; head -c 400000000 /dev/zero"  # 100 x 1,000,000
     done = subprocess.run(["bash", "-c", 'ulimit -v 900000; exec "$@"', "-", sys.executable, "-m", "essence_kd",
-                           "prune-post", "--top-k", "3", f"ark:{matrix} |", f"ark:{tmp_path}/o.ark"], capture_output=True, text=True,
+                           "prune-post", "--top-k", "3", f"ark:{matrix} |", f"ark:{tmp_path}/o.ark"],
+                          capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT / "pytools"), "OPENBLAS_NUM_THREADS": "1"})
     assert done.returncode == 1 and done.stderr.startswith("essence prune-post: not enough memory: "), done.stderr
     assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())

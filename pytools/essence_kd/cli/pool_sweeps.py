@@ -17,4 +17,5 @@ def run(args) -> None:
 
     best = pool_sweeps(args.sweeps, args.out)["best"]
     print(f"{args.out}: acoustic scale {best['acoustic_scale']}, "
-          f"word insertion penalty {best['word_insertion_penalty']}: {best['wer']:.2f} % WER over {len(args.sweeps)} systems")
+          f"word insertion penalty {best['word_insertion_penalty']}: {best['wer']:.2f} % WER "
+          f"over {len(args.sweeps)} systems")
