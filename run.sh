@@ -51,16 +51,16 @@ How it runs
   --work-dir DIR              where data/, exp/ and .venv go (default: this folder)
 What is trained and decoded
   --seed N                    of the models (default: $seed)
-  --teachers 'A B ..'         files of conf/models without .yaml (default, or torch: the recipe's); with --engine kaldi also
-                              nnet3/NAME for files of conf/nnet3, and nnet3 for all of them
+  --teachers 'A B ..'         files of conf/models without .yaml (default, or torch: the recipe's); with --engine kaldi
+                              also nnet3/NAME for files of conf/nnet3, and nnet3 for all of them
   --student 'A B ..'          likewise; each is trained beside its twin, which learns from hard labels alone
   --combine mean|logmean      how teachers are combined (default: $combine)
   --top-k 'N ..', --temperature T, --soft-weight A   the distillation (default: conf/essence.yaml)
   --fuse true|false           dump essence targets without the wide archive (default: $fuse)
   --lm-order N                order of the n-gram in the decoding graph (default: the recipe's)
   --rescore-lm-order N        rescore the words with a larger n-gram; 0: do not (default: the recipe's)
-  --decoder NAME              k2, kaldi, auto (k2 where it could be set up, else kaldi-decoder), or, with --engine kaldi,
-                              kaldi-lattice (latgen-faster-mapped) (default: $decoder)
+  --decoder NAME              k2, kaldi, auto (k2 where it could be set up, else kaldi-decoder), or, with
+                              --engine kaldi, kaldi-lattice (latgen-faster-mapped) (default: $decoder)
   --ablation true|false       also train the points of --grid; hours on two cores (default: $ablation)
   --grid YAML                 (default: $grid)"
 . local/recipe_options.sh # the options that recipes declare
@@ -83,8 +83,8 @@ run_stage 3 "speed perturbation" "local/$engine/perturb_speed.sh" "${jobs[@]}" "
 run_stage 4 "GMM training and alignment" "local/$engine/train_gmm.sh" "${jobs[@]}" "$plan"
 
 # The twins need no teacher: they fill the cores while the last teacher trains.
-run_stage 5 "teachers and baseline" local/train_models.sh "${train_jobs[@]}" --nnet3-cmd "$cmd" --nnet3-gpu "$nnet3_gpu" \
-  "$plan" teacher twin
+run_stage 5 "teachers and baseline" local/train_models.sh "${train_jobs[@]}" \
+  --nnet3-cmd "$cmd" --nnet3-gpu "$nnet3_gpu" "$plan" teacher twin
 
 run_stage 6 "ensemble posteriors" local/dump_posteriors.sh "${gpu_jobs[@]}" "$plan"
 

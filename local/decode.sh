@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Stage 9: the decoding graph, and every system decoded by the same code. Systems of a scale group have the same acoustic scale and word
-# insertion penalty, so that a difference of two systems is one of their models: the best on the development set for those
-# together that the plan gives a say in it (teachers, ensemble and twin; not students). The GMM has its own.
+# Stage 9: the decoding graph, and every system decoded by the same code. Systems of a scale group have the same acoustic
+# scale and word insertion penalty, so that a difference of two systems is one of their models: the best on the development
+# set for those together that the plan gives a say in it (teachers, ensemble and twin; not students). The GMM has its own.
 nj=2
 cmd=local/jobs.sh
 keep_scores=false
@@ -29,7 +29,9 @@ if [ "$rescore_lm_order" -gt 0 ]; then
   rescore_inputs=("$data/lm_rescore")
 fi
 
-scoring=$(mktemp "$exp/score_list.XXXXXX") decodes=$(mktemp "$exp/decode_list.XXXXXX") sweeps=$(mktemp "$exp/sweep_list.XXXXXX")
+scoring=$(mktemp "$exp/score_list.XXXXXX")
+decodes=$(mktemp "$exp/decode_list.XXXXXX")
+sweeps=$(mktemp "$exp/sweep_list.XXXXXX")
 trap 'rm -f "$scoring"* "$decodes"* "$sweeps"*' EXIT
 systems=()
 declare -A role=() group=() chooses=() members=()

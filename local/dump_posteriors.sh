@@ -5,13 +5,13 @@ cmd=local/jobs.sh
 forward_cmd=
 help_message="Usage: local/dump_posteriors.sh [options] PLAN
  e.g.: local/dump_posteriors.sh --nj 2 exp/mini/plan.json
- leaves EXP/posteriors/wide.{scp,N.ark} (the largest of a frame, post_keep of recipe.conf) and full.{scp,N.ark} (dense, for the
- full-soft student); with --fuse true of run.sh the essence targets alone (post.{scp,N.ark}), in their own directory.
+ leaves EXP/posteriors/wide.{scp,N.ark} (the largest of a frame, post_keep of recipe.conf) and full.{scp,N.ark} (dense, for
+ the full-soft student); with --fuse true of run.sh the essence targets alone (post.{scp,N.ark}), in their own directory.
  What an utterance gets does not depend on --nj, to the last bit. An interrupted stage goes on with the jobs that are
  missing. Logs: EXP/posteriors/log
   --nj N                   jobs (default: $nj)
   --cmd COMMAND            how jobs run (default: $cmd)
-  --forward-cmd COMMAND    how those run that run the teachers, where that is another, such as one with GPUs (default: --cmd)"
+  --forward-cmd COMMAND    how those run that run the teachers, such as one with GPUs (default: --cmd)"
 . local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"

@@ -9,7 +9,7 @@ help_message="Usage: local/make_targets.sh [options] PLAN
  exp/mini/essence_k20; logs: EXP/log/targets.*.log
   --nj N                  targets at a time (default: $nj)
   --cmd COMMAND           how jobs run (default: $cmd)
-  --forward-cmd COMMAND   how those run that run teachers, where that is another, such as one with GPUs (default: --cmd)"
+  --forward-cmd COMMAND   how those run that run teachers, such as one with GPUs (default: --cmd)"
 . local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
@@ -35,7 +35,11 @@ while IFS=$'\t' read -r name kind scp source keep combine teachers options; do
   out=$exp/${scp%/*} stem=${scp##*/} stem=${stem%.scp}
   table=ark,scp:$out/$stem.ark,$out/$stem.scp models=()
   for t in $teachers; do models+=("$exp/$t"); done
-  if [ "$source" != - ]; then need 6 "$exp/posteriors"; inputs=("$exp/posteriors"); else inputs=("${models[@]}" "$train"); fi
+  inputs=("${models[@]}" "$train") dump=(essence dump-post --combine "$combine" --feats "scp:$train/feats.scp")
+  if [ "$source" != - ]; then
+    need 6 "$exp/posteriors"
+    inputs=("$exp/posteriors")
+  fi
   target_fp=$(fingerprint targets "$kind $options combine=$combine source=$source" "${inputs[@]}")
   if is_done "$out" "$target_fp"; then echo "$0: $out is up to date"; continue; fi
   if [ "$keep" = false ] && [ "$(marked "$out")" = "done $target_fp" ] && trained "$name"; then
@@ -48,10 +52,10 @@ while IFS=$'\t' read -r name kind scp source keep combine teachers options; do
     printf '%q ' essence prune-post $options "scp:${target_scp[$source]}" "$table" >>"$list"
     echo >>"$list"
   elif [ "$kind" = dense ]; then
-    printf '%q ' essence dump-post --combine "$combine" --feats "scp:$train/feats.scp" --keep all "${models[@]}" "$table" >>"$list.forward"
+    printf '%q ' "${dump[@]}" --keep all "${models[@]}" "$table" >>"$list.forward"
     echo >>"$list.forward"
   else
-    printf '%q ' essence dump-post --combine "$combine" --feats "scp:$train/feats.scp" --fuse $options "${models[@]}" "$table" >>"$list.forward"
+    printf '%q ' "${dump[@]}" --fuse $options "${models[@]}" "$table" >>"$list.forward"
     echo >>"$list.forward"
   fi
   todo+=("$out") fps+=("$target_fp") outputs+=("$stem")

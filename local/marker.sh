@@ -7,15 +7,15 @@
 #
 # DIR/.marker: a line "done FINGERPRINT" and a line "BYTES PATH" for each output, or "begun FINGERPRINT [NOTE]".
 
-# WHAT of fingerprint, and the version of what it leaves. Who changes the output of a stage raises its number, so that work of
-# an older checkout is made anew.
+# WHAT of fingerprint, and the version of what it leaves. Who changes the output of a stage raises its number, so that work
+# of an older checkout is made anew.
 declare -A versions=(
   [data]=1 [lang]=1 [lm]=1 [rescore-lm]=1 [const-arpa]=1 [feats]=1 [perturb]=1 [gmm]=1 [gmm-step]=1 [ali]=1
   [train]=1 [posteriors]=1 [targets]=1 [graph]=1 [scores]=1 [sweep]=1 [decode]=1 [calibration]=1 [report]=1 [plugin]=1)
 
 fingerprint() {
   local f what=$1
-  [ -n "${versions[$what]:-}" ] || { echo "$0: fingerprint: no '$what' among the versions of local/marker.sh" >&2; return 1; }
+  [ -n "${versions[$what]:-}" ] || { echo "$0: no '$what' among the versions of local/marker.sh" >&2; return 1; }
   {
     printf '%s %s\n%s\n' "$what" "${versions[$what]}" "$2"
     shift 2

@@ -2,7 +2,7 @@
 # Stage 1, second part, where words are rescored: the larger n-gram, for the words of the lang.
 help_message="Usage: local/rescore_lm.sh PLAN
  e.g.: local/rescore_lm.sh exp/mini/plan.json      # leaves data/mini/lm_rescore/lm.arpa.gz
- takes DATA/rescore_arpa.gz where data preparation left one; else trains on DATA/lm_text (DATA/TRAIN/text where there is none)"
+ takes DATA/rescore_arpa.gz where data preparation left one; else trains on DATA/lm_text, or on DATA/TRAIN/text"
 . local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
@@ -17,8 +17,8 @@ begin "$data/lm_rescore" "$fp"
 if [ "${input##*/}" = rescore_arpa.gz ]; then
   cp "$input" "$data/lm_rescore/lm.arpa.gz"
 else
-  essence train-lm --order "$rescore_lm_order" --words "$data/lang/words.txt" --map-oov "$(cat "$data/lang/oov.txt")" "$input" \
-    "$data/lm_rescore/lm.arpa.gz"
+  essence train-lm --order "$rescore_lm_order" --words "$data/lang/words.txt" --map-oov "$(cat "$data/lang/oov.txt")" \
+    "$input" "$data/lm_rescore/lm.arpa.gz"
 fi
 for lm in lm lm_rescore; do essence perplexity "$data/$lm/lm.arpa.gz" "$data/$dev_set/text"; done
 mark_done "$data/lm_rescore" "$fp" lm.arpa.gz

@@ -7,8 +7,8 @@ usage() { echo "$0: $*; see ./run.sh --help" >&2; exit 2; }
 [ $# -eq 0 ] || usage "unexpected argument '$1'"
 run_start=$SECONDS
 plan_args=(--root "$PWD") recipe_args=()
-for v in stage stop_stage nj corpus size engine seed teachers student combine top_k temperature soft_weight fuse lm_order \
-  rescore_lm_order decoder ablation grid; do
+for v in stage stop_stage nj corpus size engine seed teachers student combine top_k temperature soft_weight fuse \
+  lm_order rescore_lm_order decoder ablation grid; do
   [ -z "${!v}" ] || plan_args+=("--${v//_/-}=${!v}")
 done
 for v in "${recipe_options[@]}"; do
@@ -16,7 +16,11 @@ for v in "${recipe_options[@]}"; do
 done
 
 # 1. What can be said before any work, by any Python; a machine that has none is set up first.
-existing() { local d=$1; while [ ! -d "$d" ]; do d=$(dirname "$d"); done; echo "$d"; }  # the folder to be, or the one it will be in
+existing() { # FOLDER: it, or the one that it will be in
+  local d=$1
+  while [ ! -d "$d" ]; do d=$(dirname "$d"); done
+  echo "$d"
+}
 check_options() ( # in a subshell: which Python it will be, local/setup_env.sh says
   # shellcheck disable=SC2030
   if [ -d "$work_dir" ]; then export WORK_DIR=$work_dir; fi
@@ -34,7 +38,8 @@ fi
 [ $status -eq 0 ] || exit $status
 eval "$told" # name, description, disk_mb, nnet3, rescore
 if [ -x "recipes/$corpus/check.sh" ]; then
-  "recipes/$corpus/check.sh" --size "$size" --fuse "$fuse" --forecast "$check" --work-dir "$(existing "$work_dir")" || exit 1
+  "recipes/$corpus/check.sh" --size "$size" --fuse "$fuse" --forecast "$check" \
+    --work-dir "$(existing "$work_dir")" || exit 1
 fi
 if [ "$engine" = kaldi ]; then
   lattices=false

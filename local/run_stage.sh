@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by run.sh: runs stages, notes in EXP/stages.jsonl what they took, and stops what they started when it is stopped.
+# Sourced by run.sh: runs stages, notes in EXP/stages.jsonl what they took, and stops what they started when it is
+# stopped.
 # shellcheck disable=SC2154  # stage, stop_stage, data and exp are run.sh's
 
 # run COMMAND...: as a process group of its own, so that what stops this script stops all that the command has started.
@@ -36,7 +37,7 @@ note_stage() {
   echo "{\"stage\": $at_stage, \"name\": \"$at_what\", \"seconds\": $((SECONDS - at_start)), \"bytes\": $((($(
     size_kb) - at_size) * 1024))${1:+, $1}}" >>"$exp/stages.jsonl"
 }
-# run_stage N WHAT COMMAND...: runs a stage if it is asked for, and notes what it took, also where it did not come to its end.
+# run_stage N WHAT COMMAND...: runs a stage if it is asked for, and notes what it took, also where it failed.
 run_stage() {
   local n=$1 what=$2
   shift 2

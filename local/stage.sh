@@ -24,7 +24,8 @@ read_plan() {
     'sets[role=train].name' 'sets[role=dev].name' 'sets[role=test].name' 'sets[role=untranscribed].name' post_keep) || exit 1
   # shellcheck disable=SC2034  # the callers'
   {
-    IFS= read -r data; IFS= read -r exp; read -r corpus; read -r size; read -r engine; read -r seed; read -r decoder; read -r combine
+    IFS= read -r data; IFS= read -r exp; read -r corpus; read -r size; read -r engine; read -r seed
+    read -r decoder; read -r combine
     read -r fuse; read -r lm_order; read -r rescore_lm_order
     read -r train_set; read -r dev_set; read -r test_sets; read -r untranscribed_sets
     read -r post_keep # last, for it is never empty: the shell drops empty lines at the end
@@ -32,16 +33,16 @@ read_plan() {
   # shellcheck disable=SC2034  # the callers'
   decode_sets="$dev_set $test_sets" sets="$train_set $dev_set $test_sets $untranscribed_sets"
 }
-rows() { essence get --fields "$2" "$plan" "$1"; } # KEY FIELDS: of each item of a list in the plan, a line, with tabs between
+rows() { essence get --fields "$2" "$plan" "$1"; } # KEY FIELDS: a line for each item of a list, with tabs between
 cores() { env -u OMP_NUM_THREADS nproc; } # with it, nproc would count threads
-here() { local n; n=$(cores); echo $((nj < n ? nj : n)); } # processes of work on this machine, however many jobs $cmd may run
+here() { local n; n=$(cores); echo $((nj < n ? nj : n)); } # processes of work that is done on this machine
 
-# What a job's script begins with. A queue may hand a job nothing of this environment (Kaldi's queue.pl and slurm.pl: PATH).
+# What a job's script begins with. A queue may hand a job nothing of this environment (queue.pl and slurm.pl: PATH).
 job_header() {
   local v
   printf '#!/usr/bin/env bash\ncd %q || exit 1\n' "$PWD"
-  for v in PATH LD_LIBRARY_PATH WORK_DIR KALDI_ROOT ESSENCE_PYTHON ESSENCE_K2_PYTHON ESSENCE_KERNELS ESSENCE_PLUGINS PYTHONPATH \
-    ESSENCE_WORKED OMP_NUM_THREADS; do
+  for v in PATH LD_LIBRARY_PATH WORK_DIR KALDI_ROOT ESSENCE_PYTHON ESSENCE_K2_PYTHON ESSENCE_KERNELS ESSENCE_PLUGINS \
+    PYTHONPATH ESSENCE_WORKED OMP_NUM_THREADS; do
     [ -z "${!v:-}" ] || printf 'export %s=%q\n' "$v" "${!v}"
   done
   # shellcheck disable=SC2016  # the job expands them: as many threads as it has cores
@@ -49,12 +50,15 @@ job_header() {
 }
 
 as_jobs() { # LIST: a line of shell a job; LIST becomes a script that runs line $1
-  { job_header; awk 'BEGIN { print "set -x\ncase $1 in" } { print NR ") " $0 " ;;" } END { print "esac" }' "$1"; } >"$1.sh"
+  {
+    job_header
+    awk 'BEGIN { print "set -x\ncase $1 in" } { print NR ") " $0 " ;;" } END { print "esac" }' "$1"
+  } >"$1.sh"
   mv "$1.sh" "$1"
 }
 
-# run_jobs COMMAND LIST LOG: the lines of LIST as jobs of COMMAND, at most $nj at a time. What stops this script stops them.
-# Where watch is the name of a function, it is called every second meanwhile.
+# run_jobs COMMAND LIST LOG: the lines of LIST as jobs of COMMAND, at most $nj at a time. What stops this script stops
+# them. Where watch is the name of a function, it is called every second meanwhile.
 run_jobs() {
   local n jobs status=0
   n=$(wc -l <"$2")

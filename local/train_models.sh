@@ -45,14 +45,15 @@ while IFS= read -r row; do
 done <<<"$found"
 
 if [ ${#nnet3[@]} -gt 0 ]; then
-  local/kaldi/train_nnet3.sh --nj "$nj" ${nnet3_cmd:+--cmd "$nnet3_cmd"} ${nnet3_gpu:+--gpu "$nnet3_gpu"} "$plan" "${nnet3[@]}"
+  local/kaldi/train_nnet3.sh --nj "$nj" ${nnet3_cmd:+--cmd "$nnet3_cmd"} ${nnet3_gpu:+--gpu "$nnet3_gpu"} \
+    "$plan" "${nnet3[@]}"
 fi
 
 # Meanwhile, now and then: where each model stands, or of many how many are trained.
 waited=0 said_count=0 started=$SECONDS
 declare -A said=()
 watch_models() {
-  local sys line trained=0
+  local sys line left trained=0
   waited=$((waited + 1))
   [ $((waited % 30)) -eq 0 ] || return 0
   for sys in "${todo[@]}"; do
@@ -63,7 +64,8 @@ watch_models() {
     said[$sys]=$line
   done
   if [ ${#todo[@]} -gt 8 ] && [ $trained -gt $said_count ]; then
-    echo "  $trained of ${#todo[@]} trained, about $((((SECONDS - started) * (${#todo[@]} - trained) / trained + 59) / 60)) min to go"
+    left=$(((SECONDS - started) * (${#todo[@]} - trained) / trained))
+    echo "  $trained of ${#todo[@]} trained, about $(((left + 59) / 60)) min to go"
     said_count=$trained
   fi
 }
@@ -73,12 +75,16 @@ if [ ${#todo[@]} -gt 0 ]; then
   watch=watch_models run_jobs "$cmd" "$list" "$exp/log/train.JOB.log" || failed=1
 fi
 for i in "${!todo[@]}"; do # those that were trained stay trained, whatever became of the others
-  if [ "$failed" -eq 1 ] && ! [ -f "$exp/${todo[i]}/final.pt" ]; then logs+=("$exp/log/train.$((i + 1)).log"); continue; fi
+  if [ "$failed" -eq 1 ] && ! [ -f "$exp/${todo[i]}/final.pt" ]; then
+    logs+=("$exp/log/train.$((i + 1)).log")
+    continue
+  fi
   mark_done "$exp/${todo[i]}" "${fps[i]}" final.pt model.yaml priors.txt progress.jsonl info.json
   echo "$0: ${todo[i]}: $(tail -n 1 "$exp/${todo[i]}/train.log")"
 done
 [ "$failed" -eq 0 ] || fail "a training failed; logs: ${logs[*]:-$exp/log/train.*.log}"
 if [ "$keep_targets" = false ] && [[ " $* " == *" student "* ]]; then
   found=$(rows 'targets[keep=false]' scp)
-  for scp in $found; do rm -f "$exp/${scp%/*}"/*.ark; done # their descriptions stay; stage 7 makes them again where they are missed
+  # their descriptions stay; stage 7 makes them again where they are missed
+  for scp in $found; do rm -f "$exp/${scp%/*}"/*.ark; done
 fi

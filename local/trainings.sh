@@ -18,11 +18,13 @@ training_fields=name,model,seed,targets,loss,soft_weight,temperature,mass
 read_training() { # ROW
   local inputs settings
   IFS=$'\t' read -r sys model seed targets loss weight temperature mass <<<"$1"
-  args=(--model "${model_path[$model]}" --seed "$seed") inputs=("${model_path[$model]}" "$train" "$exp/ali") settings="seed=$seed"
+  args=(--model "${model_path[$model]}" --seed "$seed")
+  inputs=("${model_path[$model]}" "$train" "$exp/ali") settings="seed=$seed"
   if [ "$targets" != - ]; then
     inputs+=("${target_scp[$targets]%/*}")
     settings+=" soft=${target_kind[$targets]} weight=$weight temperature=$temperature mass=$mass loss=$loss"
-    args+=(--soft "${target_scp[$targets]}" --soft-kind "${target_kind[$targets]}" --soft-weight "$weight" --temperature "$temperature")
+    args+=(--soft "${target_scp[$targets]}" --soft-kind "${target_kind[$targets]}")
+    args+=(--soft-weight "$weight" --temperature "$temperature")
     [ "$mass" = - ] || args+=(--mass "$mass")
     [ "$loss" = - ] || args+=(--set "distill.loss=$loss")
   fi

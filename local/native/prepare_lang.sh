@@ -27,7 +27,8 @@ if is_done "$data/lm" "$fp"; then
   echo "$0: $data/lm is up to date"
 else
   begin "$data/lm" "$fp"
-  essence train-lm --order "$lm_order" --words "$data/lang/words.txt" --test "$data/$dev_set/text" "$text" "$data/lm/lm.arpa.gz"
+  essence train-lm --order "$lm_order" --words "$data/lang/words.txt" --test "$data/$dev_set/text" \
+    "$text" "$data/lm/lm.arpa.gz"
   essence make-grammar "$data/lm/lm.arpa.gz" "$data/lang"
   mark_done "$data/lm" "$fp" lm.arpa.gz ../lang/G.fst
   echo "$0: lang and language model are in $data/lang and $data/lm"
