@@ -20,7 +20,7 @@ usage() { echo "$help_message" >&2; exit 2; }
 read_plan() {
   local found
   plan=$(realpath "$1")
-  found=$(essence get --words "$plan" data exp corpus size engine seed decoder combine fuse lm_order rescore_lm_order \
+  found=$(essence get --plan --words "$plan" data exp corpus size engine seed decoder combine fuse lm_order rescore_lm_order \
     'sets[role=train].name' 'sets[role=dev].name' 'sets[role=test].name' 'sets[role=untranscribed].name' post_keep) || exit 1
   # shellcheck disable=SC2034  # the callers'
   {

@@ -20,6 +20,9 @@ help_message="Usage: local/train_models.sh [options] PLAN ROLE...
 [ $# -ge 2 ] || usage
 read_plan "$1"
 shift
+for role; do
+  [[ $role =~ ^(teacher|twin|student)$ ]] || refuse "ROLE is teacher, twin or student, not '$role'"
+done
 # shellcheck source=local/trainings.sh
 . local/trainings.sh || exit 1
 read_trainings

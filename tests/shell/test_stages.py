@@ -199,3 +199,18 @@ def test_stage_9_rescores_decodes_anew_and_resumes(tmp_path, shell):
     (data / "lm_rescore" / "lm.arpa.gz").unlink()
     done = stage(3)
     assert done.returncode == 1 and "lm_rescore/lm.arpa.gz' is missing or not whole: stage 1 makes it" in done.stderr
+
+
+def test_a_damaged_plan_and_a_role_that_is_none_are_refused(tmp_path, shell):
+    plan = plans.write(plans.make_plan(tmp_path / "exp" / "mini"))
+    path = tmp_path / "exp" / "mini" / "plan.json"
+    done = shell("local/train_models.sh", path, "twins")
+    assert done.returncode == 2 and "ROLE is teacher, twin or student, not 'twins'" in done.stderr
+    text = path.read_text()
+    for spoiled, message in ((text[:700], "not JSON"), (text.replace('"role": "twin"', '"role": "twn"'), "is 'twn', none of")):
+        path.write_text(spoiled)
+        for script in ("local/train_models.sh", "local/decode.sh", "local/native/make_feats.sh"):
+            done = shell(script, path, *(["twin"] if "train" in script else []))
+            assert done.returncode == 1 and str(path) in done.stderr and message in done.stderr, done.stdout + done.stderr
+            assert len(done.stderr.splitlines()) == 1
+    assert plan.exp == str(path.parent)

@@ -18,6 +18,7 @@ def add_arguments(parser) -> None:
                                                          "between; '-' for null, lists with blanks between")
     how.add_argument("--words", action="store_true", help="a line for each KEY: a list with blanks between")
     parser.add_argument("--default", metavar="TEXT", help="printed for a value that the file does not have")
+    parser.add_argument("--plan", action="store_true", help="FILE is a plan.json: refuse one that makes no sense")
     parser.add_argument("file", metavar="FILE", help="a name that ends in .yaml is YAML, any other JSON")
     parser.add_argument("keys", metavar="KEY", nargs="+")
 
@@ -26,6 +27,12 @@ def run(args) -> None:
     from essence_kd.io.errors import UserError
     from essence_kd.io.lookup import as_text, look_up, read_values
 
+    if args.plan:
+        from pathlib import Path
+
+        from essence_kd.plan.plan import read_plan
+
+        read_plan(Path(args.file))
     values = read_values(args.file)
 
     def found_at(key):

@@ -22,7 +22,7 @@ def read_values(path: str) -> Any:
             return json.loads(decode_text(stream.read(), path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
 
 
@@ -42,9 +42,11 @@ def look_up(values: Any, key: str, where: str) -> Any:
         if field is not None:
             if not isinstance(values, list):
                 raise UserError(f"{where}: what {key[:match.start()]} names is no list")
-            values = [item for item in values
-                      if isinstance(item, dict) and as_text(item.get(field)) in wanted.split("|")]
-        elif isinstance(values, list) and not name.isdigit():
+            having = [item for item in values if isinstance(item, dict) and field in item]
+            if values and not having:
+                raise UserError(f"{where}: nothing in '{key[:match.start()]}' has a field '{field}'")
+            values = [item for item in having if as_text(item[field]) in wanted.split("|")]
+        elif isinstance(values, list) and not re.fullmatch("[0-9]{1,9}", name):
             values = [look_up(item, name, where) for item in values]
         else:
             try:
