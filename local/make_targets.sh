@@ -68,7 +68,12 @@ if [ -s "$list.forward" ]; then
   run_jobs "${forward_cmd:-$cmd}" "$list.forward" "$exp/log/targets.forward.JOB.log" ||
     fail "a job failed; its log is one of $exp/log/targets.forward.*.log"
 fi
-if [ "$fuse" = true ]; then echo "$0: stage 6 has left the essence targets"; exit 0; fi
+if [ "$fuse" = true ]; then
+  found=$(rows 'targets[stage=6]' scp)
+  for scp in $found; do need 6 "$exp/${scp%/*}"; done
+  echo "$0: stage 6 has left the essence targets"
+  exit 0
+fi
 in=$(wc -l <"$exp/ali/ali.scp")
 for i in "${!todo[@]}"; do
   out=${todo[i]} stem=${outputs[i]}

@@ -127,6 +127,8 @@ def test_the_recipe_fuses_by_the_settings(teachers, shell):
                                teachers=list(plans.TEACHERS), sets=["train"])
     exp = teachers("fused", fuse=True, targets=[target],
                    systems=[system for system in plans.usual_systems() if system.role != "student"])
+    done = shell("local/make_targets.sh", exp / "plan.json")
+    assert done.returncode == 1 and "essence' is missing or not whole: stage 6 makes it" in done.stderr
     done = shell("local/dump_posteriors.sh", exp / "plan.json")
     assert done.returncode == 0, done.stderr
     assert {"post.1.ark", "post.2.ark", "post.scp"} <= {p.name for p in (exp / "essence").iterdir()}
