@@ -71,6 +71,8 @@ exec 9>"$exp/.lock"
 flock -n 9 || fail "another run is at work in '$exp', or its jobs have outlived it; wait, or stop it: kill $(
   find /proc/[0-9]*/fd -lname "$exp/.lock" 2>/dev/null | cut -d/ -f3 | sort -un | tr '\n' ' ')"
 
+rm -f "$exp"/*_list.* # of a run that was killed
+
 # 4. Environment and plan
 k2=true
 if [ "$stage" -gt 9 ] || [ "$stop_stage" -lt 9 ] || [ "${decoder%-lattice}" = kaldi ]; then k2=false; fi
