@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by every script: finds the tools. Sets ESSENCE_ROOT (this checkout), WORK_DIR (where data/, exp/ and the
-# environments live; the checkout unless set), ESSENCE_PYTHON, PYTHONPATH and PATH; Kaldi's tools where KALDI_ROOT is set.
+# environments live; the checkout unless set), ESSENCE_PYTHON, PYTHONPATH and PATH; Kaldi's tools where KALDI_ROOT is
+# set.
 ESSENCE_ROOT=$(CDPATH='' cd -P "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export ESSENCE_ROOT
 export WORK_DIR=${WORK_DIR:-$ESSENCE_ROOT}
@@ -17,7 +18,10 @@ export ESSENCE_PYTHON
 if [ -z "${ESSENCE_K2_PYTHON:-}" ] && [ -f "$WORK_DIR/.venv-k2/.ready" ]; then
   export ESSENCE_K2_PYTHON=$WORK_DIR/.venv-k2/bin/python
 fi
-case ":${PYTHONPATH:-}:" in *":$ESSENCE_ROOT/pytools:"*) ;; *) export PYTHONPATH=$ESSENCE_ROOT/pytools${PYTHONPATH:+:$PYTHONPATH} ;; esac
+case ":${PYTHONPATH:-}:" in
+  *":$ESSENCE_ROOT/pytools:"*) ;;
+  *) export PYTHONPATH=$ESSENCE_ROOT/pytools${PYTHONPATH:+:$PYTHONPATH} ;;
+esac
 case ":$PATH:" in *":$ESSENCE_ROOT/local/bin:"*) ;; *) export PATH=$ESSENCE_ROOT/local/bin:$PATH ;; esac
 
 if [ -n "${KALDI_ROOT:-}" ]; then

@@ -1,4 +1,7 @@
-"""``python -m essence_kd VERB ...``. Called by its path, as local/bin/essence does, no module is taken from the working directory."""
+"""``python -m essence_kd VERB ...``
+
+Called by its path, as local/bin/essence does, no module is taken from the working directory.
+"""
 import os
 import sys
 

@@ -90,13 +90,15 @@ def _check_sets(path: Path, found: Dict[str, str], labels: Dict[str, str]) -> No
     names = [s for role in ("train_set", "dev_set", "eval_sets", "untranscribed_sets") for s in found[role].split()]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{path}: set '{name}' comes twice among train_set, dev_set, eval_sets and untranscribed_sets")
+            raise UserError(f"{path}: set '{name}' comes twice among train_set, dev_set, eval_sets and "
+                            "untranscribed_sets")
         if not SET_NAME.fullmatch(name) or name in NOT_A_SET:
             raise UserError(f"{path}: a set cannot be called '{name}': write letters, digits, '_', '.', '+' and '-', "
                             f"and none of {', '.join(NOT_A_SET)}")
         for made in (name + "_hires", name + "_sp", name + "_sp_hires"):
             if made in names:
-                raise UserError(f"{path}: a set cannot be called '{made}': stages make data of that name from set '{name}'")
+                raise UserError(f"{path}: a set cannot be called '{made}': stages make data of that name from set "
+                                f"'{name}'")
     for name in labels:
         if name not in names:
             raise UserError(f"{path}: labels: there is no set '{name}' (there are: {', '.join(names)})")

@@ -51,8 +51,9 @@ class DevWer:
     def _run(*words) -> None:
         """An essence command in a process of its own; its last line where it fails."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        done = subprocess.run([sys.executable, str(Path(essence_kd.__file__).with_name("__main__.py")), *map(str, words)], env=environment,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        main = str(Path(essence_kd.__file__).with_name("__main__.py"))
+        done = subprocess.run([sys.executable, main, *map(str, words)], env=environment, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, text=True)
         if done.returncode:
             reason = (done.stderr.strip() or "no message").splitlines()[-1]
             raise UserError(f"decoding for early stopping failed: {reason}")
