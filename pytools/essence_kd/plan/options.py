@@ -146,7 +146,7 @@ def check_recipe(options: Options, recipe: Recipe) -> None:
     for name in recipe.options:
         taken = name in (*option_names(), *OF_RUN_SH)
         if taken or not re.fullmatch("[a-z][a-z0-9_]*", name):
-            why = "an option of run.sh: choose another name" if taken else "no name: write small letters, digits and '_'"
+            why = "an option of run.sh: choose another" if taken else "no name: write small letters, digits and '_'"
             raise UserError(f"{recipe.path}: options: '{name}' is {why}")
     for name in options.recipe_options:
         if name not in recipe.options:
