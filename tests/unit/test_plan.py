@@ -134,6 +134,7 @@ def test_options_win_over_the_recipe_and_conf():
     ({"teachers": "teacher_blstm teacher_blstm"}, "names teacher_blstm twice"),
     ({"student": "student_tdnn student_tdnn"}, "names a model twice"),
     ({"student": "nnet3/tdnn", "engine": "kaldi"}, "students are models of conf/models"),
+    ({"student": "nnet3/tdnn"}, "student nnet3/tdnn: students are models of conf/models"),
     ({"recipe_options": {"fsdd_dir": ""}}, "corpus mini has no option --fsdd-dir"),
 ])
 def test_what_makes_no_sense_is_refused(options, words):

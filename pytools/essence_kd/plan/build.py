@@ -12,7 +12,7 @@ from essence_kd.io.settings import load_settings, to_dict
 from essence_kd.plan.grid import GridPoint, GridSettings, expand, rule_label
 from essence_kd.plan.options import DECODERS as USUAL_DECODERS
 from essence_kd.plan.options import (OptionError, Options, check_models, check_options, check_recipe, model_file,
-                                     model_names, run_name)
+                                     model_names, run_name, student_names)
 from essence_kd.plan.plan import Ablation, Model, Plan, Point, Run, Set, System, Target, check_plan
 from essence_kd.plan.recipe import Recipe, read_recipe
 
@@ -168,7 +168,7 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
     check_options(options, root)
     check_recipe(options, recipe)
     teachers = model_names(options.teachers, recipe.teachers)
-    students = model_names(options.student, recipe.student)
+    students = student_names(options.student, recipe.student)
     base = essence_settings(options, root)
     grid = None
     if options.ablation == "true":
@@ -177,9 +177,6 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
     check_models(models, options.engine, root)
     if options.decoder not in USUAL_DECODERS and options.decoder not in DECODERS:
         raise OptionError(f"unknown decoder '{options.decoder}'; there are: {' '.join(('auto', *DECODERS.names()))}")
-    nnet3 = [model for model in students if model.startswith("nnet3/")]
-    if nnet3:
-        raise OptionError(f"student {nnet3[0]}: students are models of conf/models")
     for model in models:
         if not model.startswith("nnet3/"):
             load_settings(TrainSettings, model_file(root, model))

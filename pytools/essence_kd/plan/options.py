@@ -165,6 +165,15 @@ def model_names(given: str, default: str) -> List[str]:
     return (names or "").split() or default.split()
 
 
+def student_names(given: str, default: str) -> List[str]:
+    """Models of ``--student``. Raises OptionError for those of Kaldi's, which learn elsewhere (recipes/plugin)."""
+    names = model_names(given, default)
+    for name in names:
+        if name.startswith("nnet3/"):
+            raise OptionError(f"student {name}: students are models of conf/models")
+    return names
+
+
 def check_models(models: List[str], engine: str, root: Path) -> None:
     """Whether every model has a file, and nnet3 its engine. Raises OptionError."""
     for model in models:
