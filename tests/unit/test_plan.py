@@ -22,7 +22,7 @@ ABLATION = Ablation({"top_k": 20}, [Point("k5", "k = 5", {"top_k": 5}, "essence_
 
 
 def made(recipe=RECIPE, **options) -> Plan:
-    return make_plan(replace(OPTIONS, **options), recipe, ROOT, Path("/work"))
+    return make_plan(replace(OPTIONS, **options), recipe, ROOT, Path("/place"))
 
 
 def by_name(items):
@@ -31,7 +31,7 @@ def by_name(items):
 
 def test_the_usual_run():
     plan = made()
-    assert (plan.data, plan.exp) == ("/work/data/mini", "/work/exp/mini")
+    assert (plan.data, plan.exp) == ("/place/data/mini", "/place/exp/mini")
     assert [(s.name, s.role, s.label) for s in plan.sets] == [
         ("train", "train", "train"), ("dev", "dev", "dev"), ("fri", "test", "FRI"), ("sat", "test", "sat"),
         ("found", "untranscribed", "found")]
@@ -85,7 +85,7 @@ def test_names_are_free_and_roles_are_not():
 
 
 def test_size_and_engine_are_in_the_names_of_directories_where_they_are_not_the_usual_ones():
-    assert made(size="tiny", engine="kaldi").exp == "/work/exp/mini_tiny_kaldi"
+    assert made(size="tiny", engine="kaldi").exp == "/place/exp/mini_tiny_kaldi"
 
 
 def test_several_students_each_beside_its_twin_and_several_k():
