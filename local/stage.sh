@@ -90,3 +90,12 @@ same_count() { # IN OUT: files with a line an utterance
   in=$(wc -l <"$1") out=$(wc -l <"$2")
   [ "$in" -eq "$out" ] || fail "${2%/*}: $in utterances went in and $out came out"
 }
+
+perturbed() { # FROM FP: FROM_sp has three times the utterances of FROM, but for a few; marks it and its filterbanks
+  local in out kind
+  in=$(wc -l <"$1/utt2spk") out=$(wc -l <"$1_sp_hires/feats.scp")
+  [ $((100 * out)) -ge $((95 * 3 * in)) ] ||
+    fail "$in utterances went in and $out came out (expected three times as many)"
+  for kind in _sp_hires _sp; do mark_done "$1$kind" "$2" feats.scp cmvn.scp; done
+  echo "$0: $in utterances became $out in $1_sp"
+}

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # A set aligned by the engine kaldi's GMM, as an alignment directory of this project.
-help_message="Usage: local/kaldi/align.sh [options] PLAN SET OUT
- e.g.: local/kaldi/align.sh exp/mini_kaldi/plan.json eval_swbd \$PWD/exp/mini_kaldi/calibration/ali_eval_swbd
-  --nj N          jobs (default: 2)
-  --cmd COMMAND   how they run (default: run.pl)"
 nj=2
 cmd=run.pl
-. local/kaldi/recipe_dir.sh
+help_message="Usage: local/kaldi/align.sh [options] PLAN SET OUT
+ e.g.: local/kaldi/align.sh exp/mini_kaldi/plan.json eval_swbd \$PWD/exp/mini_kaldi/calibration/ali_eval_swbd
+  --nj N          jobs (default: $nj)
+  --cmd COMMAND   how they run (default: $cmd)"
+. local/kaldi/recipe_dir.sh || exit 1
 [ $# -eq 3 ] || usage
 read_plan "$1"
 set=$2 out=$3

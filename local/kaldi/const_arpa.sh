@@ -3,7 +3,7 @@
 help_message="Usage: local/kaldi/const_arpa.sh PLAN
  e.g.: local/kaldi/const_arpa.sh exp/mini_kaldi/plan.json
  leaves DATA/lang_rescore (utils/build_const_arpa_lm.sh), in it G.carpa"
-. local/kaldi/recipe_dir.sh
+. local/kaldi/recipe_dir.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 [ "$rescore_lm_order" -gt 0 ] || exit 0

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Stage 9 of the engine kaldi, second part: the GMM, decoded by steps/decode_fmllr.sh, at its own best scale.
+nj=2
+cmd=run.pl
 help_message="Usage: local/kaldi/decode_gmm.sh [options] PLAN
  e.g.: local/kaldi/decode_gmm.sh --nj 2 exp/mini_kaldi/plan.json
  leaves EXP/gmm/sweep and EXP/gmm/decode_SET; lattices and logs: EXP/kaldi/exp/final_gmm/decode_SET
-  --nj N          jobs (default: 2)
-  --cmd COMMAND   how they run (default: run.pl)"
-nj=2
-cmd=run.pl
-. local/kaldi/recipe_dir.sh
+  --nj N          jobs (default: $nj)
+  --cmd COMMAND   how they run (default: $cmd)"
+. local/kaldi/recipe_dir.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 need 9 "$exp/graph" "$exp/graph/HCLG.fst"

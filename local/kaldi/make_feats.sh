@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Stage 2 of the engine kaldi: MFCC and CMVN by steps/, filterbanks for the networks (SET_hires).
+nj=2
+cmd=run.pl
 help_message="Usage: local/kaldi/make_feats.sh [options] PLAN
  e.g.: local/kaldi/make_feats.sh --nj 2 exp/mini_kaldi/plan.json      # of every set of the plan
  logs: EXP/kaldi/exp/make_mfcc
-  --nj N          jobs (default: 2)
-  --cmd COMMAND   how they run (default: run.pl)"
-nj=2
-cmd=run.pl
-. local/kaldi/recipe_dir.sh
+  --nj N          jobs (default: $nj)
+  --cmd COMMAND   how they run (default: $cmd)"
+. local/kaldi/recipe_dir.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 need 0 "$data"

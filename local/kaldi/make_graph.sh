@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Stage 9 of the engine kaldi, first part: HCLG.fst by utils/mkgraph.sh, and as graph.npz for the other decoders.
+# shellcheck disable=SC2034
+nj=1
+cmd=run.pl
 help_message="Usage: local/kaldi/make_graph.sh [options] PLAN
  e.g.: local/kaldi/make_graph.sh exp/mini_kaldi/plan.json
  leaves EXP/kaldi/exp/final_gmm/graph and EXP/graph (graph.npz, HCLG.fst, final.mdl, words.txt, phones);
  logs: EXP/kaldi/exp/make_graph
   --nj N          not used: a job makes the graph
-  --cmd COMMAND   how jobs run (default: run.pl)"
-# shellcheck disable=SC2034
-nj=1
-cmd=run.pl
-. local/kaldi/recipe_dir.sh
+  --cmd COMMAND   how jobs run (default: $cmd)"
+. local/kaldi/recipe_dir.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 need 1 "$data/lang" "$data/lang/G.fst" "$data/lm"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Stage 1 of the engine kaldi: utils/prepare_lang.sh, our language model, G.fst by arpa2fst.
+# shellcheck disable=SC2034
+nj=1 cmd=
 help_message="Usage: local/kaldi/prepare_lang.sh [options] PLAN
  e.g.: local/kaldi/prepare_lang.sh exp/mini_kaldi/plan.json
  reads DATA/dict and DATA/lm_arpa.gz, else DATA/lm_text, else DATA/TRAIN/text; leaves DATA/lang and DATA/lm, and what
  local/rescore_lm.sh and local/kaldi/const_arpa.sh leave, where words are rescored
   --nj N, --cmd COMMAND   not used: the work is done here, by one process"
-# shellcheck disable=SC2034
-nj=1 cmd=
-. local/kaldi/recipe_dir.sh
+. local/kaldi/recipe_dir.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 need 0 "$data" "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/$dev_set/text"

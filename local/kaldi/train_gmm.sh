@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Stage 4 of the engine kaldi: mono, tri1 (deltas), tri2 (LDA+MLLT), tri3 (speaker adaptive), alignment of SET_sp by fMLLR.
-help_message="Usage: local/kaldi/train_gmm.sh [options] PLAN
- e.g.: local/kaldi/train_gmm.sh --nj 2 exp/mini_kaldi/plan.json
- leaves EXP/gmm (final.mdl, tree, tree.txt), EXP/ali, and in EXP/kaldi/exp what Kaldi's scripts leave, logs too
- A corpus may have a train_gmm.sh of its own in its recipe, which is run in the place of this one.
-  --nj N          jobs (default: 2)
-  --cmd COMMAND   how they run (default: run.pl)
-  --leaves N      leaves of the trees (default: 0: one for every 600 frames of SET, 100 to 4000)
-  --gauss N       Gaussians of the last model (default: 0: 6 a leaf)"
 nj=2
 cmd=run.pl
 leaves=0
 gauss=0
-. local/kaldi/recipe_dir.sh
+help_message="Usage: local/kaldi/train_gmm.sh [options] PLAN
+ e.g.: local/kaldi/train_gmm.sh --nj 2 exp/mini_kaldi/plan.json
+ leaves EXP/gmm (final.mdl, tree, tree.txt), EXP/ali, and in EXP/kaldi/exp what Kaldi's scripts leave, logs too
+ A corpus may have a train_gmm.sh of its own in its recipe, which is run in the place of this one.
+  --nj N          jobs (default: $nj)
+  --cmd COMMAND   how they run (default: $cmd)
+  --leaves N      leaves of the trees (default: 0: one for every 600 frames of SET, 100 to 4000)
+  --gauss N       Gaussians of the last model (default: 0: 6 a leaf)"
+. local/kaldi/recipe_dir.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 if [ -x "recipes/$corpus/train_gmm.sh" ]; then exec "recipes/$corpus/train_gmm.sh" --nj "$nj" --cmd "$cmd" "$plan"; fi

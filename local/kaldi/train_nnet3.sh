@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Stage 5 of the engine kaldi with --teachers nnet3: networks by steps/nnet3, on the filterbanks and alignments of all others.
+nj=2
+cmd=run.pl
+gpu=no
 help_message="Usage: local/kaldi/train_nnet3.sh [options] PLAN SYSTEM...
  SYSTEM is NAME:MODEL for EXP/NAME by conf/nnet3/MODEL.xconfig
  e.g.: local/kaldi/train_nnet3.sh exp/mini_kaldi/plan.json teacher_1:tdnn teacher_2:blstm
  leaves EXP/NAME (final.mdl, model.yaml, priors.txt, info.json, ...), which essence runs as it runs its own models;
  logs: EXP/kaldi/exp/nnet3/NAME/log
-  --nj N          jobs (default: 2)
-  --cmd COMMAND   how they run (default: run.pl)
-  --gpu WHAT      --use-gpu of Kaldi's trainer: no, yes or wait (default: no)"
-nj=2
-cmd=run.pl
-gpu=no
-. local/kaldi/recipe_dir.sh
+  --nj N          jobs (default: $nj)
+  --cmd COMMAND   how they run (default: $cmd)
+  --gpu WHAT      --use-gpu of Kaldi's trainer: no, yes or wait (default: $gpu)"
+. local/kaldi/recipe_dir.sh || exit 1
 [ $# -ge 2 ] || usage
 read_plan "$1"
 shift

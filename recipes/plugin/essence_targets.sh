@@ -17,7 +17,7 @@ Targets
   --top-k N                       classes a frame (default: 20)
   --temperature T                 (default: 1)
   --combine mean|logmean          how several teachers are combined (default: mean)
-  --weights 'W,W,...'             a weight a teacher (default: all the same)
+  --weights 'W,W,...'             one weight per teacher (default: all the same)
   --input prob|log|logit          what matrices in scps hold (default: prob)
   --frame-subsampling-factor N    feature frames a row of matrices (default: what a sidecar beside the scp says, else 1;
                                   directories say it themselves)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Stage 4 of the corpus swbd: Kaldi's recipe s5c to tri4, from subsets to all of the training set.
+nj=30
+cmd=run.pl
 help_message="Usage: recipes/swbd/train_gmm.sh [options] PLAN
  e.g.: recipes/swbd/train_gmm.sh --nj 30 --cmd queue.pl exp/swbd_kaldi/plan.json
  mono on short utterances, tri1 and tri2 (deltas) on a part, tri3 (LDA+MLLT) and tri4 (speaker adaptive) on all
-  --nj N          jobs (default: 30)
-  --cmd COMMAND   how they run (default: run.pl)"
-nj=30
-cmd=run.pl
-. local/kaldi/recipe_dir.sh
+  --nj N          jobs (default: $nj)
+  --cmd COMMAND   how they run (default: $cmd)"
+. local/kaldi/recipe_dir.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
 set=$train_set

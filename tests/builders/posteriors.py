@@ -32,7 +32,7 @@ def same(found: Posterior, wanted: Posterior, exact: bool = True) -> None:
 
 
 def as_lists(post: Posterior) -> list:
-    """As kaldi-native-io has it: a list a frame of (pdf-id, weight)."""
+    """As kaldi-native-io has it: one list of (pdf-id, weight) per frame."""
     return [list(zip(post.ids[a:b].tolist(), post.probs[a:b].tolist()))
             for a, b in zip(post.offsets[:-1], post.offsets[1:])]
 

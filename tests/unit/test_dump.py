@@ -204,7 +204,7 @@ def test_other_mistakes(two, tmp_path, capsys):
             (["--frame-shift-ms", "-10", *tables], "--frame-shift-ms -10: must be more than 0"),
             (["--prior-scale", "nan", *tables], "--prior-scale nan: must be a number"),
             (["--priors", f"{tmp_path}/none.txt", *tables], "none.txt: no such file"),
-            (["--priors", f"{tmp_path}/words.txt", *tables], "not a number a line"),
+            (["--priors", f"{tmp_path}/words.txt", *tables], "not one number per line"),
             (["--priors", f"{tmp_path}/priors.txt", *tables], "2 priors for 60 pdfs"),
             ([str(tmp_path)], "a model directory needs --feats"),
             ([empty], "holds no utterance")):

@@ -101,7 +101,7 @@ def test_priors_have_a_floor_and_unseen_pdfs_are_not_lifted(tmp_path):
     assert row.argmin() == 3 and row.argmax() == 2
     with pytest.raises(UserError, match="4 priors.*5 pdfs"):
         read_log_priors(tmp_path / "priors.txt", 5)
-    for text, word in (("a b", "not a number a line"), ("0 0", "not all 0"), ("-1 2", "not negative"),
+    for text, word in (("a b", "not one number per line"), ("0 0", "not all 0"), ("-1 2", "not negative"),
                        ("nan 1", "finite")):
         (tmp_path / "priors.txt").write_text(text)
         with pytest.raises(UserError, match=word):

@@ -83,7 +83,7 @@ def test_results_text_lines_can_be_recounted(experiment):
 
 
 def add_times(exp, data):
-    """An STM a test set and a CTM a system: every utterance a recording of its own, half a second a word."""
+    """One STM per test set, one CTM per system: every utterance is a recording, every word half a second."""
     for name in ("eval_swbd", "eval_che"):
         for ref in exp.glob(f"*/decode_{name}/ref.txt"):
             lines = [(line.split()[0], line.replace("<uh>", "uh").split()[1:]) for line in ref.open()]

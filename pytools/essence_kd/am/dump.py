@@ -51,7 +51,7 @@ class DumpSettings:
     weights: List[float] = field(default_factory=list)
     temperatures: List[float] = field(default_factory=list)
     input: str = "prob"  # what the rspecifiers hold
-    priors: Optional[str] = None  # a prior a line, divided out of every teacher
+    priors: Optional[str] = None  # one prior per line, divided out of every teacher
     prior_scale: float = ForwardSettings.prior_scale
     frame_shift_ms: Optional[float] = None  # where no model and no sidecar says it
     job: Optional[Tuple[int, int]] = None  # (J, N): the utterances alone that fall to the J-th of N jobs

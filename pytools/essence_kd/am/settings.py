@@ -119,7 +119,7 @@ class TrainInputs:
 
     data_dir: Union[str, Path]  # Kaldi data directory: feats.scp, maybe utt2spk and utt2uniq; or shards
     ali_dir: Union[str, Path]  # ali.scp, num_pdfs, priors.txt, tree.txt; shards hold theirs themselves
-    soft: Union[str, Path, None] = None  # scp of soft targets, a row an output frame; None: hard labels alone
+    soft: Union[str, Path, None] = None  # scp of soft targets, one row per output frame; None: hard labels alone
     soft_kind: str = SOFT_KINDS[0]
     init: Union[str, Path, None] = None  # model directory to start from, of the same architecture and sizes
     dev_data: Union[str, Path, None] = None  # data for the dev loss, in the place of a held-out share

@@ -16,7 +16,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--nj", type=int, default=1, metavar="N", help="systems at a time (default: %(default)s)")
     parser.add_argument("out", metavar="OUT_JSON", type=Path)
-    parser.add_argument("tables", metavar="NAME=RSPECIFIER", nargs="+", help="log-probabilities, a row an output frame")
+    parser.add_argument("tables", metavar="NAME=RSPECIFIER", nargs="+",
+                        help="log-probabilities, one row per output frame")
 
 
 def run(args) -> None:

@@ -1,4 +1,4 @@
-"""Decode scores (log-likelihoods, a row an output frame) with a graph made by 'essence make-graph'.
+"""Decode scores (log-likelihoods, one row per output frame) with a graph made by 'essence make-graph'.
 
   essence decode exp/mini/graph scp:scores.scp exp/mini/baseline/decode_eval
   essence decode --sweep data/mini/dev/text exp/mini/graph ark:dev.ark exp/mini/baseline/decode_dev
@@ -31,7 +31,7 @@ def add_arguments(parser) -> None:
 
     parser.add_argument("graph", metavar="GRAPH_DIR", help="directory with graph.npz")
     parser.add_argument("scores", metavar="SCORES-RSPECIFIER", nargs="?",
-                        help="matrices: a row a frame, a column a pdf")
+                        help="matrices: a row a frame, one column per pdf")
     parser.add_argument("out_dir", metavar="OUT_DIR", nargs="?")
     parser.add_argument("--jobs-file", metavar="FILE", help="several sets, one a line (see above)")
     parser.add_argument("--decoder", metavar="NAME", default="auto",

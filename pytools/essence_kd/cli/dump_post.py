@@ -43,12 +43,12 @@ def add_arguments(parser) -> None:
 
     parser.add_argument("--combine", choices=COMBINE,
                         help=f"mean of the posteriors or of their logs, normalised (default: {DumpSettings.combine})")
-    parser.add_argument("--weights", type=_numbers, metavar="W,W,...", help="a weight a teacher")
+    parser.add_argument("--weights", type=_numbers, metavar="W,W,...", help="one weight per teacher")
     parser.add_argument("--temperatures", type=_numbers, metavar="T,T,...",
                         help="a temperature a teacher, or one for all (default: --temperature, or 1)")
     parser.add_argument("--input", choices=KINDS,
                         help=f"what tables hold (default: {DumpSettings.input}); models give logits")
-    parser.add_argument("--priors", metavar="FILE", help="a prior a line, divided out of every teacher")
+    parser.add_argument("--priors", metavar="FILE", help="one prior per line, divided out of every teacher")
     parser.add_argument("--prior-scale", type=float, metavar="S",
                         help=f"of the log prior (default: {DumpSettings.prior_scale:g})")
     parser.add_argument("--feats", metavar="scp:FILE", help="features for model directories")

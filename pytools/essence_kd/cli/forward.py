@@ -1,4 +1,4 @@
-"""Scores of a trained model, or of several combined, for every utterance of a data directory, a row an output frame.
+"""Scores of a trained model, or of several combined, for every utterance of a data directory, one row per output frame.
 
 e.g.: essence forward exp/mini/baseline data/mini/dev_hires ark,scp:scores.ark,scores.scp
       essence forward --combine mean exp/mini/teacher_* data/mini/dev_hires ark,scp:scores.ark,scores.scp
@@ -28,7 +28,8 @@ def add_arguments(parser) -> None:
                         help="another set, by the same models; may be repeated")
     parser.add_argument("model_dirs", metavar="MODEL_DIR", nargs="+", help="of essence train, or a network of Kaldi's")
     parser.add_argument("data_dir", metavar="DATA_DIR", help="data directory whose feats.scp is read")
-    parser.add_argument("scores", metavar="SCORES-WSPECIFIER", help="matrices: a row an output frame, a column a pdf")
+    parser.add_argument("scores", metavar="SCORES-WSPECIFIER",
+                        help="matrices: one row per output frame, one column per pdf")
     tell_defaults(parser, ForwardSettings)
 
 

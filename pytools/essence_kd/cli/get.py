@@ -5,7 +5,8 @@ e.g.: essence get exp/mini/plan.json seed 'sets[role=test].name'
       essence get --words exp/mini/plan.json exp 'sets[role=test].name'
 
 A KEY is names and numbers with dots between; [FIELD=VALUE|VALUE] after a list takes the items whose FIELD is one of
-these. A list is printed an item a line; true, false and numbers as JSON has them, null as nothing, groups as JSON.
+these. A list is printed with one item per line; true, false and numbers as JSON has them, null as nothing, groups as
+JSON.
 """
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes log-likelihoods of a GMM, log p(x | pdf), as matrices for a decoder: a row each N-th frame, a column a pdf.
+"""Writes log-likelihoods of a GMM, log p(x | pdf), for a decoder: one row per N-th frame, one column per pdf.
 
 e.g.: essence gmm-scores data/mini/dev exp/mini/gmm ark,scp:scores.ark,scores.scp
 """

@@ -14,7 +14,7 @@ HELP = "write features, alignments and soft targets as lhotse Shar"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--soft", metavar="SCP", help="soft targets, a row an output frame")
+    parser.add_argument("--soft", metavar="SCP", help="soft targets, one row per output frame")
     parser.add_argument("--soft-kind", choices=SOFT_KINDS, help="Kaldi Posterior or matrices of probabilities")
     parser.add_argument("--shard-size", type=int, metavar="N", help="utterances a shard")
     parser.add_argument("--heldout", type=float, metavar="SHARE", help="share of utterances set apart for the dev loss")

@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
                         "default: a small TDNN")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
                         help="a setting that differs, such as optim.epochs=20; may be repeated")
-    parser.add_argument("--soft", metavar="SCP", help="soft targets, a row an output frame")
+    parser.add_argument("--soft", metavar="SCP", help="soft targets, one row per output frame")
     parser.add_argument("--soft-kind", choices=SOFT_KINDS, help="Kaldi Posterior or matrices of probabilities")
     parser.add_argument("--soft-weight", type=float, metavar="A",
                         help=f"(1 - A) CE(hard) + A T^2 CE(soft) {_of_model(DistillSettings.soft_weight)}")

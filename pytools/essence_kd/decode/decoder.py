@@ -218,7 +218,7 @@ def hand_over(name: str, command: Callable[[str], list[str]]) -> tuple[str, int 
 def register_decoder(cls):
     """Class decorator: a subclass of Decoder or ArchiveDecoder becomes ``--decoder NAME``, by its ``name``.
 
-    Raises UserError for a name that another one has.
+    Raises UserError for a name that is taken.
 
     >>> import numpy as np
     >>> from essence_kd import Decoded, Decoder, decode, register_decoder

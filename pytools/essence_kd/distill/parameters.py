@@ -55,7 +55,7 @@ class Parametrised:
 
 
 def add_to(registry: Registry, cls: Type[T]) -> Type[T]:
-    """Makes a class a dataclass and registers it by its ``name``. Raises UserError for a name that another one has."""
+    """Makes a class a dataclass and registers it by its ``name``. Raises UserError for a name that is taken."""
     cls = dataclass(frozen=True)(cls)
     cls.parameters = tuple(part.name for part in dataclasses.fields(cls))
     return registry.register(cls.name)(cls)

@@ -57,7 +57,7 @@ def tree_hash(ali_dir: str | Path) -> str | None:
 
 
 def read_log_priors(path: str | Path, num_pdfs: int | None = None, floor: float = PRIOR_FLOOR) -> np.ndarray:
-    """(C,) float64 log priors of a file with a prior a line, such as priors.txt; they are scaled to sum to 1.
+    """(C,) float64 log priors of a file with one prior per line, such as priors.txt; they are scaled to sum to 1.
 
     Priors are raised to ``floor``. A pdf that training never saw gets prior 1 (0 here): its likelihood is then its
     posterior, so that what a network never learnt is not lifted by a division by nearly nothing. Raises UserError, also
@@ -66,7 +66,7 @@ def read_log_priors(path: str | Path, num_pdfs: int | None = None, floor: float 
     try:
         priors = np.array([field for _, line in read_lines(path) for field in line.split()], dtype=np.float64)
     except ValueError as error:
-        raise UserError(f"{path}: not a number a line: {error}") from None
+        raise UserError(f"{path}: not one number per line: {error}") from None
     if not len(priors) or not np.isfinite(priors).all() or priors.min() < 0 or priors.sum() <= 0:
         raise UserError(f"{path}: priors must be finite, not negative, and not all 0")
     if len(priors) != (num_pdfs or len(priors)):

@@ -269,11 +269,11 @@ def in_turn(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iter
     """
     items = iter(items)
     order: queue.SimpleQueue = queue.SimpleQueue()  # for each item that was begun, a queue that will hold its result
-    taking, room, stop = threading.Lock(), threading.Semaphore(2 * threads), threading.Event()
+    taking, slots, stop = threading.Lock(), threading.Semaphore(2 * threads), threading.Event()
     end: Any = object()
 
     def run() -> None:
-        while room.acquire() and not stop.is_set():
+        while slots.acquire() and not stop.is_set():
             result: queue.SimpleQueue = queue.SimpleQueue()
             try:
                 with taking:
@@ -297,7 +297,7 @@ def in_turn(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iter
     try:
         while True:
             value, error = order.get().get()
-            room.release()
+            slots.release()
             if error is not None:
                 raise error
             if value is end:
@@ -306,7 +306,7 @@ def in_turn(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iter
     finally:
         stop.set()
         for _ in helpers:
-            room.release()
+            slots.release()
         until = time.monotonic() + 2.0  # one may be waiting for a pipe; an interrupt does not wait with it
         for helper in helpers:
             helper.join(max(0.0, until - time.monotonic()))

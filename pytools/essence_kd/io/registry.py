@@ -28,7 +28,7 @@ class Registry(Generic[T]):
         self._entries: Dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that registers a class or function. Raises UserError for a name that another one has."""
+        """A decorator that registers a class or function. Raises UserError for a name that is taken."""
         def add(entry: T) -> T:
             other = self._entries.get(name)
             if other is not None and _place(other) != _place(entry):

@@ -152,7 +152,7 @@ def _essence(content: Content) -> Values | None:
 
 
 def _curve(found: dict[str, Any], column: str, label: str) -> Values | None:
-    """WER against k, a dot a seed, with the references as level lines."""
+    """WER against k, one dot per seed, with the references as level lines."""
     entries = found["points"]
     curve = sorted((p["settings"]["top_k"], p["wer"][column]) for p in entries.values()
                    if p["settings"].get("select") == "top-k" and as_base(p, found["base"], "select", "top_k"))

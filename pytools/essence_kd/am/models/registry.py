@@ -29,7 +29,7 @@ ARCHITECTURES: Registry[Type[nn.Module]] = Registry("architecture", "essence_kd.
 def register_model(name: str) -> Callable[[T], T]:
     """Class decorator: an encoder becomes the architecture ``name`` (``arch: NAME`` in a model's YAML).
 
-    Raises UserError for a name that another one has.
+    Raises UserError for a name that is taken.
 
     >>> from dataclasses import dataclass
     >>> import torch
