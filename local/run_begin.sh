@@ -71,7 +71,7 @@ exec 9>"$exp/.lock"
 flock -n 9 || fail "another run is at work in '$exp', or its jobs have outlived it; wait, or stop it: kill $(
   find /proc/[0-9]*/fd -lname "$exp/.lock" 2>/dev/null | cut -d/ -f3 | sort -un | tr '\n' ' ')"
 
-rm -f "$exp"/*_list.* # of a run that was killed
+rm -f "$exp"/{train,target,score,decode,sweep,gmm}_list.* # of a run that was killed
 
 # 4. Environment and plan
 k2=true
