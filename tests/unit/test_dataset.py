@@ -8,6 +8,7 @@ import torch
 from builders import refused
 from builders.training_data import make_data
 
+from essence_kd.am import dataset
 from essence_kd.am.augment import spec_augment
 from essence_kd.am.dataset import IGNORE, TrainingData, epoch_batches
 from essence_kd.am.settings import AugmentSettings
@@ -197,6 +198,28 @@ def test_a_worker_that_fails_or_dies_is_one_line(corpus):
     refused(lambda: batches_of(data, workers=1), "utterance x: NaN")
     data.source.load = lambda i: os._exit(3)
     refused(lambda: batches_of(data, workers=1), "a process that reads batches died", "data.workers=0")
+
+
+def no_room(*_):
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)")
+
+
+@pytest.mark.parametrize("pin", [False, True])
+def test_batches_come_without_shared_memory(corpus, monkeypatch, caplog, pin):
+    """A container's /dev/shm may be full (batches come through pipes) or closed (nor are there semaphores)."""
+    data, want = training_data(corpus, preload_mb=0), batches_of(training_data(corpus, preload_mb=0))
+    dataset._warn_once.cache_clear()
+    monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)
+    monkeypatch.setattr(dataset.Batch, "pin_memory", lambda batch: batch.each(lambda tensor: tensor))  # takes a GPU
+    got = batches_of(data, workers=1, pin=pin)
+    assert len(got) == len(want) and all(equal(a, b) for a, b in zip(got, want))
+    assert [r.message.split(" for ")[0] for r in caplog.records] == ["/dev/shm is too small"]
+    assert "data.workers=0" in caplog.text and "--shm-size" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", lambda *_, **__: os.open("/proc/shm", os.O_CREAT))
+    got = batches_of(data, workers=2)
+    assert len(got) == len(want) and all(equal(a, b) for a, b in zip(got, want))
+    assert len(caplog.records) == 1 and "/dev/shm cannot be used" in caplog.text and "workers=0" in caplog.text
 
 
 def test_soft_targets_lie_beside_their_hard_labels(corpus):

@@ -11,6 +11,9 @@ the same batches.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
+import multiprocessing
 import warnings
 from dataclasses import dataclass
 from typing import Iterator, List, Optional, Sequence, Tuple
@@ -40,6 +43,18 @@ class Batch:
         """The batch with ``change`` of every tensor in its place."""
         return dataclasses.replace(self, **{name: change(value) for name, value in vars(self).items()
                                             if isinstance(value, torch.Tensor)})
+
+    def shared(self) -> "Batch":
+        """In shared memory, to be handed to another process; in NumPy's arrays where there is too little of it."""
+        try:
+            return self.each(torch.Tensor.share_memory_)
+        except RuntimeError:  # said in the queue of a worker, the batch would never come
+            return self.each(torch.Tensor.numpy)
+
+    def unshared(self) -> "Batch":
+        """In tensors again, where NumPy's arrays came."""
+        return dataclasses.replace(self, **{name: torch.from_numpy(value) for name, value in vars(self).items()
+                                            if isinstance(value, np.ndarray)})
 
     def pin_memory(self) -> "Batch":
         """In memory from which a GPU copies while the processor goes on; a DataLoader with pin_memory calls this."""
@@ -297,9 +312,29 @@ class _Batches(torch.utils.data.Dataset):
     def __getitem__(self, number: int):
         rng = np.random.default_rng([self.seed, self.epoch, number])
         try:
-            return self.data.batch(self.plan[number], self.augment, rng, self.share, (self.seed, self.epoch))
+            batch = self.data.batch(self.plan[number], self.augment, rng, self.share, (self.seed, self.epoch))
+            return batch if torch.utils.data.get_worker_info() is None else batch.shared()
         except UserError as error:  # raised in a worker it would come with a traceback in its message
             return error
+
+
+_MORE = "a container has more with 'docker run --shm-size=2g', or --ipc=host"
+
+
+@functools.lru_cache(maxsize=None)
+def _warn_once(message: str) -> None:
+    logging.getLogger(__name__).warning(message)
+
+
+def _semaphores() -> bool:
+    """Whether processes can wait for each other by what lies in /dev/shm, as those of a DataLoader do."""
+    try:
+        multiprocessing.Lock()
+    except (OSError, ImportError) as error:
+        _warn_once(f"/dev/shm cannot be used ({' '.join(str(error).split())[:120]}): this process reads the batches, "
+                   f"without others (data.workers=0); {_MORE}")
+        return False
+    return True
 
 
 def epoch_batches(data: TrainingData, plan: List[np.ndarray], *, seed: int, epoch: int, augment, workers: int,
@@ -311,7 +346,7 @@ def epoch_batches(data: TrainingData, plan: List[np.ndarray], *, seed: int, epoc
     """
     batches = _Batches(data, plan, seed, epoch, augment, share)
     numbers = range(first, len(plan))
-    if data.in_memory or workers == 0:
+    if data.in_memory or workers == 0 or not _semaphores():
         source = (batches[i] for i in numbers)
     else:
         if data.sharded:  # another one would read the same shards again
@@ -331,4 +366,8 @@ def epoch_batches(data: TrainingData, plan: List[np.ndarray], *, seed: int, epoc
                             "memory; --set data.workers=0 reads without one") from None
         if isinstance(batch, UserError):
             raise batch
+        if isinstance(batch.feats, np.ndarray):
+            _warn_once("/dev/shm is too small for the batches that are read ahead: some come through pipes, more "
+                       f"slowly (data.workers=0 reads without either); {_MORE}")
+            batch = batch.unshared()
         yield batch
