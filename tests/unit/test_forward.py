@@ -1,5 +1,7 @@
 """Scores of a trained model: order, independence of batching, priors, and models that do not fit."""
+import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -71,6 +73,12 @@ def test_logits_are_the_models_on_normalised_features(corpus, models):
 
 def run(*words):
     return main(["forward", *map(str, words)])
+
+
+def test_a_clock_that_is_set_back_spoils_no_work(corpus, models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("time.time", lambda now=itertools.count(1e9, -60.0): next(now))
+    assert run(models / "tdnn", corpus.data, f"ark:{tmp_path}/a.ark") == 0
+    assert re.search(r" s of audio in \d+\.\d s: \d+ x real time", capsys.readouterr().err)
 
 
 def test_the_verb_writes_likelihoods(corpus, models, tmp_path, capsys):

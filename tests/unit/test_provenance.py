@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from essence_kd import __version__
+from essence_kd.io.data_dir import DataDir
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import (atomic_write, check_match, check_utterances, read_sidecar, sha256_file,
-                                      sidecar_path, write_sidecar)
+                                      sidecar_path, staging_path, write_sidecar)
+from essence_kd.io.tables import MatrixWriter
 
 
 def test_a_sidecar_comes_back(tmp_path):
@@ -93,6 +95,28 @@ def test_atomic_write_gives_the_name_at_the_end(tmp_path):
             staged.write_text("half")
             raise KeyError
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["f.txt"]
+
+
+def test_what_is_half_written_has_a_name_that_nobody_can_guess(tmp_path):
+    """Else a link of that name, in a folder such as /tmp, would have a file of this user's overwritten."""
+    names = {staging_path(tmp_path / "f.txt") for _ in range(50)}
+    assert len(names) == 50 and all(os.path.dirname(name) == str(tmp_path) for name in names)
+    assert all(os.path.basename(name).startswith(".f.txt.") and name.endswith(".tmp") for name in names)
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600), (0o000, 0o666)])
+def test_what_is_written_has_the_permissions_of_the_umask(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_sidecar(tmp_path / "essence.json", {})
+        with MatrixWriter(f"ark,scp:{tmp_path}/a.ark,{tmp_path}/a.scp") as writer:
+            writer.write("u", np.zeros((2, 3), np.float32))
+        DataDir(tmp_path, {"u": "u.wav"}, {"u": "a b"}, {"u": "u"}).write(tmp_path / "data")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 6 and {path.stat().st_mode & 0o777 for path in files} == {mode}
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o777 & ~mask
 
 
 def test_atomic_write_follows_links_and_says_what_failed(tmp_path):

@@ -186,7 +186,7 @@ class Scorer:
 
     def write(self, data_dir, wspecifier: str) -> str:
         """Write the scores of a data directory, and their sidecar; a line that tells how much it was and how fast."""
-        began, utterances, rows = time.time(), 0, 0
+        began, utterances, rows = time.monotonic(), 0, 0
         with MatrixWriter(wspecifier) as writer:
             for utt, matrix in self.utterances(data_dir):
                 writer.write(utt, matrix)
@@ -197,7 +197,7 @@ class Scorer:
             write_sidecar(sidecar, {"kind": "scores", "output": self.settings.output,
                                     "num_pdfs": self.about["num_pdfs"], "tree_hash": self.about.get("tree_hash"),
                                     "frame_shift_ms": shift, "num_utts": utterances, "num_frames": rows})
-        seconds, audio = time.time() - began, rows * shift / 1000
+        seconds, audio = time.monotonic() - began, rows * shift / 1000
         return (f"{data_dir}: {utterances} utterances, {audio:.0f} s of audio in {seconds:.1f} s: "
                 f"{audio / seconds:.0f} x real time")
 

@@ -43,7 +43,7 @@ def load_sets(inputs: TrainInputs, settings: TrainSettings, processes: Processes
               log: Callable[[str], None]) -> TrainingSets:
     """Open and check everything that a training reads. Raises UserError where the inputs do not fit each other."""
     loader = _Loader(inputs, settings, processes)
-    began = time.time()
+    began = time.monotonic()
     sets = loader.from_shards() if is_sharded(inputs.data_dir) else loader.from_archives(log)
     data = sets.train
     if sets.dev is not None and sets.dev.feat_dim != data.feat_dim:
@@ -52,7 +52,7 @@ def load_sets(inputs: TrainInputs, settings: TrainSettings, processes: Processes
     log(f"{len(data.ids)} utterances, {data.frames.sum() / FRAMES_PER_HOUR:.2f} h to train on, "
         f"{sets.dev_utterances} for the dev loss, {sets.without_alignment} without alignment, "
         f"{sets.num_pdfs} pdfs; {'in memory' if data.in_memory else 'read from disk'}; "
-        f"{time.time() - began:.1f} s to load")
+        f"{time.monotonic() - began:.1f} s to load")
     if settings.early_stopping.metric == "dev_loss" and not sets.dev_utterances:
         raise UserError("early_stopping.metric is dev_loss, but there is no dev set: data.heldout is 0")
     return sets

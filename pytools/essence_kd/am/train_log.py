@@ -46,12 +46,12 @@ class TrainLog:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def _lock(self) -> None:
-        began = time.time()
+        began = time.monotonic()
         while True:
             try:
                 return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.time() - began > LOCK_PATIENCE:
+                if time.monotonic() - began > LOCK_PATIENCE:
                     raise UserError(f"{self.model_dir}: another training is at work here; wait for it, or stop it") \
                         from None
                 time.sleep(0.2)

@@ -168,7 +168,7 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         s, state = self.settings, self.state
-        began = said = saved = time.time()
+        began = said = saved = time.monotonic()
         before = state.seconds
         plan = self.sets.train.plan(s.data.batch_frames, s.seed, state.epoch)
         batches = epoch_batches(self.sets.train, plan, seed=s.seed, epoch=state.epoch, augment=s.augment,
@@ -177,16 +177,16 @@ class Trainer:
         state.model.train()
         for batch in _timed(batches, state.sums):
             self._train_batch(batch, plan)
-            now = time.time()
+            now = time.monotonic()
             if self._checkpoint_due(now - saved) and state.batch < len(plan):
                 state.seconds = before + now - began
                 self._save_checkpoint()
-                saved = time.time()
+                saved = time.monotonic()
             if now - said > SAY_EVERY:
                 said = now
                 self._say_how_far(len(plan), before + now - began)
         line = self._close_epoch()
-        line["seconds"] = round(before + time.time() - began, 3)
+        line["seconds"] = round(before + time.monotonic() - began, 3)
         self._show_epoch(line)
         self._begin_epoch()
         self._save_checkpoint()
@@ -424,11 +424,11 @@ class Trainer:
 
 def _timed(batches: Iterable[Batch], sums: Dict[str, float]) -> Iterator[Batch]:
     """The batches; what was waited for each, in seconds, is added to ``sums["waited"]``."""
-    asked = time.time()
+    asked = time.monotonic()
     for batch in batches:
-        sums["waited"] += time.time() - asked
+        sums["waited"] += time.monotonic() - asked
         yield batch
-        asked = time.time()
+        asked = time.monotonic()
 
 
 def _board(folder: Path, step: int):

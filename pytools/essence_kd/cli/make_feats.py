@@ -28,7 +28,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    start = time.time()
+    start = time.monotonic()
     if args.job:
         make_feats_job(args.data, *args.job, **given(args, make_feats_job))
         return
@@ -36,6 +36,6 @@ def run(args) -> None:
         counts = join_feats(args.data, args.join, **given(args, join_feats))
     else:
         counts = make_feats(args.data, **given(args, make_feats))
-    taken = time.time() - start
+    taken = time.monotonic() - start
     print(f"{args.data}: features of {counts['utterances']} utterances, {counts['frames']} frames, "
           f"{counts['seconds'] / 60:.1f} min of speech in {taken:.1f} s", file=sys.stderr)

@@ -61,6 +61,7 @@ def run(args) -> int:
     except OptionError as error:
         print(f"./run.sh: {error}; see ./run.sh --help", file=sys.stderr)
         return 2
+    from essence_kd.io.kernels import kernels
     from essence_kd.plan.plan import FILE, write_plan
 
     if args.dry_run:
@@ -70,5 +71,6 @@ def run(args) -> int:
     path = Path(plan.exp) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     write_plan(plan, path)
+    kernels()  # compiled once, before jobs ask for them side by side; where they cannot be, the user is told
     print(path)
     return 0

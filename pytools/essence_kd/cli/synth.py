@@ -23,9 +23,9 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    start = time.time()
+    start = time.monotonic()
     counts = synthesize(args.dir, **given(args, synthesize))
     for name, c in counts.items():
         print(f"{args.dir}/{name}: {c['utterances']} utterances, {c['words']} words, {c['speakers']} speakers, "
               f"{c['seconds'] / 60:.1f} min", file=sys.stderr)
-    print(f"made in {time.time() - start:.1f} s", file=sys.stderr)
+    print(f"made in {time.monotonic() - start:.1f} s", file=sys.stderr)

@@ -108,7 +108,7 @@ class Tally:
     def __init__(self):
         self.num_utts = self.num_frames = self.num_entries = 0
         self.mass = 0.0
-        self.began = time.time()
+        self.began = time.monotonic()
 
     def add(self, frames: int, entries: int, kept: np.ndarray) -> None:
         """One utterance; ``kept`` (T,) is the mass its frames retain."""
@@ -124,7 +124,7 @@ class Tally:
                 "mean_mass": mean}
 
     def __str__(self) -> str:
-        seconds = max(1e-9, time.time() - self.began)
+        seconds = max(1e-9, time.monotonic() - self.began)
         frames = max(1, self.num_frames)
         return (f"{self.num_utts} utterances, {self.num_frames} frames, {self.num_entries / frames:.1f} entries and "
                 f"mass {self.mass / frames:.4f} a frame; {seconds:.1f} s, {self.num_frames / seconds:.0f} frames/s")
@@ -135,11 +135,11 @@ class Progress:
 
     def __init__(self, name: str, total: Optional[int], every: float = 10.0):
         self.name, self.total, self.every = name, total, every
-        self.began = self.last = time.time()
+        self.began = self.last = time.monotonic()
 
     def show(self, tally: Tally) -> None:
         """Called after every utterance; prints at most every ``every`` seconds, and no guess from the first few."""
-        now = time.time()
+        now = time.monotonic()
         if now - self.last < self.every or tally.num_utts * 50 < (self.total or 0):
             return
         self.last = now

@@ -22,7 +22,7 @@ def write_ali_dir(ali_dir: Path, tree: str, frames: np.ndarray, utterances: int,
     """What lies beside the archive of an alignment directory: tree.txt, num_pdfs, priors.txt, failed.txt, ali.json.
 
     tree: text of tree.txt; frames: int (C,) aligned frames of each pdf; utterances: of the data; failed: those of them
-    that are not aligned; started: the time (seconds) at which the work began.
+    that are not aligned; started: the time.monotonic() at which the work began.
     """
     for name, text in (("failed.txt", "".join(f"{utt}\n" for utt in failed)), ("tree.txt", tree),
                        ("priors.txt", "".join(f"{p:.9g}\n" for p in frames / frames.sum())),
@@ -32,7 +32,7 @@ def write_ali_dir(ali_dir: Path, tree: str, frames: np.ndarray, utterances: int,
         "kind": "alignment", "num_pdfs": len(frames), "num_utts": utterances - len(failed), "failed": len(failed),
         "num_frames": int(frames.sum()), "frame_shift_ms": round(FRAME_SHIFT_MS),
         "tree_hash": sha256_file(ali_dir / "tree.txt"), "unseen_pdfs": int((frames == 0).sum()),
-        "seconds": round(time.time() - started, 1)})
+        "seconds": round(time.monotonic() - started, 1)})
 
 
 def read_alignments(alignments: str | Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -198,7 +198,7 @@ def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str |
     ali.json, and topology.npz (:class:`SubsampledCounts`). Raises UserError when under MIN_ALIGNED align;
     failed.txt is there then too.
     """
-    started = time.time()
+    started = time.monotonic()
     lang = load_lang(lang_dir)
     if lang.phones != model.phones:
         raise UserError(f"{Path(lang_dir) / 'phones.txt'}: not the phones that the model was trained with; "

@@ -41,7 +41,7 @@ class TrainOptions:
 
 def train(data_dir: str | Path, lang_dir: str | Path, options: TrainOptions = TrainOptions()) -> Gmm:
     """Monophone training from a flat start. Raises UserError for bad input, and when too few utterances align."""
-    started = time.time()
+    started = time.monotonic()
     lang = load_lang(lang_dir)
     reader = FeatureReader(data_dir)
     words = read_transcripts(data_dir, reader.utts, lang, options.map_oov)
@@ -79,7 +79,7 @@ def train(data_dir: str | Path, lang_dir: str | Path, options: TrainOptions = Tr
     check_failed(failed, len(reader.utts), data_dir, "could not be aligned")
     model.meta = {"utterances": len(reader.utts), "failed": len(failed), "frames": stats.frames,
                   "log_likelihood_per_frame": stats.log_likelihood / max(1, stats.frames),
-                  "num_iters": options.num_iters, "seed": options.seed, "seconds": round(time.time() - started, 1)}
+                  "num_iters": options.num_iters, "seed": options.seed, "seconds": round(time.monotonic() - started, 1)}
     return model
 
 

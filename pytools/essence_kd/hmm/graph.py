@@ -361,7 +361,7 @@ def make_graph(lang_dir: str | Path, gmm_dir: str | Path, *, factor: int = FRAME
     from essence_kd.hmm.gmm import load_gmm
     from essence_kd.hmm.gmm_alignment import SubsampledCounts
 
-    started = time.time()
+    started = time.monotonic()
     lang, model = load_lang(lang_dir), load_gmm(gmm_dir)
     if lang.phones != model.phones:
         raise UserError(f"{lang.path / 'phones.txt'}: not the phones that {gmm_dir} was trained with; "
@@ -381,5 +381,5 @@ def make_graph(lang_dir: str | Path, gmm_dir: str | Path, *, factor: int = FRAME
                         meta={"frame_subsampling_factor": factor, "frame_shift_ms": round(FRAME_SHIFT_MS * factor),
                               "tree_hash": model.meta.get("tree_hash"),
                               "transitions": "gmm" if counts is None else "alignment"})
-    graph.meta["seconds"] = round(time.time() - started, 1)
+    graph.meta["seconds"] = round(time.monotonic() - started, 1)
     return graph

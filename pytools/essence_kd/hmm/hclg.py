@@ -78,7 +78,7 @@ def import_graph(hclg: str | Path, mdl: str | Path, words_txt: str | Path, *, la
 
     Costs are HCLG's own. Raises UserError for files that are broken or do not belong together.
     """
-    started = time.time()
+    started = time.monotonic()
     fst, model, words = read_fst(hclg), read_transition_model(mdl), read_symbols(words_txt)
     _check(fst, hclg, model, mdl, words, words_txt)
     fst = trim(fst)
@@ -111,4 +111,4 @@ def import_graph(hclg: str | Path, mdl: str | Path, words_txt: str | Path, *, la
                   "word_times": "phones" if kind.any() else "labels",
                   "num_states": fst.num_states, "num_arcs": fst.num_arcs,
                   "num_self_loops": int(((fst.src == fst.dst) & (fst.ilabel > 0)).sum()),
-                  "num_epsilons": int((fst.ilabel == 0).sum()), "seconds": round(time.time() - started, 1)})
+                  "num_epsilons": int((fst.ilabel == 0).sum()), "seconds": round(time.monotonic() - started, 1)})

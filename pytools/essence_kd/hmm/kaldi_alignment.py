@@ -50,7 +50,7 @@ def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | 
     (a length that differs from utt2num_frames, under MIN_ALIGNED aligned) or of another tree (a pdf-id that the model
     lacks).
     """
-    started = time.time()
+    started = time.monotonic()
     data_dir, ali_dir = Path(data_dir), Path(ali_dir)
     tree = read_transitions(transitions)
     num_pdfs = tree[-1][0] + 1

@@ -17,6 +17,7 @@ import numpy as np
 
 from essence_kd.hmm.fst import Fst, make_fst, sort_arcs, write_fst
 from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import staging_path
 from essence_kd.io.text import read_lines
 
 POSITIONS = {"nonword": 0, "begin": 1, "end": 2, "internal": 3, "singleton": 4}
@@ -327,8 +328,7 @@ def prepare_lang(dict_dir: str | Path, lang_dir: str | Path, *, oov: str | None 
         lexicon.append(Pronunciation(oov, extra))
         print(f"{dict_dir}: the lexicon lacks {oov}: added as '{oov} {' '.join(extra)}'", file=sys.stderr)
     lang_dir = Path(lang_dir)
-    staged = lang_dir.parent / f".{lang_dir.name}.{os.getpid()}.tmp"
-    shutil.rmtree(staged, ignore_errors=True)
+    staged = Path(staging_path(lang_dir))
     try:
         (staged / "phones").mkdir(parents=True)
         _write_lang(staged, dictionary, lexicon, oov, num_sil_states, num_nonsil_states, sil_prob)

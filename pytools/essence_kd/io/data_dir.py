@@ -9,7 +9,7 @@ from typing import Iterable, Mapping, Optional
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import SAMPLE_RATE
-from essence_kd.io.provenance import write_text
+from essence_kd.io.provenance import staging_path, write_text
 from essence_kd.io.text import read_lines
 from essence_kd.io.wave import read_wav, split_speed, wav_info
 
@@ -61,8 +61,7 @@ class DataDir:
     def write(self, path: str | Path, stm: Optional[Iterable[str]] = None) -> None:
         """Writes the directory beside ``path`` and puts it there when it is whole; what was there before is removed."""
         path = Path(path)
-        temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = Path(staging_path(path))
         temporary.mkdir(parents=True)
         try:
             self._write_tables(temporary)

@@ -1,20 +1,26 @@
 """The compiled inner loops (kernels.c): made once where there is a C compiler, and done without where there is none.
 
 The library is compiled for the processor at hand when a process first asks for it (about a second), and kept in
-``$XDG_CACHE_HOME/essence_kd`` (``~/.cache``) under a name that holds the source, the compiler and the processor.
-``ESSENCE_KERNELS=off`` leaves it alone, ``ESSENCE_KERNELS=DIR`` keeps it elsewhere. Without it NumPy does the same work
-with the same results, two to twenty times slower.
+``$XDG_CACHE_HOME/essence_kd`` (``~/.cache``), or else in ``$WORK_DIR/.cache/essence_kd``, under a name that holds the
+source, the compiler and the processor. ``ESSENCE_KERNELS=off`` leaves it alone, ``ESSENCE_KERNELS=DIR`` keeps it
+elsewhere. What another user could have put there is not loaded. Where it can be kept nowhere, every process compiles
+it; without a compiler NumPy does the same work with the same results, two to twenty times slower. Both are told.
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
+import stat
 import sys
 import zlib
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 import numpy as np
+
+from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write
 
 _SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kernels.c")
 _FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC"]
@@ -42,13 +48,20 @@ def pointer(array: Optional[np.ndarray]) -> Optional[int]:
 @functools.lru_cache(maxsize=None)
 def kernels() -> Optional[Any]:
     """The library, its functions ready to be called; None where it cannot be had or is not wanted."""
-    place = os.environ.get("ESSENCE_KERNELS", "")
-    if place == "off" or sys.byteorder != "little":
+    named = os.environ.get("ESSENCE_KERNELS", "")
+    if named == "off" or sys.byteorder != "little":
         return None
     try:
-        return _load(_compiled(place))
-    except OSError:
+        return _found(named) or _made(named)
+    except OSError as error:
+        os.environ["ESSENCE_KERNELS"] = "off"  # the processes that this one starts need not try, nor tell
+        _tell(f"there are no compiled inner loops ({error.strerror or error}): NumPy does their work, with the same "
+              "results, two to twenty times slower; CC names a C compiler, ESSENCE_KERNELS=off says that this is right")
         return None
+
+
+def _tell(message: str) -> None:
+    print(f"essence: {message}", file=sys.stderr, flush=True)
 
 
 def _load(path: str) -> Any:
@@ -59,40 +72,84 @@ def _load(path: str) -> Any:
     return library
 
 
-def _compiled(place: str) -> str:
-    """The path of the library, compiled if need be. Raises OSError."""
-    wanted = os.environ.get("CC", "")
-    place = place or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "essence_kd")
-    with open(_SOURCE, "rb") as stream:
-        source = stream.read()
-    key = zlib.crc32(b"\0".join([source, _processor(), wanted.encode(), " ".join(_FLAGS).encode()]))
-    path = os.path.join(place, f"kernels-{len(source)}-{key:08x}.so")
-    if not os.path.exists(path):
-        _compile(wanted, path)
-    return path
-
-
-def _compile(wanted: str, path: str) -> None:
-    """Makes the library with the compiler that is wanted, or the one there is. Raises OSError."""
+def _compiler() -> List[str]:
+    """The words of the compiler that is wanted, or the first that there is."""
     import shlex
     import shutil
-    import subprocess
+
+    return shlex.split(os.environ.get("CC", "")) or [next(filter(shutil.which, ("cc", "gcc", "clang")), "cc")]
+
+
+def _paths(named: str) -> List[str]:
+    """Where the library may be kept: the place that is named, or else the user's cache and the run's."""
+    caches = [os.environ.get("XDG_CACHE_HOME", ""), os.path.join(os.path.expanduser("~"), ".cache"),
+              os.path.join(os.environ.get("WORK_DIR", ""), ".cache")]
+    places = [named] if named else [os.path.join(cache, "essence_kd") for cache in caches if os.path.isabs(cache)]
+    with open(_SOURCE, "rb") as stream:
+        source = stream.read()
+    key = zlib.crc32(b"\0".join([source, _processor(), os.environ.get("CC", "").encode(), " ".join(_FLAGS).encode()]))
+    return [os.path.join(place, f"kernels-{len(source)}-{key:08x}.so") for place in places]
+
+
+def _trusted(path: str) -> bool:
+    """Whether this user or root alone could have put the file there: code of others does not run. Raises OSError."""
+    file, folder = os.stat(path), os.stat(os.path.dirname(path))
+    return (file.st_uid in (0, os.geteuid()) and not file.st_mode & stat.S_IWOTH
+            and (not folder.st_mode & stat.S_IWOTH or bool(folder.st_mode & stat.S_ISVTX)))
+
+
+def _found(named: str) -> Optional[Any]:
+    """The library where it has been kept whole, in a place that lets it run; None where it has not."""
+    for path in _paths(named):
+        with contextlib.suppress(OSError):
+            if _trusted(path):
+                return _load(path)
+    return None
+
+
+def _made(named: str) -> Any:
+    """The library, compiled and kept in the first place that takes it and lets it run. Raises OSError."""
+    import shutil
     import tempfile
 
-    compiler = shlex.split(wanted) or [next((found for found in map(shutil.which, ("cc", "gcc", "clang")) if found),
-                                            "cc")]
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(suffix=".so", dir=os.path.dirname(path))
-    os.close(handle)
+    folder = tempfile.mkdtemp(prefix="essence-kernels-")
     try:
-        subprocess.run([*compiler, *_FLAGS, "-o", unfinished, _SOURCE, "-lm"], check=True, timeout=120,
-                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        os.replace(unfinished, path)
-    except subprocess.SubprocessError as error:
-        raise OSError(f"{compiler[0]}: {error}") from error
+        fresh = os.path.join(folder, "kernels.so")
+        _compile(fresh)
+        for path in _paths(named):
+            with contextlib.suppress(OSError, UserError):
+                os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+                with atomic_write(path) as staged, open(fresh, "rb") as source, \
+                        open(staged, "xb", opener=lambda name, flags: os.open(name, flags, 0o644)) as stream:
+                    shutil.copyfileobj(source, stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())  # half a library would end the process that loads it
+                if _trusted(path):
+                    return _load(path)
+        library = _load(fresh)
     finally:
-        if os.path.exists(unfinished):
-            os.unlink(unfinished)
+        shutil.rmtree(folder, ignore_errors=True)
+    places = ", ".join(map(os.path.dirname, _paths(named))) or "HOME has no folder"
+    _tell(f"the compiled inner loops can be kept nowhere ({places}): every process compiles them, which takes a "
+          "second; ESSENCE_KERNELS=DIR names a folder that you can write and run programs in")
+    return library
+
+
+def _compile(path: str) -> None:
+    """Makes the library. Raises OSError."""
+    import subprocess
+
+    compiler = _compiler()
+    try:
+        done = subprocess.run([*compiler, *_FLAGS, "-o", path, _SOURCE, "-lm"], timeout=120, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"{compiler[0]} did not end in {error.timeout:.0f} s") from error
+    except OSError as error:
+        raise OSError(f"{compiler[0]}: {error.strerror}") from error
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {done.returncode}"]
+        raise OSError(f"{compiler[0]}: {said[-1]}")
 
 
 def _processor() -> bytes:

@@ -23,9 +23,12 @@ _NUMBERS = ("num_pdfs", "frame_shift_ms", "temperature", "k", "mean_mass", "num_
 
 
 def staging_path(path: str | os.PathLike) -> str:
-    """The name under which `path` is written before it is renamed: in the same directory, hidden, one a process."""
+    """A name under which `path` is written before it is renamed: in the same directory, hidden, another at every call.
+
+    Nobody can guess it and put a link of that name into a shared folder, and processes of two machines never share it.
+    """
     folder, name = os.path.split(os.path.realpath(path))
-    return os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    return os.path.join(folder, f".{name}.{os.urandom(6).hex()}.tmp")
 
 
 def is_special(path: str | os.PathLike) -> bool:
