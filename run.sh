@@ -16,6 +16,7 @@ nj=$(env -u OMP_NUM_THREADS nproc) # with it, nproc would count threads, not cor
 cmd=
 check=false
 work_dir=$PWD
+allow_pipes=${ESSENCE_ALLOW_PIPES:-true}
 # What is trained and decoded; empty: the recipe's, or conf/essence.yaml's
 seed=1
 teachers=
@@ -48,6 +49,8 @@ How it runs
   --nj N                      jobs side by side (default: the number of cores, $nj)
   --cmd COMMAND               how jobs run (default: on this machine, by local/jobs.sh, or Kaldi's run.pl)
   --check true|false          only name what is missing here, and forecast large corpora (default: $check)
+  --allow-pipes true|false    whether commands in wav.scp and scp files run; SECURITY.md says what else runs code
+                              (default: $allow_pipes)
   --work-dir DIR              where data/, exp/ and .venv go (default: this folder)
 What is trained and decoded
   --seed N                    of the models (default: $seed)

@@ -35,7 +35,8 @@ while IFS=$'\t' read -r sys role teachers; do
   need 5-8 "${models[@]}"
   inputs+=("${models[@]}") names+=" $sys"
   for set in $test_sets; do
-    forward=(essence forward --output logprob --combine "$combine" "${models[@]}" "$data/${set}_hires" ark:-)
+    forward=(essence forward --allow-pipes "${ESSENCE_ALLOW_PIPES:-true}" --output logprob --combine "$combine"
+      "${models[@]}" "$data/${set}_hires" ark:-)
     tables+=("$sys=ark:$(printf '%q ' "${forward[@]}") |")
   done
 done <<<"$found"
@@ -50,5 +51,7 @@ for set in $test_sets; do
   args+=(--ali "$out/ali_$set/ali.scp")
 done
 if [ "$cmd" = local/jobs.sh ]; then args+=(--nj "$(here)"); fi # elsewhere a job has one core
-one_job "$out/log/calibration.log" essence calibration "${args[@]}" "$out/calibration.json" "${tables[@]}"
+# the pipes are those above, and what they read may have none if so it was said
+one_job "$out/log/calibration.log" essence calibration --allow-pipes true "${args[@]}" "$out/calibration.json" \
+  "${tables[@]}"
 mark_done "$out" "$fp" calibration.json

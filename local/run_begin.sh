@@ -6,6 +6,7 @@ fail() { echo "$0: $*" >&2; exit 1; }
 usage() { echo "$0: $*; see ./run.sh --help" >&2; exit 2; }
 [ $# -eq 0 ] || usage "unexpected argument '$1'"
 run_start=$SECONDS
+export ESSENCE_ALLOW_PIPES=$allow_pipes
 plan_args=(--root "$PWD") recipe_args=()
 for v in stage stop_stage nj corpus size engine seed teachers student combine top_k temperature soft_weight fuse \
   lm_order rescore_lm_order decoder ablation grid; do

@@ -42,7 +42,7 @@ job_header() {
   local v
   printf '#!/usr/bin/env bash\ncd %q || exit 1\n' "$PWD"
   for v in PATH LD_LIBRARY_PATH WORK_DIR KALDI_ROOT ESSENCE_PYTHON ESSENCE_K2_PYTHON ESSENCE_KERNELS ESSENCE_PLUGINS \
-    PYTHONPATH ESSENCE_WORKED OMP_NUM_THREADS; do
+    ESSENCE_ALLOW_PIPES PYTHONPATH ESSENCE_WORKED OMP_NUM_THREADS; do
     [ -z "${!v:-}" ] || printf 'export %s=%q\n' "$v" "${!v}"
   done
   # shellcheck disable=SC2016  # the job expands them: as many threads as it has cores

@@ -366,9 +366,9 @@ def test_feature_tables_that_do_not_work(tmp_path, corpus):
 
     refused(load(""), scp, "no utterances")
     refused(load("\n".join(lines + lines[:1])), scp, "twice", lines[0].split()[0])
-    refused(load("utt\n"), scp, "utt", "cannot read")
+    refused(load("utt\n"), scp, "line 1", "utt")
     refused(load("utt nowhere.ark:5\n"), scp, "utt", "cannot read", "nowhere.ark:5")
-    refused(lambda: load_cuts(tmp_path / "none.scp"), "none.scp", "no such file")
+    refused(lambda: load_cuts(tmp_path / "none.scp"), "none.scp", "No such file")
     with MatrixWriter(f"ark,scp:{tmp_path}/w.ark,{tmp_path}/w.scp") as writer:
         writer.write("a", np.zeros((3, 8), np.float32))
         writer.write("b", np.zeros((3, 7), np.float32))

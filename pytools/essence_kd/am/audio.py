@@ -9,7 +9,7 @@ import numpy as np
 
 from essence_kd.am.sources import FeatureSource
 from essence_kd.corpus.features import FeatureExtractor, FeatureOptions
-from essence_kd.io.data_dir import DataDir, read_table
+from essence_kd.io.data_dir import DataDir, read_wav_scp
 from essence_kd.io.errors import UserError
 from essence_kd.io.wave import read_wav
 
@@ -45,7 +45,7 @@ class NoiseMixer:
 
     def __init__(self, wav_scp, share: float, snr: Tuple[float, float], rate: int) -> None:
         """``share`` of utterances get noise; ``snr`` is the range of speech to noise in dB."""
-        table = read_table(wav_scp)
+        table = read_wav_scp(wav_scp)
         if not table:
             raise UserError(f"{wav_scp}: no noise recordings")
         self.share, self.snr, self.names = share, snr, list(table)

@@ -16,6 +16,7 @@ import numpy as np
 
 from essence_kd.am.models import read_model_yaml
 from essence_kd.io.errors import UserError
+from essence_kd.io.pipes import check_pipe
 from essence_kd.io.specifiers import read_scp
 from essence_kd.io.tables import read_matrices
 
@@ -32,6 +33,7 @@ def logits_rspecifier(model_dir, feats_scp, listed=None) -> str:
     Raises UserError where a program or a file is missing.
     """
     model_dir, feats_scp = Path(model_dir), Path(feats_scp)
+    check_pipe("nnet3-compute", f"{model_dir}: is a network of Kaldi's, whose programs open what their input names")
     for program in ("nnet3-compute", "nnet3-am-copy", "apply-cmvn"):
         if shutil.which(program) is None:
             raise UserError(f"{model_dir}: is a network of Kaldi's, and '{program}' is not found: set KALDI_ROOT")

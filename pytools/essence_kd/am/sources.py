@@ -13,6 +13,7 @@ import numpy as np
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS, SAMPLE_RATE
+from essence_kd.io.specifiers import read_scp
 from essence_kd.io.tables import MatrixPlaces
 from essence_kd.io.text import read_map
 
@@ -71,8 +72,12 @@ def load_cuts(feats_scp) -> StoredCuts:
     Raises:
         UserError: a missing or empty scp, a duplicate id, an archive that cannot be read, an empty matrix.
     """
-    feats_scp = Path(feats_scp)
-    places, matrices = read_map(feats_scp), MatrixPlaces()
+    feats_scp, matrices = Path(feats_scp), MatrixPlaces()
+    places: Dict[str, str] = {}
+    for number, utt, file, span in read_scp(str(feats_scp)):
+        if utt in places:
+            raise UserError(f"{feats_scp}: {utt} comes twice (line {number}): remove one of its lines")
+        places[utt] = file if span is None else f"{file}[{span}]"
     frames, width = np.zeros(len(places), dtype=np.int64), None
     for i, (utt, place) in enumerate(places.items()):
         try:

@@ -11,6 +11,7 @@ import sys
 
 from essence_kd import __version__
 from essence_kd.io.errors import UserError
+from essence_kd.io.pipes import ALLOW_PIPES, pipes_allowed
 
 
 def verbs() -> dict[str, str]:
@@ -58,7 +59,13 @@ def main(argv: list[str] | None = None) -> int:
         parser = argparse.ArgumentParser(prog=f"essence {verb}", description=module.__doc__,
                                          formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         module.add_arguments(parser)
+        parser.add_argument("--allow-pipes", choices=("true", "false"), metavar="true|false",
+                            help="whether commands that stand in the place of files run, in tables and in wav.scp "
+                                 f"(default: the environment variable {ALLOW_PIPES}, else true)")
         args = parser.parse_args(argv[1:])
+        if args.allow_pipes:
+            os.environ[ALLOW_PIPES] = args.allow_pipes  # worker processes and k2's Python inherit it
+        pipes_allowed()  # or the variable has a value that means nothing
         status = module.run(args) or 0
         sys.stdout.flush()
         return status

@@ -9,9 +9,10 @@ from typing import Iterable, Mapping, Optional
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import SAMPLE_RATE
+from essence_kd.io.pipes import check_pipe
 from essence_kd.io.provenance import staging_path, write_text
 from essence_kd.io.text import read_lines
-from essence_kd.io.wave import read_wav, split_speed, wav_info
+from essence_kd.io.wave import is_command, read_wav, split_speed, wav_info
 
 MAX_OVERSHOOT = 0.05  # seconds by which a segment may end after its recording (rounding)
 
@@ -45,7 +46,7 @@ class DataDir:
         text = read_table(path / "text", empty="an empty transcript") if (path / "text").exists() else {}
         text = {utt: " ".join(words.split()) for utt, words in text.items()}
         extra = {name: read_table(path / name) for name in _EXTRA if (path / name).exists()}
-        return cls(path, read_table(path / "wav.scp"), text, read_table(path / "utt2spk"), segments, extra)
+        return cls(path, read_wav_scp(path / "wav.scp"), text, read_table(path / "utt2spk"), segments, extra)
 
     def spk2utt(self) -> dict[str, list[str]]:
         """speaker -> utterances, both sorted."""
@@ -121,6 +122,15 @@ def read_table(path: str | Path, empty: str = "nothing after the id") -> dict[st
     if not out:
         raise UserError(f"{path}: holds no line: run the data preparation again")
     return out
+
+
+def read_wav_scp(path: str | Path) -> dict[str, str]:
+    """recording -> path or pipe. Raises UserError as ``read_table`` does, and for a pipe where these are refused."""
+    table = read_table(path)
+    for number, (reco, source) in enumerate(table.items(), 1):
+        if is_command(source):
+            check_pipe(source, f"{path}: line {number}: recording {reco}")
+    return table
 
 
 def write_table(path: str | Path, table: Mapping[str, str]) -> None:

@@ -20,6 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence, TypeVar
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.pipes import ALLOW_PIPES, pipes_allowed
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -49,6 +50,12 @@ def default_threads() -> int:
 
 # ------------------------------------------------------------------------------------------------------ processes
 
+def _job(pipe: Connection, function: Callable[..., Any], args: tuple, allowed: bool) -> None:
+    """A process of run_jobs. The fork server's environment may be older than the setting for pipes."""
+    os.environ[ALLOW_PIPES] = "true" if allowed else "false"
+    _answer(pipe, function, args)
+
+
 def _answer(pipe: Connection, function: Callable[..., Any], args: tuple) -> bool:
     """Sends (True, what the function returns) or (False, what it raised); whether it returned."""
     try:
@@ -77,7 +84,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
     context.set_forkserver_preload(_PRELOAD)
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(_ONE_THREAD)  # inherited by the fork server: nj processes, one thread each
-    results: list[Any] = [None] * len(jobs)
+    allowed, results = pipes_allowed(), [None] * len(jobs)
     running: dict[Any, tuple[int, Any]] = {}  # pipe -> (job, process)
     todo = iter(range(len(jobs)))
     try:
@@ -87,7 +94,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
                 if index is None:
                     break
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_answer, args=(theirs, function, jobs[index]), daemon=True)
+                process = context.Process(target=_job, args=(theirs, function, jobs[index], allowed), daemon=True)
                 process.start()
                 theirs.close()
                 running[ours] = (index, process)

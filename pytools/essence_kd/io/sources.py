@@ -23,6 +23,7 @@ from typing import Any, Callable
 import numpy as np
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.pipes import check_pipe
 from essence_kd.io.provenance import is_special
 
 BLOCK = 1 << 20  # bytes read from a file at a time
@@ -32,12 +33,16 @@ _BLIND = 16 * BLOCK  # bytes; the largest size that is believed before it is kno
 
 
 class Command:
-    """A shell command on the other end of a pipe; its stderr goes on to ours and its last lines are kept."""
+    """A shell command on the other end of a pipe; its stderr goes on to ours and its last lines are kept.
+
+    Raises UserError where pipes are not allowed.
+    """
 
     def __init__(self, command: str, reading: bool):
         import shutil
         import subprocess
 
+        check_pipe(command)
         self.command = command.strip()
         shell = shutil.which("bash")
         argv = [shell, "-o", "pipefail", "-c", self.command] if shell else ["/bin/sh", "-c", self.command]

@@ -5,6 +5,7 @@ import re
 from typing import Iterator, NamedTuple
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.pipes import check_pipe
 from essence_kd.io.sources import open_source
 
 _SCP_BLOCK = 1 << 18  # bytes of an scp file taken at a time
@@ -77,17 +78,18 @@ def read_scp(name: str) -> Iterator[tuple[int, str, str, str | None]]:
 
 
 def parse_scp_line(line: str, name: str, number: int) -> tuple[str, str, str | None]:
-    """(utterance, rxfilename, range or None) of a line of an scp file. Raises UserError."""
+    """(utterance, rxfilename, range or None) of a line of an scp file. Raises UserError, also for a refused pipe."""
     parts = line.split(None, 1)
     if len(parts) != 2:
         raise UserError(f"{name}: line {number}: '{line.strip()}' is not 'utterance file'")
-    key, rest = parts[0], parts[1].strip()
+    key, rest, span = parts[0], parts[1].strip(), None
     if rest.endswith("]"):
         rest, _, span = rest[:-1].rpartition("[")
         if not rest:
             raise UserError(f"{name}: line {number}: utterance {key}: a range without a file")
-        return key, rest, span
-    return key, rest, None
+    if rest.endswith("|"):
+        check_pipe(rest, f"{name}: line {number}: utterance {key}")
+    return key, rest, span
 
 
 def parse_span(span: str, size: int, unit: str) -> slice:

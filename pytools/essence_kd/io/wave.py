@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple, Optional
 import numpy as np
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.pipes import check_pipe
 from essence_kd.io.provenance import atomic_write
 
 _SPEED = re.compile(r"^(?P<source>.*?)\s*\bsox -t wav (?P<file>[^|]+?) -t wav - speed (?P<factor>[0-9.]+) \|$")
@@ -54,6 +55,14 @@ def split_speed(source: str) -> tuple[str, Optional[str]]:
     inner = match.group("source")
     copied = re.match(r"^wav-copy (\S+:\d+) - \|$", inner)
     return (copied.group(1) if copied else inner), match.group("factor")
+
+
+def is_command(source: str) -> bool:
+    """Whether reading a right-hand side of wav.scp runs a shell command; a change of speed at its end is none."""
+    factor: Optional[str] = ""
+    while factor is not None:
+        source, factor = split_speed(source)
+    return source.endswith("|")
 
 
 def _chunks(stream: BinaryIO, name: str, size: Optional[int]) -> tuple[WavInfo, int]:
@@ -133,6 +142,7 @@ def read_wav(source: str) -> tuple[int, np.ndarray]:
         rate, samples = read_wav(source)
         return rate, change_speed(samples, factor)
     if source.endswith("|"):
+        check_pipe(source)
         done = subprocess.run(["bash", "-c", "set -o pipefail; " + source[:-1]], stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if done.returncode != 0:

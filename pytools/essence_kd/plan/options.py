@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.pipes import pipes_allowed
 from essence_kd.plan.recipe import Recipe
 
 LAST_STAGE = 10
@@ -17,7 +18,7 @@ KALDIS_DECODER = "kaldi-lattice"  # needs the engine kaldi
 COMBINE = ("mean", "logmean")
 NNET3 = "nnet3"  # the name of all nnet3 teachers together
 NNET3_TEACHERS = ("nnet3/tdnn", "nnet3/tdnn_lstm", "nnet3/blstm")
-OF_RUN_SH = ("check", "cmd", "config", "help", "work_dir")  # options of run.sh that the plan does not ask for
+OF_RUN_SH = ("allow_pipes", "check", "cmd", "config", "help", "work_dir")  # that the plan does not ask for
 
 
 class OptionError(UserError):
@@ -116,6 +117,8 @@ def check_options(options: Options, root: Path) -> None:
         raise OptionError(f"unknown decoder '{options.decoder}'; there are: {' '.join(DECODERS)}")
     if options.decoder == KALDIS_DECODER and options.engine != "kaldi":
         raise OptionError(f"--decoder {options.decoder} needs --engine kaldi")
+    if options.engine == "kaldi" and not pipes_allowed():
+        raise OptionError("--allow-pipes false goes with --engine native alone: Kaldi's scripts are made of pipes")
     for name in ("fuse", "ablation"):
         if getattr(options, name) not in ("true", "false"):
             raise OptionError(f"--{name} takes true or false, not '{getattr(options, name)}'")

@@ -8,7 +8,7 @@ from typing import Sequence
 
 import numpy as np
 
-from essence_kd.io.data_dir import read_table
+from essence_kd.io.data_dir import read_table, read_wav_scp
 from essence_kd.io.errors import UserError
 from essence_kd.io.wave import read_wav
 
@@ -34,7 +34,7 @@ def load_clips(data_dir: Path, wanted: Sequence[tuple[str, str]]) -> dict[tuple[
     """
     clips: dict[tuple[str, str], str] = {}
     for name in dict.fromkeys(n for n, _ in wanted):
-        recordings = read_table(data_dir / name / "wav.scp")
+        recordings = read_wav_scp(data_dir / name / "wav.scp")
         segments = {}
         if (data_dir / name / "segments").exists():
             segments = read_table(data_dir / name / "segments")

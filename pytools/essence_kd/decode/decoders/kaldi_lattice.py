@@ -32,6 +32,7 @@ from essence_kd.hmm.fst import read_fst, write_fst
 from essence_kd.hmm.graph import load_graph
 from essence_kd.io.data_dir import read_table
 from essence_kd.io.errors import UserError
+from essence_kd.io.pipes import check_pipe
 from essence_kd.io.provenance import write_text
 from essence_kd.io.tables import MatrixWriter, read_matrices
 
@@ -74,6 +75,7 @@ class KaldiLatticeDecoder(ArchiveDecoder):
         super().__init__(graph_dir, options, nj)
         if nj != 1:
             raise UserError(f"--decoder {self.name} decodes in one process: leave out --nj and share out the sets")
+        check_pipe("latgen-faster-mapped", f"--decoder {self.name} is made of pipes of Kaldi's programs")
         for name in ("graph.npz", "HCLG.fst", "final.mdl", "phones/word_boundary.int"):
             if not (self.dir / name).exists():
                 raise UserError(f"{self.dir / name}: missing; stage 9 with --engine kaldi makes a graph that Kaldi's "
