@@ -22,10 +22,11 @@ set -euo pipefail
 
 log=$work_dir/setup.log
 base=${ESSENCE_BASE_PYTHON:-${ESSENCE_PYTHON:-python3}}
+recent() { command -v "$1" >/dev/null && "$1" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; }
 say() { echo "$0: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
-mkdir -p "$work_dir" 2>/dev/null
+mkdir -p "$work_dir" 2>/dev/null || true
 touch "$work_dir/.write_test" 2>/dev/null || fail "cannot write in '$work_dir'; name a writable folder with --work-dir"
 rm -f "$work_dir/.write_test"
 
@@ -35,13 +36,31 @@ for e in $extras; do
   lists+=("conf/requirements/$e.txt")
 done
 
-# .venv/.ready has the checksums of the lists that were installed.
-ready() { [ -f "$venv/.ready" ] && ! sha256sum "${lists[@]}" | grep -q -v -F -x -f "$venv/.ready" && "$py" -c '' 2>/dev/null; }
+# has PYTHON PACKAGE: is it there, whatever PYTHONPATH names? (An upgraded system's Python has lost those of its venvs.)
+has() { "$1" -I -c 'import importlib.util as u, sys; sys.exit(u.find_spec(sys.argv[1]) is None)' "$2" 2>/dev/null; }
 
-# Does this Python have every package in its range? Prints the first that is missing. Needs nothing but the
-# standard library; "packaging" is vendored in every pip.
+# .venv/.ready has the checksums of the lists that were installed.
+ready() { [ -f "$venv/.ready" ] && ! sha256sum "${lists[@]}" | grep -q -v -F -x -f "$venv/.ready" && has "$py" torch; }
+
+# One set-up at a time works in a place; one that has waited finds what the other has made.
+alone() {
+  local told status=0
+  [ -z "${alone:-}" ] || return 0
+  alone=true
+  exec 8>"$work_dir/.setup.lock"
+  told=$(flock -n 8 2>&1) || status=$?
+  if [ $status -eq 1 ] && [ -z "$told" ]; then
+    say "another set-up is at work in $work_dir: waiting for it"
+    flock 8
+  elif [ $status -ne 0 ]; then
+    say "$work_dir can have no lock (${told##*$'\n'}): do not start a second set-up there meanwhile"
+  fi
+}
+
+# Does this Python (PYTHON [OPTION]) have every package in its range? Prints the first that is missing. Needs nothing
+# but the standard library; "packaging" is vendored in every pip.
 suffices() {
-  "$1" - "${lists[@]}" <<'P'
+  "$@" - "${lists[@]}" <<'P'
 import sys
 from importlib import metadata
 if sys.version_info < (3, 9):
@@ -73,10 +92,11 @@ try: u.urlopen(u.Request(sys.argv[1], method="HEAD"), timeout=5)
 except Exception: sys.exit(1)' "$1"
 }
 
+# Into the environment, wherever a pip.conf has other installs go; what PYTHONPATH has is not in it.
 install() { # WHAT PIP-ARGUMENTS...
   local what=$1; shift
   say "installing $what ..."
-  if ! "$py" -m pip install --disable-pip-version-check --retries 1 "$@" >>"$log" 2>&1; then
+  if ! PIP_USER=0 PIP_TARGET='' PIP_PREFIX='' PIP_ROOT='' "$py" -I -m pip install --disable-pip-version-check --retries 1 "$@" >>"$log" 2>&1; then
     tail -n 5 "$log" >&2
     say "could not install $what (whole log: $log)."
     say "Without a network, install the packages of conf/requirements/*.txt in an environment on a machine that"
@@ -93,21 +113,28 @@ elif [ -z "${ESSENCE_BASE_PYTHON:-}" ] && suffices "$base" >/dev/null 2>&1; then
   py=$base
 elif [ -n "${ESSENCE_PYTHON:-}" ] && [ -z "${ESSENCE_BASE_PYTHON:-}" ]; then
   fail "ESSENCE_PYTHON is set to '$ESSENCE_PYTHON', where $(suffices "$base" 2>&1); unset it to have .venv made"
+elif alone && ready; then
+  :
 else
+  if [ -z "${ESSENCE_BASE_PYTHON:-}" ]; then
+    for candidate in python3 python3.13 python3.12 python3.11 python3.10 python3.9; do
+      if recent "$candidate"; then base=$candidate; break; fi
+    done
+  fi
   command -v "$base" >/dev/null || fail "no '$base' on PATH: install Python 3.9 or newer, or set ESSENCE_BASE_PYTHON"
-  "$base" -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||
+  recent "$base" ||
     fail "$("$base" --version 2>&1) is too old: 3.9 or newer is needed (set ESSENCE_BASE_PYTHON=/path/to/python3)"
-  if [ -e "$venv" ] && ! "$py" -c '' 2>/dev/null; then
-    say "$venv is broken (its python does not run): making it anew"
+  if [ -e "$venv" ] && ! has "$py" pip; then
+    say "$venv is broken (its python does not run, or has no pip): making it anew"
     rm -rf "$venv"
   fi
   : >"$log"
   if [ ! -e "$venv" ]; then
     say "making $venv ($("$base" --version 2>&1); log: $log)"
     "$base" -m venv "$venv" >>"$log" 2>&1 ||
-      fail "'$base -m venv' failed; on Debian and Ubuntu: apt install python3-venv (log: $log)"
+      { rm -rf "$venv"; fail "'$base -m venv' failed; on Debian and Ubuntu: apt install python3-venv (log: $log)"; }
   fi
-  if ! "$py" -c 'import torch' 2>/dev/null; then
+  if ! "$py" -I -c 'import torch' 2>/dev/null; then
     torch=$(grep -m 1 '^torch' conf/requirements/core.txt)
     if [ -n "${ESSENCE_TORCH_INDEX:-}" ]; then
       install "torch" "$torch" --index-url "$ESSENCE_TORCH_INDEX"
@@ -120,6 +147,9 @@ else
   args=()
   for l in "${lists[@]}"; do args+=(-r "$l"); done
   install "the Python packages of ${lists[*]}" "${args[@]}"
+  told=$(suffices "$py" -I 2>&1) || fail "pip was content, but $told in $venv (log: $log)"
+  told=$("$py" -I -c 'import torch' 2>&1 >/dev/null) ||
+    fail "what was installed in $venv does not run: ${told##*$'\n'} (is that place mounted noexec? try --work-dir)"
   { cat "$venv/.ready" 2>/dev/null || true; sha256sum "${lists[@]}"; } >"$venv/.ready.tmp"
   mv "$venv/.ready.tmp" "$venv/.ready"
   say "the environment is ready: $venv"
@@ -132,9 +162,14 @@ fi
 $k2 || exit 0
 [ -z "${ESSENCE_K2_PYTHON:-}" ] || exit 0
 kenv=$work_dir/.venv-k2
-if [ -f "$kenv/.ready" ] && "$kenv/bin/python" -c '' 2>/dev/null; then exit 0; fi
-if [ -f "$kenv/.none" ] && [ -z "${ESSENCE_RETRY_K2:-}" ]; then exit 0; fi
+tried() {
+  if [ -f "$kenv/.ready" ] && has "$kenv/bin/python" k2; then return 0; fi
+  [ -f "$kenv/.none" ] && [ -z "${ESSENCE_RETRY_K2:-}" ]
+}
+if tried; then exit 0; fi
 if "$py" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("k2") is None)'; then exit 0; fi
+alone
+if tried; then exit 0; fi
 no_k2() { # REASON: remembered, so that the next start does not try again
   mkdir -p "$kenv"; echo "$1" >"$kenv/.none"
   say "no k2 here ($1): kaldi-decoder decodes instead (ESSENCE_RETRY_K2=1 tries again)"

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -425,6 +426,81 @@ def test_setup_names_a_python_that_is_too_old(shell, tmp_path):
     old.chmod(0o755)
     done = shell("local/setup_env.sh", "--work-dir", tmp_path, env={"ESSENCE_BASE_PYTHON": str(old)})
     assert done.returncode == 1 and "3.6.9 is too old" in done.stderr
+
+
+FAKE_PYTHON = """#!/bin/bash
+# A Python that makes environments and installs nothing, quickly.
+here=$(dirname "$(dirname "$0")")
+case "$*" in
+  "--version") echo Python 3.11.0 ;;
+  "-m venv "*)
+    echo "venv ${PIP_USER-unset}" >>"$FAKE_LOG"; mkdir -p "$3/bin"; cp "$0" "$3/bin/python"
+    [ -z "$NO_PIP" ] || { echo ensurepip is not available; exit 1; }
+    sleep 1; touch "$3/pip" ;;
+  *"find_spec"*" pip") [ -f "$here/pip" ] ;;
+  *"find_spec"*" "*|*"import torch"*) [ -f "$here/torch" ] || { echo "${UNUSABLE:-no torch}" >&2; exit 1; } ;;
+  *"-m pip install"*)
+    echo "install ${PIP_USER-unset} ${PIP_TARGET-unset}" >>"$FAKE_LOG"
+    [ -n "$UNUSABLE" ] || touch "$here/torch" ;;
+esac
+"""
+
+
+@pytest.fixture
+def fake_python(tmp_path):
+    """Environment for a set-up in tmp_path/work with a Python that costs nothing, and the file of what it was asked."""
+    python, work, log = tmp_path / "fake" / "bin" / "python", tmp_path / "work", tmp_path / "log"
+    python.parent.mkdir(parents=True)
+    work.mkdir()
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    env = {"ESSENCE_BASE_PYTHON": str(python), "FAKE_LOG": str(log), "NO_PIP": "", "UNUSABLE": "", "ESSENCE_PYTHON": "",
+           "WORK_DIR": str(work), "PIP_USER": "1", "PIP_TARGET": "/elsewhere"}
+    return env, work, log
+
+
+def test_two_set_ups_at_once_make_one_environment(fake_python):
+    """The second waits, finds what the first has made, and makes nothing; pip installs there whatever pip.conf says."""
+    env, work, log = fake_python
+    both = [subprocess.Popen(["local/setup_env.sh", "--k2", "false"], cwd=ROOT, env={**os.environ, **env}, text=True,
+                             stderr=subprocess.PIPE) for _ in range(2)]
+    told = [one.communicate(timeout=60)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], told
+    assert sorted("waiting for it" in text for text in told) == [False, True], told
+    assert log.read_text().splitlines() == ["venv 1", "install 0 ", "install 0 "]  # torch, the lists
+    assert (work / ".venv" / ".ready").is_file()
+
+
+def test_an_environment_that_was_half_made_is_made_anew(shell, fake_python):
+    env, work, log = fake_python
+    done = shell("local/setup_env.sh", "--k2", "false", env={**env, "NO_PIP": "1"})
+    assert done.returncode == 1 and "apt install python3-venv" in done.stderr and not (work / ".venv").exists()
+    done = shell("local/setup_env.sh", "--k2", "false", env=env)
+    assert done.returncode == 0, done.stderr
+    (work / ".venv" / "torch").unlink()  # the system's Python has become another: its venv has lost its packages
+    (work / ".venv" / "pip").unlink()
+    done = shell("local/setup_env.sh", "--k2", "false", env=env)
+    assert done.returncode == 0 and "is broken" in done.stderr and log.read_text().count("venv") == 3, done.stderr
+
+
+def test_an_environment_that_cannot_run_is_not_called_ready(shell, fake_python):
+    env, work, _ = fake_python
+    env = {**env, "UNUSABLE": "failed to map segment from shared object"}
+    done = shell("local/setup_env.sh", "--k2", "false", env=env)
+    assert done.returncode == 1 and "does not run: failed to map segment" in done.stderr and "noexec" in done.stderr
+    assert not (work / ".venv" / ".ready").exists()
+
+
+def test_setup_finds_a_python_that_is_new_enough(shell, tmp_path, fake_python):
+    """python3 of an old distribution is not the only one there."""
+    env, work, log = fake_python
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text("#!/bin/sh\nexit 1\n")
+    shutil.copy(env["ESSENCE_BASE_PYTHON"], tmp_path / "bin" / "python3.13")
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    env = {**env, "ESSENCE_BASE_PYTHON": "", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = shell("local/setup_env.sh", "--k2", "false", env=env)
+    assert done.returncode == 0 and "(Python 3.11.0;" in done.stderr and log.read_text().startswith("venv"), done.stderr
 
 
 def test_setup_without_a_network_names_the_packages_and_the_way_out(shell, tmp_path):
