@@ -96,7 +96,8 @@ except Exception: sys.exit(1)' "$1"
 install() { # WHAT PIP-ARGUMENTS...
   local what=$1; shift
   say "installing $what ..."
-  if ! PIP_USER=0 PIP_TARGET='' PIP_PREFIX='' PIP_ROOT='' "$py" -I -m pip install --disable-pip-version-check --retries 1 "$@" >>"$log" 2>&1; then
+  if ! PIP_USER=0 PIP_TARGET='' PIP_PREFIX='' PIP_ROOT='' "$py" -I -m pip install --disable-pip-version-check \
+    --retries 1 "$@" >>"$log" 2>&1; then
     tail -n 5 "$log" >&2
     say "could not install $what (whole log: $log)."
     say "Without a network, install the packages of conf/requirements/*.txt in an environment on a machine that"

@@ -1,5 +1,7 @@
 """Training data: cuts, guards, chunks, batches, augmentation, the held-out share."""
+import multiprocessing
 import os
+import tempfile
 
 import kaldi_native_io
 import numpy as np
@@ -198,6 +200,16 @@ def test_a_worker_that_fails_or_dies_is_one_line(corpus):
     refused(lambda: batches_of(data, workers=1), "utterance x: NaN")
     data.source.load = lambda i: os._exit(3)
     refused(lambda: batches_of(data, workers=1), "a process that reads batches died", "data.workers=0")
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets(corpus, tmp_path, monkeypatch):
+    """Workers hand over what lies in shared memory by a socket there."""
+    folder = tmp_path / ("long-" * 20)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)
+    data = training_data(corpus, preload_mb=0)
+    assert len(batches_of(data, workers=1)) == len(batches_of(data))
 
 
 def no_room(*_):

@@ -2,11 +2,14 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
+from builders import ROOT
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.parallel import Workers, ahead, in_turn, over_rows, run_jobs
@@ -36,6 +39,15 @@ def test_jobs_run_in_processes_of_their_own_and_keep_their_order():
     results = run_jobs(_square, [(x,) for x in range(7)], nj=3)
     assert [value for _, value in results] == [x * x for x in range(7)]
     assert len({pid for pid, _ in results} | {os.getpid()}) == 8
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets(tmp_path):
+    folder = tmp_path / ("long-" * 20)
+    folder.mkdir()
+    code = "from essence_kd.io.parallel import run_jobs; import tempfile; print(run_jobs(abs, [(-3,)]), tempfile.tempdir)"
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT / "pytools")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"[3] {folder}\n", done.stderr
 
 
 @pytest.mark.parametrize("kind,error,words", [*FAILURES, ("dies", UserError, "status 7")])

@@ -23,6 +23,7 @@ import torch
 
 from essence_kd.am.augment import spec_augment
 from essence_kd.io.errors import UserError
+from essence_kd.io.parallel import sockets_in_reach
 
 IGNORE = -100
 
@@ -351,6 +352,7 @@ def epoch_batches(data: TrainingData, plan: List[np.ndarray], *, seed: int, epoc
     else:
         if data.sharded:  # another one would read the same shards again
             workers = 1
+        sockets_in_reach()
         own = torch.Generator()  # left alone, a loader draws from the generator of the dropout masks
         source = iter(torch.utils.data.DataLoader(batches, batch_size=None, sampler=numbers, num_workers=workers,
                                                   generator=own, pin_memory=pin))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 ROWS = 1 << 18  # elements of a block of rows: 1 MB, half of a core's second-level cache
+_SOCKET_PATH = 107  # bytes of sockaddr_un.sun_path without the zero at its end
 _PRELOAD = ["scipy.signal", "scipy.fft", "essence_kd.corpus.synth", "essence_kd.corpus.features"]
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _T = TypeVar("_T")
@@ -49,6 +50,21 @@ def default_threads() -> int:
 
 
 # ------------------------------------------------------------------------------------------------------ processes
+
+def sockets_in_reach() -> None:
+    """Called before multiprocessing makes sockets: they are in the temporary folder, or in /tmp where its path is longer
+    than a socket's may be. Raises OSError where /tmp cannot be written to.
+    """
+    import multiprocessing.util
+    import tempfile
+
+    if len(os.fsencode(tempfile.gettempdir())) + len("/pymp-12345678/listener-12345678") > _SOCKET_PATH:
+        usual, tempfile.tempdir = tempfile.tempdir, "/tmp"
+        try:
+            multiprocessing.util.get_temp_dir()  # which it keeps, and hands to the processes that it starts
+        finally:
+            tempfile.tempdir = usual
+
 
 def _job(pipe: Connection, function: Callable[..., Any], args: tuple, allowed: bool) -> None:
     """A process of run_jobs. The fork server's environment may be older than the setting for pipes."""
@@ -80,6 +96,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
     import multiprocessing
     from multiprocessing.connection import wait
 
+    sockets_in_reach()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
