@@ -1,28 +1,43 @@
 """What others made runs no code here: each test has a file that tries, and a marker that it would leave."""
+import gzip
+import io
+import json
 import os
+import pickle
 import subprocess
 import sys
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
-from builders import ROOT, refused, table
+import torch
+from builders import ROOT, plans, refused, table
 from builders.corpora import make_recordings, speechlike
 from builders.decoding import make_scores, run_k2
 from builders.training_data import make_data
 
 from essence_kd import UserError
 from essence_kd.am.audio import NoiseMixer
+from essence_kd.am.checkpoints import load_checkpoint
+from essence_kd.am.models import read_model_yaml
 from essence_kd.am.nnet3 import logits_rspecifier
+from essence_kd.am.shards import ShardSource
 from essence_kd.am.sources import load_cuts
 from essence_kd.cli.main import main
 from essence_kd.decode.decoders.kaldi_lattice import KaldiLatticeDecoder
 from essence_kd.decode.options import DecodeOptions
+from essence_kd.hmm.graph import load_graph
 from essence_kd.io.data_dir import DataDir
 from essence_kd.io.parallel import run_jobs
 from essence_kd.io.pipes import ALLOW_PIPES
+from essence_kd.io.lookup import read_values
 from essence_kd.io.posterior import PosteriorTable, read_posteriors
+from essence_kd.io.provenance import read_sidecar
+from essence_kd.io.settings import from_dict, read_yaml
 from essence_kd.io.tables import IntVectorTable, MatrixTable, MatrixWriter, read_matrices, read_vectors
 from essence_kd.io.wave import read_wav, speed_command, write_wav
+from essence_kd.plan.plan import read_plan
 
 PROCESS = [sys.executable, "-m", "essence_kd"]
 
@@ -153,3 +168,286 @@ def test_kaldis_own_programs_are_refused(tmp_path, no_pipes):
     (tmp_path / "net" / "model.yaml").write_text("arch: nnet3\nnum_pdfs: 3\nframe_subsampling_factor: 3\n")
     refused(lambda: logits_rspecifier(tmp_path / "net", data / "feats.scp"), "--allow-pipes false")
     refused(lambda: KaldiLatticeDecoder(tmp_path, DecodeOptions()), "--allow-pipes false")
+
+
+# ---- checkpoints
+
+class Payload:
+    """What is pickled as a call of os.system."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def _zipped(path, marker):
+    torch.save({"model": Payload(marker)}, path)
+
+
+def _pickled(path, marker):
+    path.write_bytes(pickle.dumps(Payload(marker)))
+
+
+def _legacy(path, marker):
+    torch.save({"model": Payload(marker)}, path, _use_new_zipfile_serialization=False)
+
+
+def _tarred(path, marker):
+    """The oldest format of torch.save."""
+    with tarfile.open(path, "w") as tar:
+        for name in ("pickle", "storages", "tensors"):
+            data = pickle.dumps(Payload(marker))
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def _script(path, marker):
+    torch.jit.script(Doubled()).save(str(path))
+
+
+def _behind_a_zip(path, marker):
+    """A pickle that a zip file ends."""
+    with zipfile.ZipFile(path, "w") as parts:
+        parts.writestr("archive/data.pkl", pickle.dumps({}))
+    path.write_bytes(pickle.dumps(Payload(marker)) + path.read_bytes())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("make, for_torch", [(_zipped, True), (_pickled, False), (_legacy, False), (_tarred, False),
+                                             (_script, False), (_behind_a_zip, False)])
+def test_checkpoints_run_nothing(tmp_path, marker, monkeypatch, make, for_torch):
+    """Also with the oldest PyTorch that may be installed, whose weights_only is safe for zip files of tensors alone."""
+    make(tmp_path / "final.pt", marker)
+    asked, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: asked.append(options) or load(*args, **options))
+    refused(lambda: load_checkpoint(tmp_path / "final.pt"), tmp_path / "final.pt", "not a checkpoint")
+    assert [options["weights_only"] for options in asked] == [True] * for_torch
+
+
+def test_checkpoints_are_read(tmp_path):
+    torch.save({"w": torch.arange(3)}, tmp_path / "a.pt")
+    assert load_checkpoint(tmp_path / "a.pt")["w"].tolist() == [0, 1, 2]
+    with open(tmp_path / "b.pt", "wb") as stream:
+        torch.save({"w": torch.arange(3)}, stream)
+    assert load_checkpoint(tmp_path / "b.pt")["w"].tolist() == [0, 1, 2]
+
+
+# ---- arrays, YAML, JSON
+
+def test_npz_with_objects(tmp_path, marker):
+    objects = np.empty(1, dtype=object)
+    objects[0] = Payload(marker)
+    np.savez(tmp_path / "graph.npz", **{name: objects for name in ("src", "dst", "meta", "words", "arcs")})
+    refused(lambda: load_graph(tmp_path / "graph.npz"), tmp_path / "graph.npz")
+    (tmp_path / "pickled.npz").write_bytes(pickle.dumps(Payload(marker)))
+    refused(lambda: load_graph(tmp_path / "pickled.npz"), tmp_path / "pickled.npz")
+
+
+@pytest.mark.parametrize("tag", [
+    "!!python/object/apply:os.system [touch {}]", "!!python/object/new:os.system [touch {}]", "!!python/name:os.system",
+    "!!python/module:antigravity", "!!python/object/apply:subprocess.check_output [[touch, {}]]"])
+def test_yaml_tags(tmp_path, marker, tag):
+    for place in ("arch: {}\n", "{}\n", "num_pdfs: 3\nframe_subsampling_factor: 3\nmodel: {{x: {}}}\n"):
+        (tmp_path / "model.yaml").write_text(place.format(tag.format(marker)))
+        refused(lambda: read_model_yaml(tmp_path), tmp_path / "model.yaml", "not valid YAML")
+        refused(lambda: read_values(str(tmp_path / "model.yaml")), tmp_path / "model.yaml", "not valid YAML")
+
+
+def test_yaml_that_grows_is_not_printed_whole(tmp_path):
+    """Ten levels of ten times the level below: 10,000 million words where it is written out."""
+    lines = ["a0: &a0 x", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 11))]
+    (tmp_path / "model.yaml").write_text("\n".join([*lines, "num_pdfs: *a10", "frame_subsampling_factor: 3\n"]))
+    refused(lambda: read_model_yaml(tmp_path), "num_pdfs is [")
+    refused(lambda: from_dict(DecodeOptions, {"beam": read_yaml(tmp_path / "model.yaml")["a10"]}, "here"), "beam")
+
+
+def test_deep_nesting(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: " + "[" * 100000)
+    (tmp_path / "a.json").write_text("[" * 200000)
+    refused(lambda: read_yaml(tmp_path / "a.yaml"), tmp_path / "a.yaml")
+    refused(lambda: read_values(str(tmp_path / "a.json")), tmp_path / "a.json")
+    refused(lambda: read_sidecar(tmp_path / "a.json"), tmp_path / "a.json")
+    refused(lambda: read_plan(tmp_path / "a.json"), tmp_path / "a.json")
+
+
+def test_sizes_that_a_gzip_file_promises_take_no_memory(tmp_path):
+    """64 GiB in 2 GB of address space: what is not there is not waited for in memory."""
+    head = b"\0BFM \4" + np.int32(1 << 17).tobytes() + b"\4" + np.int32(1 << 17).tobytes()
+    with gzip.open(tmp_path / "a.ark.gz", "wb") as stream:
+        stream.write(b"utt " + head + bytes(1 << 20))
+    done = subprocess.run(["bash", "-c", 'ulimit -v 2000000; exec "$@"', "bash", *PROCESS, "prune-post", "--top-k", "2",
+                           f"ark:{tmp_path}/a.ark.gz", "ark:/dev/null"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "pytools"), "OMP_NUM_THREADS": "1",
+                               "OPENBLAS_NUM_THREADS": "1"})
+    assert done.returncode == 1 and "the matrix or posterior is cut short" in done.stderr, done.stderr
+
+
+# ---- shards
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    corpus = make_data(folder / "corpus", utterances=4, num_pdfs=5)
+    assert main(["shard", "--shard-size", "50", "--heldout", "0", str(corpus.data), str(corpus.ali),
+                 str(folder / "s")]) == 0
+    return corpus, folder / "s"
+
+
+@pytest.fixture
+def attacked(sharded, tmp_path, marker):
+    """Shards of somebody else: (folder of the training shard, its cuts, attack(change of the cuts))."""
+    corpus, made = sharded
+    subprocess.run(["cp", "-r", made, tmp_path / "s"], check=True)
+    folder = tmp_path / "s" / "train"
+    with gzip.open(folder / "cuts.000000.jsonl.gz", "rt") as stream:
+        cuts = [json.loads(line) for line in stream]
+
+    def attack():
+        with gzip.open(folder / "cuts.000000.jsonl.gz", "wt") as stream:
+            stream.writelines(json.dumps(cut) + "\n" for cut in cuts)
+        refused(lambda: ShardSource(tmp_path / "s", "train", "none", keep=1).raw(0), folder, "cannot be read")
+
+    return corpus, folder, cuts, attack
+
+
+def _nothing(folder, name, cuts):
+    """A tar file that says of all cuts that it has nothing for them."""
+    with tarfile.open(folder / f"{name}.000000.tar", "w") as tar:
+        for cut in cuts:
+            tar.addfile(tarfile.TarInfo(cut["id"] + ".nodata"))
+            tar.addfile(tarfile.TarInfo(cut["id"] + ".nometa"))
+
+
+def test_features_behind_a_command(attacked, marker):
+    corpus, folder, cuts, attack = attacked
+    for cut in cuts:
+        cut["features"].update(storage_type="kaldiio", storage_path=f"touch {marker}; cat {corpus.data}/feats.ark |")
+    _nothing(folder, "features", cuts)
+    attack()
+
+
+def test_recordings_behind_a_command(attacked, marker):
+    _, folder, cuts, attack = attacked
+    for cut in cuts:
+        cut["custom"]["alignment"] = cut["recording"] = {
+            "id": cut["id"], "sampling_rate": 8000, "num_samples": 8000, "duration": 1.0, "channel_ids": [0],
+            "sources": [{"type": "command", "channels": [0], "source": f"touch {marker}"}]}
+    _nothing(folder, "alignment", cuts)
+    attack()
+
+
+def test_tracks_behind_a_command(attacked, marker):
+    _, folder, cuts, attack = attacked
+    for i, cut in enumerate(cuts):
+        cut["features"].update(storage_type="kaldiio", storage_path=f"touch {marker} |")
+        track = {"cut": cut, "offset": 0.0, "type": "MonoCut"}
+        cuts[i] = {"id": cut["id"], "type": "MixedCut", "tracks": [track, track]}
+    attack()
+
+
+def test_what_is_no_field_of_a_shard_is_not_read(attacked, sharded, tmp_path, marker):
+    _, folder, cuts, _ = attacked
+    for cut in cuts:
+        cut["recording"] = {
+            "id": cut["id"], "sampling_rate": 8000, "num_samples": 8000, "duration": 1.0, "channel_ids": [0],
+            "sources": [{"type": "command", "channels": [0], "source": f"touch {marker}"}]}
+    with gzip.open(folder / "cuts.000000.jsonl.gz", "wt") as stream:
+        stream.writelines(json.dumps(cut) + "\n" for cut in cuts)
+    _nothing(folder, "audio", cuts)
+    _nothing(folder, "recording", cuts)
+    ours, first = (ShardSource(place, "train", "none", keep=1).raw(0) for place in (sharded[1], tmp_path / "s"))
+    np.testing.assert_array_equal(ours, first)
+
+
+def test_a_folder_whose_name_is_a_command(sharded, tmp_path, marker, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = f"pipe:touch {marker.name};"
+    subprocess.run(["cp", "-r", sharded[1], name], check=True)
+    assert ShardSource(name, "train", "none", keep=1).raw(0).shape[1] == 8
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("name", ["../../marker", "/tmp/{}", "{}"])
+def test_names_in_a_tar_file_leave_it_alone(attacked, marker, tmp_path, kind, name):
+    _, folder, cuts, attack = attacked
+    with tarfile.open(folder / "features.000000.tar", "w") as tar:
+        for ending in (".npy", ".json"):
+            member = tarfile.TarInfo(name.format(cuts[0]["id"]) + ending)
+            member.type, member.linkname, member.size = kind, "/etc/passwd", 5 * (kind == tarfile.REGTYPE)
+            tar.addfile(member, io.BytesIO(b"hello"))
+    attack()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
+
+
+def test_pickled_arrays_in_a_shard(attacked, marker):
+    _, folder, cuts, attack = attacked
+    objects = np.empty(1, dtype=object)
+    objects[0] = Payload(marker)
+    data = io.BytesIO()
+    np.save(data, objects)
+    with tarfile.open(folder / "features.000000.tar", "w") as tar:
+        for cut in cuts:
+            for ending, content in ((".npy", data.getvalue()), (".json", json.dumps(cut["features"]).encode())):
+                member = tarfile.TarInfo(cut["id"] + ending)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    attack()
+
+
+# ---- model directories and plans
+
+@pytest.mark.parametrize("file, text", [
+    ("cmvn_opts", "--utt2spk=ark:touch${{IFS}}{}|"), ("cmvn_opts", "; touch {};"), ("cmvn_opts", "$(touch {})"),
+    ("cmvn_opts", "--config=x"), ("cmvn_opts", "--norm-vars=false\n`touch {}`"),
+    ("compute", "--ivectors=ark:touch${{IFS}}{}|"), ("compute", "--ivectors='ark:touch {} |'"),
+    ("compute", "'touch {} |'")])
+def test_options_of_a_network_of_kaldis(tmp_path, marker, monkeypatch, file, text):
+    monkeypatch.setattr("shutil.which", lambda program: program)
+    data = make_data(tmp_path).data
+    (data / "cmvn.scp").write_text("")
+    net = tmp_path / "net"
+    net.mkdir()
+    values = {"cmvn_opts": "--norm-means=true --norm-vars=false", "compute": "--frames-per-chunk=40 --extra=-1"}
+
+    def write():
+        (net / "cmvn_opts").write_text(values["cmvn_opts"] + "\n")
+        (net / "model.yaml").write_text(json.dumps({"arch": "nnet3", "num_pdfs": 3, "frame_subsampling_factor": 3,
+                                                    "model": {"compute": values["compute"]}}))
+
+    write()
+    assert "--norm-means=true --norm-vars=false" in logits_rspecifier(net, data / "feats.scp")
+    values[file] = text.format(marker)
+    write()
+    where = net / ("model.yaml" if file == "compute" else file)
+    refused(lambda: logits_rspecifier(net, data / "feats.scp"), where, "is no option")
+
+
+HOSTILE = ["$(touch x)", "`touch x`", "a;touch x", "a|touch x|", "a\ntouch x", "../x", "/x", "--work-dir=..", "-x",
+           "@x", "a b", "", "'", '"', "a&b", "a>b", "*", "a/../b", "a//b"]
+
+
+@pytest.mark.parametrize("change", [
+    lambda plan, name: plan.update(corpus=name), lambda plan, name: plan.update(size=name),
+    lambda plan, name: plan.update(engine=name), lambda plan, name: plan["sets"][0].update(name=name),
+    lambda plan, name: plan["systems"][0].update(name=name), lambda plan, name: plan["models"][0].update(path=name),
+    lambda plan, name: plan["systems"][0].update(scale_group=name),
+    lambda plan, name: plan["targets"][0].update(scp=name)])
+def test_names_of_a_plan(tmp_path, change):
+    path = tmp_path / "work" / "exp" / "plan.json"
+    plans.write(plans.make_plan(path.parent))
+    read_plan(path)
+    text = path.read_text()
+    for name in HOSTILE:
+        values = json.loads(text)
+        change(values, name)
+        path.write_text(json.dumps(values))
+        with pytest.raises(UserError, match="cannot be"):
+            read_plan(path)

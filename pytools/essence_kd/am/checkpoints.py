@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Optional
@@ -73,8 +74,15 @@ def save(state: dict, path: Path) -> None:
 
 
 def load_checkpoint(path) -> dict:
-    """A checkpoint or state dict; a truncated or foreign file is a UserError."""
+    """A checkpoint or state dict; a truncated or foreign file is a UserError.
+
+    Only zip files of tensors are given to torch.load: before release 2.6, code could run from what else it reads (tar
+    files, TorchScript) in spite of ``weights_only``.
+    """
     try:
+        with zipfile.ZipFile(path) as parts, open(path, "rb") as stream:
+            if stream.read(4) != b"PK\3\4" or any(name.endswith("constants.pkl") for name in parts.namelist()):
+                raise ValueError("no zip file of tensors")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such model") from None

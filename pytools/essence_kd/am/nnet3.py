@@ -6,11 +6,12 @@ Its ``arch`` is nnet3. Networks that were trained on every frame answer every th
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from essence_kd.io.errors import UserError
 from essence_kd.io.pipes import check_pipe
 from essence_kd.io.specifiers import read_scp
 from essence_kd.io.tables import read_matrices
+from essence_kd.io.text import read_lines
+
+_OPTION = re.compile(r"--[a-z][a-z0-9-]*=(true|false|[-+.0-9e]+)")
 
 
 def is_nnet3(model_dir) -> bool:
@@ -41,8 +45,8 @@ def logits_rspecifier(model_dir, feats_scp, listed=None) -> str:
         if not file.is_file():
             raise UserError(f"{file}: missing; the network {model_dir} takes features with their means removed")
     settings = read_model_yaml(model_dir)
-    options = shlex.split((settings.get("model") or {}).get("compute") or "")
-    cmvn = (model_dir / "cmvn_opts").read_text(encoding="utf-8").split()
+    options = _options(str((settings.get("model") or {}).get("compute") or ""), model_dir / "model.yaml")
+    cmvn = _options(" ".join(line for _, line in read_lines(model_dir / "cmvn_opts")), model_dir / "cmvn_opts")
     raw = f"nnet3-am-copy --raw=true {shlex.quote(str(model_dir / 'final.mdl'))} - |"
     words = ["apply-cmvn", *cmvn, f"--utt2spk=ark:{feats_scp.parent / 'utt2spk'}",
              f"scp:{feats_scp.parent / 'cmvn.scp'}", f"scp:{listed or feats_scp}", "ark:-"]
@@ -50,6 +54,16 @@ def logits_rspecifier(model_dir, feats_scp, listed=None) -> str:
     factor = settings["frame_subsampling_factor"]
     command = ["nnet3-compute", "--use-gpu=no", f"--frame-subsampling-factor={factor}", *options, raw, feats, "ark:-"]
     return f"ark:{shlex.join(command)} |"
+
+
+def _options(text: str, path: Path) -> List[str]:
+    """Options of a model directory for Kaldi's programs: numbers and switches, since what names a file may be a pipe."""
+    words = text.split()
+    for word in words:
+        if not _OPTION.fullmatch(word):
+            raise UserError(f"{path}: '{word}' is no option that a network may ask for: write --name=NUMBER, --name=true "
+                            "or --name=false")
+    return words
 
 
 def iter_logits(model_dir, feats_scp, only: Optional[Sequence[str]] = None) -> Iterator[Tuple[str, np.ndarray]]:

@@ -26,6 +26,7 @@ from essence_kd.io.tables import IntVectorTable
 
 INDEX = "shards.json"
 SETS = ("train", "heldout")
+FIELDS = ("alignment", "features", "soft_ids", "soft_probs")
 
 
 def is_sharded(path) -> bool:
@@ -72,7 +73,7 @@ def write_shards(data_dir, ali_dir, out_dir, **options) -> dict:
             continue
         (out / name).mkdir(parents=True)
         order = np.random.default_rng(s.seed).permutation(positions)
-        with SharWriter(str(out / name), fields=kinds, shard_size=s.shard_size, warn_unused_fields=False) as writer:
+        with SharWriter(str((out / name).absolute()), fields=kinds, shard_size=s.shard_size, warn_unused_fields=False) as writer:
             for number, i in enumerate(order):
                 cut = cuts[i]
                 count = cut.features.num_frames
@@ -154,23 +155,35 @@ class ShardSource:
         """Every utterance of a shard, in order."""
         from lhotse.shar import LazySharIterator
 
-        folder = self.folder / self.name
-        fields = {path.name.split(".")[0]: [str(path)] for path in sorted(folder.glob(f"*.{shard:06d}.*"))}
+        folder = (self.folder / self.name).absolute()  # for lhotse, a name that begins with "pipe:" is a command
+        places = [folder / f"cuts.{shard:06d}.jsonl.gz", *(folder / f"{name}.{shard:06d}.tar" for name in FIELDS)]
+        fields = {path.name.split(".")[0]: [str(path)] for path in places if path.is_file()}
         wanted = [self.ids[i] for i in np.flatnonzero(self.shard == shard)]
         items = []
         try:
             for cut in LazySharIterator(fields=fields):
-                item = {name: getattr(cut, f"load_{name}")() for name in fields if name != "cuts"}
-                items.append({name: np.asarray(array) for name, array in item.items()})
+                items.append({name: _stored(cut, name) for name in fields if name != "cuts"})
                 if cut.id != wanted[len(items) - 1]:
                     break
         except Exception as error:  # tarfile, gzip, json and lhotse raise many kinds
-            raise UserError(f"{folder}: shard {shard:06d} cannot be read ({type(error).__name__}: {error}); "
+            said = " ".join(str(error).split())[:200]  # lhotse may print a whole array
+            raise UserError(f"{folder}: shard {shard:06d} cannot be read ({type(error).__name__}: {said}); "
                             "make the shards again") from None
         if len(items) != len(wanted) or cut.id != wanted[-1]:
             raise UserError(f"{folder}: shard {shard:06d} does not hold the utterances that "
                             f"{self.folder / 'utterances'} says; make the shards again")
         return items
+
+
+def _stored(cut, name: str) -> np.ndarray:
+    """An array that lies in the shard itself. Manifests may name files, URLs and commands, which are not read."""
+    from lhotse import MonoCut
+
+    manifest = getattr(cut, name)
+    kind = getattr(getattr(manifest, "array", manifest), "storage_type", None)
+    if type(cut) is not MonoCut or kind not in ("memory_npy", "memory_lilcom"):
+        raise ValueError(f"the {name} of {cut.id} lie elsewhere")
+    return np.asarray(getattr(cut, f"load_{name}")())
 
 
 class ShardTargets:

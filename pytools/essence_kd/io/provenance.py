@@ -153,7 +153,7 @@ def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
         raise UserError(f"{path}: missing; it is written beside the archive by the verb that makes it") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file ({error}); make the archive again") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: holds no JSON object; make the archive again")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 import typing
 from typing import Any, Iterable, Optional, Type, TypeVar
 
@@ -46,6 +47,8 @@ def read_yaml(path) -> dict:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -147,4 +150,4 @@ def _as_float(value: Any) -> Optional[float]:
 
 
 def _name(value: Any) -> str:
-    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"
+    return "nothing" if value is None else f"{reprlib.repr(value)} ({type(value).__name__})"

@@ -5,6 +5,7 @@ Paths of targets and systems are relative to ``exp``. A name is free: what a thi
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterator, List, Optional
@@ -17,6 +18,9 @@ SET_ROLES = ("train", "dev", "test", "untranscribed")
 SYSTEM_ROLES = ("gmm", "teacher", "ensemble", "twin", "student")
 TARGET_KINDS = ("dense", "post")  # float matrices of every probability; Kaldi Posterior archives
 FILE = "plan.json"
+_NAME = re.compile(r"\w[\w.+=-]*")  # what scripts have as words: folders, options
+_PATH = re.compile(rf"{_NAME.pattern}(/{_NAME.pattern})*")  # below exp, or below the checkout
+_OPTION = re.compile(r"[\w.,+=-]+")
 
 
 @dataclass
@@ -158,6 +162,7 @@ def check_plan(plan: Plan, where: str) -> None:
         if value not in names:
             raise UserError(f"{where}: {what} is '{value}', none of {', '.join(map(str, names)) or 'nothing'}")
 
+    _check_names(plan, where)
     for items, what in ((plan.sets, "set"), (plan.models, "model"), (plan.targets, "target"), (plan.systems, "system")):
         names = [item.name for item in items]
         for name in names:
@@ -191,6 +196,24 @@ def check_plan(plan: Plan, where: str) -> None:
             known(f"a system of point {point.name}", run.system, systems)
 
 
+def _check_names(plan: Plan, where: str) -> None:
+    """Stages make folders, arguments and scripts of these. Raises UserError."""
+    named = [("corpus", plan.corpus, _NAME), ("size", plan.size, _NAME), ("engine", plan.engine, _NAME),
+             *(("a set", s.name, _NAME) for s in plan.sets),
+             *(("a system", s.name, _PATH) for s in plan.systems), *(("a target", t.name, _PATH) for t in plan.targets),
+             *(("a model", m.name, _PATH) for m in plan.models),
+             *(("a scale group", s.scale_group, _NAME) for s in plan.systems),
+             *((f"the file of model {m.name}", m.path, _PATH) for m in plan.models),
+             *((f"the scp of target {t.name}", t.scp, _PATH) for t in plan.targets),
+             *((f"an option of target {t.name}", word, _OPTION) for t in plan.targets for word in t.options)]
+    for what, name, pattern in named:
+        if not pattern.fullmatch(name):
+            raise UserError(f"{where}: {what} cannot be '{name}': write letters, digits, '_', '.', '+', '=' and '-'")
+    for what, folder in (("data", plan.data), ("exp", plan.exp)):
+        if not folder.startswith("/"):
+            raise UserError(f"{where}: {what} is '{folder}', no absolute path")
+
+
 def write_plan(plan: Plan, path: Path) -> None:
     """Write a plan as JSON, where it is not there already."""
     text = json.dumps(to_dict(plan), indent=1, ensure_ascii=False) + "\n"
@@ -207,7 +230,7 @@ def read_plan(path: Path) -> Plan:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run.sh, or 'essence plan', writes it") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); run.sh writes it anew") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object; run.sh writes it anew")

@@ -1,6 +1,7 @@
 """One file an architecture; what model.yaml says of a trained model."""
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 
 from essence_kd.io.errors import UserError
@@ -19,5 +20,5 @@ def read_model_yaml(model_dir) -> dict:
             raise UserError(f"{path}: missing key '{key}': this is not what training wrote; train again")
     for key, kind in _KINDS.items():
         if key in settings and not isinstance(settings[key], kind):
-            raise UserError(f"{path}: {key} is {settings[key]!r}: this is not what training wrote; train again")
+            raise UserError(f"{path}: {key} is {reprlib.repr(settings[key])}: this is not what training wrote; train again")
     return settings
