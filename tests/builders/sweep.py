@@ -1,0 +1,268 @@
+"""Stages that are disturbed and run again: each must end in the bytes of a run that was left alone."""
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+from builders.tones import make_tones
+
+LOGS = re.compile(r"\.log$|\.log\.sh$|/log/|/stages\.jsonl$|/\.lock$")
+TIMES = re.compile(r"seconds|rtf|per_second|^written$|^bytes$")  # fields that differ from run to run
+GROWS = {"progress.jsonl", ".marker", "checkpoint.pt"}  # whole at any moment, but of a run that is at work
+PATIENCE = 300  # seconds until what was disturbed must have ended; generous, since machines are busy
+
+
+def _without_times(value):
+    if isinstance(value, dict):
+        return {key: _without_times(item) for key, item in value.items() if not TIMES.search(key)}
+    return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def content(path):
+    """The content of an output, but for times."""
+    if path.suffix in (".json", ".jsonl"):
+        documents = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        return [_without_times(json.loads(text)) for text in documents]
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            found = {name: arrays[name] for name in arrays}
+        meta = _without_times(json.loads(str(found.pop("meta")))) if "meta" in found else None
+        return meta, {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in found.items()}
+    if path.name == ".marker":  # sizes of files with times in them vary
+        first, *files = path.read_text().splitlines()
+        return [first, *(line.split(" ", 1)[1] for line in files)]
+    if path.suffix == ".html":  # the figures in it are those of results.json
+        return re.sub(r"[\d.,]+", "", path.read_text())
+    return path.read_bytes()
+
+
+def outputs(folder):
+    """path -> content of all files but logs."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and not LOGS.search("/" + name):
+            try:
+                found[name] = content(path)
+            except Exception as error:  # no JSON, no NumPy archive: half of one
+                found[name] = repr(error)
+    return found
+
+
+def differences(got, want):
+    """What is missing, odd or different, in words."""
+    return [f"{name} {'is missing' if name not in got else 'is odd' if name not in want else 'differs'}"
+            for name in sorted({*got, *want}) if got.get(name) != want.get(name)]
+
+
+def marked(token):
+    """ids of the processes that have the token in their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if token.encode() in (folder / "environ").read_bytes() and "Z" not in (
+                        folder / "stat").read_text().rpartition(")")[2].split()[0]:
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+    return found
+
+
+def command_line(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
+    except OSError:
+        return "?"
+
+
+class Sweep:
+    """The recipe ``tones``, run stage by stage and kept after each; then stages that are disturbed.
+
+    ``options`` go to run.sh. ``rows`` counts: stage -> kind -> [survived, tried]; ``faults`` says what was not survived.
+    """
+
+    def __init__(self, folder, seed, options=(), environment=None, stages=range(11)):
+        self.folder, self.random = Path(folder), random.Random(seed)
+        self.root, self.work = make_tones(self.folder / "checkout"), self.folder / "work"
+        self.token = f"ESSENCE_SWEEP={os.getpid()}.{seed}.{self.folder.name}"
+        name, _, value = self.token.partition("=")
+        self.environment = {**os.environ, **(environment or {}), name: value, "OMP_NUM_THREADS": "1"}
+        for name in ("WORK_DIR", "ESSENCE_WORKED"):
+            self.environment.pop(name, None)
+        self.options, self.stages = ["--corpus", "tones", "--decoder", "kaldi", "--nj", "2", *options], stages
+        self.took, self.want, self.rows, self.faults = {}, {-1: {}}, {}, []
+        self._undisturbed()
+
+    def command(self, stage):
+        return [str(self.root / "run.sh"), "--work-dir", str(self.work), "--stage", str(stage), "--stop-stage", str(stage),
+                *self.options]
+
+    def kept(self, stage):
+        """The work directory as it is after a stage."""
+        return self.folder / f"after_{stage}"
+
+    def _undisturbed(self):
+        self.kept(-1).mkdir()
+        self.work.mkdir()
+        for stage in range(max(self.stages) + 1):
+            began = time.time()
+            done = subprocess.run(self.command(stage), env=self.environment, capture_output=True, text=True, cwd="/")
+            assert done.returncode == 0, done.stdout + done.stderr
+            self.took[stage] = time.time() - began
+            shutil.copytree(self.work, self.kept(stage), symlinks=True)
+            self.want[stage] = outputs(self.work)
+
+    def restore(self, stage):
+        shutil.rmtree(self.work, ignore_errors=True)
+        shutil.copytree(self.kept(stage - 1), self.work, symlinks=True)
+
+    # ---- kinds of disturbance: each ends when the disturbed run has ended; False: it came too late
+
+    def start(self, stage):
+        """run.sh at work on the stage; its output is read up to the line that says so."""
+        process = subprocess.Popen(self.command(stage), env=self.environment, stdout=subprocess.PIPE,
+                                   stderr=open(self.folder / "stderr", "wb"), cwd="/", start_new_session=True)
+        for line in process.stdout:
+            if f": stage {stage}: ".encode() in line:
+                break
+        return process
+
+    def at_a_moment(self, stage, act):
+        """Starts the stage, waits for a random moment of it, and calls act(process)."""
+        process = self.start(stage)
+        time.sleep(self.random.uniform(0, 0.8 * self.took[stage]))
+        late = process.poll() is not None
+        act(process)
+        if not process.stdout.closed:
+            shutil.copyfileobj(process.stdout, open(os.devnull, "wb"))
+        process.wait(timeout=PATIENCE)
+        return not late
+
+    def signalled(self, number):
+        return lambda stage: self.at_a_moment(stage, lambda process: process.send_signal(number))
+
+    def all_killed(self, stage):
+        """SIGKILL of run.sh and all that it has started at once, as when the power fails."""
+        def act(process):
+            for _ in range(3):
+                for pid in marked(self.token):
+                    try:
+                        os.kill(pid, signal.SIGKILL)
+                    except ProcessLookupError:
+                        pass
+        return self.at_a_moment(stage, act)
+
+    def pipe_closed(self, stage):
+        """Who reads run.sh's output goes away."""
+        return self.at_a_moment(stage, lambda process: process.stdout.close())
+
+    def _mounted(self, stage, size, before, after):
+        """The stage in a file system of its own: once after the shell commands ``before``, then ``after``, and again."""
+        script = f"""set -u
+mount -t tmpfs -o size={size} tmpfs "$WORK" || exit 99
+cp -a "$KEPT/." "$WORK" || exit 98
+{before}
+"$@" >"$FOLDER/out" 2>&1; first=$?
+{after}
+[ $first -ne 0 ] || exit 97
+"$@" >"$FOLDER/out2" 2>&1 || exit 96
+mkdir "$FOLDER/done" && cp -a "$WORK/." "$FOLDER/done"
+"""
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir()
+        shutil.rmtree(self.folder / "done", ignore_errors=True)
+        done = subprocess.run(["unshare", "--mount", "bash", "-c", script, "sweep", *self.command(stage)], cwd="/",
+                              env={**self.environment, "WORK": str(self.work), "KEPT": str(self.kept(stage - 1)),
+                                   "FOLDER": str(self.folder)}, capture_output=True, text=True, timeout=2 * PATIENCE)
+        if done.returncode == 97:
+            return False
+        told = "".join((self.folder / name).read_text() for name in ("out", "out2") if (self.folder / name).exists())
+        assert done.returncode == 0, f"status {done.returncode}: {done.stderr}{told[-1500:]}"
+        first = (self.folder / "out").read_text()
+        assert "Traceback" not in first, first
+        shutil.rmtree(self.work)
+        (self.folder / "done").rename(self.work)
+        return True
+
+    def disk_full(self, stage):
+        """The disk is full in the middle of what the stage writes."""
+        blocks = [sum(-(-p.stat().st_size // 4096) for p in self.kept(s).rglob("*") if p.is_file()) for s in (stage - 1, stage)]
+        size = blocks[0] + int(self.random.uniform(0.1, 0.8) * (blocks[1] - blocks[0]))
+        return self._mounted(stage, size * 4096, "", 'mount -o remount,size=1g "$WORK"')
+
+    def read_only(self, stage):
+        """A directory that the stage writes in cannot be written."""
+        new = sorted({str(Path(name).parent) for name in self.want[stage] if name not in self.want[stage - 1]})
+        folder = f'"$WORK"/{self.random.choice(new)}'
+        return self._mounted(stage, "1g", f"mkdir -p {folder} && mount --bind {folder} {folder} && "
+                             f"mount -o remount,ro,bind {folder} || exit 95", f"umount {folder}")
+
+    # ---- one trial
+
+    def left_behind(self):
+        """Processes of the disturbed run that are there after a while."""
+        for _ in range(10 * PATIENCE // 5):
+            found = marked(self.token)
+            if not found:
+                return []
+            time.sleep(0.1)
+        said = [f"process {pid} is left: {command_line(pid)}" for pid in found]
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        return said
+
+    def half_files(self, stage):
+        """Files under final names that are neither what they were nor what they become."""
+        before, after = self.want[stage - 1], self.want[stage]
+        return [f"{name} is half a file, or odd" for name, found in outputs(self.work).items()
+                if found not in (before.get(name), after.get(name)) and Path(name).name not in GROWS
+                and not Path(name).name.startswith(".") and "_list." not in name and "/list." not in name
+                and "/scores/" not in name and "/." not in name]
+
+    def try_one(self, stage, kind, disturb):
+        """One disturbance of a stage, the stage again, and the comparison."""
+        faults, began = [], time.time()
+        for _ in range(4):
+            self.restore(stage)
+            try:
+                in_time = disturb(stage)
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                faults, in_time = [str(error)], True
+            if in_time:
+                break
+        else:
+            return  # it was over each time
+        faults += self.left_behind()
+        if not faults and kind not in ("full", "read-only"):
+            faults += self.half_files(stage)
+            done = subprocess.run(self.command(stage), env=self.environment, capture_output=True, text=True, cwd="/",
+                                  timeout=3 * PATIENCE)
+            if done.returncode:
+                faults.append(f"run again: status {done.returncode}: {(done.stdout + done.stderr)[-1500:]}")
+        if not faults:
+            faults = differences(outputs(self.work), self.want[stage])
+        row = self.rows.setdefault(stage, {}).setdefault(kind, [0, 0])
+        row[0] += not faults
+        row[1] += 1
+        print(f"stage {stage}, {kind}: {'survived' if not faults else faults} ({time.time() - began:.0f} s)", flush=True)
+        self.faults += [f"stage {stage}, {kind}: {fault}" for fault in faults]
+
+    def table(self):
+        """Survived of tried, by stage and kind."""
+        kinds = list(dict.fromkeys(kind for row in self.rows.values() for kind in row))
+        lines = ["stage  " + "  ".join(f"{kind:>9}" for kind in kinds)]
+        for stage, row in sorted(self.rows.items()):
+            cells = ("{}/{}".format(*row[kind]) if kind in row else "" for kind in kinds)
+            lines.append(f"{stage:>5}  " + "  ".join(f"{cell:>9}" for cell in cells))
+        survived, tried = (sum(cell[i] for row in self.rows.values() for cell in row.values()) for i in (0, 1))
+        return "\n".join([*lines, f"{survived} of {tried} survived"])
