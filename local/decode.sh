@@ -152,7 +152,11 @@ for sys in "${systems[@]}"; do
   fp=$(fingerprint decode "$decoder $fp" "$setting" "${rescore_inputs[@]}")
   new=()
   for set in $decode_sets; do is_done "$exp/$sys/decode_$set" "$fp" || new+=("$set"); done
-  if [ ${#new[@]} -eq 0 ]; then echo "$0: $sys is up to date"; continue; fi
+  if [ ${#new[@]} -eq 0 ]; then
+    [ "$keep_scores" = true ] || rm -rf "$exp/$sys/scores"
+    echo "$0: $sys is up to date"
+    continue
+  fi
   for set in "${new[@]}"; do
     begin "$exp/$sys/decode_$set" "$fp"
     printf '%q %q %q %q\n' "scp:$exp/$sys/scores/$set.scp" "$exp/$sys/decode_$set" "$setting" "$data/$set" >>"$decodes"
@@ -170,7 +174,7 @@ for i in "${!todo[@]}"; do
     out=$exp/$sys/decode_$set
     if is_done "$out" "${fps[i]}"; then continue; fi
     if [ "$failed" -eq 1 ] && ! [ -f "$out/decode.json" ]; then whole=0; continue; fi # it is written last
-    cp "$data/$set/text" "$out/ref.txt"
+    cp "$data/$set/text" "$out/.ref.txt.tmp" && mv "$out/.ref.txt.tmp" "$out/ref.txt"
     same_count "$data/$set$hires/feats.scp" "$out/hyp.txt"  # an utterance too short for a frame counts as deleted
     mark_done "$out" "${fps[i]}" hyp.txt ref.txt decode.json
   done

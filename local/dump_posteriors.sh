@@ -35,12 +35,13 @@ for t in $teachers; do
   models+=("$exp/$t")
 done
 fp=$(fingerprint posteriors "$settings combine=$combine" "$train" "$ali" "${models[@]}")
-if is_done "$out" "$fp"; then echo "$0: $out is up to date"; exit 0; fi
+remove_parts() { for name in "${names[@]}"; do rm -f "$out/$name".[0-9]*.{scp,json}; done; }
+if is_done "$out" "$fp"; then remove_parts; echo "$0: $out is up to date"; exit 0; fi
 resume "$out" "$fp" "$nj" # what this setting left is kept, and so is its number of jobs
 count=$(note_of "$out")
 table() { echo "ark,scp:$out/$1.$2.ark,$out/$1.$2.scp"; } # NAME JOB
 
-list=$(mktemp "$out/list.XXXXXX")
+list=$(mktemp "$exp/post_list.XXXXXX")
 trap 'rm -f "$list"*' EXIT
 for ((j = 1; j <= count; j++)); do
   if [ -f "$out/${names[-1]}.$j.json" ]; then continue; fi # it is written last
@@ -75,5 +76,5 @@ if [ "$fuse" = false ]; then
     --json "$out/post_stats.json" --plot "$out/post_stats.png" "scp:$out/full.scp"
 fi
 mark_done "$out" "$fp" "${outputs[@]}"
-for name in "${names[@]}"; do rm -f "$out/$name".[0-9]*.{scp,json}; done
+remove_parts
 echo "$0: posteriors of $(wc -l <"$train/feats.scp") utterances are in $out"

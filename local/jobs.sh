@@ -35,7 +35,7 @@ pids=() logs=() failed=0 next=0
 # Stopping this script stops its jobs, each a process group of its own, with all that they started.
 set -m
 # shellcheck disable=SC2154  # p is the trap's own
-trap 'trap "" TERM INT; for p in "${pids[@]}"; do kill -- "-$p" 2>/dev/null; done; wait; exit 130' TERM INT
+trap 'trap "" TERM INT; for p in $(jobs -rp); do kill -- "-$p" 2>/dev/null; done; wait; exit 130' TERM INT
 collect() { # waits for the oldest job
   local status=0 l=${logs[next]}
   wait "${pids[next]}" || status=$?

@@ -57,7 +57,7 @@ resume() { # DIR FINGERPRINT [NOTE]
   local word fp note=${3:-} old
   read -r word fp old 2>/dev/null <"$1/.marker" || true
   if [ "${fp:-}" = "$2" ]; then note=${old:-$note}; else rm -rf "${1:?}" || return 1; fi
-  mkdir -p "$1" && echo "begun $2 $note" >"$1/.marker"
+  mkdir -p "$1" && echo "begun $2 $note" >"$1/.marker.tmp" && mv "$1/.marker.tmp" "$1/.marker"
 }
 
 note_of() { # DIR: the note that resume made

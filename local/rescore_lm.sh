@@ -15,7 +15,7 @@ fp=$(fingerprint rescore-lm "order=$rescore_lm_order" "$data/lang" "$input")
 if is_done "$data/lm_rescore" "$fp"; then echo "$0: $data/lm_rescore is up to date"; exit 0; fi
 begin "$data/lm_rescore" "$fp"
 if [ "${input##*/}" = rescore_arpa.gz ]; then
-  cp "$input" "$data/lm_rescore/lm.arpa.gz"
+  cp "$input" "$data/lm_rescore/.lm.tmp" && mv "$data/lm_rescore/.lm.tmp" "$data/lm_rescore/lm.arpa.gz"
 else
   essence train-lm --order "$rescore_lm_order" --words "$data/lang/words.txt" --map-oov "$(cat "$data/lang/oov.txt")" \
     "$input" "$data/lm_rescore/lm.arpa.gz"

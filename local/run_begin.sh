@@ -68,11 +68,19 @@ free_mb=$(($(df --output=avail -m "$exp" | tail -n 1) + $(size_kb) / 1024))
 
 # 3. One run at a time in one place: the lock is held until the last process of a run has ended.
 . local/run_stage.sh
-exec 9>"$exp/.lock"
+# What is left of one that was killed is being ended (local/guard.sh).
+if read -r owner <"$exp/.lock" && ! kill -0 "$owner"; then flock -w 60 "$exp/.lock" true || true; fi 2>/dev/null
+exec 9<>"$exp/.lock"
 flock -n 9 || fail "another run is at work in '$exp', or its jobs have outlived it; wait, or stop it: kill $(
   find /proc/[0-9]*/fd -lname "$exp/.lock" 2>/dev/null | cut -d/ -f3 | sort -un | tr '\n' ' ')"
+echo $$ >"$exp/.lock"
 
-rm -f "$exp"/{train,target,score,decode,sweep,gmm}_list.* # of a run that was killed
+# Of a run that was killed: lists of jobs, jobs of a cluster, what was half written
+rm -f "$exp"/{train,post,target,score,decode,sweep,gmm}_list.*
+while IFS= read -r -d '' left; do
+  if [ -s "$left/id" ]; then scancel "$(cut -d';' -f1 "$left/id")" 2>/dev/null || true; fi
+  rm -rf "$left"
+done < <(find "$data" "$exp" \( -type d -name '.slurm.??????' -o -name '.*.tmp' \) -prune -print0)
 
 # 4. Environment and plan
 k2=true

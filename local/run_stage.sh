@@ -3,18 +3,27 @@
 # stopped.
 # shellcheck disable=SC2154  # stage, stop_stage, data and exp are run.sh's
 
+# Who stops what this script has started if it cannot: local/guard.sh, which reads this pipe. ESSENCE_RUN is in the
+# environment of all that belongs to this run.
+export ESSENCE_RUN=$$.$RANDOM.$SECONDS
+exec {guard}> >(exec setsid env -u ESSENCE_RUN local/guard.sh "$ESSENCE_RUN" >/dev/null 2>&1)
+
 # run COMMAND...: as a process group of its own, so that what stops this script stops all that the command has started.
 # Nothing can ask for input there.
 running='' at_stage='' did=0
 run() {
   local status=0
   set -m
-  "$@" </dev/null &
+  (
+    echo "$BASHPID" >&"$guard"
+    exec "$@" {guard}>&-
+  ) </dev/null &
   running=$!
   set +m
   wait $running || status=$?
   [ $status -eq 0 ] || kill -- "-$running" 2>/dev/null || true  # what fails leaves nothing at work
   running=
+  (echo >&"$guard") 2>/dev/null || true
   return $status
 }
 stop() {

@@ -10,10 +10,11 @@ import time
 import numpy as np
 import pytest
 from builders import ROOT, plans
+from builders.sweep import marked
 
 from essence_kd.io.wave import write_wav
 
-RUNNERS = ("jobs.sh", "slurm.sh", "torchrun.sh")
+RUNNERS = ("guard.sh", "jobs.sh", "slurm.sh", "torchrun.sh")
 STAGES = sorted(p for folder in ("local", "local/native") for p in (ROOT / folder).glob("*.sh")
                 if os.access(p, os.X_OK) and p.name not in RUNNERS)
 RECIPES = sorted((ROOT / "recipes").glob("*/prepare_data.sh"))
@@ -389,6 +390,34 @@ def test_stopping_run_sh_stops_all_that_it_started(tmp_path, number):
     assert "Traceback" not in log.read_text()
     noted, = map(json.loads, (exp / "stages.jsonl").read_text().splitlines())
     assert noted["stage"] == 0 and noted["unfinished"]
+
+
+def test_a_run_that_is_killed_leaves_nothing_at_work_and_no_lock(tmp_path):
+    """SIGKILL of run.sh alone: local/guard.sh ends what it has started; the next run waits for that, and goes on."""
+    log, token = tmp_path / "log", f"SWEEP={tmp_path}"
+
+    def run(stage):
+        with log.open("w") as out:
+            return subprocess.Popen(["./run.sh", "--stage", stage, "--stop-stage", stage, "--work-dir", str(tmp_path)],
+                                    cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                                    env={**os.environ, "SWEEP": str(tmp_path)})
+
+    first = run("0")
+    while first.poll() is None and "stage 0: data" not in log.read_text():
+        time.sleep(0.05)
+    time.sleep(1)
+    at_work = marked(token)
+    assert len(at_work) > 2, log.read_text()
+    first.kill()
+    first.wait()
+    second = run("7")
+    assert second.wait(timeout=200) == 1 and "stage 6 makes it" in log.read_text(), log.read_text()
+    assert "another run is at work" not in log.read_text()
+    for _ in range(600):
+        if not set(at_work) & set(marked(token)):
+            break
+        time.sleep(0.1)
+    assert not set(at_work) & set(marked(token)) and not (tmp_path / "data" / "mini" / "eval_che" / "text").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(shell):

@@ -9,7 +9,6 @@ alignment's num_pdfs, priors.txt and tree.txt: the folder stands for the data an
 from __future__ import annotations
 
 import json
-import shutil
 from collections import OrderedDict
 from pathlib import Path
 from typing import Dict, List, Tuple
@@ -90,7 +89,7 @@ def write_shards(data_dir, ali_dir, out_dir, **options) -> dict:
                 frames += count
     for name in ("num_pdfs", "priors.txt", "tree.txt"):
         if (ali_dir / name).is_file():
-            shutil.copyfile(ali_dir / name, out / name)
+            write_text(out / name, (ali_dir / name).read_text(encoding="utf-8"))
     write_text(out / "utterances", "".join(lines))
     fields.update(utterances=len(cuts), without_alignment=without, frames=frames, shard_size=s.shard_size,
                   feat_dim=cuts.feat_dim, utterances_sha256=sha256_file(out / "utterances"), seed=s.seed)

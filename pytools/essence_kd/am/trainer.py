@@ -88,6 +88,8 @@ def _train(settings: TrainSettings, inputs: TrainInputs, model_dir: Path, proces
             info = json.loads((model_dir / "info.json").read_text(encoding="utf-8"))
             check_fingerprint(model_dir / "info.json", info.get("fingerprint", {}), mine)
             log.log(f"{model_dir} is trained already")
+            if processes.first:
+                _remove_work(model_dir)
             return info
         return Trainer(settings=settings, inputs=inputs, sets=sets, loss=loss, dir=model_dir, processes=processes,
                        log=log, precision=precision, fingerprint=mine, dev_wer=dev_wer, tensorboard=tensorboard).run()
@@ -384,7 +386,7 @@ class Trainer:
     def _write_model(self, folder: Path) -> None:
         """A model directory that other commands read; final.pt last."""
         s = self.settings
-        shutil.copyfile(Path(self.inputs.ali_dir) / "priors.txt", folder / "priors.txt")
+        write_text(folder / "priors.txt", (Path(self.inputs.ali_dir) / "priors.txt").read_text(encoding="utf-8"))
         resolved = to_dict(s)
         resolved["model"] = model_settings(s.arch, s.model, "model")
         dump_settings({"arch": s.arch, "model": resolved["model"], "feat_dim": self.sets.train.feat_dim,
@@ -414,12 +416,17 @@ class Trainer:
                 info["dev_wer"] = last["dev_wer"]
         write_text(self.dir / "info.json", json.dumps(info, indent=1) + "\n")
         self._write_model(self.dir)
-        shutil.rmtree(self.dir / "dev_wer", ignore_errors=True)
-        (self.dir / "checkpoint.pt").unlink()
+        _remove_work(self.dir)
         dev = "" if last["dev_loss"] is None else \
             f"dev loss {last['dev_loss']:.3f}, dev frame accuracy {100 * last['dev_frame_acc']:.1f} %, "
         self.log.log(f"{self.dir / 'final.pt'}: {dev}{info['seconds']:.0f} s")
         return info
+
+
+def _remove_work(model_dir: Path) -> None:
+    """Takes away what only a training at work needs."""
+    shutil.rmtree(model_dir / "dev_wer", ignore_errors=True)
+    (model_dir / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def _timed(batches: Iterable[Batch], sums: Dict[str, float]) -> Iterator[Batch]:

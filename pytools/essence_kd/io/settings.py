@@ -13,6 +13,7 @@ import typing
 from typing import Any, Iterable, Optional, Type, TypeVar
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import write_text
 from essence_kd.io.text import decode_text
 
 T = TypeVar("T")
@@ -87,8 +88,7 @@ def dump_settings(settings: Any, path) -> None:
     import yaml
 
     values = settings if isinstance(settings, dict) else to_dict(settings)
-    with open(path, "w", encoding="utf-8") as stream:
-        yaml.safe_dump(values, stream, sort_keys=False, allow_unicode=True)
+    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def _apply(values: dict, override: str) -> None:
