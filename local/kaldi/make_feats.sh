@@ -16,13 +16,13 @@ for set in $sets; do
   texts=("$data/$set/text") check=()
   if [[ " $untranscribed_sets " == *" $set "* ]]; then texts=() check=(--need-text false); fi
   need 0 "$data/$set/wav.scp" "${texts[@]}"
-  fp=$(fingerprint feats kaldi "$data" "$data/$set/wav.scp" "${texts[@]}" conf/mfcc.conf)
+  fp=$(fingerprint feats "kaldi rate=$sample_rate" "$data" "$data/$set/wav.scp" "${texts[@]}" conf/mfcc.conf)
   if is_done "$data/$set" "$fp" && is_done "$data/${set}_hires" "$fp"; then
     echo "$0: features of $data/$set are up to date"
     continue
   fi
   # Kaldi maps unknown words
-  essence validate-data --lexicon data/dict/lexicon.txt --allow-oov true "${check[@]}" "data/$set"
+  essence validate-data --lexicon data/dict/lexicon.txt --sample-rate "$sample_rate" --allow-oov true "${check[@]}" "data/$set"
   kaldi_feats "$set"
   mark_done "$data/${set}_hires" "$fp" feats.scp cmvn.scp
   mark_done "$data/$set" "$fp" feats.scp cmvn.scp

@@ -35,7 +35,9 @@ kaldi_feats() { # SET [OWN]: a directory of data/; OWN: true for a set that is n
   local check=(--no-feats)
   [ -f "data/$set/text" ] || check+=(--no-text)
   utils/validate_data_dir.sh "${check[@]}" "data/$set"
-  steps/make_mfcc.sh --cmd "$cmd" --nj "$n" --mfcc-config conf/mfcc.conf --write-utt2num-frames true \
+  mkdir -p "exp/make_mfcc/$set"
+  { cat conf/mfcc.conf; echo "--sample-frequency=$sample_rate"; } >"exp/make_mfcc/$set/mfcc.conf"
+  steps/make_mfcc.sh --cmd "$cmd" --nj "$n" --mfcc-config "exp/make_mfcc/$set/mfcc.conf" --write-utt2num-frames true \
     "data/$set" "exp/make_mfcc/$set" "$data/$set/data"
   steps/compute_cmvn_stats.sh "data/$set" "exp/make_mfcc/$set" "$data/$set/data"
   out=$(wc -l <"data/$set/feats.scp")
@@ -49,11 +51,11 @@ kaldi_feats() { # SET [OWN]: a directory of data/; OWN: true for a set that is n
   local dir=exp/make_fbank/$set j
   rm -rf "$dir" "data/${set}_hires"
   mkdir -p "$dir"
-  for ((j = 1; j <= n; j++)); do printf 'OMP_NUM_THREADS=1 essence make-feats --kinds fbank --job %s/%s %q\n' "$j" "$n" "data/$set"; done >"$dir/jobs"
+  for ((j = 1; j <= n; j++)); do printf 'OMP_NUM_THREADS=1 essence make-feats --kinds fbank --sample-rate %s --job %s/%s %q\n' "$sample_rate" "$j" "$n" "data/$set"; done >"$dir/jobs"
   as_jobs "$dir/jobs"
   # shellcheck disable=SC2086  # cmd is words
   $cmd JOB=1:"$n" "$dir/fbank.JOB.log" bash "$dir/jobs" JOB || fail "filterbanks of data/$set failed; logs: $PWD/$dir"
-  one_job "$PWD/$dir/join.log" essence make-feats --kinds fbank --join "$n" "data/$set"
+  one_job "$PWD/$dir/join.log" essence make-feats --kinds fbank --sample-rate "$sample_rate" --join "$n" "data/$set"
   one_job "$PWD/$dir/cmvn.log" essence compute-cmvn "data/${set}_hires"
 }
 

@@ -15,10 +15,10 @@ for set in $sets; do
   texts=("$dir/text") check=()
   if [[ " $untranscribed_sets " == *" $set "* ]]; then texts=() check=(--need-text false); fi
   need 0 "$data" "$dir/wav.scp" "$dir/utt2spk" "${texts[@]}"
-  fp=$(fingerprint feats "" "$data" "$dir/wav.scp" "${texts[@]}")
+  fp=$(fingerprint feats "rate=$sample_rate" "$data" "$dir/wav.scp" "${texts[@]}")
   if is_done "$dir" "$fp" && is_done "${dir}_hires" "$fp"; then echo "$0: features of $dir are up to date"; continue; fi
-  essence validate-data --lexicon "$data/dict/lexicon.txt" "${check[@]}" "$dir"
-  essence make-feats --nj "$(here)" "$dir"
+  essence validate-data --lexicon "$data/dict/lexicon.txt" --sample-rate "$sample_rate" "${check[@]}" "$dir"
+  essence make-feats --nj "$(here)" --sample-rate "$sample_rate" "$dir"
   essence compute-cmvn "$dir"
   essence compute-cmvn "${dir}_hires"
   mark_done "${dir}_hires" "$fp" feats.scp cmvn.scp

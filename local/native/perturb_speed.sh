@@ -16,7 +16,7 @@ need 2 "$from" "$from/feats.scp"
 fp=$(fingerprint perturb "" "$from")
 if is_done "$dir" "$fp" && is_done "${dir}_hires" "$fp"; then echo "$0: $dir is up to date"; exit 0; fi
 essence perturb-data "$from" "$dir"
-essence make-feats --nj "$(here)" "$dir"
+essence make-feats --nj "$(here)" --sample-rate "$sample_rate" "$dir"
 essence compute-cmvn "$dir"
 essence compute-cmvn "${dir}_hires"
 perturbed "$from" "$fp"

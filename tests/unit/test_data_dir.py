@@ -9,6 +9,7 @@ from builders import ROOT
 
 from essence_kd.io.data_dir import DataDir, read_table, validate_data_dir
 from essence_kd.io.errors import UserError
+from essence_kd.io.recordings import Recordings
 from essence_kd.io.wave import change_speed, read_wav, speed_command, split_speed, wav_info, write_wav
 
 RATE = 8000
@@ -92,7 +93,7 @@ def test_an_empty_line(data):
 
 def test_missing_wav(data, tmp_path):
     (tmp_path / "call1-B.wav").unlink()
-    refused(data, "wav.scp: recording call1-B", "call1-B.wav: no such WAV file")
+    refused(data, "wav.scp: recording call1-B", "call1-B.wav: no such audio file")
 
 
 @pytest.mark.parametrize("keep", [0, 7, 30, 44, 45, 1000])
@@ -109,7 +110,7 @@ def test_zero_length_wav(data, tmp_path):
 
 def test_not_a_wav(data, tmp_path):
     (tmp_path / "call1-B.wav").write_bytes(b"fLaC" + bytes(100))
-    refused(data, "recording call1-B", "not a WAV file", "sox")
+    refused(data, "recording call1-B", "not audio that can be read", "sox")
 
 
 def test_wrong_sample_rate(data, tmp_path):
@@ -130,8 +131,10 @@ def test_stereo_and_other_encodings(data, tmp_path):
     refused(data, "recording call1-B", "2 channels", "remix 1")
     with pytest.raises(UserError, match="2 channels"):
         read_wav(str(wav))
-    wav.write_bytes(_header(bits=8, encoding=7) + bytes(8000))
-    refused(data, "recording call1-B", "8-bit WAV of encoding 7", "16-bit")
+    wav.write_bytes(_header(bits=8, encoding=7) + bytes(8000))  # mu-law, one second
+    refused(data, "segments: bob-1 ends at 1.25 s, but recording call1-B ends at 1.00 s")
+    wav.write_bytes(_header(bits=8, encoding=999) + bytes(8000))
+    refused(data, "recording call1-B", "not audio that can be read", "16")
 
 
 def test_empty_transcript(data):
@@ -178,9 +181,56 @@ def test_segments_beyond_the_recording(data):
     edit(data / "segments", "4.10 -1", "3.00 2.00")
     refused(data, "segments: ann-2 starts at 3.00 and ends at 2.00")
     edit(data / "segments", "3.00 2.00", "x y")
-    refused(data, "segments: ann-2: expected 'UTTERANCE RECORDING START END'")
+    refused(data, "segments: ann-2: expected 'UTTERANCE RECORDING START END'.*'x' is no such number")
     edit(data / "segments", "call1-A x y", "call7-A 1.0 2.0")
     refused(data, "segments: ann-2 is cut from recording call7-A, which wav.scp lacks")
+
+
+@pytest.mark.parametrize("times, words", [
+    ("1,5 4,0", "'1,5' is no such number .write a decimal point"), ("1.5 nan", "'nan' is no such number"),
+    ("1.5 inf", "'inf' is no such number"), ("1_5 4.0", "'1_5' is no such number"), ("0x1 4", "'0x1' is no such"),
+    ("1.5", "expected 'UTTERANCE RECORDING START END'"), ("1.5 4 0 7", "and perhaps a channel"),
+    ("-0.5 4", "starts at -0.5"), ("1.5 1.5", "starts at 1.5 and ends at 1.5"), ("1.5 -2", "ends at -2"),
+    ("1.5 4 A", "fifth column is 'A'"), ("1.5 4 -1", "fifth column is '-1'"),
+    ("1.5 4 1", "call1-A, of which ann-2 is cut: has 1 channel, and segments asks for channel 1"),
+    ("1.5 1e300", "ann-2 ends at 1.*, but recording call1-A ends at 4.00")])
+def test_segments_that_are_refused(data, times, words):
+    edit(data / "segments", "1.50 4.00", times)
+    refused(data, f"segments: ann-2|recording call1-A, of which ann-2", words)
+
+
+def test_times_keep_all_their_digits(data, tmp_path):
+    times = "0.285 3.786776870232002", "1e-2 2.5e0", ".5 4.", "3.9 -1", "0 4.049999999999999 0"
+    for text in times:
+        edit(data / "segments", "1.50 4.00", text)
+        wanted = DataDir.load(data).segments["ann-2"]
+        assert wanted[1:] == tuple(float(x) for x in text.split()[:2])
+        loaded = DataDir.load(data)
+        loaded.write(tmp_path / "copy")
+        copy, channels = DataDir.load(tmp_path / "copy"), {"ann-2": 0} if text[-2:] == " 0" else {}
+        assert copy.segments == loaded.segments and copy.channels == loaded.channels == channels
+        validate_data_dir(tmp_path / "copy")
+        edit(data / "segments", text, "1.50 4.00")
+    DataDir.load(data).write(tmp_path / "copy")
+    assert (tmp_path / "copy" / "segments").read_bytes() == (data / "segments").read_bytes()
+
+
+def test_channels_of_segments(data, tmp_path):
+    both = np.stack([np.arange(4 * RATE), -np.arange(4 * RATE)], axis=1).astype(np.int16)
+    write_wav(tmp_path / "call1-A.wav", both.reshape(-1), RATE)
+    whole = bytearray((tmp_path / "call1-A.wav").read_bytes())
+    whole[22:24], whole[28:34] = b"\2\0", (4 * RATE).to_bytes(4, "little") + b"\4\0"
+    (tmp_path / "call1-A.wav").write_bytes(whole)
+    refused(data, "recording call1-A, of which ann-1 is cut: has 2 channels", "remix 1", "behind the times in segments")
+    edit(data / "segments", "0.00 1.00", "0.00 1.00 1")
+    edit(data / "segments", "1.50 4.00", "1.50 4.00 0")
+    assert validate_data_dir(data)["seconds"] == pytest.approx(6.25)
+    loaded = DataDir.load(data)
+    recordings = Recordings(loaded.wav_scp, data / "wav.scp", RATE)
+    for utt, first, last, column in (("ann-1", 0, RATE, 1), ("ann-2", 12000, 4 * RATE, 0)):
+        assert (recordings.cut(utt, loaded.segments[utt], loaded.channels[utt]) == both[first:last, column]).all()
+    edit(data / "segments", "1.50 4.00 0", "1.50 4.00 2")
+    refused(data, "has 2 channels, and segments asks for channel 2")
 
 
 def test_bad_utf8(data):
@@ -195,7 +245,7 @@ def test_pipes(data, tmp_path):
     rate, samples = read_wav(f"cat {tmp_path}/call1-B.wav |")
     assert rate == RATE and (samples == read_wav(str(tmp_path / "call1-B.wav"))[1]).all()
     edit(data / "wav.scp", "cat ", "cat /nonexistent/")
-    refused(data, "recording call1-B", "failed with status 1", "No such file", run_pipes=True)
+    refused(data, "recording call1-B", "failed with exit status 1", "No such file", run_pipes=True)
     with pytest.raises(UserError, match="truncated"):
         read_wav(f"head -c 1000 {tmp_path}/call1-A.wav |")
     with pytest.raises(UserError, match="ends too early"):

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 from builders.corpora import RATE, make_recordings, speechlike
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,17 +24,17 @@ from essence_kd.io.tables import MatrixTable, read_matrices
 from essence_kd.io.wave import change_speed, read_wav
 
 
-def kaldis(samples, kind):
+def kaldis(samples, kind, rate=RATE, high_freq=3700):
     """The features of kaldi-native-fbank, which is Kaldi's code."""
     import kaldi_native_fbank as knf
     options = knf.MfccOptions() if kind == "mfcc" else knf.FbankOptions()
-    options.frame_opts.samp_freq = RATE
+    options.frame_opts.samp_freq = rate
     options.frame_opts.dither = 0
-    options.mel_opts.low_freq, options.mel_opts.high_freq = 20, 3700
+    options.mel_opts.low_freq, options.mel_opts.high_freq = 20, high_freq
     options.mel_opts.num_bins = 23 if kind == "mfcc" else 40
     options.use_energy = False
     extractor = (knf.OnlineMfcc if kind == "mfcc" else knf.OnlineFbank)(options)
-    extractor.accept_waveform(RATE, samples.astype(np.float32))
+    extractor.accept_waveform(rate, samples.astype(np.float32))
     extractor.input_finished()
     return np.array([extractor.get_frame(i) for i in range(extractor.num_frames_ready)])
 
@@ -160,6 +161,28 @@ def test_segments_beyond_a_pipe(data):
         make_feats(data)
 
 
+def test_audio_of_another_rate(tmp_path):
+    """16 kHz FLAC: features of Kaldi's formulas at that rate, up to 7700 Hz; at 8 kHz it is refused."""
+    rng = np.random.default_rng(5)
+    samples = (2000 * np.convolve(rng.standard_normal(32000), np.ones(3) / 3, "same")).astype(np.int16)
+    soundfile.write(tmp_path / "a.flac", samples, 16000)
+    DataDir(tmp_path, {"s-a": str(tmp_path / "a.flac")}, {"s-a": "one"}, {"s-a": "s"}).write(tmp_path / "d")
+    for call in (make_feats, validate_data_dir):
+        with pytest.raises(UserError, match="recording s-a.* has 16000 samples a second, not 8000: .*-r 8000.*"
+                                            "sample_rate=16000 in recipe.conf"):
+            call(tmp_path / "d")
+    assert validate_data_dir(tmp_path / "d", sample_rate=16000)["seconds"] == 2
+    assert main(["make-feats", "--sample-rate", "16000", str(tmp_path / "d")]) == 0
+    for place, kind in (("d", "mfcc"), ("d_hires", "fbank")):
+        ours, theirs = MatrixTable(str(tmp_path / place / "feats.scp"))["s-a"], kaldis(samples, kind, 16000, 7700)
+        assert ours.shape == theirs.shape and len(ours) == 198 and np.abs(ours - theirs).max() < 2e-3
+    assert main(["make-feats", "--sample-rate", "600", str(tmp_path / "d")]) == 1
+    perturb_speed(tmp_path / "d", tmp_path / "sp")
+    assert "sox -t flac " in (tmp_path / "sp" / "wav.scp").read_text()
+    counts = make_feats(tmp_path / "sp", options=FeatureOptions(sample_frequency=16000))
+    assert counts["utterances"] == 3 and counts["seconds"] == pytest.approx(2 / 0.9 + 2 + 2 / 1.1, abs=1e-4)
+
+
 def test_unknown_kind(data):
     with pytest.raises(UserError, match="no features 'plp'"):
         make_feats(data, kinds=["plp"])
@@ -196,3 +219,37 @@ def test_speed_perturbation(data, tmp_path):
     (data / "segments").write_text("".join(lines[:-1]))
     with pytest.raises(UserError, match=f"segments: lacks {lines[-1].split()[0]}, which utt2spk has"):
         perturb_speed(data, tmp_path / "less")
+
+
+def test_perturbed_segments_are_kaldis(data, tmp_path, capsys):
+    """The unperturbed lines stay; others are scaled to two decimals, and left out at 10 ms, as Kaldi's awk does it."""
+    times = ["0.285 1.786776870232002", "1.0 2.50", "3e-1 0.5", "2.001 2.004", "1.0 1.0105", "3.3 -1"]
+    utts = [f"u{i}" for i in range(len(times))]
+    (data / "segments").write_text("".join(f"{u} call0-A {t}\n" for u, t in zip(utts, times)))
+    for name in ("text", "utt2spk"):
+        (data / name).write_text("".join(f"{u} {u}\n" for u in utts))
+    (data / "spk2utt").write_text("".join(f"{u} {u}\n" for u in utts))
+    perturb_speed(data, tmp_path / "sp")
+    assert "left out 3 segments of at most 10 ms: sp0.9-u3 sp1.1-u3 sp1.1-u4" in capsys.readouterr().err
+    lines = (tmp_path / "sp" / "segments").read_text().splitlines(keepends=True)
+    assert "".join(line for line in lines if line[0] == "u") == (data / "segments").read_text()
+    assert [line.strip() for line in lines if line.startswith("sp0.9")] == [
+        "sp0.9-u0 sp0.9-call0-A 0.32 1.99", "sp0.9-u1 sp0.9-call0-A 1.11 2.78", "sp0.9-u2 sp0.9-call0-A 0.33 0.56",
+        "sp0.9-u4 sp0.9-call0-A 1.11 1.12", "sp0.9-u5 sp0.9-call0-A 3.67 -1.00"]
+    assert validate_data_dir(tmp_path / "sp")["utterances"] == 15
+    (data / "segments").write_text("".join(f"{u} call0-A 1 1.009\n" for u in utts))
+    with pytest.raises(UserError, match="every segment has at most 10 ms at speed 0.9,1.1"):
+        perturb_speed(data, tmp_path / "none", ["0.9", "1.1"])
+
+
+def test_a_segment_at_the_end_stays_readable_at_every_speed(data, tmp_path):
+    """One that ends late by what is allowed, and one whose start is rounded to after the recording's end."""
+    (data / "segments").write_text("".join(f"{utt} {utt.split('-', 1)[1][:-2]} {times}\n" for utt, times in zip(
+        DataDir.load(data).utt2spk, ["0 4.05", "3.999 4.05", "0 1", "0 1", "0 1", "0 1"])))
+    perturb_speed(data, tmp_path / "sp")
+    assert validate_data_dir(tmp_path / "sp")["utterances"] == 18
+    with pytest.raises(UserError, match="3 of 18 utterances are too short"):
+        make_feats(tmp_path / "sp")
+    (data / "segments").write_text((data / "segments").read_text().replace("3.999 4.05", "1 2"))
+    perturb_speed(data, tmp_path / "sp")
+    assert make_feats(tmp_path / "sp")["utterances"] == 18

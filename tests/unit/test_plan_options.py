@@ -162,7 +162,7 @@ def test_a_recipe_says_what_its_corpus_has(recipe):
         "path": found.path, "description": "two words", "sizes": ["default", "tiny"], "engines": ["native", "kaldi"],
         "train_set": "learn", "dev_set": "tune", "eval_sets": ["easy", "hard"], "untranscribed_sets": ["more"],
         "labels": {"easy": "E", "hard": "H"}, "teachers": "teacher_blstm teacher_tdnn_lstm", "student": "student_tdnn",
-        "lm_order": "2", "rescore_lm_order": "4", "clips": 4, "post_keep": 7, "disk_mb": 1,
+        "lm_order": "2", "rescore_lm_order": "4", "clips": 4, "post_keep": 7, "disk_mb": 1, "sample_rate": 8000,
         "options": ["its_own", "other"]}
     least = recipe()
     assert (least.engines, least.untranscribed_sets, least.labels) == (["native", "kaldi"], [], {})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 
-from essence_kd.corpus.features import join_feats, make_feats, make_feats_job
+from essence_kd.corpus.features import FeatureOptions, join_feats, make_feats, make_feats_job
 from essence_kd.io.options import given, tell_defaults
 from essence_kd.io.parallel import job_share
 
@@ -23,12 +23,15 @@ def add_arguments(parser) -> None:
     parser.add_argument("--job", type=job_share, metavar="J/N",
                         help="write the archives of the J-th of N jobs, no more")
     parser.add_argument("--join", type=int, metavar="N", help="write what belongs to the archives of N jobs")
+    parser.add_argument("--sample-rate", dest="sample_frequency", metavar="HZ", type=int,
+                        help="of the audio; the highest mel bin ends 300 Hz below half of it")
     parser.add_argument("data", metavar="DATA_DIR")
-    tell_defaults(parser, make_feats)
+    tell_defaults(parser, make_feats, FeatureOptions)
 
 
 def run(args) -> None:
     start = time.monotonic()
+    args.options = FeatureOptions(**given(args, FeatureOptions))
     if args.job:
         make_feats_job(args.data, *args.job, **given(args, make_feats_job))
         return

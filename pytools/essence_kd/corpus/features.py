@@ -16,13 +16,14 @@ from typing import Iterable, Sequence
 
 import numpy as np
 
-from essence_kd.io.data_dir import MAX_OVERSHOOT, DataDir, same_ids, write_table
+from essence_kd.io.data_dir import DataDir, read_table, same_ids, write_table
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS, SAMPLE_RATE
 from essence_kd.io.parallel import run_jobs
 from essence_kd.io.provenance import atomic_write, write_text
+from essence_kd.io.recordings import Recordings
 from essence_kd.io.tables import MatrixWriter, read_matrices
-from essence_kd.io.wave import read_wav, speed_command
+from essence_kd.io.wave import speed_command
 
 KINDS = ("mfcc", "fbank")
 SPEEDS = ("0.9", "1.0", "1.1")
@@ -30,18 +31,32 @@ SPEEDS = ("0.9", "1.0", "1.1")
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """Names and meanings as in Kaldi's mfcc.conf and fbank.conf. high_freq is in Hz, from zero."""
+    """Names and meanings as in Kaldi's mfcc.conf and fbank.conf.
+
+    sample_frequency: Hz of the audio. high_freq: Hz, from zero where it is above zero, else from half of the former.
+    Raises UserError where nothing is left between low_freq and high_freq.
+    """
 
     sample_frequency: int = SAMPLE_RATE
     frame_length_ms: float = 25.0
     frame_shift_ms: float = FRAME_SHIFT_MS
     low_freq: float = 20.0
-    high_freq: float = 3700.0
+    high_freq: float = -300.0
     num_mel_bins_mfcc: int = 23
     num_ceps: int = 13
     cepstral_lifter: float = 22.0
     num_mel_bins_fbank: int = 40
     preemphasis: float = 0.97
+
+    def __post_init__(self) -> None:
+        if not self.low_freq < self.top_freq <= self.sample_frequency / 2:
+            raise UserError(f"audio of {self.sample_frequency} samples a second has no bands from {self.low_freq:g} to "
+                            f"{self.top_freq:g} Hz: correct the sample rate")
+
+    @property
+    def top_freq(self) -> float:
+        """Hz where the highest mel bin ends."""
+        return self.high_freq if self.high_freq > 0 else self.sample_frequency / 2 + self.high_freq
 
     @property
     def window(self) -> int:
@@ -65,7 +80,7 @@ def mel_banks(num_bins: int, fft_size: int, options: FeatureOptions) -> np.ndarr
         return 1127.0 * np.log(1.0 + np.asarray(hz, dtype=np.float64) / 700.0)
 
     bins = mel(np.arange(fft_size // 2) * options.sample_frequency / fft_size)[:, None]
-    edges = np.linspace(mel(options.low_freq), mel(options.high_freq), num_bins + 2)
+    edges = np.linspace(mel(options.low_freq), mel(options.top_freq), num_bins + 2)
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     weights = np.maximum(0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
     return np.vstack([weights, np.zeros(num_bins)]).astype(np.float32)  # Kaldi leaves the Nyquist bin out
@@ -231,12 +246,13 @@ def _remove_feats(path: Path, kind: str) -> None:
             file.unlink()
 
 
-def _split(data: DataDir, nj: int) -> list[list[tuple[str, str, float, float]]]:
-    """(utt, recording, start, end) in at most nj groups of about equal length; a recording is never divided."""
-    by_recording: dict[str, list[tuple[str, str, float, float]]] = {}
-    for utt, (reco, start, end) in data.utterances().items():
-        by_recording.setdefault(reco, []).append((utt, reco, start, end))
-    lengths = [sum(end - start if end >= 0 else 5.0 for _, _, start, end in utts) for utts in by_recording.values()]
+def _split(data: DataDir, nj: int) -> list[list[tuple]]:
+    """(utt, (recording, start, end), channel) in at most nj groups of about equal length; no recording is divided."""
+    by_recording: dict[str, list[tuple]] = {}
+    for utt, segment in data.utterances().items():
+        by_recording.setdefault(segment[0], []).append((utt, segment, data.channels.get(utt)))
+    lengths = [sum(end - start if end >= 0 else 5.0 for _, (_, start, end), _ in utts)
+               for utts in by_recording.values()]
     total, done = sum(lengths), 0.0
     groups: list[list] = [[] for _ in range(max(1, nj))]
     for utts, length in zip(by_recording.values(), lengths):
@@ -252,29 +268,10 @@ def _extract(utterances, wav_scp, scp_name: str, outputs: dict[str, str], option
     seconds: dict[str, float] = {}
     writers = {kind: MatrixWriter(f"ark,scp:{base}.ark,{base}.scp") for kind, base in outputs.items()}
     try:
-        at, samples, rate = None, np.zeros(0, np.int16), options.sample_frequency
-        for utt, reco, start, end in utterances:
-            if reco != at:
-                if reco not in wav_scp:
-                    raise UserError(f"{scp_name}: lacks recording {reco}, from which {utt} is cut: add it")
-                try:
-                    rate, samples = read_wav(wav_scp[reco])
-                except UserError as error:
-                    raise UserError(f"{scp_name}: recording {reco}: {error}") from None
-                if rate != options.sample_frequency:
-                    raise UserError(
-                        f"{scp_name}: recording {reco} has {rate} samples a second, not {options.sample_frequency}: "
-                        "resample it"
-                    )
-                at = reco
-            first, last = round(start * rate), len(samples) if end == -1 else round(end * rate)
-            if first >= len(samples) or last > len(samples) + MAX_OVERSHOOT * rate:
-                raise UserError(
-                    f"{Path(scp_name).parent}/segments: {utt} ends at {end:.2f} s, but recording {reco} ends at "
-                    f"{len(samples) / rate:.2f} s: correct the segment or wav.scp"
-                )
-            cut = samples[first:last]
-            frames[utt], seconds[utt] = num_frames(len(cut), options), len(cut) / rate
+        recordings = Recordings(wav_scp, scp_name, options.sample_frequency)
+        for utt, segment, channel in utterances:
+            cut = recordings.cut(utt, segment, channel)
+            frames[utt], seconds[utt] = num_frames(len(cut), options), len(cut) / options.sample_frequency
             if frames[utt]:
                 for kind, matrix in extractor(cut).items():
                     writers[kind].write(utt, matrix)
@@ -334,8 +331,10 @@ def compute_cmvn(path: str | Path) -> dict[str, int]:
 def perturb_speed(source: str | Path, target: str | Path, speeds: Iterable[str] = SPEEDS) -> dict[str, int]:
     """Writes a data directory with every utterance at each speed, named as Kaldi's perturb_data_dir_speed_3way.sh does.
 
-    Utterance, speaker and recording get the prefix ``sp0.9-``; the speed 1.0 keeps its names. utt2uniq maps each to its
-    origin. No audio is written: wav.scp ends in ``sox ... speed 0.9 |``, which make-feats does by itself, without sox.
+    Utterance, speaker and recording get the prefix ``sp0.9-``; the speed 1.0 keeps its names and its segments, to the
+    digit. utt2uniq maps each to its origin. No audio is written: wav.scp ends in ``sox ... speed 0.9 |``, which
+    make-feats does by itself, without sox. As in Kaldi, times at other speeds have two decimals, and segments of at
+    most 10 ms are left out there, counted on stderr. Raises UserError where nothing is left.
     Returns utterances and speakers.
     """
     data = DataDir.load(source)
@@ -345,21 +344,37 @@ def perturb_speed(source: str | Path, target: str | Path, speeds: Iterable[str] 
         raise UserError(f"{target}: the perturbed data need a directory of their own")
     out = DataDir(Path(target), {}, {}, {}, None if data.segments is None else {}, {"utt2uniq": {}})
     uniq = data.extra.get("utt2uniq", {})
+    lines, short = {}, []
     for factor in speeds:
         speed = float(factor)
+        if speed == 1 and data.segments is not None:
+            lines = read_table(data.path / "segments")
         prefix = "" if speed == 1 else f"sp{factor}-"
         for reco, place in data.wav_scp.items():
             out.wav_scp[prefix + reco] = place if speed == 1 else speed_command(place, factor)
         for utt, speaker in data.utt2spk.items():
+            if data.segments is not None:
+                reco, start, end = data.segments[utt]
+                if speed != 1:
+                    start, end = start / speed, end if end == -1 else end / speed
+                    if -1 < end <= start + 0.01:
+                        short.append(prefix + utt)
+                        continue
+                    start, end = float(f"{start:.2f}"), float(f"{end:.2f}")
+                out.segments[prefix + utt] = prefix + reco, start, end
+                if utt in data.channels:
+                    out.channels[prefix + utt] = data.channels[utt]
             out.utt2spk[prefix + utt] = prefix + speaker
             out.extra["utt2uniq"][prefix + utt] = uniq.get(utt, utt)
             if utt in data.text:
                 out.text[prefix + utt] = data.text[utt]
-            if data.segments is not None:
-                reco, start, end = data.segments[utt]
-                out.segments[prefix + utt] = (prefix + reco, start / speed, end if end == -1 else end / speed)
         for name in ("spk2gender", "reco2file_and_channel"):
             for key, value in data.extra.get(name, {}).items():
                 out.extra.setdefault(name, {})[prefix + key] = value
-    out.write(target)
+    if short:
+        print(f"{target}: left out {len(short)} segments of at most 10 ms: {' '.join(short[:10])}", file=sys.stderr)
+    if not out.utt2spk:
+        raise UserError(f"{source}/segments: every segment has at most 10 ms at speed {','.join(speeds)}: correct the "
+                        "times")
+    out.write(target, segment_lines=lines)
     return {"utterances": len(out.utt2spk), "speakers": len(set(out.utt2spk.values()))}

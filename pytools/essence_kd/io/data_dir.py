@@ -2,19 +2,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Iterable, Mapping, Optional
+
+import numpy as np
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import SAMPLE_RATE
 from essence_kd.io.pipes import check_pipe
 from essence_kd.io.provenance import staging_path, write_text
 from essence_kd.io.text import read_lines
-from essence_kd.io.wave import is_command, read_wav, split_speed, wav_info
+from essence_kd.io.wave import expect_rate, is_command, read_audio, split_speed, the_channel, wav_info
 
 MAX_OVERSHOOT = 0.05  # seconds by which a segment may end after its recording (rounding)
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
 @dataclass
@@ -23,6 +28,7 @@ class DataDir:
 
     wav_scp: recording -> path or pipe. segments: utterance -> (recording, start, end) in seconds, end -1 for the end of
     the recording; None where utterances are whole recordings. text: utterance -> words separated by single spaces.
+    channels: utterance -> channel of its recording, from 0, of those segments that say it (their fifth column).
     """
 
     path: Path
@@ -31,6 +37,7 @@ class DataDir:
     utt2spk: dict[str, str]
     segments: Optional[dict[str, tuple[str, float, float]]] = None
     extra: dict[str, dict[str, str]] = field(default_factory=dict)  # spk2gender, reco2file_and_channel, utt2uniq, ...
+    channels: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path) -> "DataDir":
@@ -38,15 +45,11 @@ class DataDir:
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path}: no such data directory")
-        segments = None
-        if (path / "segments").exists():
-            segments = {
-                utt: _segment(path / "segments", utt, rest) for utt, rest in read_table(path / "segments").items()
-            }
+        segments, channels = read_segments(path / "segments") if (path / "segments").exists() else (None, {})
         text = read_table(path / "text", empty="an empty transcript") if (path / "text").exists() else {}
         text = {utt: " ".join(words.split()) for utt, words in text.items()}
         extra = {name: read_table(path / name) for name in _EXTRA if (path / name).exists()}
-        return cls(path, read_wav_scp(path / "wav.scp"), text, read_table(path / "utt2spk"), segments, extra)
+        return cls(path, read_wav_scp(path / "wav.scp"), text, read_table(path / "utt2spk"), segments, extra, channels)
 
     def spk2utt(self) -> dict[str, list[str]]:
         """speaker -> utterances, both sorted."""
@@ -59,13 +62,17 @@ class DataDir:
         """utterance -> (recording, start, end); end -1 means the end of the recording."""
         return self.segments if self.segments is not None else {reco: (reco, 0.0, -1.0) for reco in self.wav_scp}
 
-    def write(self, path: str | Path, stm: Optional[Iterable[str]] = None) -> None:
-        """Writes the directory beside ``path`` and puts it there when it is whole; what was there before is removed."""
+    def write(self, path: str | Path, stm: Optional[Iterable[str]] = None,
+              segment_lines: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Writes the directory beside ``path`` and puts it there when it is whole; what was there before is removed.
+
+        segment_lines: utterance -> its line of segments behind the id, where that must stay as it was read.
+        """
         path = Path(path)
         temporary = Path(staging_path(path))
         temporary.mkdir(parents=True)
         try:
-            self._write_tables(temporary)
+            self._write_tables(temporary, segment_lines)
             if stm is not None:
                 (temporary / "stm").write_text("".join(f"{line}\n" for line in stm), encoding="utf-8")
             if path.exists():
@@ -74,17 +81,24 @@ class DataDir:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _write_tables(self, path: Path) -> None:
+    def _write_tables(self, path: Path, segment_lines: Mapping[str, str]) -> None:
         write_table(path / "wav.scp", self.wav_scp)
         if self.segments is not None:
-            write_table(path / "segments", {utt: f"{reco} {start:.2f} {end:.2f}"
-                                            for utt, (reco, start, end) in self.segments.items()})
+            write_table(path / "segments", {utt: segment_lines.get(utt) or self._segment_line(utt)
+                                            for utt in self.segments})
         if self.text:
             write_table(path / "text", self.text)
         write_table(path / "utt2spk", self.utt2spk)
         write_table(path / "spk2utt", {spk: " ".join(utts) for spk, utts in self.spk2utt().items()})
         for name, table in self.extra.items():
             write_table(path / name, table)
+
+
+    def _segment_line(self, utt: str) -> str:
+        reco, start, end = self.segments[utt]
+        # all digits that tell a time from every other, and at least two decimals
+        times = [np.format_float_positional(float(time), trim="k", min_digits=2) for time in (start, end)]
+        return " ".join([reco, *times, *([str(self.channels[utt])] if utt in self.channels else [])])
 
 
 _EXTRA = ("spk2gender", "reco2file_and_channel", "utt2uniq", "reco2dur", "utt2dur")
@@ -138,17 +152,53 @@ def write_table(path: str | Path, table: Mapping[str, str]) -> None:
     write_text(path, "".join(f"{key} {table[key]}\n" for key in sorted(table, key=_order)))
 
 
-def _segment(path: Path, utt: str, rest: str) -> tuple[str, float, float]:
-    fields = rest.split()
-    try:
-        reco, start, end = fields[0], float(fields[1]), float(fields[2])
-    except (IndexError, ValueError):
-        raise UserError(f"{path}: {utt}: expected 'UTTERANCE RECORDING START END', got '{utt} {rest}'") from None
-    if not (0 <= start < end or (end == -1 and start >= 0)):
-        raise UserError(
-            f"{path}: {utt} starts at {fields[1]} and ends at {fields[2]}: a segment needs 0 <= start < end"
-        )
-    return reco, start, end
+def read_segments(path: str | Path) -> tuple[dict[str, tuple[str, float, float]], dict[str, int]]:
+    """Utterance -> (recording, start, end) of a segments file, and utterance -> channel of those with a fifth column.
+
+    Times are decimal numbers in seconds, 1e-2 too; end -1 is the end of the recording. Raises UserError.
+    """
+    segments, channels = {}, {}
+    for utt, rest in read_table(path).items():
+        reco, *times = rest.split()
+        for number in times[:2]:
+            if not _NUMBER.fullmatch(number):
+                hint = " (write a decimal point)" if _NUMBER.fullmatch(number.replace(",", ".")) else ""
+                raise UserError(f"{path}: {utt}: expected 'UTTERANCE RECORDING START END' with times in seconds, got "
+                                f"'{utt} {rest}': '{number}' is no such number{hint}")
+        if len(times) not in (2, 3):
+            raise UserError(f"{path}: {utt}: expected 'UTTERANCE RECORDING START END', and perhaps a channel, "
+                            f"got '{utt} {rest}'")
+        if len(times) == 3:
+            if not re.fullmatch("[0-9]{1,4}", times[2]):
+                raise UserError(f"{path}: {utt}: the fifth column is '{times[2]}', and must be the number of a channel "
+                                "(0, 1, ...)")
+            channels[utt] = int(times[2])
+        start, end = float(times[0]), float(times[1])
+        if not (0 <= start < end or (end == -1 and start >= 0)):
+            raise UserError(f"{path}: {utt} starts at {times[0]} and ends at {times[1]}: "
+                            "a segment needs 0 <= start < end")
+        segments[utt] = reco, start, end
+    return segments, channels
+
+
+def sample_range(segment: tuple[str, float, float], num_samples: int, rate: int, source: str, name: str,
+                 max_overshoot: float = MAX_OVERSHOOT) -> tuple[int, int]:
+    """(first sample, one after the last) of a segment, rounded as Kaldi's extract-segments does.
+
+    num_samples: of its recording, at ``rate`` Hz; source: the recording's right-hand side of wav.scp. Raises UserError
+    that begins with ``name`` where the segment begins or ends after the recording. A recording whose speed was changed
+    has times that were scaled and rounded: a segment of its last samples may come out empty.
+    """
+    reco, start, end = segment
+    factor = split_speed(source)[1]
+    rounding = 0 if factor is None else 0.01
+    first, last = int(start * rate + 0.5), int(end * rate + 0.5) if end >= 0 else num_samples
+    allowed = num_samples + (max_overshoot / min(1.0, float(factor or 1)) + rounding) * rate
+    if first >= num_samples + rounding * rate or last > allowed:
+        what = f"ends at {end:.2f} s" if end >= 0 else f"starts at {start:.2f} s"
+        raise UserError(f"{name} {what}, but recording {reco} ends at {num_samples / rate:.2f} s: "
+                        "correct the segment or wav.scp")
+    return min(first, num_samples), min(last, num_samples)
 
 
 def _first(keys: Iterable[str]) -> str:
@@ -226,37 +276,31 @@ def _check_speakers(path: Path, data: DataDir) -> None:
 
 
 def _check_audio(path: Path, data: DataDir, sample_rate: int, run_pipes: bool, max_overshoot: float) -> float:
-    seconds: dict[str, float] = {}
+    found: dict[str, tuple[int, int]] = {}  # recording -> samples, channels
     for reco, source in data.wav_scp.items():
         file, factor = split_speed(source)
         try:
             if file.endswith("|"):
                 if not run_pipes:
                     continue
-                rate, samples = read_wav(file)
-                channels, count = 1, len(samples)
+                rate, samples = read_audio(file)
+                count, channels = samples.shape
             else:
                 rate, channels, count = wav_info(file)
+            expect_rate(rate, sample_rate, file)
         except UserError as error:
             raise UserError(f"{path}/wav.scp: recording {reco}: {error}") from None
-        if rate != sample_rate:
-            raise UserError(f"{path}/wav.scp: recording {reco}: {file} has {rate} samples a second, not {sample_rate}: "
-                            f"resample it, for example with 'sox {file} -r {sample_rate} -t wav - |'")
-        if channels != 1:
-            raise UserError(f"{path}/wav.scp: recording {reco}: {file} has {channels} channels, not one: "
-                            f"take one with 'sox {file} -t wav - remix 1 |'")
-        seconds[reco] = count / rate / float(factor or 1)
+        found[reco] = round(count / float(factor or 1)), channels
     total, unknown = 0.0, False
-    for utt, (reco, start, end) in data.utterances().items():
-        if reco not in seconds:  # a pipe that was not run
+    for utt, segment in data.utterances().items():
+        reco, start, end = segment
+        if reco not in found:  # a pipe that was not run
             unknown = True
             continue
-        if end > seconds[reco] + max_overshoot or start >= seconds[reco]:
-            raise UserError(
-                f"{path}/segments: {utt} ends at {end:.2f} s, but recording {reco} ends at {seconds[reco]:.2f} s: "
-                "correct the segment or wav.scp"
-            )
-        total += (seconds[reco] if end == -1 else end) - start
+        count, channels = found[reco]
+        the_channel(data.channels.get(utt), channels, f"{path}/wav.scp: recording {reco}, of which {utt} is cut")
+        sample_range(segment, count, sample_rate, data.wav_scp[reco], f"{path}/segments: {utt}", max_overshoot)
+        total += (count / sample_rate if end == -1 else end) - start
     return -1.0 if unknown else total
 
 

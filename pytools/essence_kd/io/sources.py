@@ -33,22 +33,30 @@ _BLIND = 16 * BLOCK  # bytes; the largest size that is believed before it is kno
 
 
 class Command:
-    """A shell command on the other end of a pipe; its stderr goes on to ours and its last lines are kept.
+    """A shell command on the other end of a pipe, run by bash; its last lines of stderr are kept for messages.
 
-    Raises UserError where pipes are not allowed.
+    quiet: its stderr does not go on to ours, and its stdin is empty. Raises UserError where pipes are not allowed.
     """
 
-    def __init__(self, command: str, reading: bool):
+    def __init__(self, command: str, reading: bool, quiet: bool = False):
         import shutil
         import subprocess
 
         check_pipe(command)
         self.command = command.strip()
+        self._statuses, theirs = os.pipe()  # of each program of the pipeline, which bash alone can tell
+        os.set_blocking(self._statuses, False)
         shell = shutil.which("bash")
-        argv = [shell, "-o", "pipefail", "-c", self.command] if shell else ["/bin/sh", "-c", self.command]
-        self.process = subprocess.Popen(argv, stdin=None if reading else subprocess.PIPE,
-                                        stdout=subprocess.PIPE if reading else None, stderr=subprocess.PIPE, bufsize=0,
-                                        start_new_session=True)
+        told = f'{self.command}\n\necho "${{PIPESTATUS[@]}}" >&{theirs}'
+        argv = [shell, "-o", "pipefail", "-c", told] if shell else ["/bin/sh", "-c", self.command]
+        stdin = subprocess.DEVNULL if quiet else None
+        try:
+            self.process = subprocess.Popen(argv, stdin=stdin if reading else subprocess.PIPE,
+                                            stdout=subprocess.PIPE if reading else None, stderr=subprocess.PIPE,
+                                            bufsize=0, start_new_session=True, pass_fds=[theirs])
+        finally:
+            os.close(theirs)
+        self._quiet = quiet
         self._tail: deque = deque(maxlen=8)
         pipe = self.process.stdout if reading else self.process.stdin
         with contextlib.suppress(OSError, AttributeError):
@@ -61,15 +69,32 @@ class Command:
             for line in stream:
                 text = line.decode("utf-8", "replace")
                 self._tail.append(text.rstrip())
-                sys.stderr.write(text)
+                if not self._quiet:
+                    sys.stderr.write(text)
 
-    def wait(self) -> None:
-        """Waits for the command; raises UserError with its exit status and stderr when it failed."""
+    def _ended(self) -> list[int]:
+        """Waits; the exit statuses of the pipeline's programs (negative: a signal), or the command's alone."""
         status = self.process.wait()
         self._relay.join()
-        if status not in (0, 128 + signal.SIGPIPE, -signal.SIGPIPE):  # an early end of a reader (head) is no failure
-            how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
-            said = "; ".join(line for line in self._tail if line) or "nothing on stderr"
+        told = b""
+        with contextlib.suppress(OSError):  # bash ended before it told
+            told = os.read(self._statuses, BLOCK)
+        os.close(self._statuses)
+        return [128 - int(s) if 128 < int(s) <= 192 else int(s) for s in told.split()] or [status]
+
+    def wait(self) -> None:
+        """Waits for the command; raises UserError with its exit status and stderr when it failed.
+
+        A program that ends because the next one has stopped reading (head, sox trim) has not failed, as in Kaldi,
+        which reads pipes without pipefail. Any other program of the pipeline that fails has: a source may be missing.
+        """
+        *earlier, last = self._ended()
+        said = "; ".join(line for line in self._tail if line) or "nothing on stderr"
+        if "broken pipe" in said.lower():  # programs that ignore SIGPIPE (ffmpeg, Python) say so, and end as they like
+            earlier = []
+        failed = [status for status in (last, *reversed(earlier)) if status not in (0, -signal.SIGPIPE)]
+        if failed:
+            how = f"exit status {failed[0]}" if failed[0] > 0 else f"killed by signal {-failed[0]}"
             raise UserError(f"'{self.command}' failed with {how}: {said}")
 
     def kill(self) -> None:
@@ -80,8 +105,20 @@ class Command:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
-        self.process.wait()
-        self._relay.join()
+        self._ended()
+
+
+def output_of(command: str) -> bytes:
+    """All that a command writes; its stdin is empty. Raises UserError when it failed."""
+    running = Command(command, reading=True, quiet=True)
+    try:
+        data = running.process.stdout.read()
+    except BaseException:
+        running.kill()
+        raise
+    running.process.stdout.close()
+    running.wait()
+    return data
 
 
 class Truncated(UserError):

@@ -1,7 +1,8 @@
-"""WAV audio as Kaldi reads it: a path, ``file.ark:offset`` or a pipe ``command |``; 16-bit PCM, one channel.
+"""Audio of wav.scp: a path, ``file.ark:offset`` or a pipe ``command |``, as int16 samples of one or more channels.
 
-A speed-perturbed recording is written as Kaldi's perturb_data_dir_speed.sh writes it, with sox at the end of the pipe
-(``sox -t wav FILE -t wav - speed 0.9 |``); here that last step is done without sox, by polyphase resampling.
+16-bit PCM WAV is read here, as Kaldi reads it, and everything else by ``sound``. A speed-perturbed recording is written
+as Kaldi's perturb_data_dir_speed.sh writes it, with sox at the end of the pipe (``sox -t wav FILE -t wav - speed 0.9
+|``); here that last step is done without sox, by polyphase resampling.
 """
 from __future__ import annotations
 
@@ -10,7 +11,6 @@ import os
 import re
 import shlex
 import struct
-import subprocess
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Optional
@@ -18,16 +18,20 @@ from typing import BinaryIO, NamedTuple, Optional
 import numpy as np
 
 from essence_kd.io.errors import UserError
-from essence_kd.io.pipes import check_pipe
 from essence_kd.io.provenance import atomic_write
+from essence_kd.io.sound import read_sound, sound_info
+from essence_kd.io.sources import output_of
 
-_SPEED = re.compile(r"^(?P<source>.*?)\s*\bsox -t wav (?P<file>[^|]+?) -t wav - speed (?P<factor>[0-9.]+) \|$")
+_SPEED = re.compile(r"^(?P<source>.*?)\s*\bsox -t (?:wav|\w+(?= [^-])) (?P<file>[^|]+?) -t wav - speed "
+                    r"(?P<factor>[0-9.]+) \|$")
+_TYPES = ("flac", "ogg", "opus", "mp3", "sph", "aiff", "au")  # sox's names of what has such a suffix
+_STREAMED = 0x7FFFF000  # sizes from here on are what sox and others write who do not know them yet
 
 
 class WavInfo(NamedTuple):
-    """What the header of a WAV file says."""
+    """What the header of an audio file says."""
 
-    sample_rate: int
+    sample_rate: int  # Hz
     num_channels: int
     num_samples: int  # of each channel
 
@@ -39,7 +43,8 @@ def speed_command(source: str, factor: str) -> str:
         return f"{source} sox -t wav - -t wav - speed {factor} |"
     if re.search(r":\d+$", source):
         return f"wav-copy {source} - | sox -t wav - -t wav - speed {factor} |"
-    return f"sox -t wav {shlex.quote(source)} -t wav - speed {factor} |"
+    suffix = Path(source).suffix[1:].lower()
+    return f"sox -t {suffix if suffix in _TYPES else 'wav'} {shlex.quote(source)} -t wav - speed {factor} |"
 
 
 def split_speed(source: str) -> tuple[str, Optional[str]]:
@@ -48,7 +53,10 @@ def split_speed(source: str) -> tuple[str, Optional[str]]:
     if not match:
         return source.strip(), None
     if match.group("file") != "-":
-        names = shlex.split(match.group("file"))
+        try:
+            names = shlex.split(match.group("file"))
+        except ValueError:  # a quote that does not end
+            names = []
         if match.group("source") or len(names) != 1:
             return source.strip(), None  # some other command that sox can run
         return names[0], match.group("factor")
@@ -65,110 +73,153 @@ def is_command(source: str) -> bool:
     return source.endswith("|")
 
 
-def _chunks(stream: BinaryIO, name: str, size: Optional[int]) -> tuple[WavInfo, int]:
-    """Reads up to the first sample. size: bytes there are from the start of the header, None where unknown (a pipe).
+class _Header(NamedTuple):
+    """The chunks of a WAV file up to its samples."""
 
-    Returns (info, number of bytes of samples; -1: up to the end of the stream).
-    """
+    encoding: int  # 1: PCM
+    channels: int
+    rate: int
+    bits: int
+    length: int  # bytes of samples
+
+    @property
+    def plain(self) -> bool:
+        """16-bit PCM."""
+        return self.encoding == 1 and self.bits == 16
+
+
+def _header(stream: BinaryIO, name: str) -> Optional[_Header]:
+    """Reads up to the first sample; None for what is no WAV file. Raises UserError."""
     def take(count: int) -> bytes:
-        data = stream.read(count)
+        data = stream.read(min(count, size))
         if len(data) < count:
             raise UserError(f"{name}: the WAV header ends too early (truncated or empty file): make the file again")
         return data
 
-    head = take(12)
-    if head[:4] != b"RIFF" or head[8:] != b"WAVE":
-        raise UserError(f"{name}: not a WAV file (it starts with {head[:4]!r}): convert it, or use a pipe such as "
-                        "'sox FILE -r 8000 -b 16 -c 1 -t wav - |'")
-    at, form = 12, None
+    start = stream.tell()
+    size = stream.seek(0, os.SEEK_END) - start
+    stream.seek(start)
+    kind, riff, form = struct.unpack("<4sI4s", take(12))
+    if kind != b"RIFF" or form != b"WAVE":
+        return None
+    form = b""
     while True:
         kind, length = struct.unpack("<4sI", take(8))
-        at += 8
-        if kind == b"fmt ":
-            form = take(length)
-        elif kind == b"data":
+        if kind == b"data":
             break
-        else:
-            take(length + length % 2)
-        at += length + length % 2
-        if kind == b"fmt " and length % 2:
-            take(1)
-    if form is None or len(form) < 16:
+        chunk = take(length + length % 2)
+        if kind == b"fmt ":
+            form = chunk
+    if len(form) < 16:
         raise UserError(f"{name}: the WAV header has no format: make the file again")
-    encoding, channels, rate, _, _, bits = struct.unpack("<HHIIHH", form[:16])
+    encoding, channels, rate, _, block, bits = struct.unpack("<HHIIHH", form[:16])
     if encoding == 0xFFFE and len(form) >= 26:
         encoding = struct.unpack("<H", form[24:26])[0]
-    if encoding != 1 or bits != 16:
-        raise UserError(f"{name}: {bits}-bit WAV of encoding {encoding}, but 16-bit PCM is needed: "
-                        "convert it, for example with 'sox FILE -b 16 -e signed-integer -t wav - |'")
-    streamed = length >= 0x7FFFF000 or (length == 0 and size is None)  # what sox and others write into pipes
-    if size is not None and not streamed and at + length > size:
-        raise UserError(
-            f"{name}: truncated: its header promises {length} bytes of samples and {max(size - at, 0)} are there: "
-            "copy or make it again"
-        )
-    if size is not None and streamed:
-        length = size - at
-    info = WavInfo(rate, channels, length // (2 * channels) if length >= 0 and not (streamed and size is None) else -1)
-    return info, -1 if streamed and size is None else length
+    for what, value in (("channels", channels), ("sample rate", rate), ("block size", block), ("bits", bits)):
+        if value == 0 and (what != "bits" or encoding == 1):
+            raise UserError(f"{name}: the WAV header says 0 for {what}: make the file again")
+    if encoding == 1 and block != channels * ((bits + 7) // 8):
+        raise UserError(f"{name}: the WAV header says {channels} channels of {bits} bits in blocks of {block} bytes, "
+                        "which disagree: make the file again")
+    left = size - (stream.tell() - start)
+    # as in Kaldi, up to the end: what was not finished, or was written into a pipe
+    if 0 in (riff, length) or riff == 0xFFFFFFFF or (length >= _STREAMED and length > left):
+        length = left
+    if length > left:
+        raise UserError(f"{name}: truncated: its header promises {length} bytes of samples and {left} are there: "
+                        "copy or make it again")
+    return _Header(encoding, channels, rate, bits, length)
 
 
-def _place(source: str) -> tuple[str, int]:
-    match = re.match(r"^(.*):(\d+)$", source)
-    return (match.group(1), int(match.group(2))) if match and not os.path.exists(source) else (source, 0)
+def _opened(source: str) -> BinaryIO:
+    """The bytes of a right-hand side of wav.scp from their beginning on. Raises UserError."""
+    if source.endswith("|"):
+        return io.BytesIO(output_of(source[:-1]))
+    match = re.match(r"^(.*):(\d{1,18})$", source)
+    path, offset = (match.group(1), int(match.group(2))) if match and not os.path.exists(source) else (source, 0)
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such audio file: correct wav.scp or put the file there")
+    try:
+        stream = open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    stream.seek(offset)
+    return stream
+
+
+def _other(stream: BinaryIO, start: int, header: Optional[_Header]) -> BinaryIO:
+    """What ``sound`` is to read of a stream that began at ``start``: this file alone, with its sizes in order."""
+    at = stream.tell()
+    stream.seek(start)
+    if header is None:
+        return stream if start == 0 else io.BytesIO(stream.read())
+    head, data = bytearray(stream.read(at - start)), stream.read(header.length)
+    head[4:8] = struct.pack("<I", min(len(head) + len(data) - 8, 0xFFFFFFFF))
+    head[-4:] = struct.pack("<I", len(data))
+    return io.BytesIO(bytes(head) + data)
 
 
 def wav_info(source: str) -> WavInfo:
-    """The header of a WAV file, not of a pipe. Raises UserError: missing, truncated, empty or not 16-bit PCM."""
-    path, offset = _place(source)
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such WAV file: correct wav.scp or put the file there")
-    with open(path, "rb") as stream:
-        stream.seek(offset)
-        info, _ = _chunks(stream, source, os.path.getsize(path) - offset)
+    """The header of an audio file, not of a pipe. Raises UserError: missing, truncated, empty, no known format."""
+    with _opened(source) as stream:
+        start = stream.tell()
+        header = _header(stream, source)
+        if header is not None and header.plain:
+            info = WavInfo(header.rate, header.channels, header.length // (2 * header.channels))
+        else:
+            info = WavInfo(*sound_info(_other(stream, start, header), source))
     if info.num_samples == 0:
         raise UserError(f"{source}: holds no samples: remove the recording or make it again")
     return info
 
 
-def read_wav(source: str) -> tuple[int, np.ndarray]:
-    """(sample rate, int16 samples) of a right-hand side of wav.scp.
+def read_audio(source: str) -> tuple[int, np.ndarray]:
+    """(rate in Hz, int16 samples (N, channels)) of a right-hand side of wav.scp.
 
-    Raises UserError as ``wav_info`` does, and with the command where a pipe fails. Recordings with more than one
-    channel are refused: a recording is one side.
+    Raises UserError as ``wav_info`` does, and with the command where a pipe fails.
     """
     source, factor = split_speed(source)
     if factor is not None:
-        rate, samples = read_wav(source)
-        return rate, change_speed(samples, factor)
-    if source.endswith("|"):
-        check_pipe(source)
-        done = subprocess.run(["bash", "-c", "set -o pipefail; " + source[:-1]], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise UserError(
-                f"'{source}' failed with status {done.returncode}: {said[-1] if said else 'it said nothing'}"
-            )
-        stream, name = io.BytesIO(done.stdout), source
-        info, length = _chunks(stream, name, None)
-        data = stream.read() if length < 0 else stream.read(length)
-        if len(data) < length:
-            raise UserError(f"{name}: truncated: its header promises {length} bytes of samples and {len(data)} came")
-    else:
-        info = wav_info(source)
-        path, offset = _place(source)
-        with open(path, "rb") as stream:
-            stream.seek(offset)
-            _, length = _chunks(stream, source, os.path.getsize(path) - offset)
-            data = stream.read(length)
-    if info.num_channels != 1:
-        raise UserError(f"{source}: has {info.num_channels} channels, and a recording must have one: "
-                        "take one with 'sox FILE -t wav - remix 1 |'")
-    samples = np.frombuffer(data[: len(data) // 2 * 2], dtype="<i2")
+        rate, samples = read_audio(source)
+        return rate, np.stack([change_speed(channel, factor) for channel in samples.T], axis=1)
+    with _opened(source) as stream:
+        start = stream.tell()
+        header = _header(stream, source)
+        if header is not None and header.plain:
+            count = header.length // (2 * header.channels) * header.channels
+            rate, samples = header.rate, np.frombuffer(stream.read(2 * count), "<i2").reshape(-1, header.channels)
+        else:
+            rate, samples = read_sound(_other(stream, start, header), source)
     if not len(samples):
         raise UserError(f"{source}: holds no samples: remove the recording or make it again")
-    return info.sample_rate, samples
+    return rate, samples
+
+
+def read_wav(source: str) -> tuple[int, np.ndarray]:
+    """(rate in Hz, int16 samples (N,)) of a recording of one channel. Raises UserError as ``read_audio`` does."""
+    rate, samples = read_audio(source)
+    return rate, samples[:, the_channel(None, samples.shape[1], source)]
+
+
+def the_channel(wanted: Optional[int], channels: int, name: str) -> int:
+    """The channel that a segment wants (None: it says nothing) of so many. Raises UserError that begins with ``name``.
+
+    As in Kaldi's extract-segments, a recording of several channels needs segments that say which.
+    """
+    if wanted is None and channels > 1:
+        raise UserError(f"{name}: has {channels} channels, and a recording must have one: take one with "
+                        "'sox FILE -t wav - remix 1 |', or write its number (0, 1, ...) behind the times in segments")
+    if (wanted or 0) >= channels:
+        raise UserError(f"{name}: has {channels} channel{'s' * (channels > 1)}, and segments asks for channel "
+                        f"{wanted}, counted from 0: correct segments")
+    return wanted or 0
+
+
+def expect_rate(rate: int, wanted: int, name: str) -> None:
+    """UserError that begins with ``name`` where audio has another rate (Hz) than is wanted."""
+    if rate != wanted:
+        raise UserError(f"{name} has {rate} samples a second, not {wanted}: resample it, for example with 'sox FILE -r "
+                        f"{wanted} -t wav - |', or have sample_rate={rate} in recipe.conf (--sample-rate)")
 
 
 def change_speed(samples: np.ndarray, factor: str) -> np.ndarray:

@@ -201,6 +201,7 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
         lm_order=int(options.lm_order or recipe.lm_order),
         rescore_lm_order=int(options.rescore_lm_order or recipe.rescore_lm_order or 0),
         post_keep=recipe.post_keep, clips=recipe.clips, disk_mb=recipe.disk_mb,
+        sample_rate=recipe.sample_rate,
         data=str(work_dir / "data" / name), exp=str(work_dir / "exp" / name),
         sets=[Set(s, role, recipe.labels.get(s, s)) for role, names in roles.items() for s in names],
         models=[Model(m, "nnet3" if m.startswith("nnet3/") else "torch", str(model_file(root, m).relative_to(root)))

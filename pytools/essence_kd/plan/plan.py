@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import SAMPLE_RATE
 from essence_kd.io.provenance import write_text
 from essence_kd.io.settings import from_dict, to_dict
 
@@ -133,6 +134,7 @@ class Plan:
     targets: List[Target]
     systems: List[System]
     ablation: Optional[Ablation] = None
+    sample_rate: int = SAMPLE_RATE  # Hz of the audio
 
     def sets_of(self, *roles: str) -> List[str]:
         """Names of the sets that have one of these roles, in the order of the plan."""

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Dict, List
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.frames import SAMPLE_RATE
 
 # Variables of recipe.conf. Lists are words with blanks between.
 TEXT = ("description", "student", "lm_order", "rescore_lm_order")
-NUMBERS = ("post_keep", "disk_mb", "clips")
+NUMBERS = ("post_keep", "disk_mb", "clips", "sample_rate")
 LISTS = ("sizes", "engines", "train_set", "dev_set", "eval_sets", "untranscribed_sets", "teachers", "options")
 OPTIONAL = {"rescore_lm_order": "", "engines": "native kaldi", "untranscribed_sets": "", "options": "", "labels": "",
-            "clips": "0"}
+            "clips": "0", "sample_rate": str(SAMPLE_RATE)}
 PAIRS = ("labels",)
 SET_NAME = re.compile(r"\w[\w.+-]*")  # directories are called so, and stages have them as words
 NOT_A_SET = ("dict", "download", "lang", "lang_rescore", "lm", "lm_rescore", "total")  # DATA and tables have these
@@ -43,6 +44,7 @@ class Recipe:
     post_keep: int  # classes a frame in the wide archive
     disk_mb: int
     options: List[str] = field(default_factory=list)  # of prepare_data.sh, which run.sh takes, too
+    sample_rate: int = SAMPLE_RATE  # Hz of the audio
 
 
 def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:

@@ -8,9 +8,8 @@ from typing import Sequence
 
 import numpy as np
 
-from essence_kd.io.data_dir import read_table, read_wav_scp
-from essence_kd.io.errors import UserError
-from essence_kd.io.wave import read_wav
+from essence_kd.io.data_dir import read_segments, read_wav_scp
+from essence_kd.io.recordings import Recordings
 
 MOST_SECONDS = 15.0
 
@@ -34,16 +33,12 @@ def load_clips(data_dir: Path, wanted: Sequence[tuple[str, str]]) -> dict[tuple[
     """
     clips: dict[tuple[str, str], str] = {}
     for name in dict.fromkeys(n for n, _ in wanted):
-        recordings = read_wav_scp(data_dir / name / "wav.scp")
-        segments = {}
+        recordings = Recordings(read_wav_scp(data_dir / name / "wav.scp"), data_dir / name / "wav.scp")
+        segments, channels = {}, {}
         if (data_dir / name / "segments").exists():
-            segments = read_table(data_dir / name / "segments")
+            segments, channels = read_segments(data_dir / name / "segments")
         for utt in (u for n, u in wanted if n == name):
-            reco, start, end = segments[utt].split()[:3] if utt in segments else (utt, "0", "-1")
-            if reco not in recordings:
-                raise UserError(f"{data_dir / name}/wav.scp: utterance {utt} has no recording ({reco})")
-            rate, samples = read_wav(recordings[reco])
-            first, last = round(float(start) * rate), len(samples) if float(end) == -1 else round(float(end) * rate)
-            if 0 < last - first <= MOST_SECONDS * rate:
-                clips[name, utt] = data_uri(samples[first:last], rate)
+            samples = recordings.cut(utt, segments.get(utt, (utt, 0.0, -1.0)), channels.get(utt))
+            if 0 < len(samples) <= MOST_SECONDS * recordings.rate:
+                clips[name, utt] = data_uri(samples, recordings.rate)
     return clips
