@@ -12,7 +12,7 @@ corpus=mini
 size=default
 engine=native
 # How it runs
-nj=$(env -u OMP_NUM_THREADS nproc) # with it, nproc would count threads, not cores
+nj=$(local/cores.sh)
 cmd=
 check=false
 work_dir=$PWD

@@ -5,7 +5,7 @@ usage="Usage: local/jobs.sh [--max-jobs-run N] [--mem M] [--gpu N] [JOB=1:8] LOG
  e.g.: local/jobs.sh JOB=1:8 exp/log/train.JOB.log essence train --seed JOB ...
 JOB in LOG and COMMAND becomes the job's number. --mem, --gpu and other options of a grid are accepted and ignored. Jobs
 that run side by side share the cores: OMP_NUM_THREADS is set for them, unless it is set already."
-cores=$(env -u OMP_NUM_THREADS nproc)
+cores=$("${BASH_SOURCE[0]%/*}/cores.sh")
 max=$cores name='' first=1 last=1
 while [ $# -gt 0 ]; do
   case $1 in

@@ -35,7 +35,7 @@ read_plan() {
   decode_sets="$dev_set $test_sets" sets="$train_set $dev_set $test_sets $untranscribed_sets"
 }
 rows() { essence get --fields "$2" "$plan" "$1"; } # KEY FIELDS: a line for each item of a list, with tabs between
-cores() { env -u OMP_NUM_THREADS nproc; } # with it, nproc would count threads
+cores() { "$ESSENCE_ROOT/local/cores.sh"; }
 here() { local n; n=$(cores); echo $((nj < n ? nj : n)); } # processes of work that is done on this machine
 
 # What a job's script begins with. A queue may hand a job nothing of this environment (queue.pl and slurm.pl: PATH).

@@ -9,11 +9,13 @@ local/setup_env.sh --extras "core recipe test"
 . ./path.sh
 if [ -f "$WORK_DIR/.venv-k2/.ready" ]; then export REQUIRE="k2 ${REQUIRE-}"; fi
 if command -v shellcheck >/dev/null; then
-  git ls-files -z '*.sh' '*.sbatch' 'run.sh' 'local/bin/essence' '.ci/run' | xargs -0 shellcheck -x
+  # found without git, which a checkout of another user's, or one that was unpacked, has no use for
+  find .ci/run ./*.sh benchmarks conf local recipes tests -name __pycache__ -prune -o -type f \
+    \( -name '*.sh' -o -name '*.sbatch' -o -path .ci/run -o -path local/bin/essence \) -print0 | xargs -0 shellcheck -x
 else
   echo "$0: shellcheck is not installed: the shell scripts were not linted" >&2
 fi
-cores=$(env -u OMP_NUM_THREADS nproc) # with it, nproc would count threads
+cores=$(local/cores.sh)
 export OMP_NUM_THREADS=1
 coverage=()
 if [ "${1-}" = --cov ]; then

@@ -14,7 +14,7 @@ from builders.sweep import marked
 
 from essence_kd.io.wave import write_wav
 
-RUNNERS = ("guard.sh", "jobs.sh", "slurm.sh", "torchrun.sh")
+RUNNERS = ("cores.sh", "guard.sh", "jobs.sh", "slurm.sh", "torchrun.sh")
 STAGES = sorted(p for folder in ("local", "local/native") for p in (ROOT / folder).glob("*.sh")
                 if os.access(p, os.X_OK) and p.name not in RUNNERS)
 RECIPES = sorted((ROOT / "recipes").glob("*/prepare_data.sh"))
@@ -209,6 +209,29 @@ def test_a_list_of_jobs_runs_in_the_environment_of_its_stage(shell, tmp_path):
     assert job(2).returncode == 1 and job(3).returncode == 3
 
 
+@pytest.mark.mount
+@pytest.mark.parametrize("groups, limits, cores", [
+    ("0::/", {}, 64), ("0::/", {"cpu.max": "max 100000"}, 64), ("0::/", {"cpu.max": "200000 100000"}, 2),
+    ("0::/", {"cpu.max": "150000 100000"}, 2), ("0::/", {"cpu.max": "1000 100000"}, 1),
+    ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "900000 100000"}, 3),  # the group above has the limit
+    ("0::/../../gone", {"cpu.max": "400000 100000"}, 4),
+    ("4:cpu,cpuacct:/x\n0::/", {"cpu/x/cpu.cfs_quota_us": "250000", "cpu/x/cpu.cfs_period_us": "50000"}, 5),
+    ("4:cpuset,cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+    ("", {"cpu.max": "100000 100000"}, 1)])  # no /proc
+def test_the_cores_of_a_container_are_those_of_its_limit(shell, tmp_path, groups, limits, cores):
+    programs, files = tmp_path / "bin", tmp_path / "groups"
+    programs.mkdir()
+    for name, said in (("nproc", "echo 64"), ("cat", f"printf '{groups}' | grep ." if groups else "exit 1")):
+        (programs / name).write_text(f"#!/bin/sh\n{said}\n")
+        (programs / name).chmod(0o755)
+    for name, text in {"here": "", **limits}.items():
+        (files / name).parent.mkdir(parents=True, exist_ok=True)
+        (files / name).write_text(text + "\n")
+    done = shell("unshare", "--mount", "sh", "-c", f"mount --bind {files} /sys/fs/cgroup && local/cores.sh",
+                 env={"PATH": f"{programs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "7"})
+    assert (done.stdout, done.stderr) == (f"{cores}\n", "")
+
+
 def test_jobs_side_by_side_share_the_cores(shell, tmp_path):
     def threads(jobs, **env):
         done = shell("env", "-u", "OMP_NUM_THREADS", *(f"{k}={v}" for k, v in env.items()), "local/jobs.sh",
@@ -216,7 +239,7 @@ def test_jobs_side_by_side_share_the_cores(shell, tmp_path):
         assert done.returncode == 0, done.stderr
         return int((tmp_path / "1.log").read_text().splitlines()[2])
 
-    cores = len(os.sched_getaffinity(0))
+    cores = int(shell("local/cores.sh").stdout)
     assert threads(1) == cores
     assert threads(2) == max(cores // 2, 1)
     assert threads(9) == max(cores // 3, 1)

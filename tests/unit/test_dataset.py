@@ -228,7 +228,8 @@ def test_batches_come_without_shared_memory(corpus, monkeypatch, caplog, pin):
     assert [r.message.split(" for ")[0] for r in caplog.records] == ["/dev/shm is too small"]
     assert "data.workers=0" in caplog.text and "--shm-size" in caplog.text
     caplog.clear()
-    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", lambda *_, **__: os.open("/proc/shm", os.O_CREAT))
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__",
+                        lambda *_, **__: os.open("/proc/shm", os.O_CREAT))
     got = batches_of(data, workers=2)
     assert len(got) == len(want) and all(equal(a, b) for a, b in zip(got, want))
     assert len(caplog.records) == 1 and "/dev/shm cannot be used" in caplog.text and "workers=0" in caplog.text

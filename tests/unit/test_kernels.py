@@ -135,7 +135,8 @@ def test_places_where_nothing_may_run(tmp_path, compiled):
         (tmp_path / name).mkdir()
     code = f"for d in home tmp; do mount -t tmpfs -o noexec tmpfs $d || exit; done; {sys.executable} -c '{SAY}'"
     environment = {**os.environ, **compiled, "PYTHONPATH": str(Path(module.__file__).resolve().parents[2]),
-                   "ESSENCE_KERNELS": "", "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"), "XDG_CACHE_HOME": ""}
+                   "ESSENCE_KERNELS": "", "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"),
+                   "XDG_CACHE_HOME": ""}
     for work, answer, told in ((str(tmp_path / "work"), "True", ""), ("", "False", "no compiled inner loops")):
         done = subprocess.run(["unshare", "--mount", "sh", "-c", code], cwd=tmp_path, capture_output=True, text=True,
                               env={**environment, "WORK_DIR": work}, timeout=120)

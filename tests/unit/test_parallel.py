@@ -44,7 +44,7 @@ def test_jobs_run_in_processes_of_their_own_and_keep_their_order():
 def test_a_temporary_folder_whose_path_is_too_long_for_sockets(tmp_path):
     folder = tmp_path / ("long-" * 20)
     folder.mkdir()
-    code = "from essence_kd.io.parallel import run_jobs; import tempfile; print(run_jobs(abs, [(-3,)]), tempfile.tempdir)"
+    code = "from essence_kd.io import parallel as p; print(p.run_jobs(abs, [(-3,)]), __import__('tempfile').tempdir)"
     environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT / "pytools")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout == f"[3] {folder}\n", done.stderr

@@ -52,8 +52,8 @@ def default_threads() -> int:
 # ------------------------------------------------------------------------------------------------------ processes
 
 def sockets_in_reach() -> None:
-    """Called before multiprocessing makes sockets: they are in the temporary folder, or in /tmp where its path is longer
-    than a socket's may be. Raises OSError where /tmp cannot be written to.
+    """Called before multiprocessing makes sockets: they lie in the temporary folder, or in /tmp where its path is
+    longer than a socket's may be. Raises OSError where /tmp cannot be written to.
     """
     import multiprocessing.util
     import tempfile
