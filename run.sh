@@ -15,6 +15,7 @@ engine=native
 nj=$(local/cores.sh)
 cmd=
 check=false
+force=false
 work_dir=$PWD
 allow_pipes=${ESSENCE_ALLOW_PIPES:-true}
 # What is trained and decoded; empty: the recipe's, or conf/essence.yaml's
@@ -49,6 +50,7 @@ How it runs
   --nj N                      jobs side by side (default: the number of cores, $nj)
   --cmd COMMAND               how jobs run (default: on this machine, by local/jobs.sh, or Kaldi's run.pl)
   --check true|false          only name what is missing here, and forecast large corpora (default: $check)
+  --force true|false          make anew what is up to date, of the stages that run (default: $force)
   --allow-pipes true|false    whether commands in wav.scp and scp files run; SECURITY.md says what else runs code
                               (default: $allow_pipes)
   --work-dir DIR              where data/, exp/ and .venv go (default: this folder)

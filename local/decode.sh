@@ -17,6 +17,8 @@ help_message="Usage: local/decode.sh [options] PLAN
 read_plan "$1"
 "local/$engine/make_graph.sh" --nj "$nj" --cmd "$cmd" "$plan"
 if [ "$engine" = kaldi ]; then local/kaldi/decode_gmm.sh --nj "$nj" --cmd "$cmd" "$plan"; fi
+k2=''
+if [ "$decoder" = auto ] && [ -n "${ESSENCE_K2_PYTHON:-}" ]; then k2=' k2'; fi # else the same words by kaldi-decoder
 rescore=() rescore_inputs=()
 if [ "$rescore_lm_order" -gt 0 ]; then
   if [ "$decoder" = kaldi-lattice ]; then
@@ -119,7 +121,7 @@ todo=() fps=() failed=0
 for sys in "${systems[@]}"; do
   if [ "${chooses[$sys]}" = false ]; then continue; fi
   describe "$sys"
-  fp=$(fingerprint sweep "$decoder $fp")
+  fp=$(fingerprint sweep "$decoder$k2 $fp")
   if is_done "$exp/$sys/sweep" "$fp"; then continue; fi
   begin "$exp/$sys/sweep" "$fp"
   todo+=("$sys") fps+=("$fp")
@@ -149,7 +151,7 @@ todo=() fps=()
 for sys in "${systems[@]}"; do
   describe "$sys"
   setting=$exp/scales/${group[$sys]}.json
-  fp=$(fingerprint decode "$decoder $fp" "$setting" "${rescore_inputs[@]}")
+  fp=$(fingerprint decode "$decoder$k2 $fp" "$setting" "${rescore_inputs[@]}")
   new=()
   for set in $decode_sets; do is_done "$exp/$sys/decode_$set" "$fp" || new+=("$set"); done
   if [ ${#new[@]} -eq 0 ]; then

@@ -25,6 +25,8 @@ log=$1
 shift
 # shellcheck source=local/shell_words.sh
 . "${BASH_SOURCE[0]%/*}/shell_words.sh"
+# shellcheck source=local/ended.sh
+. "${BASH_SOURCE[0]%/*}/ended.sh"
 shell_words "$@"
 set -- "${command[@]}"
 # Jobs side by side share the cores: threads beyond them only wait for each other.
@@ -40,7 +42,7 @@ collect() { # waits for the oldest job
   local status=0 l=${logs[next]}
   wait "${pids[next]}" || status=$?
   next=$((next + 1))
-  [ "$status" -eq 0 ] || { echo "$0: a job ended with status $status, see $l:" >&2; tail -n 8 "$l" >&2; failed=$((failed + 1)); }
+  [ "$status" -eq 0 ] || { echo "$0: a job $(ended "$status"), see $l:" >&2; tail -n 8 "$l" >&2; failed=$((failed + 1)); }
 }
 for ((j = first; j <= last; j++)); do
   if [ -n "$name" ]; then l=${log//"$name"/$j} command=("${@//"$name"/$j}"); else l=$log command=("$@"); fi

@@ -18,6 +18,7 @@ fingerprint() {
   [ -n "${versions[$what]:-}" ] || { echo "$0: no '$what' among the versions of local/marker.sh" >&2; return 1; }
   {
     printf '%s %s\n%s\n' "$what" "${versions[$what]}" "$2"
+    case $what in train | posteriors | targets | scores | sweep | decode) plugins ;; esac
     shift 2
     for f in "$@"; do
       if [ -d "$f" ]; then
@@ -28,6 +29,18 @@ fingerprint() {
       fi
     done
   } | sha256sum | cut -d' ' -f1
+}
+
+plugins() { # prints the files of ESSENCE_PLUGINS' modules with their checksums
+  local module folder
+  for module in ${ESSENCE_PLUGINS//,/ }; do
+    while IFS= read -r -d : folder; do
+      folder+=/${module//.//}
+      if [ -f "$folder.py" ]; then sha256sum <"$folder.py"; elif [ -d "$folder" ]; then
+        find -L "$folder" -name '*.py' | sort | while IFS= read -r folder; do sha256sum <"$folder"; done
+      fi
+    done <<<"${PYTHONPATH:-}:"
+  done
 }
 
 marked() { # DIR: prints the first line of the marker of what is done
@@ -45,7 +58,11 @@ is_done() { # DIR FINGERPRINT
       [ "$(stat -c %s "$1/$path" 2>/dev/null)" = "$bytes" ] || return 1
     done
   } <"$1/.marker"
+  ! is_forced "$1"
 }
+
+# ESSENCE_FORCE: a file that ./run.sh --force true makes when it begins; what was marked before is to be made anew.
+is_forced() { [ -n "${ESSENCE_FORCE:-}" ] && [ "$1/.marker" -ot "$ESSENCE_FORCE" ]; } # DIR
 
 begin() { # DIR FINGERPRINT: empties DIR
   rm -rf "${1:?}" || return 1
@@ -56,7 +73,7 @@ begin() { # DIR FINGERPRINT: empties DIR
 resume() { # DIR FINGERPRINT [NOTE]
   local word fp note=${3:-} old
   read -r word fp old 2>/dev/null <"$1/.marker" || true
-  if [ "${fp:-}" = "$2" ]; then note=${old:-$note}; else rm -rf "${1:?}" || return 1; fi
+  if [ "${fp:-}" = "$2" ] && ! is_forced "$1"; then note=${old:-$note}; else rm -rf "${1:?}" || return 1; fi
   mkdir -p "$1" && echo "begun $2 $note" >"$1/.marker.tmp" && mv "$1/.marker.tmp" "$1/.marker"
 }
 

@@ -16,14 +16,34 @@ shift
 recipe=recipes/$corpus
 given='' # what the folders that are named hold
 while read -r name folder; do
-  if [[ $name == *-dir ]]; then given+=$(find -L "$folder" -type f -printf '%P %s\n' | sort); fi
+  if [[ $name == *-dir ]]; then given+=$(find -L "$folder" -type f -printf '%P %s %T@\n' | sort); fi
 done < <(printf '%s %s\n' "$@")
-fp=$(fingerprint data "$size $* $given" "$recipe/prepare_data.sh" "$recipe/recipe.conf")
+scripts=() # what prepare_data.sh may call: all of the recipe but for large files and what other stages call
+while IFS= read -r f; do scripts+=("$f"); done < <(find -L "$recipe" -type f -size -2048k ! -name '.*' ! -name '*.md' \
+  ! -name 'RESULTS*' ! -name '*.pyc' ! -name train_gmm.sh ! -name check.sh ! -path '*/slurm/*' | sort)
+fp=$(fingerprint data "$size $* $given" "${scripts[@]}")
 if is_done "$data" "$fp"; then echo "$0: $data is up to date"; exit 0; fi
+# What was changed by hand since is kept, and the stages that read it see its content.
+edited='' damaged=''
+if [ "$(marked "$data")" = "done $fp" ] && ! is_forced "$data"; then
+  while read -r bytes path; do
+    if [ ! -s "$data/$path" ]; then
+      damaged=1
+    elif [ "$(stat -c %s "$data/$path")" != "$bytes" ]; then
+      if [ "$data/$path" -nt "$data/.marker" ]; then edited+=" $path"; else damaged=1; fi
+    fi
+  done < <(tail -n +2 "$data/.marker")
+  if [ -z "$damaged" ]; then
+    echo "$0: $data is up to date, but for what was changed by hand and is kept:$edited ('./run.sh --force true' makes all anew)"
+    exit 0
+  fi
+fi
+read -r first <"$recipe/prepare_data.sh" || true
+[[ $first != '#!'*sh* ]] || bash -n "$recipe/prepare_data.sh" || fail "$recipe/prepare_data.sh is no script that bash can read: the line above says where"
 # what was fetched is not fetched again
 mkdir -p "$data"
 find "$data" -mindepth 1 -maxdepth 1 ! -name download -exec rm -rf {} +
-"$recipe/prepare_data.sh" --size "$size" --nj "$(here)" "$@" "$data"
+"$recipe/prepare_data.sh" --size "$size" --nj "$(here)" "$@" "$data" || fail "$recipe/prepare_data.sh $(ended $?)"
 outputs=(dict/lexicon.txt)
 for set in $sets; do
   outputs+=("$set/wav.scp" "$set/utt2spk")

@@ -2,6 +2,10 @@
 # Sourced by run.sh when its options are parsed: checks them, sets up the environment, takes the lock, writes the plan.
 # shellcheck disable=SC2154,SC2034,SC2031  # the options are run.sh's
 
+# shellcheck source=local/ended.sh
+. local/ended.sh
+set -o errtrace
+trap 'failed_at $? $LINENO "$BASH_COMMAND"' ERR
 fail() { echo "$0: $*" >&2; exit 1; }
 usage() { echo "$0: $*; see ./run.sh --help" >&2; exit 2; }
 [ $# -eq 0 ] || usage "unexpected argument '$1'"
@@ -71,8 +75,17 @@ free_mb=$(($(df --output=avail -m "$exp" | tail -n 1) + $(size_kb) / 1024))
 # What is left of one that was killed is being ended (local/guard.sh).
 if read -r owner <"$exp/.lock" && ! kill -0 "$owner"; then flock -w 60 "$exp/.lock" true || true; fi 2>/dev/null
 exec 9<>"$exp/.lock"
-flock -n 9 || fail "another run is at work in '$exp', or its jobs have outlived it; wait, or stop it: kill $(
-  find /proc/[0-9]*/fd -lname "$exp/.lock" 2>/dev/null | cut -d/ -f3 | sort -un | tr '\n' ' ')"
+status=0
+told=$(flock -n 9 2>&1) || status=$?
+if [ $status -eq 1 ] && [ -z "$told" ]; then
+  exec 9>&-  # this run is not at work there
+  holders=$(for f in /proc/[0-9]*/fd/*; do
+    if [ "$f" -ef "$exp/.lock" ]; then f=${f#/proc/}; echo "${f%%/*}"; fi
+  done | sort -un | tr '\n' ' ')
+  fail "another run is at work in '$exp', or its jobs have outlived it; wait, or stop it: ${holders:+kill }${holders:-it is on another machine}"
+elif [ $status -ne 0 ]; then
+  echo "$0: '$exp' can have no lock (${told##*$'\n'}): nothing keeps a second run out; do not start one there" >&2
+fi
 echo $$ >"$exp/.lock"
 
 # Of a run that was killed: lists of jobs, jobs of a cluster, what was half written
@@ -93,5 +106,11 @@ cmd=${cmd:-}
 if [[ "$cmd $cuda_cmd $forward_cmd" == *.pl* && $PWD$work_dir == *[[:space:]]* ]]; then
   fail "Kaldi's run.pl, queue.pl and slurm.pl do not bear the blank in '$work_dir' or '$PWD': choose another place"
 fi
+ESSENCE_FORCE=
+if [ "$force" = true ]; then
+  ESSENCE_FORCE=$exp/.force
+  : >"$ESSENCE_FORCE"  # what is older is made anew
+fi
+export ESSENCE_FORCE
 plan=$(essence plan --work-dir "$work_dir" "${plan_args[@]}") || exit $?
 echo "$0: $corpus ($size): $description; engine $engine, seed $seed, $nj jobs; results go to $exp"

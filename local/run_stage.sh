@@ -48,16 +48,17 @@ note_stage() {
 }
 # run_stage N WHAT COMMAND...: runs a stage if it is asked for, and notes what it took, also where it failed.
 run_stage() {
-  local n=$1 what=$2
+  local n=$1 what=$2 status=0
   shift 2
   if [ "$stage" -gt "$n" ] || [ "$stop_stage" -lt "$n" ]; then return 0; fi
   echo "$0: stage $n: $what"
   export ESSENCE_WORKED=$exp/.worked
   rm -f "$ESSENCE_WORKED"
   at_what=$what at_start=$SECONDS at_size=$(size_kb) at_stage=$n
-  if ! run "$@"; then
+  run "$@" || status=$?
+  if [ $status -ne 0 ]; then
     note_stage '"unfinished": true' || true
-    fail "stage $n ($what) failed; the lines above name the reason. './run.sh --stage $n' goes on from here"
+    fail "stage $n ($what) failed: $1 $(ended $status); the lines above name the reason. './run.sh --stage $n' goes on from here"
   fi
   if [ -e "$ESSENCE_WORKED" ]; then
     did=$((did + 1))
@@ -74,7 +75,7 @@ run_end() {
     echo "$0: results: $exp/RESULTS, report: $exp/report/report.html"
   fi
   if [ "$did" -eq 0 ]; then
-    echo "$0: nothing has changed: every stage was up to date ($((SECONDS - run_start)) s)"
+    echo "$0: nothing has changed: every stage was up to date ($((SECONDS - run_start)) s); --force true makes all anew"
   else
     echo "$0: done in $((SECONDS - run_start)) s"
   fi

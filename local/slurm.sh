@@ -33,6 +33,8 @@ log=$1
 shift
 # shellcheck source=local/shell_words.sh
 . "${BASH_SOURCE[0]%/*}/shell_words.sh"
+# shellcheck source=local/ended.sh
+. "${BASH_SOURCE[0]%/*}/ended.sh"
 shell_words "$@"
 log_of() { if [ -n "$name" ]; then echo "${log//"$name"/$1}"; else echo "$log"; fi; }
 for ((j = first; j <= last; j++)); do # slurmd makes no folders, and appends (a requeued job goes on with its log)
@@ -130,7 +132,7 @@ for ((j = first; j <= last; j++)); do
     TIMEOUT | DEADLINE) what="ran out of time (--time)" ;;
     OUT_OF_MEMORY) what="ran out of memory (--mem)" ;;
     CANCELLED | PREEMPTED) what="was cancelled" ;;
-    FAILED | COMPLETED | '') what="ended ${status:+with status $status}" ;;
+    FAILED | COMPLETED | '') if [ -n "$status" ]; then what=$(ended "$status"); else what="ended and left no status"; fi ;;
     *) what="ended: ${state[$j]}" ;;
   esac
   echo "$0: job ${id}_$j $what, see $l:" >&2

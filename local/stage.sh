@@ -9,7 +9,11 @@ echo "$0 $*"
 . "$ESSENCE_ROOT/local/parse_options.sh" || exit 1
 # shellcheck source=local/marker.sh
 . "$ESSENCE_ROOT/local/marker.sh"
+# shellcheck source=local/ended.sh
+. "$ESSENCE_ROOT/local/ended.sh"
 set -euo pipefail
+set -o errtrace
+trap 'failed_at $? $LINENO "$BASH_COMMAND"' ERR
 
 fail() { echo "$0: $*" >&2; exit 1; }
 refuse() { echo "$0: $*" >&2; exit 2; } # of arguments that make no sense
@@ -37,6 +41,18 @@ read_plan() {
 rows() { essence get --fields "$2" "$plan" "$1"; } # KEY FIELDS: a line for each item of a list, with tabs between
 cores() { "$ESSENCE_ROOT/local/cores.sh"; }
 here() { local n; n=$(cores); echo $((nj < n ? nj : n)); } # processes of work that is done on this machine
+
+# read_by_feats DIR: what features are made of; sets tables (files of DIR) and audio (a checksum of size and time of
+# every file that wav.scp names, by itself or in a command).
+read_by_feats() {
+  local f
+  tables=()
+  for f in wav.scp segments reco2file_and_channel utt2spk text; do [ ! -f "$1/$f" ] || tables+=("$1/$f"); done
+  audio=$({ awk '{ sub(/^[ \t]*[^ \t]+[ \t]+/, ""); sub(/[ \t\r]+$/, "") }
+    /\|$/ { for (i = 1; i <= NF; i++) if ($i ~ /\//) print $i; next }
+    { sub(/:[0-9]+$/, ""); print }' "$1/wav.scp" | sort -u | tr '\n' '\0' | xargs -0 -r stat -L -c '%n %s %Y' -- 2>/dev/null || true; } |
+    sha256sum)
+}
 
 # What a job's script begins with. A queue may hand a job nothing of this environment (queue.pl and slurm.pl: PATH).
 job_header() {
@@ -82,7 +98,7 @@ one_job() { # LOG COMMAND...: runs the command as a job of $cmd
   shift
   mkdir -p "${log%/*}"
   { job_header; printf '%q ' "$@"; echo; } >"$log.sh"
-  $cmd "$log" bash "$log.sh" || fail "'$1 ${2:-}' failed; log: $log"
+  $cmd "$log" bash "$log.sh" || fail "'$1 ${2:-}' failed: ${cmd%% *} $(ended $?); log: $log"
   rm -f "$log.sh"
 }
 

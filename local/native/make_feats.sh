@@ -15,7 +15,8 @@ for set in $sets; do
   texts=("$dir/text") check=()
   if [[ " $untranscribed_sets " == *" $set "* ]]; then texts=() check=(--need-text false); fi
   need 0 "$data" "$dir/wav.scp" "$dir/utt2spk" "${texts[@]}"
-  fp=$(fingerprint feats "rate=$sample_rate" "$data" "$dir/wav.scp" "${texts[@]}")
+  read_by_feats "$dir"
+  fp=$(fingerprint feats "rate=$sample_rate $audio" "$data" "${tables[@]}")
   if is_done "$dir" "$fp" && is_done "${dir}_hires" "$fp"; then echo "$0: features of $dir are up to date"; continue; fi
   essence validate-data --lexicon "$data/dict/lexicon.txt" --sample-rate "$sample_rate" "${check[@]}" "$dir"
   essence make-feats --nj "$(here)" --sample-rate "$sample_rate" "$dir"

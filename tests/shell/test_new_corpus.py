@@ -1,5 +1,6 @@
 """A corpus is two files, recipe.conf and prepare_data.sh: run.sh on such a one, in a copy of the checkout."""
 import json
+import os
 import re
 import shutil
 
@@ -134,9 +135,43 @@ def test_a_corpus_is_two_files(run, checkout, tmp_path):
     # a language model text put beside the data: the language model alone
     (data / "lm_text").write_text("two two two\n")
     assert stages(run(*to_1)) == [1]
-    (mine / "prepare_data.sh").write_text("#!/bin/sh\nexit 3\n")
+    (mine / "helper.py").write_text("a = 1\n")  # what prepare_data.sh may call
+    assert stages(run(*to_1)) == [0, 1]
+
+    # a script that cannot be read takes nothing away; one that dies is named, and how
+    (mine / "prepare_data.sh").write_text("#!/bin/sh\nfor i in 1; do\necho dcorrected\n")
+    done = run(*to_1)
+    assert done.returncode == 1 and "recipes/words/prepare_data.sh: line 4: syntax error" in done.stderr
+    assert "stage 0 (data preparation) failed: local/prepare_data.sh ended with status 1" in done.stderr
+    assert (data / "lang").exists()
+    (mine / "prepare_data.sh").write_text("#!/bin/sh\nkill -9 $$\n")
     done = run(*to_1)
     assert done.returncode == 1 and "stage 0 (data preparation) failed" in done.stderr
+    assert "recipes/words/prepare_data.sh was killed by SIGKILL (status 137; out of memory?)" in done.stderr
     assert not (data / "lang").exists(), "what the old script made is no data"
     done = run("--corpus", "words", "--stage", "1", "--stop-stage", "1")
     assert done.returncode == 1 and "stage 0 makes it" in done.stderr
+
+
+def test_what_was_changed_by_hand_counts(run, tmp_path):
+    """Texts, segments and audio of stage 0: the change is kept, and what was made of the old is made anew."""
+    data, to_2 = tmp_path / "work" / "data" / "words", ("--corpus", "words", "--stop-stage", "2")
+    assert stages(run(*to_2)) == [0, 1, 2]
+    text = data / "learn" / "text"
+    was = text.read_text()
+    text.write_text(was.replace("two", "one"))  # as long as before
+    assert stages(run(*to_2)) == [1, 2]
+    text.write_text(was.replace("two", "two two two"))
+    done = run(*to_2)
+    assert stages(done) == [1, 2] and "changed by hand and is kept: learn/text" in done.stdout
+    assert "two two two" in text.read_text()
+    os.utime(data / "tune" / "tune-u0.wav", (0, 0))  # another recording of the same size
+    (data / "easy" / "segments").write_text("".join(f"easy-u{i} easy-u{i} 0 0.5\n" for i in range(3)))
+    done = run(*to_2)
+    assert stages(done) == [2] and re.findall(r"features of \S+/(\w+) are up to date", done.stdout) == ["learn", "hard", "more"]
+    done = run(*to_2)
+    assert stages(done) == [] and "--force true makes all anew" in done.stdout
+    assert stages(run(*to_2, "--force", "true")) == [0, 1, 2] and text.read_text() == was
+    text.write_text("x")
+    os.utime(text, (0, 0))  # not by hand: what a crash has cut short is made anew
+    assert stages(run("--corpus", "words", "--stop-stage", "0")) == [0] and text.read_text() == was

@@ -137,6 +137,36 @@ def test_the_note_of_an_attempt_is_kept(marker):
     assert marker("begin $out fp2; note_of $out") == (0, "\n")
 
 
+def test_what_is_forced_is_made_anew_once(marker, tmp_path):
+    """--force true: markers older than ESSENCE_FORCE count no more; those made since do."""
+    made = "touch $out/f; mark_done $out fp f"
+    assert marker(f"begin $out fp; touch $out/old; {made}; touch -d '1 hour ago' $out/.marker")[0] == 0
+    force = f"export ESSENCE_FORCE={tmp_path}/stamp; touch $ESSENCE_FORCE"
+    assert marker("is_done $out fp; resume $out fp; [ -f $out/old ]")[0] == 0
+    assert marker(f"{made}; touch -d '1 hour ago' $out/.marker; {force}; ! is_done $out fp; resume $out fp; {made}; is_done $out fp")[0] == 0
+    assert names(tmp_path / "out") == [".marker", "f"]
+
+
+def test_modules_of_plugins_count(marker, tmp_path):
+    """What they make depends on them: a corrected one makes models and targets anew, but no data."""
+    def fingerprints():
+        status, said = marker(f"export PYTHONPATH={tmp_path}/none:{tmp_path}/x ESSENCE_PLUGINS=one,two.deep; "
+                              "fingerprint train x; fingerprint targets x; fingerprint feats x")
+        assert status == 0
+        return said.split()
+
+    (tmp_path / "x" / "two" / "deep").mkdir(parents=True)
+    files = (tmp_path / "x" / "one.py", tmp_path / "x" / "two" / "deep" / "a.py")
+    for file in files:
+        file.write_text("a = 1")
+    before = fingerprints()
+    for file in files:
+        file.write_text("a = 2")
+        after = fingerprints()
+        assert after[0] != before[0] and after[1] != before[1] and after[2] == before[2]
+        before = after
+
+
 def test_a_missing_input_names_the_stage(shell, tmp_path):
     done = shell("bash", "-c", f"{MARKER}need 4 {tmp_path}/ali.scp; echo on")
     assert done.returncode == 1 and "stage 4 makes it" in done.stderr and done.stdout == ""
@@ -176,6 +206,20 @@ def test_jobs_write_logs_and_a_failure_names_its_own(shell, tmp_path):
     assert shell("local/jobs.sh", tmp_path / "one.log", "true").returncode == 0
     assert shell("local/jobs.sh", "JOB=3:1", log, "true").returncode == 2
     assert shell("local/jobs.sh", "JOB=1:3").returncode == 2
+
+
+@pytest.mark.parametrize("status, words", [
+    (1, "ended with status 1"), (128, "ended with status 128"), (255, "ended with status 255"),
+    (137, "was killed by SIGKILL (status 137; out of memory?)"), (143, "was killed by SIGTERM (status 143)"),
+    (141, "was killed by SIGPIPE (status 141)"), (135, "was killed by SIGBUS (status 135; /dev/shm or the disk is full?)")])
+def test_how_a_command_ended(shell, tmp_path, status, words):
+    """In the words of a stage that dies of it without a word of its own, and in those of a runner."""
+    ends = f"sh -c 'exit {status}'"
+    (tmp_path / "s.sh").write_text(f"help_message=x\n. {ROOT}/local/stage.sh\nwork() {{\n  {ends}\n}}\nwork\n")
+    done = shell("bash", tmp_path / "s.sh")
+    assert done.returncode == status and done.stderr == f"{tmp_path}/s.sh: line 4: {ends} {words}\n"
+    done = shell("local/jobs.sh", tmp_path / "log", "bash", "-c", f"exit {status}")
+    assert done.returncode == 1 and f"a job {words}, see {tmp_path}/log" in done.stderr
 
 
 def test_commands_may_be_pieces_of_shell_as_kaldis_scripts_write_them(shell, tmp_path):
@@ -383,10 +427,22 @@ def test_only_one_run_at_a_time(shell, tmp_path):
         try:
             time.sleep(0.3)
             done = shell("./run.sh", "--work-dir", tmp_path, "--stage", "7", "--stop-stage", "7")
+            at_work = subprocess.run(["pgrep", "-P", str(holder.pid)], capture_output=True, text=True).stdout.split()
         finally:
             holder.kill()
             subprocess.run(["pkill", "-P", str(holder.pid)])
     assert done.returncode == 1 and "another run is at work" in done.stderr
+    assert set(done.stderr.split("kill ")[1].split()) == {str(holder.pid), *at_work}  # and not the run that says so
+
+
+def test_a_file_system_without_locks(shell, tmp_path):
+    """Lustre and some NFS have none: no other run is at work, and this one says that nothing would keep it out."""
+    (tmp_path / "flock").write_text("#!/bin/sh\necho 'flock: 9: Function not implemented' >&2\nexit 65\n")
+    (tmp_path / "flock").chmod(0o755)
+    done = shell("./run.sh", "--work-dir", tmp_path, "--stage", "7", "--stop-stage", "7",
+                 env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert "can have no lock (flock: 9: Function not implemented)" in done.stderr
+    assert "another run" not in done.stderr and "stage 6 makes it" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name)

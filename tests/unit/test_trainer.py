@@ -1,4 +1,6 @@
 """Training: it learns, it resumes to the same bytes, it refuses what does not fit."""
+import errno
+import fcntl
 import json
 import os
 import re
@@ -16,6 +18,7 @@ from builders.training_runs import SMALL, killed, progress, same, state, togethe
 from essence_kd.am import train_log, trainer
 from essence_kd.am.optim import learning_rate
 from essence_kd.am.settings import OptimSettings, TrainSettings, check_settings
+from essence_kd.am.train_log import TrainLog
 from essence_kd.am.trainer import train
 from essence_kd.cli.main import main
 from essence_kd.io.errors import UserError
@@ -268,6 +271,19 @@ def test_two_trainings_in_one_place_are_refused(corpus, tmp_path, monkeypatch):
             subprocess.run(["pkill", "-P", str(other.pid)])
             other.kill()
     train(settings("optim.epochs=1"), corpus.data, corpus.ali, tmp_path / "m")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, capsys, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with TrainLog(tmp_path, first=True).alone():
+        pass
+    told = capsys.readouterr().err
+    assert told == (tmp_path / "train.log").read_text() and len(told.splitlines()) == 1
+    assert f"{tmp_path} can have no lock ({os.strerror(number)})" in told
 
 
 def test_a_truncated_checkpoint_is_refused(corpus, tmp_path, monkeypatch):

@@ -94,9 +94,9 @@ class Processes:
             return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
         except RuntimeError as error:  # the first thing that they tell each other
             reason = " ".join(str(error).split())[:300]
-            raise UserError(f"process {self.rank} cannot tell the others its parameters ({reason}); in a container "
-                            "/dev/shm may be too small for NCCL: give it more (docker run --shm-size=2g), or set "
-                            "NCCL_SHM_DISABLE=1") from None
+            fix = "; a container's /dev/shm may be too small for NCCL: give it more (docker run --shm-size=2g), or " \
+                "set NCCL_SHM_DISABLE=1" if ids else ""
+            raise UserError(f"process {self.rank} cannot tell the others its parameters ({reason}){fix}") from None
 
     def sums(self, values: Sequence[float]) -> List[float]:
         """Each value added up over all processes."""

@@ -55,5 +55,6 @@ class TrainLog:
                     raise UserError(f"{self.model_dir}: another training is at work here; wait for it, or stop it") \
                         from None
                 time.sleep(0.2)
-            except OSError:  # a file system without locks
-                return None
+            except OSError as error:
+                return self.log(f"{self.model_dir} can have no lock ({error.strerror}): nothing keeps a second "
+                                "training out; do not start one here")

@@ -18,7 +18,7 @@ KALDIS_DECODER = "kaldi-lattice"  # needs the engine kaldi
 COMBINE = ("mean", "logmean")
 NNET3 = "nnet3"  # the name of all nnet3 teachers together
 NNET3_TEACHERS = ("nnet3/tdnn", "nnet3/tdnn_lstm", "nnet3/blstm")
-OF_RUN_SH = ("allow_pipes", "check", "cmd", "config", "help", "work_dir")  # that the plan does not ask for
+OF_RUN_SH = ("allow_pipes", "check", "cmd", "config", "force", "help", "work_dir")  # that the plan does not ask for
 
 
 class OptionError(UserError):
