@@ -48,6 +48,7 @@ read_by_feats() {
   local f
   tables=()
   for f in wav.scp segments reco2file_and_channel utt2spk text; do [ ! -f "$1/$f" ] || tables+=("$1/$f"); done
+  # shellcheck disable=SC2034  # the callers'
   audio=$({ awk '{ sub(/^[ \t]*[^ \t]+[ \t]+/, ""); sub(/[ \t\r]+$/, "") }
     /\|$/ { for (i = 1; i <= NF; i++) if ($i ~ /\//) print $i; next }
     { sub(/:[0-9]+$/, ""); print }' "$1/wav.scp" | sort -u | tr '\n' '\0' | xargs -0 -r stat -L -c '%n %s %Y' -- 2>/dev/null || true; } |
