@@ -9,6 +9,7 @@ trap 'failed_at $? $LINENO "$BASH_COMMAND"' ERR
 fail() { echo "$0: $*" >&2; exit 1; }
 usage() { echo "$0: $*; see ./run.sh --help" >&2; exit 2; }
 [ $# -eq 0 ] || usage "unexpected argument '$1'"
+[ -e /proc/self/fd ] || fail "there is no /proc here, which the shell and Python go by: mount -t proc proc /proc"
 run_start=$SECONDS
 export ESSENCE_ALLOW_PIPES=$allow_pipes
 plan_args=(--root "$PWD") recipe_args=()

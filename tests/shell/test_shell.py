@@ -528,6 +528,12 @@ def test_a_checkout_that_cannot_be_written_to(shell, tmp_path):
     assert done.returncode == 0 and (data / "lang" / "G.fst").is_file(), done.stdout + done.stderr
 
 
+@pytest.mark.mount
+def test_a_machine_without_proc_is_told_of_it(shell, tmp_path):
+    done = shell("unshare", "--mount", "sh", "-c", f"mount -t tmpfs tmpfs /proc && ./run.sh --work-dir {tmp_path}")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("./run.sh: there is no /proc here")
+
+
 def test_setup_names_a_python_that_is_too_old(shell, tmp_path):
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\ncase $1 in --version) echo Python 3.6.9;; *) exit 1;; esac\n")

@@ -778,3 +778,27 @@ def test_the_decoders_environment_suffices():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           env={**env, "PYTHONPATH": PYTOOLS})
     assert done.returncode == 0 and done.stderr == "" and "array([[0.]]" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("limit", [40, 256])
+def test_more_archives_than_files_may_be_open(tmp_path, limit):
+    """ulimit -n is 1024 where many a recipe has more jobs, and 256 here and there: of two tables at once, one in turn."""
+    matrices = some_matrices(300, rows=1)
+    lines = []
+    for utt, matrix in matrices.items():
+        write_matrices(f"ark,scp:{tmp_path}/{utt}.ark,{tmp_path}/x.scp", {utt: matrix})
+        lines.append((tmp_path / "x.scp").read_text())
+    (tmp_path / "all.scp").write_text("".join(lines))
+    code = """if True:
+        import sys
+        from essence_kd.cli.main import main
+        from essence_kd.io.tables import MatrixTable, read_matrices
+        table = MatrixTable("all.scp")
+        total = sum(float((table[utt] + matrix).sum()) for utt, matrix in read_matrices("scp:all.scp"))
+        print(total)
+        sys.exit(main(["prune-post", "--input", "logit", "--top-k", "2", "scp:all.scp", "ark:post.ark"]))
+    """
+    done = subprocess.run(["bash", "-c", f'ulimit -n {limit} && exec "$@"', "-", sys.executable, "-c", code],
+                          cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": PYTOOLS})
+    assert done.returncode == 0 and "300 utterances" in done.stderr, done.stderr
+    assert float(done.stdout) == pytest.approx(2 * sum(float(matrix.sum()) for matrix in matrices.values()), abs=0.1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import gzip
 import io
 import mmap
@@ -340,6 +341,15 @@ def open_source(rxfilename: str) -> Source:
     return Source(raw, path)
 
 
+@functools.lru_cache(maxsize=None)
+def _kept() -> int:
+    """How many files a table keeps open: several tables and all else must fit in ``ulimit -n``."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4))
+
+
 class Maps:
     """Memory-mapped files by name, let go of after every 64 MiB read: what is mapped counts as the process's memory.
 
@@ -359,7 +369,7 @@ class Maps:
         self._used -= count
         self._maps.pop(path, None)  # the system may have mapped megabytes around what was read
         if path not in self._files:
-            if len(self._files) >= 256:
+            if len(self._files) >= _kept():
                 self._files.clear()
             self._files[path] = OpenFile(os.open(path, os.O_RDONLY))
         return self._files[path]
@@ -377,7 +387,7 @@ class Maps:
                 raise UserError(f"{path}: is a directory") from error
             except OSError as error:
                 raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-            if len(self._maps) >= 256:
+            if len(self._maps) >= _kept():
                 self._maps.clear()
             self._maps[path] = data
         return data
