@@ -29,8 +29,8 @@ else
   mark_done data/lang "$lang_fp" L.fst L_disambig.fst words.txt phones.txt topo
 fi
 # Nothing but the graph depends on the language model: another order leaves GMM and networks as they are.
-text=data/lm_text
-[ -f "$text" ] || text=data/$train_set/text
+text=data/lm_text ids=auto
+[ -f "$text" ] || text=data/$train_set/text ids=true
 [ ! -f data/lm_arpa.gz ] || text=data/lm_arpa.gz
 fp=$(fingerprint lm "kaldi order=$lm_order" "$data" "$data/lang" "$text")
 if is_done data/lm "$fp"; then
@@ -41,7 +41,8 @@ else
     cp data/lm_arpa.gz data/lm/lm.arpa.gz
     essence perplexity data/lm/lm.arpa.gz "data/$dev_set/text"
   else
-    essence train-lm --order "$lm_order" --words data/lang/words.txt --map-oov "$oov" --test "data/$dev_set/text" "$text" data/lm/lm.arpa.gz
+    essence train-lm --order "$lm_order" --words data/lang/words.txt --map-oov "$oov" --ids "$ids" --test "data/$dev_set/text" \
+      "$text" data/lm/lm.arpa.gz
   fi
   gunzip -c data/lm/lm.arpa.gz | arpa2fst --disambig-symbol=#0 --read-symbol-table=data/lang/words.txt - data/lang/G.fst
   utils/validate_lang.pl --skip-determinization-check data/lang

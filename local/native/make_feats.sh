@@ -18,7 +18,9 @@ for set in $sets; do
   read_by_feats "$dir"
   fp=$(fingerprint feats "rate=$sample_rate $audio" "$data" "${tables[@]}")
   if is_done "$dir" "$fp" && is_done "${dir}_hires" "$fp"; then echo "$0: features of $dir are up to date"; continue; fi
-  essence validate-data --lexicon "$data/dict/lexicon.txt" --sample-rate "$sample_rate" "${check[@]}" "$dir"
+  # stages 1 and 4 map words that the lexicon lacks
+  essence validate-data --lexicon "$data/dict/lexicon.txt" --allow-oov true --sample-rate "$sample_rate" \
+    "${check[@]}" "$dir"
   essence make-feats --nj "$(here)" --sample-rate "$sample_rate" "$dir"
   essence compute-cmvn "$dir"
   essence compute-cmvn "${dir}_hires"

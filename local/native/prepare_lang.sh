@@ -20,15 +20,17 @@ else
   mark_done "$data/lang" "$fp" L.fst L_disambig.fst words.txt phones.txt topo
 fi
 # Nothing but the graph depends on the language model: another order leaves GMM and networks as they are.
-text=$data/lm_text
-[ -f "$text" ] || text=$data/$train_set/text
+text=$data/lm_text ids=auto
+[ -f "$text" ] || text=$data/$train_set/text ids=true
 fp=$(fingerprint lm "order=$lm_order" "$data" "$data/lang" "$text")
 if is_done "$data/lm" "$fp"; then
   echo "$0: $data/lm is up to date"
 else
   begin "$data/lm" "$fp"
-  essence train-lm --order "$lm_order" --words "$data/lang/words.txt" --test "$data/$dev_set/text" \
-    "$text" "$data/lm/lm.arpa.gz"
+  map=() # words that the lexicon lacks
+  [ ! -f "$data/lang/oov.txt" ] || map=(--map-oov "$(cat "$data/lang/oov.txt")")
+  essence train-lm --order "$lm_order" --words "$data/lang/words.txt" "${map[@]}" --ids "$ids" \
+    --test "$data/$dev_set/text" "$text" "$data/lm/lm.arpa.gz"
   essence make-grammar "$data/lm/lm.arpa.gz" "$data/lang"
   mark_done "$data/lm" "$fp" lm.arpa.gz ../lang/G.fst
   echo "$0: lang and language model are in $data/lang and $data/lm"

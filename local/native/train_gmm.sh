@@ -19,7 +19,7 @@ if is_done "$exp/gmm" "$fp"; then
   echo "$0: $exp/gmm is up to date"
 else
   begin "$exp/gmm" "$fp"
-  essence gmm-train --nj "$(here)" "$train" "$data/lang" "$exp/gmm"
+  essence gmm-train --nj "$(here)" --map-oov true "$train" "$data/lang" "$exp/gmm"
   mark_done "$exp/gmm" "$fp" gmm.npz tree.txt num_pdfs phones.txt
 fi
 fp=$(fingerprint ali "" "$exp/gmm" "${train}_sp")
@@ -27,6 +27,6 @@ if is_done "$exp/ali" "$fp"; then
   echo "$0: $exp/ali is up to date"
 else
   begin "$exp/ali" "$fp"
-  essence gmm-align --nj "$(here)" "${train}_sp" "$data/lang" "$exp/gmm" "$exp/ali"
+  essence gmm-align --nj "$(here)" --map-oov true "${train}_sp" "$data/lang" "$exp/gmm" "$exp/ali"
   mark_done "$exp/ali" "$fp" ali.scp ali.ark num_pdfs priors.txt tree.txt failed.txt
 fi

@@ -1,4 +1,5 @@
 """A corpus is two files, recipe.conf and prepare_data.sh: run.sh on such a one, in a copy of the checkout."""
+import gzip
 import json
 import os
 import re
@@ -175,3 +176,36 @@ def test_what_was_changed_by_hand_counts(run, tmp_path):
     text.write_text("x")
     os.utime(text, (0, 0))  # not by hand: what a crash has cut short is made anew
     assert stages(run("--corpus", "words", "--stop-stage", "0")) == [0] and text.read_text() == was
+
+
+def said(done):
+    return done.stdout + done.stderr
+
+
+def test_words_that_the_lexicon_lacks(run, checkout, tmp_path):
+    """They are the word for unknown ones in transcripts and in the text for the language model, and are counted."""
+    mine, data = checkout / "recipes" / "words" / "prepare_data.sh", tmp_path / "work" / "data" / "words"
+    mine.write_text(PREPARE.replace('"{0} one two"', '"{0} one two" if name == "easy" else "{0} one yak two"')
+                    + "printf 'one two\\none gnu gnu two\\none yak\\n' >\"$1/lm_text\"\n")
+    done = run("--corpus", "words", "--stop-stage", "4")
+    assert stages(done) == [0, 1, 2, 3, 4]
+    for told in ("lm_text: 3 words (2 different; most often: gnu 2, yak 1) are not in ",
+                 "learn: 3 utterances, 3 speakers, 3 recordings, 9 words, 0.1 min, 3 words (1 different; most often: "
+                 "yak 3) outside the lexicon", "easy: 3 utterances, 3 speakers, 3 recordings, 6 words, 0.1 min, 0 words "
+                 "outside the lexicon", "learn/text: 3 words (1 different; most often: yak 3) are not in ",
+                 "learn_sp/text: 9 words (1 different; most often: yak 9) are not in ", "taken as <unk>"):
+        assert told in said(done)
+    with gzip.open(data / "lm" / "lm.arpa.gz", "rt") as arpa:
+        model = arpa.read()
+    assert "\t<unk> <unk>\n" in model and "yak" not in model
+    assert len((tmp_path / "work" / "exp" / "words" / "ali" / "ali.scp").read_text().splitlines()) == 9
+
+    # a lexicon without such a word: said by name, with what to add
+    mine.write_text(mine.read_text().replace('"SIL\\nSPN\\n"', '"SIL\\n"').replace("<unk> SPN\\n", ""))
+    done = run("--corpus", "words", "--stop-stage", "1")
+    assert done.returncode == 1 and "lm_text: line 2 has the word 'gnu' (and 1 more words)" in said(done)
+    assert "add '<unk> SPN' to lexicon.txt of the dict directory, and SPN to silence_phones.txt" in said(done)
+    # reserved words are refused by stage 2 in every set
+    mine.write_text(PREPARE.replace('"{0} one two"', '"{0} one two" if name != "hard" else "{0} one <s>"'))
+    done = run("--corpus", "words", "--stop-stage", "2")
+    assert done.returncode == 1 and "hard/text: hard-u0 has '<s>', which cannot be a word" in said(done)

@@ -48,7 +48,7 @@ def refused(data, *patterns, **options):
 
 def test_a_good_directory(data, tmp_path):
     counts = validate_data_dir(data, lexicon=tmp_path / "lexicon.txt")
-    assert counts == {"utterances": 4, "speakers": 2, "recordings": 2, "words": 6, "oov_words": 0,
+    assert counts == {"utterances": 4, "speakers": 2, "recordings": 2, "words": 6, "oov_words": {},
                       "seconds": pytest.approx(1 + 2.5 + 0.75 + 2)}
     loaded = DataDir.load(data)
     assert loaded.segments["bob-1"] == ("call1-B", 0.5, 1.25)
@@ -149,7 +149,50 @@ def test_words_missing_from_the_lexicon(data, tmp_path):
     refused(
         data, "text: bob-2 has the word 'zebra' .and 1 more words.*lexicon.txt lacks", lexicon=tmp_path / "lexicon.txt"
     )
-    assert validate_data_dir(data, lexicon=tmp_path / "lexicon.txt", allow_oov=True)["oov_words"] == 2
+    assert validate_data_dir(data, lexicon=tmp_path / "lexicon.txt", allow_oov=True)["oov_words"] == {
+        "zebra": 1, "xylophone": 1}
+
+
+@pytest.mark.parametrize("word", ["<s>", "</s>", "#0", "#1", "<eps>"])
+def test_reserved_words_in_text(data, tmp_path, word):
+    """Also where a words.txt has them, as the list of words that are known."""
+    (tmp_path / "words.txt").write_text(f"<eps> 0\nhello 1\nno 2\nthere 3\nwell 4\nyes 5\n{word} 6\n")
+    edit(data / "text", "bob-2 no", f"bob-2 no {word}")
+    for options in ({}, {"lexicon": tmp_path / "words.txt"}, {"lexicon": tmp_path / "words.txt", "allow_oov": True}):
+        refused(data, f"text: bob-2 has '{word}', which cannot be a word", **options)
+    edit(data / "text", f"no {word}", "no #metoo <unk> -")
+    assert validate_data_dir(data)["words"] == 9
+
+
+@pytest.mark.parametrize("char, told", [
+    ("\xa0", "U.00A0 NO-BREAK SPACE"), ("\u3000", "U.3000 IDEOGRAPHIC SPACE"), ("\u200b", "U.200B ZERO WIDTH SPACE"),
+    ("\u2028", "U.2028 LINE SEPARATOR"), ("\x85", "U.0085"), ("\x1c", "U.001C"),
+    ("\u200e", "U.200E LEFT-TO-RIGHT MARK")])
+def test_characters_that_cannot_be_seen(data, char, told):
+    edit(data / "text", "bob-2 no", f"bob-2 no{char}yes")
+    refused(data, "text: bob-2 has 'no.{4,6}yes' with the character " + told)
+    edit(data / "text", f"no{char}yes", "no\u200dyes")  # a joiner, which spelling has
+    assert validate_data_dir(data)["words"] == 6
+    for name in ("text", "utt2spk", "segments"):
+        edit(data / name, "bob-2", f"bob-2{char}")
+    (data / "spk2utt").unlink()
+    refused(data, "'bob-2.{4,6}' with the character " + told)
+
+
+def test_the_same_letters_in_another_form(data, tmp_path):
+    composed, decomposed = "caf\xe9", "cafe\u0301"
+    edit(data / "text", "bob-2 no", f"bob-2 {decomposed}")
+    edit(tmp_path / "lexicon.txt", "no N OW", f"{composed} N OW")
+    refused(data, f"bob-2 has the word '{decomposed}'", "same letters in Unicode's form NFC",
+            lexicon=tmp_path / "lexicon.txt")
+    edit(data / "text", "ann-2", composed)
+    edit(data / "utt2spk", "ann-2", decomposed)
+    (data / "text").write_text("".join(sorted((data / "text").read_text(encoding="utf-8").splitlines(True))), "utf-8")
+    (data / "utt2spk").write_text("ann-1 ann\nbob-1 bob\nbob-2 bob\ncafe\u0301 cafe\u0301\n", "utf-8")
+    (data / "segments").write_text("".join(f"{utt} call1-A 0 1\n" for utt in ("ann-1", "bob-1", "bob-2", decomposed)),
+                                   "utf-8")
+    (data / "spk2utt").unlink()
+    refused(data, "text: lacks cafe.*, which utt2spk has .it is there with the same letters in Unicode's form NFC")
 
 
 def test_utt2spk_that_disagrees(data):

@@ -384,7 +384,7 @@ def test_too_many_failures_are_an_error(corpus, tmp_path, capsys):
 
 @pytest.mark.parametrize("nj", ["1", "2"])
 @pytest.mark.parametrize("change, told", [
-    (lambda f, t, s: t.update({"spk0-0000": "ape zebra"}), "text: utterance spk0-0000 has the word 'zebra'"),
+    (lambda f, t, s: t.update({"spk0-0000": "ape zebra"}), "text: spk0-0000 has the word 'zebra'"),
     (lambda f, t, s: f.update({"spk0-0000": f["spk0-0000"][:, :12], "spk1-0001": f["spk1-0001"]}), None),
 ])
 def test_bad_words_and_dimensions(corpus, tmp_path, capsys, nj, change, told):
@@ -406,10 +406,35 @@ def test_bad_words_and_dimensions(corpus, tmp_path, capsys, nj, change, told):
 
 
 def test_unknown_words_can_be_mapped(corpus, tmp_path, capsys):
-    data = broken(corpus, tmp_path / "data", lambda f, t, s: t.update({"spk0-0000": t["spk0-0000"] + " zebra"}))
+    data = broken(corpus, tmp_path / "data",
+                  lambda f, t, s: t.update({"spk0-0000": t["spk0-0000"] + " zebra yak zebra"}))
     assert main(["gmm-align", "--map-oov", "true", str(data), str(corpus["root"] / "lang"), str(corpus["root"] / "gmm"),
                  str(tmp_path / "ali")]) == 0
-    assert "1 words are not in the lexicon and taken as <unk> (first: zebra)" in capsys.readouterr().err
+    assert f"text: 3 words (2 different; most often: zebra 2, yak 1) are not in {corpus['root']}/lang/words.txt and " \
+        "taken as <unk>" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["<s>", "</s>", "#0", "#1", "<eps>"])
+def test_reserved_words(corpus, tmp_path, capsys, word):
+    """words.txt has most of them, and none of them a pronunciation: kaldi-hmm-gmm would end the process."""
+    data = broken(corpus, tmp_path / "data", lambda f, t, s: t.update({"spk1-0001": f"ape {word} pea"}))
+    lang, gmm = str(corpus["root"] / "lang"), str(corpus["root"] / "gmm")
+    for verb, *rest in (("gmm-train", lang, tmp_path / "gmm"), ("gmm-align", lang, gmm, tmp_path / "ali")):
+        for options in ([], ["--map-oov", "true"]):
+            assert main([verb, *options, str(data), *map(str, rest)]) == 1
+            assert f"{data}/text: spk1-0001 has '{word}', which cannot be a word" in capsys.readouterr().err
+
+
+def test_a_lang_without_a_word_for_unknown_ones(corpus, tmp_path, capsys):
+    data = broken(corpus, tmp_path / "data", lambda f, t, s: t.update({"spk0-0000": "ape zebra"}))
+    folder = make_dict(tmp_path / "dict")
+    (folder / "lexicon.txt").write_text("".join(f"{w} {p}\n" for w, p in WORDS.items()))
+    (folder / "silence_phones.txt").write_text("SIL\n")
+    L.prepare_lang(folder, tmp_path / "lang")
+    capsys.readouterr()
+    assert main(["gmm-train", "--map-oov", "true", str(data), str(tmp_path / "lang"), str(tmp_path / "gmm")]) == 1
+    assert "spk0-0000 has the word 'zebra'" in (said := capsys.readouterr().err)
+    assert "add '<unk> SPN' to lexicon.txt of the dict directory" in said
 
 
 def test_model_of_other_features(corpus, tmp_path, capsys):

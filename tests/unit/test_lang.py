@@ -103,6 +103,24 @@ def test_oov_is_added_when_missing(tmp_path, capsys):
     assert lang.words[lang.oov] == "a" and "<unk>" not in lang.words
 
 
+def test_no_phone_for_unknown_words(tmp_path, capsys):
+    """They are not taken for silence: there is no word for them, and it is said what to add where."""
+    folder = make_dict(tmp_path / "dict", **{"lexicon.txt": "a AX\n", "silence_phones.txt": "SIL\n"})
+    lang = L.prepare_lang(folder, tmp_path / "lang")
+    assert lang.oov == -1 and lang.words == ["<eps>", "a", "#0", "<s>", "</s>"]
+    assert not (tmp_path / "lang" / "oov.txt").exists()
+    assert "dict: the lexicon has no word for unknown words" in capsys.readouterr().err
+    with pytest.raises(UserError, match="add '<unk> SPN' to lexicon.txt .* and SPN to silence_phones.txt"):
+        L.prepare_lang(folder, tmp_path / "lang", oov="<unk>")
+
+
+@pytest.mark.parametrize("word", ["#metoo", "#", "#1st", "-", "a(2)", "<unk", "naïve", "می\u200cخواهم"])
+def test_words_that_look_like_marks(tmp_path, word):
+    lang = L.prepare_lang(make_dict(tmp_path / "dict", **{"lexicon.txt": f"a AX\n{word} D AX\n<unk> SPN\n"}),
+                          tmp_path / "lang")
+    assert word in lang.word_ids and L.load_lang(tmp_path / "lang").word_ids == lang.word_ids
+
+
 @pytest.mark.parametrize("changes, told", [
     ({"lexicon.txt": ""}, "empty"),
     ({"lexicon.txt": "\n \n"}, "empty"),
@@ -112,6 +130,13 @@ def test_oov_is_added_when_missing(tmp_path, capsys):
     ({"lexicon.txt": "a AX\nb D\na AX\n"}, "line 3: word 'a' has the same pronunciation as in line 1"),
     ({"lexicon.txt": "<s> AX\n"}, "'<s>' cannot be a word"),
     ({"lexicon.txt": "#0 AX\n"}, "'#0' cannot be a word"),
+    ({"lexicon.txt": "a AX\n#12 AX\n"}, "line 2: '#12' cannot be a word"),
+    ({"lexicon.txt": "\ufeffa AX\n"}, "line 1 has a byte order mark"),
+    ({"lexicon.txt": "b D\n10\xa0a AX\n"}, "line 2 has '10\\\\xa0a' with the character U+00A0 NO-BREAK SPACE"),
+    ({"lexicon.txt": "a\u200b AX\n"}, "U+200B ZERO WIDTH SPACE"),
+    ({"nonsilence_phones.txt": "AX\u3000D\n"}, "line 1 has 'AX\\\\u3000D'"),
+    ({"nonsilence_phones.txt": "AX\nT_S\n"}, "'T_S' cannot be a phone"),
+    ({"silence_phones.txt": "SIL\nNOISE_E\n"}, "'NOISE_E' cannot be a phone"),
     ({"lexiconp.txt": "a 1.5 AX\n"}, "probability 1.5"),
     ({"lexiconp.txt": "a AX\n"}, "no probability"),
     ({"nonsilence_phones.txt": ""}, "holds no phone"),
@@ -124,7 +149,7 @@ def test_oov_is_added_when_missing(tmp_path, capsys):
     ({"extra_questions.txt": "ZZ\n"}, "'ZZ'"),
 ])
 def test_bad_dictionaries(tmp_path, changes, told):
-    with pytest.raises(UserError, match=told.replace("(", r"\(")) as caught:
+    with pytest.raises(UserError, match=told.replace("(", r"\(").replace("+", r"\+")) as caught:
         L.prepare_lang(make_dict(tmp_path / "dict", **changes), tmp_path / "lang")
     assert str(tmp_path / "dict") in str(caught.value)
     assert not (tmp_path / "lang").exists()

@@ -360,7 +360,7 @@ def test_verbs(tmp_path, capsys):
     capsys.readouterr()
     (tmp_path / "text").write_text("utt1 a b\nutt2 a zebra\n")
     assert main(["train-lm", "--words", str(lang / "words.txt"), str(tmp_path / "text"), str(arpa)]) == 1
-    assert "text: utt2: the word 'zebra' is not in" in capsys.readouterr().err
+    assert f"text: utt2 has the word 'zebra', which {lang}/words.txt lacks" in capsys.readouterr().err
     assert main(["train-lm", "--words", str(lang / "words.txt"), "--map-oov", "<unk>", str(tmp_path / "text"),
                  str(arpa)]) == 0
     (tmp_path / "text").write_text("")
@@ -369,6 +369,67 @@ def test_verbs(tmp_path, capsys):
     (tmp_path / "text").write_bytes(b"utt1 caf\xe9\n")
     assert main(["train-lm", str(tmp_path / "text"), str(arpa)]) == 1
     assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_marks_of_sentences_are_no_words(tmp_path, capsys):
+    """Each verb that reads text, with and without a vocabulary, refuses them by their line."""
+    (tmp_path / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(words_table(["<unk>", "a", "b"]))))
+    (tmp_path / "oov.txt").write_text("<unk>\n")
+    (tmp_path / "plain").write_text("a b\nb a a\n")
+    arpa, words = str(tmp_path / "lm.arpa"), str(tmp_path / "words.txt")
+    assert main(["train-lm", str(tmp_path / "plain"), arpa]) == 0
+    for text, told in (("a b\n<s> a b </s>\n", "line 2 has '<s>'"), ("a\nb </s>\n", "line 2 has '</s>'"),
+                       ("<s> a\n", "line 1 has '<s>'"), ("a #0\n", "line 1 has '#0'"), ("<eps> a\n", "'<eps>'")):
+        (tmp_path / "marked").write_text(text)
+        for verb in (["train-lm"], ["train-lm", "--words", words], ["train-lm", "--words", words, "--map-oov", "<unk>"],
+                     ["train-lm", "--test", str(tmp_path / "marked")], ["perplexity"]):
+            last = [arpa, str(tmp_path / "marked")] if verb == ["perplexity"] else [
+                str(tmp_path / ("plain" if "--test" in verb else "marked")), str(tmp_path / "x.arpa")]
+            capsys.readouterr()
+            assert main([*verb, *last]) == 1
+            assert f"{tmp_path}/marked: " in (said := capsys.readouterr().err) and told in said
+
+
+def test_hash_words_and_unknown_words(tmp_path, capsys):
+    """A vocabulary has '#metoo'; '#0' is none of it; unknown words are counted and written as the given word."""
+    table = [*words_table(["#metoo", "<unk>", "b", "é"]), "#nonterm:name"]
+    (tmp_path / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(table)), encoding="utf-8")
+    (tmp_path / "oov.txt").write_text("<unk>\n")
+    text, arpa, words = tmp_path / "lm_text", tmp_path / "x.arpa", ["--words", str(tmp_path / "words.txt")]
+    text.write_text("b #metoo\nb é <unk>\n", encoding="utf-8")
+    assert main(["train-lm", "--order", "1", *words, str(text), str(arpa)]) == 0
+    assert set(lm.read_arpa(arpa).words) == {"<s>", "</s>", "#metoo", "<unk>", "b", "é"}
+    text.write_text("b yak\nb zebra é zebra e\u0301\n", encoding="utf-8")
+    capsys.readouterr()
+    assert main(["train-lm", *words, str(text), str(arpa)]) == 1
+    assert "line 1 has the word 'yak' (and 2 more words), which" in capsys.readouterr().err
+    assert main(["train-lm", "--order", "1", *words, "--map-oov", "<unk>", str(text), str(arpa)]) == 0
+    assert f"{text}: 4 words (3 different; most often: zebra 2, yak 1, e\u0301 1) are not in" in capsys.readouterr().err
+    mapped = arpa.read_bytes()
+    text.write_text("b <unk>\nb <unk> é <unk> <unk>\n", encoding="utf-8")
+    assert main(["train-lm", "--order", "1", *words, str(text), str(arpa)]) == 0 and arpa.read_bytes() == mapped
+    assert main(["train-lm", *words, "--map-oov", "<UNK>", str(text), str(arpa)]) == 1
+    assert "--map-oov <UNK>: " in capsys.readouterr().err
+    text.write_text("b e\u0301\n", encoding="utf-8")
+    assert main(["train-lm", *words, str(text), str(arpa)]) == 1
+    assert "is there with the same letters in Unicode's form NFC" in capsys.readouterr().err
+
+
+def test_what_is_taken_for_ids_is_said(tmp_path, capsys):
+    (tmp_path / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(words_table(["a", "b"]))))
+    (tmp_path / "lm_text").write_text("zebra a b\nyak b\n")
+    command = ["train-lm", "--words", str(tmp_path / "words.txt"), str(tmp_path / "lm_text"), str(tmp_path / "x.arpa")]
+    assert main(command) == 0
+    assert "lm_text: what a line begins with is taken for an utterance-id, as 'zebra'" in capsys.readouterr().err
+    assert main([*command, "--ids", "false"]) == 1
+
+
+def test_blanks_that_part_no_words(tmp_path, capsys):
+    (tmp_path / "lm_text").write_text("10\xa0km a\na a\n", encoding="utf-8")
+    assert main(["train-lm", "--order", "1", str(tmp_path / "lm_text"), str(tmp_path / "x.arpa")]) == 0
+    assert "1 different words hold characters that cannot be seen" in (said := capsys.readouterr()).err
+    assert "line 1: '10\\xa0km' with U+00A0 NO-BREAK SPACE" in said.err and "2 sentences, 2 words" in said.out
+    assert "\t10\xa0km\n" in (tmp_path / "x.arpa").read_text(encoding="utf-8")
 
 
 def test_perplexity_of_any_arpa(tmp_path, capsys):

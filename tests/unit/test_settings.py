@@ -96,7 +96,7 @@ def test_overrides_that_are_refused(tmp_path, override, word):
 
 
 def test_missing_file_bytes_and_missing_key(tmp_path):
-    with pytest.raises(UserError, match="there is no such settings file"):
+    with pytest.raises(UserError, match="none.yaml: no such file"):
         load_settings(Outer, tmp_path / "none.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"name: \xff\n")
     with pytest.raises(UserError, match="not UTF-8"):

@@ -209,7 +209,7 @@ def test_data_directories(corpus):
         assert (found["words"], found["utterances"], found["oov_words"]) == (
             counts[name]["words"],
             counts[name]["utterances"],
-            0,
+            {},
         )
         data = DataDir.load(out / name)
         assert data.extra["reco2file_and_channel"] == {reco: f"{reco[:-2]} {reco[-1]}" for reco in data.wav_scp}

@@ -22,6 +22,7 @@ from essence_kd.hmm.alignment_dir import tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
 from essence_kd.io.tables import IntVectorTable
+from essence_kd.io.text import read_lines
 
 INDEX = "shards.json"
 SETS = ("train", "heldout")
@@ -112,8 +113,7 @@ class ShardSource:
             raise UserError(f"data.cmn: '{cmn}' cannot be had from shards, in which a speaker's utterances lie far "
                             "apart; there is none and utterance")
         self.folder, self.name, self.cmn, self.keep = Path(folder), name, cmn, keep
-        rows = [line.split(" ", 3) for line in
-                (self.folder / "utterances").read_text(encoding="utf-8").splitlines()]
+        rows = [line.split(" ", 3) for _, line in read_lines(self.folder / "utterances")]
         rows = [row for row in rows if row[0] == name and int(row[1]) % share[1] == share[0]]
         self.ids = [row[3] for row in rows]
         self.shard = np.array([int(row[1]) for row in rows], dtype=np.int64)

@@ -17,7 +17,7 @@ from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.posterior import PosteriorTable
 from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path
 from essence_kd.io.tables import IntVectorTable, MatrixTable
-from essence_kd.io.text import read_lines
+from essence_kd.io.text import is_number, read_lines, split
 
 
 class SparseTargets:
@@ -94,7 +94,7 @@ def attach_alignments(cuts: StoredCuts, ali_dir, num_pdfs: int,
         raise UserError(f"{scp}: no alignments (essence gmm-align makes them)")
     table = IntVectorTable(str(scp))
     failed = Path(ali_dir) / "failed.txt"
-    excused = {line.split()[0] for _, line in read_lines(failed)} if failed.is_file() else set()
+    excused = {split(line)[0] for _, line in read_lines(failed)} if failed.is_file() else set()
     kept, hard, used = [], [], 0
     labels = np.empty(int((-(-cuts.frames // factor)).sum()), dtype=np.int32)  # of all: small arrays would cost more
     for i, (utt, frames) in enumerate(zip(cuts.ids, cuts.frames)):
@@ -124,7 +124,7 @@ def attach_alignments(cuts: StoredCuts, ali_dir, num_pdfs: int,
 def read_count(path) -> int:
     """The one positive whole number of a file such as num_pdfs."""
     lines = [line for _, line in read_lines(path)]
-    if len(lines) != 1 or not lines[0].isdigit() or int(lines[0]) < 1:
+    if len(lines) != 1 or not is_number(lines[0]) or int(lines[0]) < 1:
         raise UserError(f"{path}: expected one positive whole number")
     return int(lines[0])
 

@@ -59,15 +59,19 @@ def _score_times(args, glm) -> None:
 
 
 def _score_texts(args, glm) -> None:
-    from essence_kd.io.text import read_map, read_words
+    from essence_kd.io.text import read_words
+    from essence_kd.io.words import tell_unseen
     from essence_kd.score import hub5, wer
 
     names = {"ref_name": args.ref, "hyp_name": args.hyp}
+    refs, hyps = read_words(args.ref), read_words(args.hyp)
+    for name, texts in ((args.ref, refs), (args.hyp, hyps)):
+        tell_unseen(texts.items(), name)
     if args.glm is not None or args.drop_noise:
-        result = hub5.score_text(read_map(args.ref), read_map(args.hyp), glm=glm,
-                                 drop_noise=args.drop_noise, **names)
+        lines = ({utt: " ".join(words) for utt, words in texts.items()} for texts in (refs, hyps))
+        result = hub5.score_text(*lines, glm=glm, drop_noise=args.drop_noise, **names)
     else:
-        result = wer.score(read_words(args.ref), read_words(args.hyp), sclite=args.sclite_weights, **names)
+        result = wer.score(refs, hyps, sclite=args.sclite_weights, **names)
     total = result.total
     print(f"{wer.wer_line(total)}\n{wer.ser_line(total)}")
     print(f"Scored {total.utterances} sentences, {len(result.missing)} not present in hyp.")
@@ -86,11 +90,11 @@ def _score_texts(args, glm) -> None:
 
 def _speakers(path: str) -> dict[str, str]:
     from essence_kd.io.errors import UserError
-    from essence_kd.io.text import read_map
+    from essence_kd.io.text import read_map, split
 
     speakers = read_map(path)
     for utt, speaker in speakers.items():
-        if len(speaker.split()) != 1:
+        if len(split(speaker)) != 1:
             raise UserError(f"{path}: utterance '{utt}' has '{speaker}' after it, where one speaker is expected")
     return speakers
 

@@ -6,9 +6,13 @@ The text is a Kaldi text file or has a sentence a line; prints the perplexity of
 """
 from __future__ import annotations
 
+import sys
+
 from essence_kd.hmm import lm
+from essence_kd.hmm.lang import ADD_OOV
 from essence_kd.io.errors import UserError
 from essence_kd.io.options import given, tell_defaults
+from essence_kd.io.words import counted, refuse_unknown, unknown_words
 
 HELP = "estimate an n-gram model from text (ARPA out)"
 
@@ -29,20 +33,21 @@ def run(args) -> None:
     """Estimate, write, and print perplexities."""
     if args.order is not None and args.order < 1:
         raise UserError(f"--order {args.order}: must be at least 1")
-    words = lm.vocabulary(args.words_txt) if args.words_txt else None
-    known = {word: i for i, word in enumerate(words)} if words else None
+    allowed, words = lm.vocabulary(args.words_txt) if args.words_txt else (None, None)
+    known = {word: i for i, word in enumerate(allowed)} if allowed else None
     ids = given(args, lm.read_text)
     text = lm.read_text(args.text, words=known, **ids)
-    if known is not None:
-        known = set(known)
-        if args.map_oov:
-            known.add(args.map_oov)
+    if known is not None and args.map_oov is not None:
+        if args.map_oov not in known:
+            raise UserError(f"--map-oov {args.map_oov}: {args.words_txt} lacks it; {ADD_OOV}, and make the lang again")
+        unknown = unknown_words(text, known)
+        if unknown:
+            print(f"{args.text}: {counted(unknown)} are not in {args.words_txt} and taken as {args.map_oov}",
+                  file=sys.stderr)
             text = [(utt, [w if w in known else args.map_oov for w in row]) for utt, row in text]
-        for utt, row in text:
-            for word in row:
-                if word not in known:
-                    raise UserError(f"{args.text}: {utt}: the word '{word}' is not in {args.words_txt}; add it to the "
-                                    "lexicon, or pass --map-oov WORD")
+    elif known is not None:
+        refuse_unknown(text, known, args.text, args.words_txt, "add it to the lexicon, or pass --map-oov WORD (if no "
+                       f"word stands for unknown ones, {ADD_OOV})")
     model = lm.estimate([row for _, row in text], words=words, **given(args, lm.estimate))
     lm.write_arpa(args.arpa, model)
     print(f"{args.arpa}: {len(text)} sentences, {len(model.words) - 2} words, n-grams "

@@ -5,6 +5,7 @@ import sys
 
 from essence_kd.io.data_dir import validate_data_dir
 from essence_kd.io.options import given, tell_defaults
+from essence_kd.io.words import counted
 
 HELP = "check a data directory"
 
@@ -26,6 +27,6 @@ def run(args) -> None:
     for path in args.data:
         counts = validate_data_dir(path, **given(args, validate_data_dir))
         length = f", {counts['seconds'] / 60:.1f} min" if counts["seconds"] >= 0 else ""
-        oov = f", {counts['oov_words']} words outside the lexicon" if args.lexicon else ""
+        oov = f", {counted(counts['oov_words'])} outside the lexicon" if args.lexicon else ""
         print(f"{path}: {counts['utterances']} utterances, {counts['speakers']} speakers, "
               f"{counts['recordings']} recordings, {counts['words']} words{length}{oov}", file=sys.stderr)

@@ -12,6 +12,7 @@ from essence_kd.hmm.graph import Graph
 from essence_kd.io.data_dir import DataDir
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path
+from essence_kd.io.text import split
 
 _BATCH_CELLS = 1 << 25  # score cells of one batch, padding included
 _RUN_UP = 100  # rows decoded before the one whose active states are counted
@@ -80,7 +81,7 @@ def fit_rates(scores: str, options: DecodeOptions, graph: Graph, graph_path) -> 
 def ctm_places(data_dir) -> dict[str, tuple[str, str, float]]:
     """Utterance -> (recording, channel, start in seconds) of a data directory, as a CTM names them."""
     data = DataDir.load(data_dir)
-    sides = {reco: value.split() for reco, value in data.extra.get("reco2file_and_channel", {}).items()}
+    sides = {reco: split(value) for reco, value in data.extra.get("reco2file_and_channel", {}).items()}
     places = {}
     for utt, (reco, start, _) in data.utterances().items():
         side = sides.get(reco, [reco, "1"])

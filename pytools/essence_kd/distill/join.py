@@ -9,7 +9,7 @@ from essence_kd.distill.archives import sidecar_of
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import check_match, read_sidecar, sidecar_path, write_sidecar, write_text
 from essence_kd.io.specifiers import read_scp
-from essence_kd.io.text import read_lines
+from essence_kd.io.text import read_lines, split
 
 FLOOR = 0.95  # share of the utterances that must be there
 SUMMED = ("num_utts", "num_frames", "num_entries")
@@ -64,7 +64,7 @@ def join(scps: Sequence[str], out: str | Path, *, ali_dir: Optional[str] = None,
         check_match(sidecar_path(f"scp:{scps[0]}"), told, ali, known, ["num_pdfs", "tree_hash"])
         fields.update(num_pdfs=known["num_pdfs"], tree_hash=known["tree_hash"])
     if utts is not None:
-        wanted = [line.split()[0] for _, line in read_lines(utts)]
+        wanted = [split(line)[0] for _, line in read_lines(utts)]
         missing = [utt for utt in wanted if utt not in seen]
         if len(missing) > (1 - FLOOR) * len(wanted):
             raise UserError(f"{out.parent}: targets of {len(wanted) - len(missing)} of the {len(wanted)} "

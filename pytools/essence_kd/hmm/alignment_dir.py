@@ -11,7 +11,7 @@ from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
 from essence_kd.io.tables import read_int_vectors
-from essence_kd.io.text import read_lines
+from essence_kd.io.text import read_lines, split
 
 MIN_ALIGNED = 0.95  # a smaller share of aligned utterances is an error
 PRIOR_FLOOR = 1e-5  # the least prior of a pdf that training saw
@@ -64,7 +64,7 @@ def read_log_priors(path: str | Path, num_pdfs: int | None = None, floor: float 
     for another number than ``num_pdfs`` where that is given.
     """
     try:
-        priors = np.array([field for _, line in read_lines(path) for field in line.split()], dtype=np.float64)
+        priors = np.array([field for _, line in read_lines(path) for field in split(line)], dtype=np.float64)
     except ValueError as error:
         raise UserError(f"{path}: not one number per line: {error}") from None
     if not len(priors) or not np.isfinite(priors).all() or priors.min() < 0 or priors.sum() <= 0:

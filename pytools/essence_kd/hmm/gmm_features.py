@@ -2,16 +2,16 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Dict, List, Sequence
 
 import numpy as np
 
-from essence_kd.hmm.lang import Lang
+from essence_kd.hmm.lang import ADD_OOV, Lang
 from essence_kd.io.errors import UserError
 from essence_kd.io.tables import MatrixTable
 from essence_kd.io.text import read_map, read_words
+from essence_kd.io.words import counted, refuse_reserved, refuse_unknown, unknown_words
 
 
 def add_deltas(feats: np.ndarray, order: int = 2, window: int = 2) -> np.ndarray:
@@ -91,25 +91,21 @@ class FeatureReader:
 
 def read_transcripts(data_dir: str | Path, utts: Sequence[str], lang: Lang,
                      map_oov: bool) -> Dict[str, List[int]]:
-    """Word-ids of every utterance. Raises UserError for a missing transcript, and for a word that the lang lacks
-    unless `map_oov` (then it becomes the lang's oov word)."""
-    path = Path(data_dir) / "text"
+    """Word-ids of every utterance. Raises UserError for a missing transcript, for a reserved word, and for a word that
+    the lang lacks unless `map_oov` (then it becomes the lang's oov word, if there is one, which stderr tells)."""
+    path, words_txt = Path(data_dir) / "text", lang.path / "words.txt"
     if not path.exists():
         raise UserError(f"{path}: missing; training and alignment need transcripts")
     table = read_words(path)
-    out, unknown = {}, Counter()
     for utt in utts:
         if utt not in table:
             raise UserError(f"{path}: lacks utterance {utt}, which feats.scp has")
-        ids = [lang.word_ids.get(word, -1) for word in table[utt]]
-        for word, i in zip(table[utt], ids):
-            if i < 0:
-                if not map_oov:
-                    raise UserError(f"{path}: utterance {utt} has the word '{word}', which {lang.path / 'words.txt'} "
-                                    "lacks; add it to the lexicon, or pass --map-oov true")
-                unknown[word] += 1
-        out[utt] = [lang.oov if i < 0 else i for i in ids]
+    rows = [(utt, table[utt]) for utt in utts]
+    refuse_reserved(rows, path)
+    if not map_oov or lang.oov < 0:
+        refuse_unknown(rows, lang.word_ids, path, words_txt, "add it to the lexicon" + (
+            ", or pass --map-oov true" if not map_oov else f", or, for a word that stands for unknown ones, {ADD_OOV}"))
+    unknown = unknown_words(rows, lang.word_ids)
     if unknown:
-        print(f"{path}: {sum(unknown.values())} words are not in the lexicon and taken as {lang.words[lang.oov]} "
-              f"(first: {', '.join(list(unknown)[:5])})", file=sys.stderr)
-    return out
+        print(f"{path}: {counted(unknown)} are not in {words_txt} and taken as {lang.words[lang.oov]}", file=sys.stderr)
+    return {utt: [lang.word_ids.get(word, lang.oov) for word in words] for utt, words in rows}

@@ -14,6 +14,7 @@ from essence_kd.hmm.transition_model import TransitionModel, read_transition_mod
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS
 from essence_kd.io.provenance import sha256_file
+from essence_kd.io.text import BLANKS, is_number, read_text
 
 
 def read_factor(model: str | Path) -> int:
@@ -21,8 +22,8 @@ def read_factor(model: str | Path) -> int:
     path = Path(model).parent / "frame_subsampling_factor"
     if not path.exists():
         return 1
-    text = path.read_text(encoding="utf-8").strip()
-    if not text.isdigit() or int(text) < 1:
+    text = read_text(path).strip(BLANKS)
+    if not is_number(text) or int(text) < 1:
         raise UserError(f"{path}: '{text}' is no number of frames; give --frame-subsampling-factor")
     return int(text)
 

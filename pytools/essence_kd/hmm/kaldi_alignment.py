@@ -16,7 +16,7 @@ from essence_kd.io.tables import IntVectorWriter, read_int_vectors
 from essence_kd.io.text import read_lines
 
 _STATE = re.compile(r"Transition-state \d+: phone = (\S+) hmm-state = (\d+) "
-                    r"(?:pdf = (\d+)|forward-pdf = (\d+) self-loop-pdf = (\d+))\s*$")
+                    r"(?:pdf = (\d+)|forward-pdf = (\d+) self-loop-pdf = (\d+))$", re.ASCII)
 
 
 def read_transitions(path: str | Path) -> List[Tuple[int, str, int]]:

@@ -18,12 +18,13 @@ import numpy as np
 from essence_kd.hmm.fst import Fst, make_fst, sort_arcs, write_fst
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import staging_path
-from essence_kd.io.text import read_lines
+from essence_kd.io.text import is_number, read_lines, split
+from essence_kd.io.words import is_reserved, refuse_unseen
 
 POSITIONS = {"nonword": 0, "begin": 1, "end": 2, "internal": 3, "singleton": 4}
 _SUFFIXES = {"_B": "begin", "_E": "end", "_I": "internal", "_S": "singleton"}
 OOV_WORDS = ("<unk>", "<UNK>", "<spoken_noise>", "<SPOKEN_NOISE>", "[OOV]")  # unknown words are one of these
-_RESERVED_WORDS = ("<eps>", "<s>", "</s>")
+ADD_OOV = f"add '{OOV_WORDS[0]} SPN' to lexicon.txt of the dict directory, and SPN to silence_phones.txt"
 
 # A phone's HMM: for each emitting state, its (next state, probability) pairs; the state after the last is final.
 Topology = List[List[Tuple[int, float]]]
@@ -82,7 +83,7 @@ class Lang:
 
 def _lines(path: Path) -> List[Tuple[int, List[str]]]:
     """The non-empty lines of a text file as (line number, fields)."""
-    return [(number, line.split()) for number, line in read_lines(path, "a dict and a lang directory need it")]
+    return [(number, split(line)) for number, line in read_lines(path, "a dict and a lang directory need it")]
 
 
 def read_dict(path: str | Path) -> Dictionary:
@@ -97,14 +98,17 @@ def read_dict(path: str | Path) -> Dictionary:
     groups = {}
     seen: Dict[str, str] = {}
     for name in ("silence_phones.txt", "nonsilence_phones.txt"):
-        groups[name] = [fields for _, fields in _lines(path / name)]
+        lines = _lines(path / name)
+        refuse_unseen([(f"line {number}", fields) for number, fields in lines], path / name)
+        groups[name] = [fields for _, fields in lines]
         if not groups[name]:
             raise UserError(f"{path / name}: holds no phone")
         for phone in (p for line in groups[name] for p in line):
             if phone in seen:
                 raise UserError(f"{path / name}: phone {phone} is there already, in {seen[phone]}; keep one of them")
-            if phone == "<eps>" or phone.startswith("#"):
-                raise UserError(f"{path / name}: '{phone}' cannot be a phone; that name is reserved")
+            if phone == "<eps>" or phone.startswith("#") or phone[-2:] in _SUFFIXES:
+                raise UserError(f"{path / name}: '{phone}' cannot be a phone; names that begin with # and those that "
+                                f"end in {', '.join(_SUFFIXES)} are reserved")
             seen[phone] = name
     optional = [fields for _, fields in _lines(path / "optional_silence.txt")]
     if len(optional) != 1 or len(optional[0]) != 1:
@@ -128,7 +132,7 @@ def _read_lexicon(path: Path, known: Dict[str, str]) -> List[Pronunciation]:
     first_line: Dict[tuple, int] = {}
     for number, fields in _lines(file):
         word, rest, prob = fields[0], fields[1:], 1.0
-        if word in _RESERVED_WORDS or (word.startswith("#") and (word[1:].isdigit() or not word[1:])):
+        if is_reserved(word):
             raise UserError(f"{file}: line {number}: '{word}' cannot be a word; that name is reserved")
         if with_probs:
             try:
@@ -153,6 +157,7 @@ def _read_lexicon(path: Path, known: Dict[str, str]) -> List[Pronunciation]:
         lexicon.append(Pronunciation(word, tuple(rest), prob))
     if not lexicon:
         raise UserError(f"{file}: the lexicon is empty")
+    refuse_unseen([(f"line {number}", [word]) for (word, _), number in first_line.items()], file)
     return lexicon
 
 
@@ -248,7 +253,7 @@ def format_topology(entries: List[Tuple[List[int], Topology]]) -> str:
 
 def parse_topology(text: str, name: str = "topo") -> Dict[int, Topology]:
     """Kaldi's text form -> {phone-id: topology}. UserError where a state's pdf-class is not the state's number."""
-    tokens = iter(text.split())
+    tokens = iter(split(text))
     out: Dict[int, Topology] = {}
     phones: List[int] = []
     states: Topology = []
@@ -297,16 +302,16 @@ def parse_topology(text: str, name: str = "topo") -> Dict[int, Topology]:
 
 # ------------------------------------------------------------------------------------------------- whole directories
 
-def choose_oov(lexicon: List[Pronunciation], silence: List[List[str]], optional: str,
+def choose_oov(lexicon: List[Pronunciation], silence: List[List[str]],
                oov: str | None) -> Tuple[str, tuple | None]:
-    """The word for unknown words, and the pronunciation to add for it (None when the lexicon has it)."""
+    """The word for unknown words, and the pronunciation to add for it: None when the lexicon has it, () where there is
+    no phone of spoken noise."""
     words = {pron.word for pron in lexicon}
     if oov is None:
         oov = next((word for word in OOV_WORDS if word in words), OOV_WORDS[0])
     if oov in words:
         return oov, None
-    flat = [phone for line in silence for phone in line]
-    return oov, ("SPN" if "SPN" in flat else optional,)
+    return oov, tuple(phone for line in silence for phone in line if phone.upper() == "SPN")[:1]
 
 
 def prepare_lang(dict_dir: str | Path, lang_dir: str | Path, *, oov: str | None = None, num_sil_states: int = 5,
@@ -314,8 +319,9 @@ def prepare_lang(dict_dir: str | Path, lang_dir: str | Path, *, oov: str | None 
     """Make a lang directory as Kaldi's utils/prepare_lang.sh does; it appears under its name only when it is whole.
 
     oov: the word that stands for unknown ones (default: the first of OOV_WORDS that the lexicon has, else the first;
-    added as spoken noise when the lexicon lacks it); sil_prob: probability of silence before and after a word. Raises
-    UserError for a bad dict directory.
+    added as spoken noise, SPN, when the lexicon lacks it; without such a phone there is none, no oov.txt); sil_prob:
+    probability of silence before and after a word. Raises UserError for a bad dict directory, and where a given
+    ``oov`` is not in the lexicon and cannot be added.
     """
     if not 0.0 <= sil_prob < 1.0:
         raise UserError(f"--sil-prob {sil_prob}: must be at least 0 and under 1")
@@ -323,10 +329,17 @@ def prepare_lang(dict_dir: str | Path, lang_dir: str | Path, *, oov: str | None 
         raise UserError(f"--num-sil-states {num_sil_states}, --num-nonsil-states {num_nonsil_states}: at least 1 each")
     dictionary = read_dict(dict_dir)
     lexicon = list(dictionary.lexicon)
-    oov, extra = choose_oov(lexicon, dictionary.silence, dictionary.optional_silence, oov)
+    given = oov
+    oov, extra = choose_oov(lexicon, dictionary.silence, oov)
     if extra:
         lexicon.append(Pronunciation(oov, extra))
         print(f"{dict_dir}: the lexicon lacks {oov}: added as '{oov} {' '.join(extra)}'", file=sys.stderr)
+    elif extra is not None:
+        none = f"{dict_dir}: the lexicon has no word for unknown words, and silence_phones.txt no SPN: {ADD_OOV}"
+        if given is not None:
+            raise UserError(none)
+        oov = None
+        print(f"{none}, if there are words that the lexicon lacks", file=sys.stderr)
     lang_dir = Path(lang_dir)
     staged = Path(staging_path(lang_dir))
     try:
@@ -340,8 +353,8 @@ def prepare_lang(dict_dir: str | Path, lang_dir: str | Path, *, oov: str | None 
     return load_lang(lang_dir)
 
 
-def _write_lang(out: Path, dictionary: Dictionary, lexicon: List[Pronunciation], oov: str, num_sil_states: int,
-                num_nonsil_states: int, sil_prob: float) -> None:
+def _write_lang(out: Path, dictionary: Dictionary, lexicon: List[Pronunciation], oov: str | None,
+                num_sil_states: int, num_nonsil_states: int, sil_prob: float) -> None:
     """Every file of a lang directory."""
     def variants(line: List[str], silence: bool) -> List[str]:
         return [phone + s for phone in line for s in ([""] if silence else []) + list(_SUFFIXES)]
@@ -392,8 +405,9 @@ def _write_lang(out: Path, dictionary: Dictionary, lexicon: List[Pronunciation],
     (out / "phones/wdisambig.txt").write_text("#0\n")
     (out / "phones/wdisambig_phones.int").write_text(f"{phone_ids['#0']}\n")
     (out / "phones/wdisambig_words.int").write_text(f"{word_ids['#0']}\n")
-    (out / "oov.txt").write_text(f"{oov}\n", encoding="utf-8")
-    (out / "oov.int").write_text(f"{word_ids[oov]}\n")
+    if oov is not None:
+        (out / "oov.txt").write_text(f"{oov}\n", encoding="utf-8")
+        (out / "oov.int").write_text(f"{word_ids[oov]}\n")
     (out / "topo").write_text(format_topology([
         ([phone_ids[p] for p in nonsilence], linear_topology(num_nonsil_states)),
         ([phone_ids[p] for p in silence], silence_topology(num_sil_states))]))
@@ -409,7 +423,7 @@ def read_symbols(path: str | Path) -> List[str]:
     """A Kaldi symbol table (``symbol id`` lines, ids 0, 1, 2 ... in any order, gaps allowed) -> symbols by id."""
     table: Dict[int, str] = {}
     for number, fields in _lines(Path(path)):
-        if len(fields) != 2 or not fields[1].isdigit():
+        if len(fields) != 2 or not is_number(fields[1]):
             raise UserError(f"{path}: line {number}: expected 'SYMBOL ID', got '{' '.join(fields)}'")
         if int(fields[1]) in table:
             raise UserError(f"{path}: line {number}: id {fields[1]} is already {table[int(fields[1])]}")
@@ -438,7 +452,7 @@ def read_positions(lang: Path, num_phones: int) -> np.ndarray:
     kind = np.zeros(num_phones, np.uint8)
     boundary = lang / "phones" / "word_boundary.int"
     for number, fields in _lines(boundary) if boundary.exists() else []:
-        if len(fields) != 2 or not fields[0].isdigit() or fields[1] not in POSITIONS:
+        if len(fields) != 2 or not is_number(fields[0]) or fields[1] not in POSITIONS:
             raise UserError(f"{boundary}: line {number}: expected 'PHONE-ID POSITION', got '{' '.join(fields)}'")
         if int(fields[0]) >= num_phones:
             raise UserError(f"{boundary}: line {number}: phone-id {fields[0]} is not in {lang / 'phones.txt'}")

@@ -20,7 +20,8 @@ from essence_kd.hmm.fst import Fst, make_fst, sort_arcs
 from essence_kd.hmm.lang import read_symbols
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write
-from essence_kd.io.text import decode_text
+from essence_kd.io.text import BLANKS, decode_text, read_lines, split, visible
+from essence_kd.io.words import is_reserved, refuse_reserved, tell_unseen
 
 BOS, EOS = "<s>", "</s>"
 _BACKOFF = "#0"  # on the back-off arcs of G
@@ -82,29 +83,36 @@ def read_text(path: str | Path, ids: str = "auto", words: Dict[str, int] | None 
     """(utterance-id or line number, words) of a Kaldi ``text`` or of a file with a sentence a line.
 
     ids: "true" (each line begins with an utterance-id), "false", or "auto": they are there when all first fields
-    differ and none of them is a word of the vocabulary (without a vocabulary: when the file is named ``text``).
+    differ and none of them is a word of the vocabulary (without a vocabulary: when the file is named ``text``); stderr
+    then tells. Raises UserError for a file without a sentence and for reserved words such as <s>, by their lines.
     """
     path = Path(path)
-    rows = [(number, line.split()) for number, line in enumerate(_read(path).split("\n"), 1) if line.strip()]
+    rows = [(number, split(line)) for number, line in enumerate(_read(path).split("\n"), 1) if line.strip(BLANKS)]
     if not rows:
         raise UserError(f"{path}: holds no sentence")
     first = [fields[0] for _, fields in rows]
     if ids == "auto":
         with_ids = path.name == "text" if words is None else not any(f in words for f in first)
-        with_ids = with_ids and len(set(first)) == len(first)
+        with_ids = with_ids and len(set(first)) == len(first) and not any(map(is_reserved, first))
+        if with_ids and path.name != "text":
+            print(f"{path}: what a line begins with is taken for an utterance-id, as '{visible(first[0])}': all differ "
+                  "and none is a word of the vocabulary (--ids false: they are words)", file=sys.stderr)
     else:
         with_ids = ids == "true"
-    return [(fields[0], fields[1:]) if with_ids else (f"line {number}", fields) for number, fields in rows]
+    refuse_reserved([(f"line {number}", fields[with_ids:]) for number, fields in rows], path)
+    text = [(fields[0], fields[1:]) if with_ids else (f"line {number}", fields) for number, fields in rows]
+    tell_unseen(text, path)
+    return text
 
 
-def vocabulary(words_txt: str | Path) -> List[str]:
-    """The words of a lang's words.txt that a grammar may predict: all but <eps>, <s>, </s>, #0 and its like.
-
-    The word of ``oov.txt`` beside it is left out too: nobody wants it recognised unless the text says so.
-    """
+def vocabulary(words_txt: str | Path) -> Tuple[List[str], List[str]]:
+    """The words of a lang's words.txt: those that a text may have (all but reserved ones, as <eps>, <s> and #0), and
+    those that a model gets even where the text lacks them: without the word of ``oov.txt`` beside it, for nobody wants
+    it recognised unless the text says so."""
     oov_file = Path(words_txt).parent / "oov.txt"
-    oov = oov_file.read_text(encoding="utf-8").strip() if oov_file.exists() else None
-    return [w for w in read_symbols(words_txt) if w and w not in ("<eps>", BOS, EOS, oov) and not w.startswith("#")]
+    oov = [line for _, line in read_lines(oov_file)] if oov_file.exists() else []
+    words = [word for word in read_symbols(words_txt) if word and not is_reserved(word)]
+    return words, [word for word in words if word not in oov]
 
 
 # ------------------------------------------------------------------------------------------------------- estimation

@@ -4,10 +4,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 from types import MappingProxyType
-from typing import Iterable, Mapping, Optional
+from typing import Any, Iterable, Mapping, Optional
 
 import numpy as np
 
@@ -15,8 +17,9 @@ from essence_kd.io.errors import UserError
 from essence_kd.io.frames import SAMPLE_RATE
 from essence_kd.io.pipes import check_pipe
 from essence_kd.io.provenance import staging_path, write_text
-from essence_kd.io.text import read_lines
+from essence_kd.io.text import other_form, read_lines, split
 from essence_kd.io.wave import expect_rate, is_command, read_audio, split_speed, the_channel, wav_info
+from essence_kd.io.words import refuse_reserved, refuse_unknown, refuse_unseen, unknown_words
 
 MAX_OVERSHOOT = 0.05  # seconds by which a segment may end after its recording (rounding)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
@@ -47,7 +50,7 @@ class DataDir:
             raise UserError(f"{path}: no such data directory")
         segments, channels = read_segments(path / "segments") if (path / "segments").exists() else (None, {})
         text = read_table(path / "text", empty="an empty transcript") if (path / "text").exists() else {}
-        text = {utt: " ".join(words.split()) for utt, words in text.items()}
+        text = {utt: " ".join(split(words)) for utt, words in text.items()}
         extra = {name: read_table(path / name) for name in _EXTRA if (path / name).exists()}
         return cls(path, read_wav_scp(path / "wav.scp"), text, read_table(path / "utt2spk"), segments, extra, channels)
 
@@ -118,7 +121,7 @@ def read_table(path: str | Path, empty: str = "nothing after the id") -> dict[st
     out: dict[str, str] = {}
     last = b""
     for number, line in read_lines(path):
-        key, *rest = line.split(None, 1)
+        key, *rest = split(line, 1)
         if number > len(out) + 1:
             raise UserError(f"{path}: line {len(out) + 1} is empty: remove it")
         if not rest:
@@ -159,7 +162,7 @@ def read_segments(path: str | Path) -> tuple[dict[str, tuple[str, float, float]]
     """
     segments, channels = {}, {}
     for utt, rest in read_table(path).items():
-        reco, *times = rest.split()
+        reco, *times = split(rest)
         for number in times[:2]:
             if not _NUMBER.fullmatch(number):
                 hint = " (write a decimal point)" if _NUMBER.fullmatch(number.replace(",", ".")) else ""
@@ -208,10 +211,12 @@ def _first(keys: Iterable[str]) -> str:
 
 def same_ids(a: Path, in_a: Iterable[str], b: Path, in_b: Iterable[str]) -> None:
     """UserError where one of two files lacks an id that the other one has."""
-    for file, other, missing in ((a, b, set(in_b) - set(in_a)), (b, a, set(in_a) - set(in_b))):
+    for (file, own), (other, others) in permutations(((a, set(in_a)), (b, set(in_b)))):
+        missing = others - own
         if missing:
+            hint = other_form(min(missing), own)
             raise UserError(
-                f"{file}: lacks {_first(missing)}, which {other.name} has: add the line here or remove it there"
+                f"{file}: lacks {_first(missing)}, which {other.name} has{hint}: add the line here or remove it there"
             )
 
 
@@ -224,13 +229,15 @@ def validate_data_dir(
     need_text: bool = True,
     run_pipes: bool = False,
     max_overshoot: float = MAX_OVERSHOOT,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Checks a data directory; raises UserError at the first fault, one line with the file, the id and the fix.
 
-    lexicon: a lexicon.txt or words.txt whose first column must hold every word of text (unless allow_oov). Headers of
-    audio files are read; pipes are only run when run_pipes is true (make-feats runs them anyway).
+    lexicon: a lexicon.txt or words.txt whose first column must hold every word of text (unless allow_oov). Reserved
+    words (<s>, #0 ...) and characters that cannot be seen are refused in text. Headers of audio files are read; pipes
+    are only run when run_pipes is true (make-feats runs them anyway).
     max_overshoot: seconds by which a segment may end after its recording.
-    Returns counts: utterances, speakers, recordings, words, oov_words, seconds (-1 where pipes were not run).
+    Returns counts: utterances, speakers, recordings, words, oov_words (a Counter of words that the lexicon lacks),
+    seconds (-1 where pipes were not run).
     """
     path = Path(path)
     data = DataDir.load(path)
@@ -250,20 +257,20 @@ def validate_data_dir(
     seconds = _check_audio(path, data, sample_rate, run_pipes, max_overshoot)
     oov = _check_words(path, data, lexicon, allow_oov)
     return {"utterances": len(utts), "speakers": len(set(data.utt2spk.values())), "recordings": len(data.wav_scp),
-            "words": sum(len(words.split()) for words in data.text.values()), "oov_words": oov, "seconds": seconds}
+            "words": sum(len(split(words)) for words in data.text.values()), "oov_words": oov, "seconds": seconds}
 
 
 def _check_speakers(path: Path, data: DataDir) -> None:
     last = b""
     for utt, spk in data.utt2spk.items():
-        if len(spk.split()) != 1:
+        if len(split(spk)) != 1:
             raise UserError(f"{path}/utt2spk: {utt} has the speaker '{spk}': a line is 'UTTERANCE SPEAKER'")
         if _order(spk) < last:
             raise UserError(f"{path}/utt2spk: sorted by utterance it is not sorted by speaker (at {utt} of {spk}): "
                             "make the speaker the beginning of each utterance id")
         last = _order(spk)
     if (path / "spk2utt").exists():
-        given = {spk: rest.split() for spk, rest in read_table(path / "spk2utt").items()}
+        given = {spk: split(rest) for spk, rest in read_table(path / "spk2utt").items()}
         for spk, utts in data.spk2utt().items():
             if given.get(spk) != utts:
                 utt = next((u for u in utts if u not in given.get(spk, [])), (given.get(spk) or utts)[0])
@@ -304,20 +311,14 @@ def _check_audio(path: Path, data: DataDir, sample_rate: int, run_pipes: bool, m
     return -1.0 if unknown else total
 
 
-def _check_words(path: Path, data: DataDir, lexicon: str | Path | None, allow_oov: bool) -> int:
+def _check_words(path: Path, data: DataDir, lexicon: str | Path | None, allow_oov: bool) -> Counter:
+    """The words of text that the lexicon lacks."""
+    rows = [(utt, split(words)) for utt, words in data.text.items()]
+    refuse_reserved(rows, path / "text")
+    refuse_unseen([(utt, [utt, *words]) for utt, words in rows], path / "text")
     if lexicon is None:
-        return 0
-    known = {line.split()[0] for _, line in read_lines(lexicon)}
-    missing: dict[str, str] = {}
-    count = 0
-    for utt, words in data.text.items():
-        for word in words.split():
-            if word not in known:
-                missing.setdefault(word, utt)
-                count += 1
-    if missing and not allow_oov:
-        word, utt = next(iter(missing.items()))
-        more = f" (and {len(missing) - 1} more words)" if len(missing) > 1 else ""
-        raise UserError(f"{path}/text: {utt} has the word '{word}'{more}, which {lexicon} lacks: "
-                        "add its pronunciation, or pass --allow-oov true")
-    return count
+        return Counter()
+    known = {split(line, 1)[0] for _, line in read_lines(lexicon)}
+    if not allow_oov:
+        refuse_unknown(rows, known, path / "text", lexicon, "add its pronunciation, or pass --allow-oov true")
+    return unknown_words(rows, known)

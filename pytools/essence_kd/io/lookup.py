@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from essence_kd.io.errors import UserError
-from essence_kd.io.text import decode_text
+from essence_kd.io.text import read_text
 
 _PART = re.compile(r"\.?([^.\[\]]+)|\[([^\[\]=]+)=([^\[\]]*)\]")
 
@@ -18,10 +18,7 @@ def read_values(path: str) -> Any:
 
         return read_yaml(path)
     try:
-        with open(path, "rb") as stream:
-            return json.loads(decode_text(stream.read(), path))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        return json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
 

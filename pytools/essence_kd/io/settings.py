@@ -14,7 +14,7 @@ from typing import Any, Iterable, Optional, Type, TypeVar
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import write_text
-from essence_kd.io.text import decode_text
+from essence_kd.io.text import read_text
 
 T = TypeVar("T")
 
@@ -40,12 +40,7 @@ def read_yaml(path) -> dict:
     import yaml
 
     try:
-        with open(path, "rb") as stream:
-            text = decode_text(stream.read(), path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such settings file") from None
-    try:
-        values = yaml.safe_load(text)
+        values = yaml.safe_load(read_text(path, "it should hold settings"))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:

@@ -30,6 +30,7 @@ from essence_kd.io.provenance import is_special
 BLOCK = 1 << 20  # bytes read from a file at a time
 _LONGEST_KEY = 4096  # bytes; a longer "key" is not a key
 _USUAL_KEY = re.compile(rb"([!-~]+) ")
+_NO_KEY = re.compile("[\x00-\x1f\x7f\ufeff]")  # what no utterance id has
 _BLIND = 16 * BLOCK  # bytes; the largest size that is believed before it is known how much will come
 
 
@@ -497,7 +498,7 @@ def read_key(source: Source) -> str | None:
         key = raw.decode("utf-8")
     except UnicodeDecodeError:
         key = ""
-    if not key.isprintable() or not key:
+    if not key or _NO_KEY.search(key):
         raise UserError(f"{source.name}: not a Kaldi archive (an utterance id cannot be {raw[:40]!r})")
     source.skip(found.start() + (found.group() != b"\n"))
     return key

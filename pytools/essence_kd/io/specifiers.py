@@ -7,6 +7,7 @@ from typing import Iterator, NamedTuple
 from essence_kd.io.errors import UserError
 from essence_kd.io.pipes import check_pipe
 from essence_kd.io.sources import open_source
+from essence_kd.io.text import BLANKS, decode_text, split
 
 _SCP_BLOCK = 1 << 18  # bytes of an scp file taken at a time
 _RANGE_TOLERANCE = 3  # rows a range may reach past the end, as in Kaldi
@@ -66,23 +67,22 @@ def read_scp(name: str) -> Iterator[tuple[int, str, str, str | None]]:
             if len(data) == _SCP_BLOCK and size == len(data) and not data.endswith(b"\n"):
                 raise UserError(f"{source.name}: line {number + 1} is too long; is it an archive? (ark:{name})")
             source.skip(size)
-            try:
-                lines = data[:size].decode("utf-8").split("\n")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{source.name}: not text; is it an archive? (ark:{name})") from error
+            if b"\0" in data[:size]:
+                raise UserError(f"{source.name}: not text; is it an archive? (ark:{name})")
+            lines = decode_text(data[:size], source.name, first=number + 1).split("\n")
             for line in lines[:-1] if data[size - 1:size] == b"\n" else lines:
                 number += 1
-                if line.strip():
+                if line.strip(BLANKS):
                     yield (number, *parse_scp_line(line, source.name, number))
         source.finish()
 
 
 def parse_scp_line(line: str, name: str, number: int) -> tuple[str, str, str | None]:
     """(utterance, rxfilename, range or None) of a line of an scp file. Raises UserError, also for a refused pipe."""
-    parts = line.split(None, 1)
+    parts = split(line, 1)
     if len(parts) != 2:
-        raise UserError(f"{name}: line {number}: '{line.strip()}' is not 'utterance file'")
-    key, rest, span = parts[0], parts[1].strip(), None
+        raise UserError(f"{name}: line {number}: '{line.strip(BLANKS)}' is not 'utterance file'")
+    key, rest, span = parts[0], parts[1].strip(BLANKS), None
     if rest.endswith("]"):
         rest, _, span = rest[:-1].rpartition("[")
         if not rest:

@@ -20,6 +20,7 @@ from essence_kd.io.objects import (INT_CELL, cut_matrix, cut_vector, matrix_shap
 from essence_kd.io.provenance import is_special, staging_path, writing_failed
 from essence_kd.io.sources import BLOCK, Command, Maps, Source, guarded, open_object, open_source, read_key
 from essence_kd.io.specifiers import parse_rspecifier, parse_scp_line, parse_wspecifier, read_scp
+from essence_kd.io.text import split
 
 
 def read_table(rspecifier: str, read_object: Callable[[Source], Any], cut: Callable[[Any, str], Any],
@@ -271,7 +272,7 @@ class TableWriter:
 
     def put(self, utt: str, buffers: list) -> None:
         """Writes `utt`, a blank, and the buffers."""
-        if not utt or utt.split() != [utt]:
+        if split(utt) != [utt]:
             raise UserError(f"{self._ark}: '{utt}' cannot be an utterance id (it is empty or has blanks)")
         if utt in self._seen:
             raise UserError(f"{self._ark}: utterance {utt} is written twice")

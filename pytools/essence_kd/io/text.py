@@ -1,28 +1,84 @@
-"""Text files in UTF-8, and messages that name the line of what is wrong with them."""
+"""Text files in UTF-8, read as Kaldi reads them, and messages that name the line of what is wrong with them.
+
+Words and ids end at ASCII blanks alone, as in Kaldi: a no-break space is a character of its word.
+"""
 from __future__ import annotations
 
 import os
+import unicodedata
+from typing import Container
 
 from essence_kd.io.errors import UserError
 
+BLANKS = " \t\n\r\f\v"  # what Kaldi's programs split at
+_BOM = b"\xef\xbb\xbf"
 
-def decode_text(data: bytes, path: str | os.PathLike) -> str:
-    """The text of a file's bytes; a UserError names the line, its first field, and the byte that is not UTF-8."""
+
+def split(line: str, most: int = -1) -> list[str]:
+    """The fields of a line between BLANKS, at most ``most`` + 1 of them (the last is then the rest of the line)."""
+    if line.isprintable():  # then all that str.split takes for a blank is a space
+        return line.split(None, most)
+    return [field.decode("utf-8", "surrogateescape")
+            for field in line.encode("utf-8", "surrogateescape").split(None, most)]
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number without sign, in ASCII digits."""
+    return text.isascii() and text.isdigit()
+
+
+def visible(text: str) -> str:
+    """A text for a message: characters that cannot be seen stand as escapes, such as ``\\xa0``."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def other_form(name: str, known: Container[str]) -> str:
+    """What a message adds where ``known`` has the same letters in another normal form of Unicode; else nothing."""
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize(form, name)
+        if other != name and other in known:
+            return (f" (it is there with the same letters in Unicode's form {form}: bring both files to one form, for "
+                    "example with 'uconv -x nfc')")
+    return ""
+
+
+def decode_text(data: bytes, path: str | os.PathLike, *, first: int = 1, other: str | None = None) -> str:
+    """The text of a file's bytes.
+
+    first: the number of the line that the bytes begin with; other: an encoding for bytes that are not UTF-8.
+
+    Raises UserError naming the line for: UTF-16 and other bytes of zero, byte order marks anywhere, carriage returns
+    within a line, and bytes that are not UTF-8 (``other`` not given).
+    """
+    def place(at: int) -> str:
+        return f"{path}: line {data.count(10, 0, at) + first}"
+
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data:
+        raise UserError(f"{place(max(0, data.find(0)))} has bytes of zero or begins with the mark of UTF-16: this is "
+                        "not text in UTF-8; convert the file, for example with 'iconv -f utf-16 -t utf-8'")
+    if _BOM in data:
+        raise UserError(f"{place(data.find(_BOM))} has a byte order mark (U+FEFF, the bytes EF BB BF), which cannot be "
+                        f"seen: remove it, for example with \"LC_ALL=C sed -i 's/\\xEF\\xBB\\xBF//g' {path}\"")
+    if b"\r" in data and data.count(b"\r") > data.count(b"\r\n") + data.endswith(b"\r"):
+        at = next(n for n in range(len(data)) if data[n] == 13 and data[n + 1:n + 2] != b"\n")
+        raise UserError(f"{place(at)} has a carriage return that does not end it: end lines with a line feed, for "
+                        "example with 'tr \"\\r\" \"\\n\"'")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
+        if other is not None:
+            return data.decode(other)
         begin = data.rfind(b"\n", 0, error.start) + 1
-        number, first = data.count(b"\n", 0, begin) + 1, data[begin:].split(None, 1)[0]
-        raise UserError(f"{path}: line {number} ({first.decode('ascii', errors='replace')}) is not UTF-8 at byte "
-                        f"{error.start - begin}: convert the file, for example with 'iconv -f latin1 -t utf-8'"
-                        ) from None
+        name = data[begin:].split(None, 1)[0].decode("ascii", errors="replace")
+        raise UserError(f"{place(begin)} ({name}) is not UTF-8 at byte {error.start - begin}: convert the file, for "
+                        "example with 'iconv -f latin1 -t utf-8'") from None
 
 
-def read_lines(path: str | os.PathLike, remedy: str = "") -> list[tuple[int, str]]:
-    """(line number, line without blanks at its ends) of every line that is not blank.
-
-    Raises UserError: there is no such file (``remedy`` says what to do then), it is a directory, it is not UTF-8.
-    """
+def read_text(path: str | os.PathLike, remedy: str = "", *, other: str | None = None) -> str:
+    """The text of a file. Raises UserError: as ``decode_text``; there is no such file (``remedy`` says what to do
+    then); it is a directory."""
     try:
         with open(path, "rb") as stream:
             data = stream.read()
@@ -30,7 +86,13 @@ def read_lines(path: str | os.PathLike, remedy: str = "") -> list[tuple[int, str
         raise UserError(f"{path}: no such file" + (f"; {remedy}" if remedy else "")) from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a directory, not a text file") from None
-    lines = ((number, line.strip()) for number, line in enumerate(decode_text(data, path).split("\n"), 1))
+    return decode_text(data, path, other=other)
+
+
+def read_lines(path: str | os.PathLike, remedy: str = "") -> list[tuple[int, str]]:
+    """(line number, line without BLANKS at its ends) of every line that is not blank. Raises UserError as
+    ``read_text`` does."""
+    lines = ((number, line.strip(BLANKS)) for number, line in enumerate(read_text(path, remedy).split("\n"), 1))
     return [(number, line) for number, line in lines if line]
 
 
@@ -41,7 +103,7 @@ def read_map(path: str | os.PathLike) -> dict[str, str]:
     """
     table: dict[str, str] = {}
     for number, line in read_lines(path):
-        key, *rest = line.split(None, 1)
+        key, *rest = split(line, 1)
         if key in table:
             raise UserError(f"{path}: {key} comes twice (line {number}): remove one of its lines")
         table[key] = rest[0] if rest else ""
@@ -50,4 +112,4 @@ def read_map(path: str | os.PathLike) -> dict[str, str]:
 
 def read_words(path: str | os.PathLike) -> dict[str, list[str]]:
     """A Kaldi ``text`` file as utterance -> words, in its order. Raises UserError as ``read_map`` does."""
-    return {utt: words.split() for utt, words in read_map(path).items()}
+    return {utt: split(words) for utt, words in read_map(path).items()}

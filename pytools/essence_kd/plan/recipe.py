@@ -10,6 +10,7 @@ from typing import Dict, List
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import SAMPLE_RATE
+from essence_kd.io.text import read_text
 
 # Variables of recipe.conf. Lists are words with blanks between.
 TEXT = ("description", "student", "lm_order", "rescore_lm_order")
@@ -53,6 +54,9 @@ def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:
     Raises:
       UserError: bash refuses the file, a variable is missing or has a value of another kind.
     """
+    if "\r" in read_text(path):
+        raise UserError(f"{path}: its lines end in carriage returns, which bash takes for parts of values: remove "
+                        f"them, for example with \"sed -i 's/\\r$//' {path}\"")
     # what the environment has under a name is not the recipe's
     script = ('unset "${@:4}"; size=$2 fuse=$3; . "$1" || exit 1; shift 3; '
               'for v; do [ -z "${!v+set}" ] || printf "%s=%s\\0" "$v" "${!v}"; done')

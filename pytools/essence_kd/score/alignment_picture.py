@@ -10,7 +10,7 @@ import numpy as np
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS
-from essence_kd.io.text import read_lines, read_map
+from essence_kd.io.text import read_lines, read_map, split
 
 FRAME_SECONDS = FRAME_SHIFT_MS / 1000
 SILENCES = ("SIL", "sil")
@@ -46,7 +46,7 @@ def read_tree(path: Path) -> dict[int, tuple[str, int]]:
     """tree.txt: pdf-id -> (phone without position, state); a pdf that several phones share keeps the first."""
     tree: dict[int, tuple[str, int]] = {}
     for number, line in read_lines(path):
-        fields = line.split()
+        fields = split(line)
         try:
             pdf, phone, state = int(fields[0]), fields[1], int(fields[2])
         except (IndexError, ValueError):
@@ -114,7 +114,7 @@ def read_lexicon(path: Path) -> dict[str, list[list[str]]]:
     """dict/lexicon.txt: word -> pronunciations."""
     lexicon: dict[str, list[list[str]]] = {}
     for _, line in read_lines(path):
-        word, *phones = line.split()
+        word, *phones = split(line)
         if phones:
             lexicon.setdefault(word, []).append(phones)
     return lexicon
@@ -125,7 +125,7 @@ def _pick(frames: dict[str, int], texts: dict[str, str]) -> str | None:
     one, so that no end of the speaker list is favoured."""
 
     def distance(utt: str):
-        seconds, words = frames[utt] * FRAME_SECONDS, len(texts[utt].split())
+        seconds, words = frames[utt] * FRAME_SECONDS, len(split(texts[utt]))
         return re.match(r"sp\d", utt) is not None, max(0.0, 1.5 - seconds, seconds - 3.0), max(0, 4 - words, words - 7)
 
     if not frames:
@@ -164,7 +164,7 @@ def load_alignment(ali_dir: Path, data_dir: Path) -> AlignedUtterance | None:
         return None
     phones = phone_spans(np.asarray(alignments[utt]), read_tree(ali_dir / "tree.txt"))
     lexicon = data_dir / "dict" / "lexicon.txt"
-    words = word_spans(phones, texts[utt].split(), read_lexicon(lexicon)) if lexicon.exists() else []
+    words = word_spans(phones, split(texts[utt]), read_lexicon(lexicon)) if lexicon.exists() else []
     return AlignedUtterance(utt, texts[utt], np.asarray(features[utt]), tuple(phones), tuple(words))
 
 

@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass, field
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.text import split
 from essence_kd.score.wer import Counts
 
 CORRECT, SUBSTITUTION, INSERTION, DELETION = "C", "S", "I", "D"
@@ -45,7 +46,7 @@ def parse_network(text: str, where: str = "transcript") -> Network:
     Raises:
       UserError: braces do not match or an alternation has one branch.
     """
-    tokens = re.sub(r"([{}])", r" \1 ", text.lower()).split()
+    tokens = split(re.sub(r"([{}])", r" \1 ", text.lower()))
     network = Network()
     position = 0
 

@@ -11,7 +11,7 @@ from typing import Any, Iterator, Sequence
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import read_sidecar, sidecar_path
 from essence_kd.io.settings import read_yaml
-from essence_kd.io.text import read_lines, read_words
+from essence_kd.io.text import is_number, read_lines, read_words
 from essence_kd.plan.plan import Plan, Target, read_plan
 from essence_kd.plan.plan import System as Entry
 from essence_kd.score import hub5, wer
@@ -288,7 +288,7 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None) -> E
     for path in (exp_dir / "ali" / "num_pdfs", exp_dir / "gmm" / "num_pdfs"):
         if path.exists():
             first = next((line for _, line in read_lines(path)), "")
-            if not first.isdigit():
+            if not is_number(first):
                 raise UserError(f"{path}: expected a whole number, got '{first}'; run stage 4 again")
             exp.num_pdfs = int(first)
             break

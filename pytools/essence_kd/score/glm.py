@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Iterable, Union
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.text import BLANKS, read_text, split
 
 HESITATIONS = ("uh", "um", "eh", "mm", "hm", "ah", "huh", "ha", "er", "oof", "hee", "ach", "eee", "ew")
 
@@ -82,7 +83,7 @@ def ascii_upper(text: str) -> str:
 
 
 def _unwrap(text: str) -> str:
-    text = text.strip()
+    text = text.strip(BLANKS)
     if len(text) >= 2 and (text[0], text[-1]) in (("[", "]"), ('"', '"')):
         return text[1:-1]
     return text
@@ -117,20 +118,20 @@ def parse_glm(text: str, kinds: Iterable[str], name: str = "GLM") -> RuleSet:
     """
     kinds = [k.lower() for k in kinds]
     lines = text.split("\n")
-    first = next((line.split()[0] for line in lines if line.strip()), ";;")
+    first = next((split(line)[0] for line in lines if line.strip(BLANKS)), ";;")
     rules: list[Rule] = []
     header = {"case_sensitive": False, "copy_no_hit": True}
     applies = True
     for number, line in enumerate(lines, 1):
-        condition = re.match(r'^;;\s+INPUT_DEPENDENT_APPLICATION\s*=\s*"([^"]*)"', line)
+        condition = re.match(r'^;;\s+INPUT_DEPENDENT_APPLICATION\s*=\s*"([^"]*)"', line, re.ASCII)
         if condition:
             applies = any(re.search(condition.group(1).lower(), kind) for kind in kinds)
             continue
         line = line.split(first, 1)[0]
-        if not line.strip():
+        if not line.strip(BLANKS):
             continue
         where = f"{name}: line {number}"
-        if line.lstrip().startswith("*"):
+        if line.lstrip(BLANKS).startswith("*"):
             value = re.search(r"[\"']([^\"']*)[\"']", line)
             if not value:
                 raise UserError(f"{where}: a header line needs a quoted value: '{line.strip()}'")
@@ -146,7 +147,10 @@ def parse_glm(text: str, kinds: Iterable[str], name: str = "GLM") -> RuleSet:
 
 def split_optional(text: str) -> str:
     """``(you know)`` as ``(you) (know)``: every word of a transcript is optional on its own."""
-    return re.sub(r"\(([^()]*)\)", lambda m: " ".join(f"({w})" for w in m.group(1).split()), text)
+    return re.sub(r"\(([^()]*)\)", lambda m: " ".join(f"({w})" for w in split(m.group(1))), text)
+
+
+_SECOND_OPTIONAL = re.compile(r"(\(\s+[^()\s]+\s+)([^()\s]+)", re.ASCII)
 
 
 class Filter:
@@ -156,14 +160,14 @@ class Filter:
         self.rules = rules
 
     def __call__(self, line: str) -> str:
-        line = " " + " ".join(ascii_upper(line).split()) + " "
+        line = " " + " ".join(split(ascii_upper(line))) + " "
         line = " " + line.replace("(", "( ").replace(")", " )") + " "
         line = self.rules.apply(line)
         line = re.sub(r"([^( ])-(?=[^) ])", r"\1 ", line)
         previous = None
         while previous != line:
-            previous, line = line, re.sub(r"(\(\s+[^()\s]+\s+)([^()\s]+)", r"\1) ( \2", line)
-        return " ".join(re.sub(r"\s+\)", ")", re.sub(r"\(\s+", "(", line)).split())
+            previous, line = line, _SECOND_OPTIONAL.sub(r"\1) ( \2", line)
+        return " ".join(split(line)).replace("( ", "(").replace(" )", ")")
 
 
 def load_filters(path: Union[str, Path, None]) -> tuple[Filter, Filter]:
@@ -172,12 +176,7 @@ def load_filters(path: Union[str, Path, None]) -> tuple[Filter, Filter]:
         text, name = DEFAULT_GLM, "default GLM"
     else:
         name = str(path)
-        try:
-            text = Path(path).read_bytes().decode("utf-8")
-        except UnicodeDecodeError:
-            text = Path(path).read_bytes().decode("latin-1")  # the published English tables are Latin-1
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; --glm takes a file of mapping rules") from None
+        text = read_text(path, "--glm takes a file of mapping rules", other="latin-1")  # as the published tables are
     return Filter(parse_glm(text, ("stm", "ref"), name)), Filter(parse_glm(text, ("ctm", "hyp"), name))
 
 

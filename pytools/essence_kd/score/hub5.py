@@ -13,7 +13,7 @@ from typing import Union
 import numpy as np
 
 from essence_kd.io.errors import UserError
-from essence_kd.io.text import read_lines
+from essence_kd.io.text import read_lines, split
 from essence_kd.score.glm import DEFAULT_GLM, Filter, is_noise, load_filters, spell, split_optional
 from essence_kd.score.alternatives import Step, align_networks, count_steps, parse_network
 from essence_kd.score.wer import Counts, Score, check_utterances
@@ -74,14 +74,14 @@ def read_stm(path: PathLike) -> list[Segment]:
     segments = []
     for number, line in _lines(path):
         where = f"{path}: line {number}"
-        fields = line.split(None, 5)
+        fields = split(line, 5)
         if len(fields) < 5:
             raise UserError(f"{where}: an STM line has at least 5 fields, this has {len(fields)}")
         start, end = _number(fields[3], where), _number(fields[4], where)
         if end < start:
             raise UserError(f"{where}: the segment ends ({end}) before it starts ({start})")
         text = fields[5] if len(fields) > 5 else ""
-        label = re.match(r"<(\S+)>(?:\s+|$)", text)
+        label = re.match(r"<(\S+)>(?:\s+|$)", text, re.ASCII)
         if label:
             text = text[label.end():]
         if re.search(r"[()]", re.sub(r"\([^()]*\)", "", text)) or text.count("{") != text.count("}"):
@@ -98,7 +98,7 @@ def read_ctm(path: PathLike) -> list[Token]:
     tokens = []
     for number, line in _lines(path):
         where = f"{path}: line {number}"
-        fields = line.split()
+        fields = split(line)
         if len(fields) not in (5, 6):
             raise UserError(f"{where}: a CTM line has 5 or 6 fields, this has {len(fields)}")
         tokens.append(Token(fields[0], fields[1], _number(fields[2], where), _number(fields[3], where), fields[4]))
@@ -142,7 +142,7 @@ def _timed(token: Token, text: str) -> list[tuple[float, str]]:
     whole = "{" in text
     timed = []
     for branch in re.sub(r"[{}]", " ", text).split("/") if whole else [text]:
-        words = branch.split()
+        words = split(branch)
         length = token.duration / max(len(words), 1)
         timed += [(round(token.start + i * length, 3) + round(length, 3) / 2.0, word) for i, word in enumerate(words)]
     return [(max(timed)[0], text)] if whole and timed else timed
@@ -293,7 +293,7 @@ def score_text(refs: dict[str, str], hyps: dict[str, str], *, glm: PathLike | No
     for utt, ref in refs.items():
         if utt not in hyps:
             result.missing.append(utt)
-        words = hyps.get(utt, "").split()
+        words = split(hyps.get(utt, ""))
         if drop_noise:
             words = [part for word in words if not is_noise(word) for part in spell(word)]
         hyp = hyp_filter(" ".join(words))

@@ -35,6 +35,7 @@ from essence_kd.io.errors import UserError
 from essence_kd.io.pipes import check_pipe
 from essence_kd.io.provenance import write_text
 from essence_kd.io.tables import MatrixWriter, read_matrices
+from essence_kd.io.text import split
 
 LATTICES = "lat:"  # a job's scores that begin so are the rxfilename of lattices that are there already
 
@@ -190,8 +191,8 @@ class KaldiLatticeDecoder(ArchiveDecoder):
                                                ["lattice-best-path", "ark:-", "ark,t:-"]],
                          Path(progress.job.out_dir) / "log" / "best_path.log")
         words = {}
-        for line in text.splitlines():
-            utt, *ids = line.split()
+        for line in text.split("\n")[:-1]:
+            utt, *ids = split(line)
             words[utt] = np.array(ids, dtype=np.int32)
         return words
 
@@ -204,8 +205,8 @@ class KaldiLatticeDecoder(ArchiveDecoder):
             ["lattice-align-words", str(boundary), str(self.dir / "final.mdl"), "ark:-", "ark:-"],
             ["nbest-to-ctm", f"--frame-shift={shift}", "ark:-", "-"]], Path(progress.job.out_dir) / "log" / "ctm.log")
         lines: List[Tuple[str, str, float, str]] = []
-        for line in text.splitlines():
-            utt, _, start, length, word = line.split()[:5]
+        for line in text.split("\n")[:-1]:
+            utt, _, start, length, word = split(line)[:5]
             reco, channel, offset = progress.places.get(utt, (utt, "1", 0.0))
             lines.append((reco, channel, offset + float(start), f"{float(length):.2f} {self.graph.words[int(word)]}"))
         if progress.places:
