@@ -39,6 +39,7 @@ remove_parts() { for name in "${names[@]}"; do rm -f "$out/$name".[0-9]*.{scp,js
 if is_done "$out" "$fp"; then remove_parts; echo "$0: $out is up to date"; exit 0; fi
 resume "$out" "$fp" "$nj" # what this setting left is kept, and so is its number of jobs
 count=$(note_of "$out")
+[[ $count =~ ^[1-9][0-9]*$ ]] || fail "$out/.marker does not say how many jobs there are: remove $out"
 table() { echo "ark,scp:$out/$1.$2.ark,$out/$1.$2.scp"; } # NAME JOB
 
 list=$(mktemp "$exp/post_list.XXXXXX")

@@ -55,6 +55,14 @@ read_by_feats() {
     sha256sum)
 }
 
+sh_quoted() { # WORD...: for a line that any sh reads, such as Kaldi's programs do with pipes; %q is bash's own
+  local word between='' quote="'\\''"
+  for word; do
+    printf "%s'%s'" "$between" "${word//\'/$quote}"
+    between=' '
+  done
+}
+
 # What a job's script begins with. A queue may hand a job nothing of this environment (queue.pl and slurm.pl: PATH).
 job_header() {
   local v

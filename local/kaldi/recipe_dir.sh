@@ -12,9 +12,10 @@ enter_recipe_dir() { # makes the recipe directory, goes there
   ln -sfn "$KALDI_ROOT/egs/wsj/s5/utils" "$exp/kaldi/utils"
   ln -sfn "$ESSENCE_ROOT/conf" "$exp/kaldi/conf"
   ln -sfn "$data" "$exp/kaldi/data"
-  # some of Kaldi's programs read it by sh, so no more than this
-  printf 'export %s\n' "KALDI_ROOT=$KALDI_ROOT WORK_DIR=$WORK_DIR ESSENCE_PYTHON=$ESSENCE_PYTHON PYTHONPATH=$PYTHONPATH" \
-    "PATH=$PATH LD_LIBRARY_PATH=$LD_LIBRARY_PATH LC_ALL=C PYTHONUTF8=1" >"$exp/kaldi/path.sh"
+  local v
+  for v in KALDI_ROOT WORK_DIR ESSENCE_PYTHON PYTHONPATH PATH LD_LIBRARY_PATH LC_ALL PYTHONUTF8; do
+    echo "export $v=$(sh_quoted "${!v}")" # some of Kaldi's programs read it by sh, so no more than this
+  done >"$exp/kaldi/path.sh"
   case ${cmd:-} in local/*) cmd=$ESSENCE_ROOT/$cmd ;; esac # this project's runners
   cd "$exp/kaldi" || exit 1
 }

@@ -15,6 +15,19 @@ numbers() { # NAME...: options that take whole numbers of at least 1
   done
 }
 
+whole_number() { # TEXT WHERE: what a file says, before the shell counts with it: an expression could be a command
+  [[ $1 =~ ^-?(0|[1-9][0-9]{0,8})$ ]] || fail "$2 is '$1', no whole number"
+}
+
+kaldi_options() { # FILE: the options for Kaldi's programs in a file of somebody's: switches and numbers, for a name could be a pipe
+  local word words option='^--[a-z][a-z0-9-]*=(true|false|[-+.0-9e]+)$'
+  IFS=$' \t\n' read -r -d '' -a words <"$1" || true
+  for word in "${words[@]}"; do
+    [[ $word =~ $option ]] || fail "$1: '$word' is no option that a network may ask for: write --name=true, --name=false or --name=NUMBER"
+  done
+  echo "${words[*]}"
+}
+
 files() { local f; for f in "$@"; do [ -f "$f" ] || fail "'$f' is missing"; done; }
 
 program() {
@@ -73,6 +86,6 @@ import_ali() { # DATA ALI OUT FACTOR: an alignment directory of essence, from Ka
     fail "$ali/final.mdl cannot be read; log: $out/transitions.log"
   cp "$ali"/{tree,phones.txt} "$out"
   essence import-ali --transitions "$out/transitions.txt" --frame-subsampling-factor "$factor" "$data" \
-    "ark:gunzip -c $ali/ali.*.gz | ali-to-pdf $ali/final.mdl ark:- ark:- |" "$out"
+    "ark:gunzip -c $(sh_quoted "$ali")/ali.*.gz | ali-to-pdf $(sh_quoted "$ali/final.mdl") ark:- ark:- |" "$out"
   mark_done "$out" "$ali_fp" ali.ark ali.scp ali.json final.mdl
 }

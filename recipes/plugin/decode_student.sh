@@ -42,7 +42,8 @@ default_cmd
 
 # Rows of 30 ms go into a graph of that rate (frame_subsampling_factor, as in nnet3 directories) with three times the weight
 # of a frame, and the lattices keep it; into a graph of 10 ms each goes three times.
-factor=$(awk '/^frame_subsampling_factor:/ { print $2 }' "$student/model.yaml")
+factor=$(essence get "$student/model.yaml" frame_subsampling_factor)
+whole_number "$factor" "frame_subsampling_factor of $student/model.yaml"
 repeat='' scale=''
 if [ -f "$student/frame_subsampling_factor" ]; then
   scale=$factor
@@ -60,7 +61,7 @@ for ((j = 1; j <= nj; j++)); do
   mkdir "$dir/jobs/$j"
   mv "$dir/jobs/feats.$j" "$dir/jobs/$j/feats.scp"
   only "$dir/jobs/$j/feats.scp" "$data/utt2spk" >"$dir/jobs/$j/utt2spk"
-  lattices="ark:| ${scale:+lattice-scale --acoustic-scale=$scale ark:- ark:- |} gzip -c >$(printf %q "$dir/lat.$j.gz")"
+  lattices="ark:| ${scale:+lattice-scale --acoustic-scale=$scale ark:- ark:- |} gzip -c >$(sh_quoted "$dir/lat.$j.gz")"
   job_script "$dir/jobs/$j.sh" '' "$(quoted essence forward "$student" "$dir/jobs/$j" ark:-) | $repeat $(quoted \
     latgen-faster-mapped --acoustic-scale="${acwt:-0.1}" --beam="$beam" --lattice-beam="$lattice_beam" --max-active="$max_active" \
     --min-active="$min_active" --allow-partial=true --word-symbol-table="$graph/words.txt" "$student/final.mdl" \

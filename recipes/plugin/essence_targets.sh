@@ -100,6 +100,7 @@ look_at_nnet3() { # DIR
   ivectors+=("$dim")
   rate=$(cat "$t/frame_subsampling_factor" 2>/dev/null) ||
     rate=$(awk '$1 == "frame_subsampling_factor" { print $2 }' "$t/init/info.txt" 2>/dev/null) || true  # of steps/chain2
+  whole_number "${rate:-1}" "frame_subsampling_factor of $t"
   factors+=("${rate:-1}")
 }
 look_at_table() { # SCP: what wrote it may have left a sidecar
@@ -118,7 +119,8 @@ for t in "${teachers[@]}"; do
   if [ -f "$t/final.pt" ]; then
     files "$t/model.yaml"
     by_speaker=$data/utt2spk  # means may be taken off speaker by speaker
-    kinds+=(model) ivectors+=(0) factors+=("$(awk '/^frame_subsampling_factor:/ { print $2 }' "$t/model.yaml")")
+    kinds+=(model) ivectors+=(0) factors+=("$(essence get "$t/model.yaml" frame_subsampling_factor)")
+    whole_number "${factors[-1]}" "frame_subsampling_factor of $t/model.yaml"
   elif [ -f "$t/final.mdl" ]; then
     kinds+=(nnet3)
     look_at_nnet3 "$t"
@@ -184,10 +186,10 @@ for ((j = 1; j <= nj; j++)); do
         only "$dir/feats.scp" "${t#scp:}" >"$dir/teacher_$((i + 1)).scp"
         sources+=("scp:$dir/teacher_$((i + 1)).scp") ;;
       nnet3)
-        net="nnet3-am-copy --raw=true $t/final.mdl - |"
+        net="$(sh_quoted nnet3-am-copy --raw=true "$t/final.mdl" -) |"
         if [ "$output_name" != output ]; then
-          net="nnet3-am-copy --raw=true $t/final.mdl - | nnet3-copy --edits=\"remove-output-nodes name=output;"
-          net+="rename-node old-name=$output_name new-name=output\" - - |"
+          net+=" $(sh_quoted nnet3-copy \
+            "--edits=remove-output-nodes name=output;rename-node old-name=$output_name new-name=output" - -) |"
         fi
         options=("$gpu_option" --frame-subsampling-factor="$factor" --frames-per-chunk="$frames_per_chunk"
           --extra-left-context="$extra_left_context" --extra-right-context="$extra_right_context"
@@ -197,15 +199,18 @@ for ((j = 1; j <= nj; j++)); do
           options+=(--online-ivectors="scp:$online_ivector_dir/ivector_online.scp"
             --online-ivector-period="$(cat "$online_ivector_dir/ivector_period")")
         fi
-        cmvn=$(cat "$t/cmvn_opts" 2>/dev/null || echo "--norm-means=false --norm-vars=false")
+        cmvn="--norm-means=false --norm-vars=false"
+        [ ! -f "$t/cmvn_opts" ] || cmvn=$(kaldi_options "$t/cmvn_opts") || exit 1
         if [ -f "$t/online_cmvn" ]; then
           only "$dir/feats.scp" "$data/utt2spk" | awk '
             !($2 in utts) { speaker[++n] = $2 }
             { utts[$2] = utts[$2] " " $1 }
             END { for (i = 1; i <= n; i++) print speaker[i] utts[speaker[i]] }' >"$dir/spk2utt"
-          feats="ark,s,cs:apply-cmvn-online $cmvn --spk2utt=ark:$dir/spk2utt $t/global_cmvn.stats scp:$dir/feats.scp ark:- |"
+          feats="ark,s,cs:apply-cmvn-online $cmvn $(sh_quoted "--spk2utt=ark:$dir/spk2utt" "$t/global_cmvn.stats" \
+            "scp:$dir/feats.scp") ark:- |"
         else
-          feats="ark,s,cs:apply-cmvn $cmvn --utt2spk=ark:$data/utt2spk scp:$data/cmvn.scp scp:$dir/feats.scp ark:- |"
+          feats="ark,s,cs:apply-cmvn $cmvn $(sh_quoted "--utt2spk=ark:$data/utt2spk" "scp:$data/cmvn.scp" \
+            "scp:$dir/feats.scp") ark:- |"
         fi
         sources+=("ark:$(quoted nnet3-compute "${options[@]}" "$net" "$feats") ark:- |") ;;
     esac

@@ -73,9 +73,13 @@ if [ -f "$targets/ali/transitions.txt" ]; then
 fi
 num_pdfs=$(cat "$targets/ali/num_pdfs")
 shift_ms=$(essence get "$targets/essence.json" frame_shift_ms)
+whole_number "${shift_ms%.*}" "frame_shift_ms of $targets/essence.json"
 factor=$((${shift_ms%.*} / 10))
 context() { sed -n "s/^\(model_\)\?$1=//p" "$dir/configs/vars"; }
-left=$(($(context left_context) + chunk_left_context)) right=$(($(context right_context) + chunk_right_context))
+left=$(context left_context) right=$(context right_context)
+whole_number "$left" "left_context of $dir/configs/vars"
+whole_number "$right" "right_context of $dir/configs/vars"
+left=$((left + chunk_left_context)) right=$((right + chunk_right_context))
 
 # Is the tree of ALI one for a low frame rate, whose graph decode.sh needs every Nth frame for? build_tree.sh says so, or the
 # first alignment is shorter than its features.
@@ -152,7 +156,9 @@ else
       --online-ivector-period="$(cat "$online_ivector_dir/ivector_period")")
   fi
   post="scp:$egs/jobs/post.scp"
-  if [ "$times" -gt 1 ]; then post="ark,s,cs:essence copy-post --repeat $times scp:$egs/jobs/post.JOB.scp ark:- |"; fi
+  if [ "$times" -gt 1 ]; then
+    post="ark,s,cs:essence copy-post --repeat $times $(sh_quoted "scp:$egs/jobs/post.JOB.scp") ark:- |"
+  fi
 
   # get_egs LIST NAME WSPECIFIER...: the examples of some utterances, by one job's script
   get_egs() {
@@ -161,7 +167,9 @@ else
     only "$list" "$data/feats.scp" >"$egs/jobs/feats.$name.scp"
     only "$list" "$egs/jobs/post.scp" >"$egs/jobs/post.$name.scp"
     mine=${mine//post.JOB/post.$name}
-    local feats="ark,s,cs:apply-cmvn $cmvn_opts --utt2spk=ark:$data/utt2spk scp:$data/cmvn.scp scp:$egs/jobs/feats.$name.scp ark:- |"
+    local feats
+    feats="ark,s,cs:apply-cmvn $cmvn_opts $(sh_quoted "--utt2spk=ark:$data/utt2spk" "scp:$data/cmvn.scp" \
+      "scp:$egs/jobs/feats.$name.scp") ark:- |"
     job_script "$egs/jobs/$name.sh" '' \
       "$(quoted nnet3-get-egs "${options[@]}" "$feats" "$mine" ark:-) | $(quoted "$@")"
   }
@@ -189,7 +197,7 @@ else
   done
   run_jobs JOB=1:"$nj" "$egs/log/get_egs.JOB.log" bash "$egs/jobs/JOB.sh"
   run_jobs --max-jobs-run "$nj" JOB=1:"$archives" "$egs/log/shuffle.JOB.log" nnet3-shuffle-egs --srand="$srand" \
-    "ark:cat $egs/jobs/orig.*.JOB.ark |" "ark:$egs/egs.JOB.ark"
+    "ark:cat $(sh_quoted "$egs/jobs")/orig.*.JOB.ark |" "ark:$egs/egs.JOB.ark"
   outputs=(combine.egs valid_diagnostic.egs train_diagnostic.egs cmvn_opts)
   for ((a = 1; a <= archives; a++)); do outputs+=("egs.$a.ark"); done
   for f in "${outputs[@]}"; do [ -s "$egs/$f" ] || fail "'$egs/$f' has no example; logs: $egs/log"; done
@@ -204,6 +212,7 @@ if [ "$trainer" = rnn ]; then
     --egs.chunk-right-context "$chunk_right_context")
 fi
 archives=$(cat "$egs/info/num_archives")
+whole_number "$archives" "$egs/info/num_archives"
 [ -n "$side_by_side" ] || width+=(--trainer.optimization.num-jobs-final "$((archives < 8 ? archives : 8))")  # Kaldi's default: 8
 if [ -n "$online_ivector_dir" ]; then width+=(--feat.online-ivector-dir "$online_ivector_dir"); fi
 if [ "$trainer" = rnn ] && [ ! -f "$dir/configs/init.config" ]; then  # no LDA layer, which train_rnn.py takes for granted

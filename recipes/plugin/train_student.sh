@@ -29,6 +29,7 @@ default_cmd
 [ "$gpu" = false ] || cmd="$cmd --gpu 1"
 shift_ms=$(essence get --default '' "$targets/essence.json" frame_shift_ms)
 shift_ms=${shift_ms%.*}
+[ -z "$shift_ms" ] || whole_number "$shift_ms" "frame_shift_ms of $targets/essence.json"
 
 fp=$(fingerprint train "plugin $set weight=$soft_weight seed=$seed" "$model" "$data/feats.scp" "$targets"/{post.scp,essence.json} \
   "$targets"/ali/{ali.scp,priors.txt})  # an index alone may be that of other targets

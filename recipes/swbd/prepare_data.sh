@@ -26,7 +26,7 @@ ln -s "$KALDI_ROOT/egs/wsj/s5/steps" "$KALDI_ROOT/egs/wsj/s5/utils" "$s5c/local"
 for p in "$KALDI_ROOT"/tools/srilm/bin/*; do
   if [ -x "$p/ngram-count" ]; then PATH=$PATH:$p; fi
 done
-printf 'export %s\n' "KALDI_ROOT=$KALDI_ROOT PATH=$PATH LC_ALL=C" >"$prep/path.sh"
+for v in KALDI_ROOT PATH LC_ALL; do echo "export $v=$(sh_quoted "${!v}")"; done >"$prep/path.sh"
 cd "$prep"
 
 # 1. Kaldi's own preparation
