@@ -2,7 +2,7 @@
 # Names what the engine kaldi lacks, before any work: KALDI_ROOT, a script, a program.
 help_message="Usage: local/kaldi/check.sh [options] [PATH...]
  e.g.: KALDI_ROOT=~/kaldi local/kaldi/check.sh --nnet3 true
- PATHs must be free of white space, which Kaldi's own scripts do not bear.
+ PATHs must be free of white space and of what a shell reads as more than a letter, which Kaldi's own scripts do not bear.
   --gmm true|false        what training a GMM, its graph and its decoding take (default: true)
   --nnet3 true|false      what steps/nnet3 take (default: false)
   --lattices true|false   what --decoder kaldi-lattice takes (default: false)
@@ -18,8 +18,13 @@ how="compile Kaldi (tools/INSTALL, src/INSTALL) and set KALDI_ROOT to it, or lea
 for d in steps utils; do
   [ -d "$KALDI_ROOT/egs/wsj/s5/$d" ] || fail "KALDI_ROOT is '$KALDI_ROOT', where there is no egs/wsj/s5/$d; $how"
 done
+unborne=$'[][:space:]\'"\\$&;|<>()*?#!`{},:[]'
 for p in "$PWD" "$KALDI_ROOT" "$@"; do
-  case $p in *[[:space:]]*) fail "'$p' has a blank in it, and Kaldi's own scripts do not bear that: choose another place" ;; esac
+  if [[ $p =~ $unborne ]]; then
+    what=${BASH_REMATCH[0]}
+    case $what in [[:space:]]) what='a blank' ;; esac
+    fail "'$p' has $what in it, and Kaldi's own scripts do not bear that: choose another place"
+  fi
 done
 
 need_program() { # FOLDER-OF-src PROGRAM...

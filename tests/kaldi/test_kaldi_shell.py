@@ -115,6 +115,9 @@ def test_half_compiled_names_the_first_missing_program(shell, tmp_path, kaldi_ro
 def test_white_space_is_refused_by_name(shell, tmp_path, kaldi_root):
     done = shell("local/kaldi/check.sh", tmp_path / "a b", env={"KALDI_ROOT": str(kaldi_root)})
     assert done.returncode == 1 and "a b' has a blank in it" in done.stderr
+    for character in "'\"\\$&;(*?[]#!`{,:":
+        done = shell("local/kaldi/check.sh", f"/a{character}b", env={"KALDI_ROOT": str(kaldi_root)})
+        assert done.returncode == 1 and f"'/a{character}b' has {character} in it" in done.stderr
 
 
 @pytest.mark.parametrize("args, message", [

@@ -94,6 +94,14 @@ def test_make_feats(data):
     assert (hires / "text").read_bytes() == (data / "text").read_bytes()
 
 
+def test_a_comma_in_the_path(tmp_path):
+    (tmp_path / "Smith, John").mkdir()
+    data = make_recordings(tmp_path / "Smith, John")
+    make_feats(data, nj=1)
+    assert compute_cmvn(data)["speakers"] == len(list(MatrixTable(str(data / "cmvn.scp"))))
+    assert len(dict(read_matrices(f"scp:{data}/feats.scp"))) == 6 and [f.name for f in tmp_path.iterdir()] == ["Smith, John"]
+
+
 def test_any_number_of_processes_gives_the_same(data):
     make_feats(data, nj=1)
     once = {utt: matrix.copy() for utt, matrix in read_matrices(f"scp:{data}/feats.scp")}

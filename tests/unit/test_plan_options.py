@@ -235,6 +235,7 @@ def test_the_verb_ends_with_status_2_and_one_line(tmp_path, capsys):
         refusal = "--nj takes a whole number of at least 1, not '0'; see ./run.sh --help"
         assert said.out == "" and said.err.splitlines()[-1].endswith(refusal)
     assert not list(tmp_path.iterdir())
-    for folder, message in (("Smith, John", "has a comma in its name"), ("a\nb", "has a line break in its name")):
+    for folder, message in (("Smith, John", "has a comma in its name"), ("a\nb", "has a line break in its name"),
+                            ("a\udcffb", "has a byte in its name that is not UTF-8"), ("JOB7", "has JOB in its name")):
         assert main(["plan", "--check-only", *words, "--root", str(ROOT), "--work-dir", str(tmp_path / folder)]) == 2
         assert message in capsys.readouterr().err

@@ -20,6 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 from essence_kd.io import objects, sources, tables
 from essence_kd.io.errors import UserError
+from essence_kd.io.specifiers import indexed
 from essence_kd.io.tables import (IntVectorTable, IntVectorWriter, MatrixTable, MatrixWriter, VectorTable, VectorWriter,
                                   read_int_vectors, read_matrices, read_vectors)
 
@@ -335,6 +336,28 @@ def test_what_is_no_rspecifier(spec):
 def test_what_is_no_wspecifier(spec):
     with pytest.raises(UserError, match="not a table to write"):
         MatrixWriter(spec)
+
+
+def test_names_with_a_comma(here):
+    """They cannot be written in ark,scp:ARK,SCP, which Kaldi divides at the first one; in Python they can be handed over."""
+    with pytest.raises(UserError, match="a comma in the name of a file"):
+        MatrixWriter("ark,scp:a, b/m.ark,a, b/m.scp")
+    assert not list(here.iterdir())
+    for folder in ("a, b", "|a", "-"):
+        (here / folder).mkdir()
+        with MatrixWriter(indexed(f"{folder}/m.ark", f"{folder}/m.scp")) as writer:
+            writer.write("u", np.ones((2, 3), np.float32))
+        assert (here / folder / "m.scp").read_text() == f"u {here}/{folder}/m.ark:2\n"
+        (utt, got), = read_matrices(f"scp:{here}/{folder}/m.scp")
+        assert utt == "u" and got.shape == (2, 3)
+
+
+@pytest.mark.parametrize("folder, what", [("a\nb", "a line break"), ("a\udcffb", "a byte that is not UTF-8")])
+def test_names_that_an_scp_cannot_hold(here, folder, what):
+    (here / folder).mkdir()
+    with pytest.raises(UserError, match=f"{what} in the name, which an scp file cannot hold"):
+        MatrixWriter(indexed(f"{folder}/m.ark", "m.scp"))
+    assert not list((here / folder).iterdir())
 
 
 @pytest.mark.parametrize("spec", ["ark,scp:-,m.scp", "ark,scp:| cat,m.scp", "ark,scp:m.ark.gz,m.scp"])

@@ -22,6 +22,7 @@ from essence_kd.io.frames import FRAME_SHIFT_MS, SAMPLE_RATE
 from essence_kd.io.parallel import run_jobs
 from essence_kd.io.provenance import atomic_write, write_text
 from essence_kd.io.recordings import Recordings
+from essence_kd.io.specifiers import indexed
 from essence_kd.io.tables import MatrixWriter, read_matrices
 from essence_kd.io.wave import speed_command
 
@@ -266,7 +267,7 @@ def _extract(utterances, wav_scp, scp_name: str, outputs: dict[str, str], option
     extractor = FeatureExtractor(options, tuple(outputs))
     frames: dict[str, int] = {}
     seconds: dict[str, float] = {}
-    writers = {kind: MatrixWriter(f"ark,scp:{base}.ark,{base}.scp") for kind, base in outputs.items()}
+    writers = {kind: MatrixWriter(indexed(f"{base}.ark", f"{base}.scp")) for kind, base in outputs.items()}
     try:
         recordings = Recordings(wav_scp, scp_name, options.sample_frequency)
         for utt, segment, channel in utterances:
@@ -322,7 +323,7 @@ def compute_cmvn(path: str | Path) -> dict[str, int]:
     if missing:
         print(f"{path}: {missing} of {len(data.utt2spk)} utterances have no features", file=sys.stderr)
     (path / "data").mkdir(exist_ok=True)
-    with MatrixWriter(f"ark,scp:{path}/data/cmvn.ark,{path}/cmvn.scp") as writer:
+    with MatrixWriter(indexed(path / "data" / "cmvn.ark", path / "cmvn.scp")) as writer:
         for speaker in sorted(stats, key=lambda s: s.encode()):
             writer.write(speaker, stats[speaker])
     return {"speakers": len(stats), "utterances": count, "missing": missing}

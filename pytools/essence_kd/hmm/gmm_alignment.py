@@ -22,6 +22,7 @@ from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS, FRAME_SUBSAMPLING_FACTOR
 from essence_kd.io.parallel import Workers
 from essence_kd.io.provenance import sidecar_path, write_sidecar, write_text
+from essence_kd.io.specifiers import indexed
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
 
 # Kaldi's steps/train_mono.sh and align_si.sh
@@ -215,7 +216,7 @@ def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str |
     nj = max(1, min(nj, len(batches)))
     with open_aligners(data_dir, lang_dir, [[] for _ in range(nj)], words, model.dim, keep=False) as aligners:
         aligners.everyone("start_alignment", model)
-        with IntVectorWriter(f"ark,scp:{ali_dir / 'ali.ark'},{ali_dir / 'ali.scp'}") as writer:
+        with IntVectorWriter(indexed(ali_dir / "ali.ark", ali_dir / "ali.scp")) as writer:
             done = 0
             for _, batch in aligners.in_order("align_batch", batches):
                 for utt, tids in batch:

@@ -12,6 +12,7 @@ import numpy as np
 from essence_kd.hmm.alignment_dir import MIN_ALIGNED, write_ali_dir
 from essence_kd.io.data_dir import read_table
 from essence_kd.io.errors import UserError
+from essence_kd.io.specifiers import indexed
 from essence_kd.io.tables import IntVectorWriter, read_int_vectors
 from essence_kd.io.text import read_lines
 
@@ -61,7 +62,7 @@ def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | 
                         f"in {factor}: make it with 'utils/data/get_utt2num_frames.sh {data_dir}'")
     ali_dir.mkdir(parents=True, exist_ok=True)
     frames, aligned, others = np.zeros(num_pdfs, dtype=np.int64), set(), 0
-    with IntVectorWriter(f"ark,scp:{ali_dir / 'ali.ark'},{ali_dir / 'ali.scp'}") as writer:
+    with IntVectorWriter(indexed(ali_dir / "ali.ark", ali_dir / "ali.scp")) as writer:
         for utt, pdfs in read_int_vectors(rspecifier):
             if utt not in utts:
                 others += 1

@@ -1,6 +1,7 @@
 """Kaldi's specifiers: rspecifiers, wspecifiers, the lines of an scp file, and the ranges in them."""
 from __future__ import annotations
 
+import os
 import re
 from typing import Iterator, NamedTuple
 
@@ -23,6 +24,19 @@ class Specifier(NamedTuple):
     flags: frozenset
 
 
+def indexed(ark: str | os.PathLike, scp: str | os.PathLike) -> Specifier:
+    """``ark,scp:ARK,SCP`` of two files whatever their names, which that syntax would divide at the first comma."""
+    names = (os.fspath(name) for name in (ark, scp))
+    return Specifier(*(f"./{name}" if name.startswith(("|", "-")) else name for name in names), frozenset())
+
+
+def check_name(path: str) -> None:
+    """Whether an scp file can hold this name. Raises UserError, which says what in it cannot be."""
+    what = "a line break" if "\n" in path else "a byte that is not UTF-8" if re.search("[\ud800-\udfff]", path) else None
+    if what:
+        raise UserError(f"{path!a}: {what} in the name, which an scp file cannot hold: choose another folder")
+
+
 def parse_rspecifier(rspecifier: str) -> Specifier:
     """Takes ``ark:...`` or ``scp:...`` apart. Raises UserError for anything else."""
     head, colon, name = rspecifier.partition(":")
@@ -36,8 +50,10 @@ def parse_rspecifier(rspecifier: str) -> Specifier:
     return Specifier(name, None, flags) if found[0] == "ark" else Specifier(None, name, flags)
 
 
-def parse_wspecifier(wspecifier: str) -> Specifier:
-    """Takes ``ark:...`` or ``ark,scp:A,S`` apart. Raises UserError for anything else."""
+def parse_wspecifier(wspecifier: str | Specifier) -> Specifier:
+    """Takes ``ark:...`` or ``ark,scp:A,S`` apart. Raises UserError for anything else, and for names with a comma."""
+    if isinstance(wspecifier, Specifier):
+        return wspecifier
     head, colon, name = wspecifier.partition(":")
     kinds = head.split(",")
     flags = frozenset(k for k in kinds if k not in ("ark", "scp"))
@@ -50,6 +66,9 @@ def parse_wspecifier(wspecifier: str) -> Specifier:
             ark, comma, scp = name.partition(",")
             ark, scp = ark.strip(), scp.strip()
             if comma and ark and scp:
+                if "," in scp:
+                    raise UserError(f"'{wspecifier}': a comma in the name of a file: ark,scp:ARK,SCP is divided at the "
+                                    "first comma; choose other names, or call this from another folder")
                 if ark == "-" or ark.startswith("|") or ark.endswith(".gz"):
                     raise UserError(f"'{wspecifier}': an scp can only index a plain file, not a pipe or gzip")
                 return Specifier(ark, scp, flags)

@@ -19,7 +19,7 @@ from essence_kd.io.objects import (INT_CELL, cut_matrix, cut_vector, matrix_shap
                                    read_vector)
 from essence_kd.io.provenance import is_special, staging_path, writing_failed
 from essence_kd.io.sources import BLOCK, Command, Maps, Source, guarded, open_object, open_source, read_key
-from essence_kd.io.specifiers import parse_rspecifier, parse_scp_line, parse_wspecifier, read_scp
+from essence_kd.io.specifiers import Specifier, check_name, parse_rspecifier, parse_scp_line, parse_wspecifier, read_scp
 from essence_kd.io.text import split
 
 
@@ -212,8 +212,10 @@ class TableWriter:
     subclass gives `encode(object) -> list of buffers` (what follows the utterance id and a blank).
     """
 
-    def __init__(self, wspecifier: str):
+    def __init__(self, wspecifier: str | Specifier):
         spec = parse_wspecifier(wspecifier)
+        if spec.scp is not None:
+            check_name(os.path.abspath(spec.ark))
         self.text = "t" in spec.flags
         self.flush = "f" in spec.flags
         self._ark, self._scp = spec.ark, spec.scp

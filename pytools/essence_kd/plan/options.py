@@ -138,10 +138,13 @@ def check_work_dir(work_dir: str) -> None:
     if not work_dir:
         raise OptionError("--work-dir takes a folder, not ''")
     path = os.path.realpath(work_dir)
-    for character, what in ((",", "a comma"), ("\n", "a line break")):
-        if character in path:
-            raise OptionError(f"'{path}' has {what} in its name, where Kaldi's ark,scp:FILE,FILE would be divided: "
-                              "choose another folder with --work-dir")
+    for pattern, what in ((",", "a comma in its name, where Kaldi's ark,scp:FILE,FILE would be divided"),
+                          ("\n", "a line break in its name, where tables would be divided"),
+                          ("[\ud800-\udfff]", "a byte in its name that is not UTF-8, which tables cannot hold"),
+                          ("JOB", "JOB in its name, which stands for the number of a job")):
+        if re.search(pattern, path):
+            raise OptionError(f"{path if path.isprintable() else ascii(path)} has {what}: choose another folder with "
+                              "--work-dir")
 
 
 def check_recipe(options: Options, recipe: Recipe) -> None:

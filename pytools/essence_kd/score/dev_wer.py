@@ -38,11 +38,11 @@ class DevWer:
         """WER of a model directory in percent, at no word insertion penalty."""
         s = self.settings
         with tempfile.TemporaryDirectory(dir=model_dir) as scratch:
-            scores = f"ark,scp:{scratch}/scores.ark,{scratch}/scores.scp"
+            scores = f"ark:{scratch}/scores.ark"
             self._run("forward", *(["--device", self.device] if self.device else []), model_dir, s.data, scores)
             options = [f"--{name.replace('_', '-')}={getattr(s, name)}" for name in ("decoder", "acoustic_scale")
                        if getattr(s, name) is not None]
-            self._run("decode", *options, s.graph, f"scp:{scratch}/scores.scp", f"{scratch}/decode")
+            self._run("decode", *options, s.graph, scores, f"{scratch}/decode")
             hypothesis = Path(scratch) / "decode" / "hyp.txt"
             return wer.score(self.reference, read_words(hypothesis), ref_name=f"{s.data}/text",
                              hyp_name=str(hypothesis)).total.wer
