@@ -1,5 +1,6 @@
 """N-gram models against hand calculation, brute force, and kaldilm."""
 import gzip
+import json
 import math
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from essence_kd.cli.main import main
+from essence_kd.decode.rescoring import Rescorer
 from essence_kd.hmm import lm
 from essence_kd.hmm.fst import write_fst
 from essence_kd.io.errors import UserError
@@ -196,14 +198,79 @@ def test_foreign_arpa(tmp_path):
     assert lm.score(model, [["c"]])[0] == pytest.approx(-0.2 - 0.8 - 0.5)
 
 
+def shuffled_unigrams(text):
+    lines = text.split("\n")
+    at = lines.index("\\1-grams:") + 1
+    return "\n".join([*lines[:at], *lines[at:at + 5][::-1], *lines[at + 5:]])
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text.replace("\t", " "),
+    lambda text: text.replace("\t", "  \t"),
+    lambda text: text.replace("\n", "\r\n"),
+    lambda text: text.replace("\n", "\n\n"),
+    lambda text: text.replace("\n\n", "\n"),
+    lambda text: text.replace("made by hand", "ngram 9=9\n# a comment\n\\1-grams:"),
+    lambda text: text.replace("ngram 2=3", "smoothing: none\nngram  2 =\t3 "),
+    lambda text: text.replace("ngram 1=5\nngram 2=3", "ngram 2=3\nngram 1=5"),
+    lambda text: text.replace("\\2-grams:", "\\2-grams: \t"),
+    lambda text: text.rstrip("\n"),
+    lambda text: text + "\nthe end\n",
+    lambda text: text.replace("-0.8\tc\n", "-0.8\tc\t0\n"),
+    lambda text: text.replace("ngram 3=1\n", "ngram 3=1\nngram 4=0\n"),
+    lambda text: text.replace("ngram 3=1\n", "ngram 3=1\nngram 4=0\n").replace("\\end", "\\4-grams:\n\n\\end"),
+    shuffled_unigrams,
+])
+def test_arpa_of_other_tools(tmp_path, change):
+    (tmp_path / "x").write_bytes(change(ARPA).encode())
+    (tmp_path / "y").write_bytes(gzip.compress(ARPA.encode()))
+    sentences = [["a", "b"], ["c"], ["b", "a", "b"], []]
+    words = words_table(["a", "b", "c"])
+    found, expected = (lm.read_arpa(tmp_path / name) for name in "xy")
+    assert lm.sentence_scores(found, sentences)[0].tolist() == lm.sentence_scores(expected, sentences)[0].tolist()
+    grammar, same = lm.make_grammar(found, words)[0], lm.make_grammar(expected, words)[0]
+    for sentence in sentences:
+        labels = [words.index(w) for w in sentence]
+        assert best_cost(grammar, labels, 4) == best_cost(same, labels, 4) < math.inf
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"ngram 2=3": "ngram 2=5", "\n\\3-grams": "-1\ta <s>\n-1\t</s> b\n\n\\3-grams"},
+     ["2 2-grams left out: <s> is not their first or </s> not their last word (first: 'a <s>')"]),
+    ({"ngram 3=1": "ngram 3=2", "\n\\end": "-1\tc c a\n\n\\end"},
+     ["1 3-grams left out: their first words are no n-gram themselves (first: 'c c a')"]),
+    ({"ngram 2=3": "ngram 2=4", "\n\\3-grams": "-1\ta b\n\n\\3-grams"},
+     ["1 2-grams stand there again: the best probability counts (first: 'a b')"]),
+    ({"ngram 2=3": "ngram 2=4", "ngram 1=5": "ngram 1=6"},
+     ["6 1-grams announced, 5 found", "4 2-grams announced, 3 found"]),
+    ({"-0.3\ta b": "-0.3\ta zebra"}, ["1 words of longer n-grams are no unigrams (first: 'zebra')"]),
+])
+def test_what_is_left_out_is_told(tmp_path, capsys, changes, told):
+    text = ARPA
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "x").write_text(text)
+    model = lm.read_arpa(tmp_path / "x")
+    assert capsys.readouterr().err.splitlines() == [f"{tmp_path}/x: {line}" for line in told]
+    lm.write_arpa(tmp_path / "y", model)
+    again = lm.read_arpa(tmp_path / "y")
+    assert "nan" not in (tmp_path / "y").read_text()
+    assert lm.score(again, [["a", "b"], ["c"]]) == pytest.approx(lm.score(model, [["a", "b"], ["c"]]))
+
+
 @pytest.mark.parametrize("old, new, told", [
     ("\\data\\", "data", "no .data. line"),
-    ("ngram 2=3", "ngram 2=4", "4 2-grams announced, 3 found"),
+    ("ngram 2=3", "ngram 2=2", "line 15: 2 2-grams announced, 3 found"),
+    ("ngram 2=3\n", "", "line 7: no line 'ngram 2=COUNT'"),
+    ("ngram 1=5\nngram 2=3\nngram 3=1\n", "", "line 5: no line 'ngram 1=COUNT'"),
     ("ngram 2=3", "ngram 2=x", "expected 'ngram N=COUNT'"),
-    ("-0.3\ta b\t-0.5", "-0.3\ta q\t-0.5", "the word 'q' is not among the unigrams"),
-    ("-0.3\ta b\t-0.5", "-0.3x\ta b\t-0.5", "no 2-gram"),
+    ("-0.3\ta b\t-0.5", "-0.3x\ta b\t-0.5", "line 17: '-0.3x\ta b\t-0.5' is no 2-gram"),
     ("-0.3\ta b\t-0.5", "-0.3\ta", "no 2-gram"),
     ("-0.3\ta b\t-0.5", "nan\ta b\t-0.5", "'nan\ta b\t-0.5' has no probability"),
+    ("-0.3\ta b\t-0.5", "-0.3\ta b\tinf", "'-0.3\ta b\tinf' has no probability"),
+    ("\\2-grams:", "\\4-grams:", "line 15: expected '.2-grams:' of 3 lines"),
+    ("\\end\\", "\\4-grams:\n-0.1\t<s> a b c\n\\end\\", "line 23: no .end."),
     ("\\3-grams:\n-0.1\t<s> a b\n\n\\end\\\n", "", "cut short"),
     ("\n\\end\\\n", "", "no .end."),
 ])
@@ -224,33 +291,87 @@ def test_broken_gzip(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ grammar
 
-def best_cost(fst, labels, backoff):
-    """Least cost of a sentence in G when #0 may be taken freely (all in plain dictionaries)."""
-    arcs = {}
-    for row in zip(fst.src.tolist(), fst.dst.tolist(), fst.ilabel.tolist(), fst.olabel.tolist(), fst.weight.tolist()):
-        arcs.setdefault(row[0], []).append(row)
+class Paths:
+    """Costs of sentences in a grammar, all in plain dictionaries; rows: (src, dst, ilabel, olabel, weight)."""
 
-    def close(costs):
+    def __init__(self, rows, final, start, backoff):
+        self.final, self.start, self.backoff, self.arcs = final, start, backoff, {}
+        for src, dst, ilabel, olabel, weight in rows:
+            assert olabel == (0 if ilabel == backoff else ilabel) or backoff < 0
+            self.arcs.setdefault(src, []).append((dst, ilabel, weight))
+
+    @classmethod
+    def of(cls, fst, backoff):
+        rows = zip(*(column.tolist() for column in (fst.src, fst.dst, fst.ilabel, fst.olabel, fst.weight)))
+        return cls(rows, dict(enumerate(fst.final.tolist())), fst.start, backoff)
+
+    @classmethod
+    def of_text(cls, text, backoff):
+        """Of OpenFst's text form."""
+        lines = [line.split() for line in text.splitlines() if line.strip()]
+        rows = [(*map(int, f[:4]), float(f[4]) if len(f) > 4 else 0.0) for f in lines if len(f) > 3]
+        final = {int(f[0]): float(f[1]) if len(f) > 1 else 0.0 for f in lines if len(f) < 3}
+        return cls(rows, final, int(lines[0][0]) if lines else 0, backoff)
+
+    def close(self, costs):
+        """Back-off arcs may be taken freely."""
         queue = list(costs)
         while queue:
             state = queue.pop()
-            for _, dst, ilabel, olabel, weight in arcs.get(state, []):
-                if ilabel == backoff and costs[state] + weight < costs.get(dst, math.inf) - 1e-9:
-                    assert olabel == 0
+            for dst, ilabel, weight in self.arcs.get(state, []):
+                if ilabel == self.backoff and costs[state] + weight < costs.get(dst, math.inf) - 1e-9:
                     costs[dst] = costs[state] + weight
                     queue.append(dst)
         return costs
 
-    costs = close({fst.start: 0.0})
-    for label in labels:
+    def step(self, costs, label):
         after = {}
         for state, cost in costs.items():
-            for _, dst, ilabel, olabel, weight in arcs.get(state, []):
+            for dst, ilabel, weight in self.arcs.get(state, []):
                 if ilabel == label:
-                    assert olabel == label
                     after[dst] = min(after.get(dst, math.inf), cost + weight)
-        costs = close(after)
-    return min((cost + float(fst.final[state]) for state, cost in costs.items()), default=math.inf)
+        return self.close(after)
+
+    def least(self, costs):
+        return min((cost + self.final.get(state, math.inf) for state, cost in costs.items()), default=math.inf)
+
+    def cheapest(self, labels):
+        """Cost of the best path of a sentence."""
+        costs = self.close({self.start: 0.0})
+        for label in labels:
+            costs = self.step(costs, label)
+        return self.least(costs)
+
+    def all(self, labels, longest):
+        """The same of every sentence of at most so many of the labels."""
+        found, todo = {}, [((), self.close({self.start: 0.0}))]
+        while todo:
+            sentence, costs = todo.pop()
+            found[sentence] = self.least(costs)
+            if len(sentence) < longest:
+                todo += [((*sentence, label), self.step(costs, label)) for label in labels]
+        return found
+
+    def defined(self, labels):
+        """Cost by the definition of back-off: one backs off only where a word has no arc."""
+        state, total = self.start, 0.0
+        for label in [*labels, None]:
+            while True:
+                if label is None and state in self.final:
+                    return total + self.final[state]
+                arcs = [(weight, dst) for dst, ilabel, weight in self.arcs.get(state, []) if ilabel == label]
+                back = [(weight, dst) for dst, ilabel, weight in self.arcs.get(state, []) if ilabel == self.backoff]
+                if not arcs and not back:
+                    return math.inf
+                weight, state = min(arcs or back)
+                total += weight
+                if arcs:
+                    break
+
+
+def best_cost(fst, labels, backoff):
+    """Least cost of a sentence in G when #0 may be taken freely."""
+    return Paths.of(fst, backoff).cheapest(labels)
 
 
 def words_table(words):
@@ -276,39 +397,112 @@ def test_grammar_costs_are_the_models(order):
         assert best_cost(fst, training, -1) == pytest.approx(expected, abs=1e-4)
 
 
-def kaldilm_grammar(tmp_path, arpa, words):
-    """kaldilm's G in its text form; in a process of its own, since it must not be loaded before kaldifst."""
-    (tmp_path / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(words)))
-    code = ("import sys, kaldilm; print(kaldilm.arpa2fst(input_arpa=sys.argv[1], disambig_symbol='#0', "
-            "read_symbol_table=sys.argv[2]))")
-    return subprocess.run([sys.executable, "-c", code, str(arpa), str(tmp_path / "words.txt")], check=True,
-                          capture_output=True, text=True).stdout
+@pytest.fixture(scope="module")
+def arpa2fst():
+    """kaldilm's arpa2fst, a function of ARPA and words.txt that answers G as text.
+
+    It works in a process of its own, since kaldilm must not be loaded before kaldifst, and aborts at its errors.
+    """
+    code = ("import json, sys, kaldilm\n"
+            "for line in sys.stdin:\n"
+            "    arpa, words = json.loads(line)\n"
+            "    text = kaldilm.arpa2fst(input_arpa=arpa, disambig_symbol='#0', read_symbol_table=words)\n"
+            "    print(json.dumps(text), flush=True)\n")
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL, text=True) as process:
+        def grammar(arpa, words_txt):
+            process.stdin.write(json.dumps([str(arpa), str(words_txt)]) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield grammar
+        process.stdin.close()
+
+
+def write_words(path, words):
+    path.write_text("".join(f"{w} {i}\n" for i, w in enumerate(words)))
+    return path
 
 
 @pytest.mark.parametrize("order, extra", [(1, []), (2, ["x"]), (3, ["x"]), (4, [])])
-def test_grammar_equals_kaldilms(tmp_path, order, extra):
-    from essence_kd.hmm.fst import make_fst
-
+def test_grammar_equals_kaldilms(tmp_path, arpa2fst, order, extra):
     rng = np.random.default_rng(order)
     sentences = [[f"w{i}" for i in rng.integers(0, 12, rng.integers(1, 7))] for _ in range(60)]
     model = lm.estimate(sentences, order, extra)
     lm.write_arpa(tmp_path / "x.arpa", model)
     words = words_table([w for w in model.words if w not in (lm.BOS, lm.EOS)])
     ours, _ = lm.make_grammar(lm.read_arpa(tmp_path / "x.arpa"), words)
-    rows, final = [], {}
-    for line in kaldilm_grammar(tmp_path, tmp_path / "x.arpa", words).splitlines():
-        fields = line.split()
-        if len(fields) >= 4:
-            rows.append((*map(int, fields[:4]), float(fields[4]) if len(fields) > 4 else 0.0))
-        elif fields:
-            final[int(fields[0])] = float(fields[1]) if len(fields) > 1 else 0.0
-    size = 1 + max(max(r[0], r[1]) for r in rows)
-    theirs = make_fst(*np.array(rows).T, final=[final.get(s, np.inf) for s in range(size)], start=rows[0][0])
-    assert abs(ours.num_arcs - theirs.num_arcs) <= 1  # they keep a start state of their own for unigrams
-    backoff = words.index("#0")
+    text = arpa2fst(tmp_path / "x.arpa", write_words(tmp_path / "words.txt", words))
+    assert abs(ours.num_arcs - sum(len(line.split()) > 3 for line in text.splitlines())) <= 1  # one for unigrams' start
+    ours, theirs = Paths.of(ours, words.index("#0")), Paths.of_text(text, words.index("#0"))
     for sentence in sentences[:30] + [["w1"] * 5, []]:
         labels = [words.index(w) for w in sentence]
-        assert best_cost(ours, labels, backoff) == pytest.approx(best_cost(theirs, labels, backoff), abs=1e-3)
+        assert ours.cheapest(labels) == pytest.approx(theirs.cheapest(labels), abs=1e-3)
+
+
+def foreign_sections(rng):
+    """N-grams by order as pruning and other tools leave them, the words of a lang, which may lack one, and what is
+    odd about them."""
+    order, words = int(rng.integers(1, 5)), ["a", "b", "c"]
+    kinds = {kind for kind in ("marks", "prefixes", "again", "never", "unigrams", "oov") if rng.random() < 0.35}
+    if "prefixes" in kinds:
+        kinds.discard("oov")  # whether a history was made hangs on the words of the lang, which read_arpa does not know
+    sections, before = [], [()]
+    for n in range(1, order + 1):
+        last = [*words, "</s>", *(["<s>"] if n == 1 or "marks" in kinds else [])]
+        grams = [(*history, word) for history in before for word in last if n == 1 or rng.random() < 0.4]
+        if "prefixes" in kinds and n > 1:
+            grams += [tuple(rng.choice(words, n)) for _ in range(6)]
+        if "unigrams" in kinds and n == 1:
+            grams.remove((rng.choice(words),))
+        if "again" not in kinds:
+            grams = sorted(set(grams))
+        elif grams:
+            grams += [grams[i] for i in rng.integers(0, len(grams), 3)]
+        grams = [grams[i] for i in rng.permutation(len(grams))]
+        before = [g for g in dict.fromkeys(grams) if g[-1] != "</s>" or "marks" in kinds]
+        before = [before[i] for i in rng.permutation(len(before))[:8]]
+        sections.append([])
+        for gram in grams:
+            value = -99 if "never" in kinds and rng.random() < 0.2 else rng.uniform(-2, 0.1)
+            backoff = f"\t{rng.uniform(-2, 0.2):.2f}" if n < order and rng.random() < 0.8 else ""
+            sections[-1].append(f"{value:.2f}\t{' '.join(gram)}{backoff}")
+    return sections, words[:2] if "oov" in kinds else words, kinds
+
+
+def arpa_text(sections):
+    return "\n".join(["", "\\data\\", *(f"ngram {n}={len(lines)}" for n, lines in enumerate(sections, 1)), "",
+                      *("\n".join([f"\\{n}-grams:", *lines, ""]) for n, lines in enumerate(sections, 1)),
+                      "\\end\\", ""])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_any_model_costs_what_kaldilms_costs(tmp_path_factory, arpa2fst, seed):
+    """The cheapest path of every short sentence, and its score by the definition of back-off."""
+    sections, vocabulary, kinds = foreign_sections(np.random.default_rng(seed))
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "any.arpa").write_text(arpa_text(sections))
+    words = words_table(vocabulary)
+    backoff = words.index("#0")
+    text = arpa2fst(folder / "any.arpa", write_words(folder / "any.txt", words))
+    theirs = Paths.of_text(text, backoff)
+    model = lm.read_arpa(folder / "any.arpa")
+    labels = [words.index(word) for word in vocabulary]
+    expected = theirs.all(labels, 4)
+    try:
+        grammar, _ = lm.make_grammar(model, words)
+    except UserError as error:
+        assert "gives </s> no probability" in str(error) and min(expected.values()) == math.inf
+        return
+    found = Paths.of(grammar, backoff).all(labels, 4)
+    assert found == pytest.approx(expected, abs=1e-3)
+    if "prefixes" in kinds:
+        return  # from 'b c', which has no 'a', their G does not come to the history 'c a', though 'c a b' is an n-gram
+    sentences = [sentence for sentence in found if len(sentence) < 4]
+    scores, _, unknown = lm.sentence_scores(model, [[words[i] for i in sentence] for sentence in sentences])
+    for sentence, score, left_out in zip(sentences, scores, unknown):
+        assert left_out or -score * math.log(10) == pytest.approx(theirs.defined(sentence), abs=1e-3), sentence
 
 
 def test_pruned_arpa_falls_to_shorter_histories(tmp_path):
@@ -322,6 +516,40 @@ def test_pruned_arpa_falls_to_shorter_histories(tmp_path):
     for sentence, expected in ((["a", "b"], 0.2 + 0.1 + 0.5 + 0.4), (["c"], 0.2 + 0.8 + 0.5),
                                (["c", "b", "b"], 0.2 + 0.8 + 0.7 + 0.1 + 0.7 + 0.4)):
         assert best_cost(fst, [ids[w] for w in sentence], ids["#0"]) == pytest.approx(expected * ln10, abs=1e-4)
+
+
+def test_a_sentence_begins_at_the_history_of_its_mark(tmp_path):
+    """Where no n-gram begins with <s>, a sentence pays its back-off weight nevertheless, as with Kaldi's arpa2fst."""
+    (tmp_path / "x").write_text(ARPA.replace("-0.2\t<s> a\t-0.4\n", "").replace("-0.1\t<s> a b\n", "")
+                                .replace("2=3", "2=2").replace("3=1", "3=0"))
+    words = words_table(["a", "b", "c"])
+    fst, _ = lm.make_grammar(lm.read_arpa(tmp_path / "x"), words)
+    assert best_cost(fst, [3], 4) == pytest.approx((0.2 + 0.8 + 0.5) * math.log(10), abs=1e-4)
+
+
+def test_words_that_never_come(tmp_path, capsys):
+    """-99 costs as much as it says, and -inf (of which kaldilm knows nothing, but Kaldi's arpa2fst) cannot be."""
+    (tmp_path / "x").write_text(ARPA.replace("-0.8\tc", "-99\tc").replace("-0.7\tb", "-inf\tb"))
+    model, words = lm.read_arpa(tmp_path / "x"), words_table(["a", "b", "c"])
+    fst, _ = lm.make_grammar(model, words)
+    assert best_cost(fst, [3], 4) == pytest.approx((0.2 + 99 + 0.5) * math.log(10), abs=1e-3)
+    assert best_cost(fst, [2], 4) == math.inf
+    assert best_cost(fst, [1, 2], 4) == pytest.approx((0.2 + 0.1 + 0.5 + 0.4) * math.log(10), abs=1e-4)
+    assert lm.sentence_scores(model, [["b"], ["c"]])[0].tolist() == [-math.inf, pytest.approx(-0.2 - 99 - 0.5)]
+    assert lm.perplexity(model, [["b"]])[0] == math.inf
+    assert np.isfinite(Rescorer(tmp_path / "x").costs([["b"], ["c"], ["a", "b"]])).all()
+
+
+@pytest.mark.parametrize("old, new, told", [
+    ("<s>", "<S>", "no <s> among its unigrams"),
+    ("</s>", "</S>", "gives </s> no probability"),
+    ("\tc", "\t<eps>", "has the word <eps>"),
+    ("\tc", "\t#0", "has the word #0"),
+])
+def test_models_without_a_grammar(tmp_path, old, new, told):
+    (tmp_path / "x").write_text(ARPA.replace(old, new))
+    with pytest.raises(UserError, match=told):
+        lm.make_grammar(lm.read_arpa(tmp_path / "x"), words_table(["a", "b", "c"]))
 
 
 def test_words_that_the_lang_lacks():

@@ -11,6 +11,7 @@ from essence_kd.io.errors import UserError
 
 _NATURAL = float(np.log(10.0))
 _NEVER = -90.0  # -99 stands for "never" (<s>)
+_LEAST = -1e9  # log10 of a sentence that a model holds for impossible
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Rescorer:
 def _costs(model: NgramModel, sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
     total, _, unknown = sentence_scores(model, sentences)
     floor = float(model.orders[0].logprob[model.orders[0].logprob > _NEVER].min())
-    return -_NATURAL * (total + floor * unknown), unknown
+    return -_NATURAL * np.maximum(total + floor * unknown, _LEAST), unknown
 
 
 def _with_confidences(entries: list[Entry]) -> list[Entry]:

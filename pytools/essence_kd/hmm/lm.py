@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import sys
 import zlib
-from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, NoReturn, Tuple
 
 import numpy as np
 
@@ -33,7 +33,8 @@ class Order:
     """The n-grams of one order, sorted by ``key``.
 
     key: int64 (G,) prefix row * V + last word (order 1: the word); suffix: int32 (G,) row of the n-gram without its
-    first word in the table below, -1 where that is missing (order 1: -1); logprob, backoff: float64 (G,) log10.
+    first word in the table below (order 1: -1; it counts for nothing where the last word is </s>); logprob, backoff:
+    float64 (G,) log10. A row whose logprob is NaN is a history only, no n-gram of the model.
     """
 
     key: np.ndarray
@@ -189,13 +190,14 @@ def estimate(sentences: List[List[str]], order: int = 3, words: List[str] | None
 def write_arpa(path: str | Path, model: NgramModel) -> None:
     """Write an ARPA file (gzip when the name ends in .gz), whole or not at all."""
     words = np.array(model.words, dtype=object)
-    lines = ["", "\\data\\"] + [f"ngram {n}={len(table.key)}" for n, table in enumerate(model.orders, 1)]
-    for n, table in enumerate(model.orders, 1):
+    own = [~np.isnan(table.logprob) for table in model.orders]
+    lines = ["", "\\data\\"] + [f"ngram {n}={np.count_nonzero(rows)}" for n, rows in enumerate(own, 1)]
+    for n, (table, rows) in enumerate(zip(model.orders, own), 1):
         lines += ["", f"\\{n}-grams:"]
-        texts = [" ".join(row) for row in words[model.ids_of(n)]]
+        texts = [" ".join(row) for row in words[model.ids_of(n)[rows]]]
         last = n == len(model.orders)
         lines += [f"{lp:.7g}\t{text}" if last or bo == 0 else f"{lp:.7g}\t{text}\t{bo:.7g}"
-                  for lp, text, bo in zip(table.logprob.tolist(), texts, table.backoff.tolist())]
+                  for lp, text, bo in zip(table.logprob[rows].tolist(), texts, table.backoff[rows].tolist())]
     data = ("\n".join([*lines, "", "\\end\\", ""])).encode("utf-8")
     with atomic_write(path) as temporary:
         with open(temporary, "wb") as stream:
@@ -203,85 +205,270 @@ def write_arpa(path: str | Path, model: NgramModel) -> None:
 
 
 def read_arpa(path: str | Path) -> NgramModel:
-    """Read any ARPA file, gzip or not. Raises UserError naming the line for what is no ARPA file or is cut short."""
-    lines = _read(path).split("\n")
-    at, announced = 0, []
-    while at < len(lines) and lines[at].strip() != "\\data\\":
-        at += 1
-    if at == len(lines):
-        raise UserError(f"{path}: not an ARPA file: it has no \\data\\ line")
-    at += 1
-    while at < len(lines) and not lines[at].startswith("\\"):
-        if lines[at].startswith("ngram "):
-            try:
-                announced.append(int(lines[at].split("=")[1]))
-            except (IndexError, ValueError):
-                raise UserError(f"{path}: line {at + 1}: expected 'ngram N=COUNT', got '{lines[at]}'") from None
-        at += 1
-    ids: Dict[str, int] = {}
-    orders: List[Order] = []
-    dropped = 0
+    r"""Read any ARPA file, gzip or not, as Kaldi's ``arpa2fst`` understands it.
+
+    What stands before ``\data\`` is passed over. An n-gram is left out where <s> is not its first or </s> not its last
+    word, and where all its words but the last are no n-gram themselves; at the highest order, these may also be the
+    last words of an n-gram that stands before it. Of an n-gram that comes several times, the best probability (of one
+    that ends in </s>: the last) and the first back-off weight count. stderr is told how many n-grams this concerns.
+    Raises UserError naming the line for what is no ARPA file or is cut short.
+    """
+    data = _read(path).encode("utf-8")
+    file = _ArpaFile(path, data)
+    announced, at = _read_header(file)
+    ids: Dict[bytes, int] = {}
+    sections: List[_Section] = []
     for n, count in enumerate(announced, 1):
-        while at < len(lines) and not lines[at].strip():
-            at += 1
-        if at == len(lines) or lines[at].strip() != f"\\{n}-grams:":
-            raise UserError(f"{path}: line {min(at + 1, len(lines))}: expected '\\{n}-grams:' of {count} lines; "
-                            "the file is cut short or broken")
-        rows, logprob, backoff = array("q"), array("d"), array("d")
-        start = at + 1
-        at = start
-        try:
-            while at < len(lines) and lines[at].strip() and lines[at][0] != "\\":
-                fields = lines[at].split()
-                logprob.append(float(fields[0]))
-                rows.extend([ids.setdefault(w, len(ids)) for w in fields[1:n + 1]] if n == 1
-                            else [ids[w] for w in fields[1:n + 1]])
-                if not n + 1 <= len(fields) <= n + 2:
-                    raise ValueError(f"it should have {n} words")
-                backoff.append(float(fields[n + 1]) if len(fields) == n + 2 else 0.0)
-                at += 1
-        except KeyError as error:
-            raise UserError(f"{path}: line {at + 1}: the word {error} is not among the unigrams") from None
-        except ValueError as error:
-            raise UserError(f"{path}: line {at + 1}: '{lines[at]}' is no {n}-gram ({error})") from None
-        if len(logprob) != count:
-            raise UserError(f"{path}: line {start}: {count} {n}-grams announced, {len(logprob)} found; "
-                            "the file is cut short or broken")
-        broken = np.flatnonzero(np.isnan(logprob) | np.isnan(backoff))
-        if len(broken):
-            raise UserError(f"{path}: line {start + 1 + broken[0]}: '{lines[start + broken[0]]}' has no probability")
-        table, lost = _make_order(np.array(rows, dtype=np.int64).reshape(-1, n), np.array(logprob), np.array(backoff),
-                                  orders, len(ids))
-        dropped += lost
-        orders.append(table)
-    while at < len(lines) and not lines[at].strip():
-        at += 1
-    if not orders or at == len(lines) or lines[at].strip() != "\\end\\":
-        raise UserError(f"{path}: line {min(at + 1, len(lines))}: no \\end\\ where it should be; "
-                        "the file is cut short or broken")
-    if dropped:
-        print(f"{path}: {dropped} n-grams left out: their first words are no n-gram themselves", file=sys.stderr)
-    return NgramModel(list(ids), orders)
+        head, begin = at, file.next_line(at)
+        if data[head:begin].strip() != b"\\%d-grams:" % n:
+            if count:
+                file.fail(head, f"expected '\\{n}-grams:' of {count} lines; the file is cut short or broken")
+            begin = head  # an order without n-grams may have no section
+        at = file.next_directive(begin)
+        section = _read_section(file, begin, at, n, ids)
+        found = len(section.logprob)
+        if found > count:
+            file.fail(head, f"{count} {n}-grams announced, {found} found; the file is broken")
+        if found < count:
+            file.tell(f"{count} {n}-grams announced, {found} found")
+        if n == 1:
+            unigrams = len(ids)
+        sections.append(section)
+    if data[at:file.next_line(at)].strip() != b"\\end\\":
+        file.fail(at, "no \\end\\ where it should be; the file is cut short or broken")
+    words = [word.decode("utf-8") for word in ids]
+    if len(words) > unigrams:
+        file.tell(f"{len(words) - unigrams} words of longer n-grams are no unigrams (first: '{words[unigrams]}')")
+    return NgramModel(words, _make_orders(file, sections, words))
 
 
-def _make_order(rows: np.ndarray, logprob: np.ndarray, backoff: np.ndarray, below: List[Order],
-                size: int) -> Tuple[Order, int]:
-    """The table of n-grams given by word-ids (G, n), and how many had no prefix in the table below."""
-    def row_of(columns: np.ndarray) -> np.ndarray:
-        row = columns[:, 0]
-        for n in range(1, columns.shape[1]):
-            found = below[n].find(row * size + columns[:, n])
-            row = np.where(row >= 0, found, -1)
-        return row
+@dataclass
+class _ArpaFile:
+    """The bytes of an ARPA file, and what is told of them."""
 
-    if rows.shape[1] == 1:
-        key, prefix, suffix = rows[:, 0], np.zeros(len(rows), dtype=np.int64), np.full(len(rows), -1)
+    path: str | Path
+    data: bytes
+
+    def next_line(self, at: int) -> int:
+        """Where the line after the one at ``at`` begins."""
+        return self.data.find(b"\n", at) + 1 or len(self.data)
+
+    def next_directive(self, at: int) -> int:
+        """Where the next line begins that starts with a backslash; ``at`` is the beginning of a line."""
+        return at if self.data[at:at + 1] == b"\\" else self.data.find(b"\n\\", at) + 1 or len(self.data)
+
+    def fail(self, at: int, what: str) -> NoReturn:
+        """A UserError about the line at ``at``."""
+        number = self.data.count(b"\n", 0, min(at, len(self.data) - 1)) + 1
+        raise UserError(f"{self.path}: line {number}: {what}")
+
+    def tell(self, what: str) -> None:
+        """A line on stderr."""
+        print(f"{self.path}: {what}", file=sys.stderr)
+
+
+def _read_header(file: _ArpaFile) -> Tuple[List[int], int]:
+    """How many n-grams of the orders 1, 2 ... are announced, and where the first section begins."""
+    data, at = file.data, 0
+    while at < len(data):
+        begin, at = at, file.next_line(at)
+        if data[begin:at].strip() == b"\\data\\":
+            break
     else:
-        prefix, suffix = row_of(rows[:, :-1]), row_of(rows[:, 1:])
-        key = prefix * size + rows[:, -1]
-    kept = np.flatnonzero(prefix >= 0)
-    kept = kept[np.argsort(key[kept], kind="stable")]
-    return Order(key[kept], suffix[kept].astype(np.int32), logprob[kept], backoff[kept]), len(rows) - len(kept)
+        raise UserError(f"{file.path}: not an ARPA file: it has no \\data\\ line")
+    announced: Dict[int, int] = {}
+    while at < len(data) and data[at:at + 1] != b"\\":
+        line = data[at:file.next_line(at)].strip()
+        found = re.fullmatch(rb"ngram[ \t]+(\d+)[ \t]*=[ \t]*(\d+)", line)
+        if found:
+            announced[int(found[1])] = int(found[2])
+        elif line.startswith(b"ngram"):
+            file.fail(at, f"expected 'ngram N=COUNT', got '{line.decode('utf-8')}'")
+        at = file.next_line(at)
+    top = max(announced, default=0)
+    if not top or len(announced) != top or min(announced) != 1:
+        missing = next(n for n in range(1, top + 2) if n not in announced)
+        file.fail(at, f"no line 'ngram {missing}=COUNT' before it; the file is cut short or broken")
+    return [announced[n] for n in range(1, top + 1)], at
+
+
+@dataclass
+class _Section:
+    """The lines of one order, as they come: words int32 (G, n) word-ids; logprob, backoff: float64 (G,) log10."""
+
+    words: np.ndarray
+    logprob: np.ndarray
+    backoff: np.ndarray
+
+
+_BLOCK = 1 << 20  # bytes of an ARPA file that are taken apart at once
+_BLANK = np.isin(np.arange(256), list(b" \t\n\v\f\r"))  # where bytes.split() splits
+
+
+def _read_section(file: _ArpaFile, begin: int, end: int, n: int, ids: Dict[bytes, int]) -> _Section:
+    """The n-grams between two directives; words that ``ids`` lacks are added to it."""
+    parts = [(np.zeros((0, n), dtype=np.int32), np.zeros(0), np.zeros(0))]
+    while begin < end:
+        stop = min(file.next_line(begin + _BLOCK), end)
+        block = file.data[begin:stop]
+        try:
+            parts.append(_read_block(block, n, ids))
+        except ValueError:
+            for line in block.splitlines(keepends=True):
+                _check_line(file, begin, line, n)
+                begin += len(line)
+            raise
+        begin = stop
+    return _Section(*(np.concatenate(column) for column in zip(*parts)))
+
+
+def _read_block(block: bytes, n: int, ids: Dict[bytes, int]) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(word-ids (G, n), logprob, backoff) of whole lines. Raises ValueError where one of them is no n-gram."""
+    tokens = block.split()
+    codes = np.frombuffer(block, dtype=np.uint8)
+    begins = ~_BLANK[codes]
+    begins[1:] &= _BLANK[codes[:-1]]
+    ends = np.searchsorted(np.flatnonzero(begins), np.append(np.flatnonzero(codes == ord("\n")), len(codes)))
+    lengths = np.diff(ends, prepend=0)
+    ends, lengths = ends[lengths > 0], lengths[lengths > 0]
+    has_backoff = lengths == n + 2
+    if not (has_backoff | (lengths == n + 1)).all():
+        raise ValueError("a line of another length")
+    first = ends - lengths
+    column = np.array(tokens, dtype=object)
+    logprob = np.array(list(map(float, column[first].tolist())))
+    backoff = np.zeros(len(first))
+    backoff[has_backoff] = list(map(float, column[ends[has_backoff] - 1].tolist()))
+    if not (logprob < np.inf).all() or not (backoff < np.inf).all():  # NaN is not smaller either
+        raise ValueError("no number")
+    words = column[(first[:, None] + np.arange(1, n + 1)).ravel()].tolist()
+    try:
+        numbers = list(map(ids.__getitem__, words))
+    except KeyError:
+        numbers = [ids.setdefault(word, len(ids)) for word in words]
+    return np.array(numbers, dtype=np.int32).reshape(-1, n), logprob, backoff
+
+
+def _check_line(file: _ArpaFile, at: int, line: bytes, n: int) -> None:
+    """A UserError where the line at ``at`` is no n-gram."""
+    fields, text = line.split(), line.decode("utf-8").strip()
+    if not fields:
+        return
+    if not n + 1 <= len(fields) <= n + 2:
+        file.fail(at, f"'{text}' is no {n}-gram (it should have {n} words)")
+    try:
+        numbers = [float(field) for field in (fields[0], *fields[n + 1:])]
+    except ValueError as error:
+        file.fail(at, f"'{text}' is no {n}-gram ({error})")
+    if not all(number < math.inf for number in numbers):
+        file.fail(at, f"'{text}' has no probability")
+
+
+def _make_orders(file: _ArpaFile, sections: List[_Section], words: List[str]) -> List[Order]:
+    """The tables of the n-grams that ``arpa2fst`` takes; the file's reader is told what was left out.
+
+    Where an n-gram is in a table, so is the n-gram without its first word: a row without a probability (NaN) stands
+    for one that the file lacks, as a history that costs nothing to leave.
+    """
+    size = len(words)
+    bos, eos = (words.index(mark) if mark in words else -1 for mark in (BOS, EOS))
+    orders: List[Order] = []
+    for n, section in enumerate(sections, 1):
+        grams = section.words
+
+        def tell(those: np.ndarray, what: str) -> None:
+            if those.any():
+                first = " ".join(words[i] for i in grams[those.argmax()])
+                file.tell(f"{np.count_nonzero(those)} {n}-grams {what} (first: '{first}')")
+
+        fine = ~((grams[:, 1:] == bos) | (grams[:, :-1] == eos)).any(axis=1)
+        tell(~fine, f"left out: {BOS} is not their first or {EOS} not their last word")
+        prefix = _rows(orders, grams[:, :-1], size)
+        known = fine & (prefix >= 0)
+        if n == 2:  # a word that is no unigram has a row, too
+            known &= ~np.isnan(orders[0].logprob[prefix])
+        if n == len(sections):
+            _add_made_histories(grams, fine, known, eos)
+        tell(fine & ~known, "left out: their first words are no n-gram themselves")
+        ends = grams[:, -1] == eos  # of such an n-gram nobody asks what follows
+        suffix = _rows(orders, grams[:, 1:], size)
+        lacking = known & ~ends & (suffix < 0)
+        if lacking.any():
+            _insert_histories(orders, grams[lacking, 1:], size)
+            prefix, suffix = _rows(orders, grams[:, :-1], size), _rows(orders, grams[:, 1:], size)
+
+        kept = np.flatnonzero(known)
+        key = prefix[kept] * size + grams[kept, -1]
+        order = np.argsort(key, kind="stable")
+        key, kept = key[order], kept[order]
+        logprob, backoff = section.logprob[kept], section.backoff[kept]
+        again = np.diff(key, prepend=-1) == 0
+        if again.any():
+            repeated = np.zeros(len(grams), dtype=bool)
+            repeated[kept[again]] = True
+            tell(repeated, "stand there again: the best probability counts")
+            starts = np.flatnonzero(~again)
+            last = logprob[np.append(starts[1:], len(key)) - 1]
+            key, kept, backoff = key[starts], kept[starts], backoff[starts]
+            logprob = np.where(ends[kept], last, np.maximum.reduceat(logprob, starts))
+        if n == 1:  # a row for every word
+            full = Order(np.arange(size), np.full(size, -1, dtype=np.int32), np.full(size, np.nan), np.zeros(size))
+            full.logprob[key], full.backoff[key] = logprob, backoff
+            orders.append(full)
+        else:
+            orders.append(Order(key, np.maximum(suffix[kept], 0).astype(np.int32), logprob, backoff))
+    return orders
+
+
+def _rows(orders: List[Order], grams: np.ndarray, size: int) -> np.ndarray:
+    """Rows of n-grams (G, n) in the table of their order, -1 where they are not there; 0 for the empty ones."""
+    if not grams.shape[1]:
+        return np.zeros(len(grams), dtype=np.int64)
+    row = grams[:, 0].astype(np.int64)
+    for n in range(1, grams.shape[1]):
+        found = orders[n].find(row * size + grams[:, n])
+        row = np.where(row >= 0, found, -1)
+    return row
+
+
+def _add_made_histories(grams: np.ndarray, fine: np.ndarray, known: np.ndarray, eos: int) -> None:
+    """Adds to ``known`` n-grams of the highest order whose first words are the last words of a known one before them."""
+    rest = np.flatnonzero(fine & ~known)
+    wanted = {tuple(gram) for gram in grams[rest, :-1].tolist()}
+    likely = known & (grams[:, -1] != eos) & np.all(
+        [np.isin(grams[:, i + 1], grams[rest, i]) for i in range(grams.shape[1] - 1)], axis=0)
+    made: Dict[tuple, int] = {}  # the first line that leads to a history
+    for row in np.flatnonzero(likely):
+        history = tuple(grams[row, 1:].tolist())
+        if history in wanted:
+            made.setdefault(history, row)
+    for row in rest:
+        gram = tuple(grams[row].tolist())
+        if made.get(gram[:-1], row) < row:
+            known[row] = True
+            if gram[-1] != eos:
+                made[gram[1:]] = min(row, made.get(gram[1:], row))
+
+
+def _insert_histories(orders: List[Order], grams: np.ndarray, size: int) -> None:
+    """Adds rows without a probability for n-grams (G, n) that the n-th table lacks, and for what these fall to."""
+    n = grams.shape[1]
+    lacking = _rows(orders, grams[:, 1:], size) < 0
+    if lacking.any():
+        _insert_histories(orders, grams[lacking, 1:], size)
+    table = orders[n - 1]
+    key, first = np.unique(_rows(orders, grams[:, :-1], size) * size + grams[:, -1], return_index=True)
+    new = table.find(key) < 0
+    key, first = key[new], first[new]
+    at = np.searchsorted(table.key, key)
+    table.key, table.backoff = np.insert(table.key, at, key), np.insert(table.backoff, at, 0.0)
+    table.logprob = np.insert(table.logprob, at, np.nan)
+    table.suffix = np.insert(table.suffix, at, _rows(orders, grams[first, 1:], size))
+    if n < len(orders):  # the rows behind the new ones have moved
+        above, count = orders[n], len(table.key)
+        moved = np.delete(np.arange(count), at + np.arange(len(at)))
+        above.key = moved[above.key // size] * size + above.key % size
+        above.suffix = moved[above.suffix].astype(np.int32)
 
 
 # ---------------------------------------------------------------------------------------------- scoring and grammar
@@ -290,7 +477,7 @@ def sentence_scores(model: NgramModel, sentences: List[List[str]]) -> Tuple[np.n
     """(sum of log10 probabilities, predicted tokens, unknown words) of each of S sentences: float64, int64, int64 (S,).
 
     Each </s> is predicted too. Unknown words are not counted as predicted; the word after one is scored without it
-    as history.
+    as history. What has no probability anywhere (a model without </s>) makes the sum -inf.
     """
     ids = {word: i for i, word in enumerate(model.words)}
     size = len(model.words)
@@ -301,13 +488,14 @@ def sentence_scores(model: NgramModel, sentences: List[List[str]]) -> Tuple[np.n
     place = np.arange(len(stream)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     unigrams = model.orders[0]
     row = np.where(stream >= 0, stream, -1)
-    logprob = np.where(row >= 0, unigrams.logprob[row], 0.0)
+    logprob = np.where(row >= 0, np.nan_to_num(unigrams.logprob[row], nan=-np.inf, neginf=-np.inf), 0.0)
     for n in range(2, len(model.orders) + 1):
         table, below = model.orders[n - 1], model.orders[n - 2]
         context = np.where(place >= n - 1, np.concatenate([[-1], row[:-1]]), -1)
         found = np.where((context >= 0) & (stream >= 0), table.find(context * size + stream), -1)
         backed = logprob + (np.where(context >= 0, below.backoff[context], 0.0) if len(below.key) else 0.0)
-        logprob = np.where(found >= 0, table.logprob[found] if len(table.key) else 0.0, backed)
+        own = table.logprob[found] if len(table.key) else np.zeros(len(found))
+        logprob = np.where((found >= 0) & ~np.isnan(own), own, backed)
         row = found
     counted = (place > 0) & (stream >= 0)
 
@@ -327,58 +515,55 @@ def score(model: NgramModel, sentences: List[List[str]]) -> Tuple[float, int, in
 def perplexity(model: NgramModel, sentences: List[List[str]]) -> Tuple[float, int, int]:
     """(perplexity, predicted tokens with one </s> a sentence, unknown words left out)."""
     total, tokens, unknown = score(model, sentences)
-    return 10.0 ** (-total / max(tokens, 1)), tokens, unknown
+    with np.errstate(over="ignore"):
+        return float(np.power(10.0, -total / max(tokens, 1))), tokens, unknown
 
 
 def make_grammar(model: NgramModel, words: List[str]) -> Tuple[Fst, List[str]]:
     """G: the model as a transducer over word-ids of a lang, with the symbol #0 (input) on back-off arcs.
 
-    As Kaldi's ``arpa2fst --disambig-symbol=#0`` makes it: a state for every history that has a continuation; </s> as
-    final costs. Costs are natural logarithms. Returns also the model's words that the lang lacks (their n-grams are
-    left out). Raises UserError when the lang has no #0 or shares no word with the model.
+    It has the costs of Kaldi's ``arpa2fst --disambig-symbol=#0``: a state for every history that has a continuation;
+    </s> as final costs; natural logarithms. Returns also the model's words that the lang lacks (their n-grams are left
+    out). Raises UserError when the lang has no #0 or shares no word with the model, and where the model says nothing
+    of how sentences begin or end, or has <eps> or #0 as a word.
     """
     lang_ids = {word: i for i, word in enumerate(words)}
     if _BACKOFF not in lang_ids:
         raise UserError(f"words.txt has no {_BACKOFF}; make the lang directory again with 'essence make-lang'")
-    label = np.array([lang_ids.get(w, -1) if w not in ("<eps>", _BACKOFF) else -1 for w in model.words])
-    bos = model.words.index(BOS) if BOS in model.words else -1
-    eos = model.words.index(EOS) if EOS in model.words else -1
-    missing = [w for i, w in enumerate(model.words) if label[i] < 0 and w not in (BOS, EOS)]
-    if len(missing) >= len(model.words) - (bos >= 0) - (eos >= 0):
-        raise UserError("the language model and words.txt share no word; they belong to different corpora")
+    reserved = [word for word in ("<eps>", _BACKOFF) if word in model.words]
+    if reserved:
+        raise UserError(f"the language model has the word {reserved[0]}, which means something else in words.txt; "
+                        "take its n-grams out of the model")
+    label = np.array([lang_ids.get(w, -1) for w in model.words])
     size, top = len(model.words), len(model.orders)
+    bos, eos = (model.words.index(mark) if mark in model.words else -1 for mark in (BOS, EOS))
+    if bos < 0 or np.isnan(model.orders[0].logprob[bos]):
+        raise UserError(f"the language model has no {BOS} among its unigrams: make it of sentences")
+    missing = [w for i, w in enumerate(model.words) if label[i] < 0 and w not in (BOS, EOS)]
+    if len(missing) >= size - 1 - (eos >= 0):
+        raise UserError("the language model and words.txt share no word; they belong to different corpora")
 
     # allowed[n]: rows of order n whose words the lang has; has_next[n]: those that are the history of a larger n-gram
-    allowed, has_next = [], []
-    for n, table in enumerate(model.orders, 1):
-        word = table.key % size
-        fine = (label[word] >= 0) | (word == bos) | (word == eos)
-        allowed.append(fine if n == 1 else fine & allowed[-1][table.key // size])
+    allowed, has_next = _allowed(model, (label >= 0) | np.isin(np.arange(size), (bos, eos))), []
     for n in range(1, top + 1):
         history = np.zeros(len(model.orders[n - 1].key), dtype=bool)
         if n < top:
             history[(model.orders[n].key // size)[allowed[n]]] = True
         has_next.append(history & (model.orders[n - 1].key % size != eos))
+    has_next[0][bos] |= model.orders[0].backoff[bos] != 0  # every sentence pays it
     # state of each history (0: the empty one), or of its longest suffix that has one, and the cost of falling there
     state_of: List[np.ndarray] = []
     fall_cost: List[np.ndarray] = []
     next_state = 1
     for n, table in enumerate(model.orders, 1):
-        state = np.zeros(len(table.key), dtype=np.int64)
-        cost = np.zeros(len(table.key))
-        own = has_next[n - 1]
-        state[own] = next_state + np.arange(int(own.sum()))
-        next_state += int(own.sum())
-        rest = ~own
-        lower_state, lower_cost = np.zeros(int(rest.sum()), dtype=np.int64), np.zeros(int(rest.sum()))
+        state, cost = np.zeros(len(table.key), dtype=np.int64), np.zeros(len(table.key))
         if n > 1:
-            suffix = table.suffix[rest]
-            lower_state = np.where(suffix >= 0, state_of[-1][suffix], 0)
-            lower_cost = np.where(suffix >= 0, fall_cost[-1][suffix], 0.0)
-        state[rest] = lower_state
-        cost[rest] = lower_cost - table.backoff[rest] * _LOG10
+            state, cost = state_of[-1][table.suffix], fall_cost[-1][table.suffix]
+        own = has_next[n - 1]
+        state[own] = next_state + np.arange(np.count_nonzero(own))
+        next_state += np.count_nonzero(own)
         state_of.append(state)
-        fall_cost.append(cost)
+        fall_cost.append(np.where(own, 0.0, cost - table.backoff * _LOG10 if n < top else cost))
 
     columns: List[Tuple[np.ndarray, ...]] = []
     final = np.full(next_state, np.inf)
@@ -386,19 +571,29 @@ def make_grammar(model: NgramModel, words: List[str]) -> Tuple[Fst, List[str]]:
         word = table.key % size
         source = np.zeros(len(word), dtype=np.int64) if n == 1 else state_of[n - 2][table.key // size]
         cost = -table.logprob * _LOG10
-        ends = (word == eos) & allowed[n - 1]
+        said = allowed[n - 1] & np.isfinite(cost)
+        ends = said & (word == eos)
         final[source[ends]] = cost[ends]
-        arc = np.flatnonzero(allowed[n - 1] & (word != eos) & (word != bos) & (table.logprob > -90))
+        arc = np.flatnonzero(said & (word != eos) & (word != bos) & np.isfinite(fall_cost[n - 1]))
         columns.append((source[arc], state_of[n - 1][arc], label[word[arc]], label[word[arc]],
                         cost[arc] + fall_cost[n - 1][arc]))
-        back = np.flatnonzero(has_next[n - 1])
-        target, extra = np.zeros(len(back), dtype=np.int64), np.zeros(len(back))
+        target, extra = np.zeros(len(word), dtype=np.int64), np.zeros(len(word))
         if n > 1:
-            suffix = table.suffix[back]
-            target = np.where(suffix >= 0, state_of[n - 2][suffix], 0)
-            extra = np.where(suffix >= 0, fall_cost[n - 2][suffix], 0.0)
-        columns.append((state_of[n - 1][back], target, np.full(len(back), lang_ids[_BACKOFF]),
-                        np.zeros(len(back)), extra - table.backoff[back] * _LOG10))
+            target, extra = state_of[n - 2][table.suffix], fall_cost[n - 2][table.suffix]
+        extra = extra - table.backoff * _LOG10
+        back = np.flatnonzero(has_next[n - 1] & np.isfinite(extra))
+        columns.append((state_of[n - 1][back], target[back], np.full(len(back), lang_ids[_BACKOFF]),
+                        np.zeros(len(back)), extra[back]))
+    if not np.isfinite(final).any():
+        raise UserError(f"the language model gives {EOS} no probability, so that no sentence ends: make it of sentences")
     src, dst, ilabel, olabel, weight = (np.concatenate(parts) for parts in zip(*columns))
-    start = int(state_of[0][bos]) if bos >= 0 else 0
-    return sort_arcs(make_fst(src, dst, ilabel, olabel, weight, final, start)), missing
+    return sort_arcs(make_fst(src, dst, ilabel, olabel, weight, final, int(state_of[0][bos]))), missing
+
+
+def _allowed(model: NgramModel, fine: np.ndarray) -> List[np.ndarray]:
+    """Of each order, which rows have none but words that are ``fine``: bool (G,) each."""
+    allowed: List[np.ndarray] = []
+    for table in model.orders:
+        rows = fine[table.key % len(fine)]
+        allowed.append(rows & allowed[-1][table.key // len(fine)] if allowed else rows)
+    return allowed
