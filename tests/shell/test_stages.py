@@ -62,6 +62,14 @@ def test_the_larger_model_of_stage_1(tmp_path, shell):
     assert "lm_rescore/lm.arpa.gz: 4-gram" in stage("rescore_lm", rescore_lm_order=3).stdout
     assert (data / "lm_rescore" / "lm.arpa.gz").read_bytes() == (data / "rescore_arpa.gz").read_bytes()
     assert "up to date" in stage("rescore_lm", rescore_lm_order=3).stdout
+    # a language model that data preparation left is taken as it is; what it and the lang do not share is told
+    lm.write_arpa(data / "lm_arpa.gz", lm.estimate([["a", "zebra"], ["b", "a"]], 3))
+    done = stage("native/prepare_lang")
+    assert done.returncode == 0 and "lm/lm.arpa.gz: 3-gram, perplexity" in done.stdout
+    assert "lm.arpa.gz: 1 words are not in" in done.stderr and "lacks 1 words of" in done.stderr
+    assert (data / "lm" / "lm.arpa.gz").read_bytes() == (data / "lm_arpa.gz").read_bytes()
+    assert (data / "lang" / "G.fst").read_bytes() != grammar
+    assert "lm is up to date" in stage("native/prepare_lang").stdout
 
 
 @pytest.fixture

@@ -586,6 +586,11 @@ def test_verbs(tmp_path, capsys):
     assert (lang / "G.fst").exists()
     assert main(["make-grammar", str(tmp_path / "none"), str(lang)]) == 1
     capsys.readouterr()
+    (tmp_path / "x.arpa").write_text(ARPA.replace("a b", "a B").replace("\tb", "\tB"))  # <s> a B, a B, B </s>, B
+    assert main(["make-grammar", str(tmp_path / "x.arpa"), str(lang)]) == 0
+    err = capsys.readouterr().err
+    assert f"1 words are not in {lang / 'words.txt'} (first: B); 4 n-grams with them are left out" in err
+    assert f"lacks 2 words of {lang / 'words.txt'}, which will not be recognised (first: b, d)" in err
     (tmp_path / "text").write_text("utt1 a b\nutt2 a zebra\n")
     assert main(["train-lm", "--words", str(lang / "words.txt"), str(tmp_path / "text"), str(arpa)]) == 1
     assert f"text: utt2 has the word 'zebra', which {lang}/words.txt lacks" in capsys.readouterr().err

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from essence_kd.hmm.fst import write_fst
 from essence_kd.hmm.lang import read_symbols
-from essence_kd.hmm.lm import make_grammar, read_arpa
+from essence_kd.hmm.lm import make_grammar, ngrams_outside, read_arpa, vocabulary
 from essence_kd.io.errors import UserError
+from essence_kd.io.text import visible
 
 HELP = "turn an ARPA language model into LANG/G.fst"
 
@@ -29,7 +30,12 @@ def run(args) -> None:
     except UserError as error:
         raise UserError(f"{args.arpa} and {lang}: {error}") from None
     if missing:
-        print(f"{args.arpa}: {len(missing)} words are not in {lang / 'words.txt'}; their n-grams are left out (first: "
-              f"{', '.join(missing[:5])})", file=sys.stderr)
+        print(f"{args.arpa}: {len(missing)} words are not in {lang / 'words.txt'} (first: "
+              f"{', '.join(map(visible, missing[:5]))}); {ngrams_outside(model, missing)} n-grams with them are left out",
+              file=sys.stderr)
+    silent = sorted(set(vocabulary(lang / "words.txt")[1]) - set(model.words))
+    if silent:
+        print(f"{args.arpa}: lacks {len(silent)} words of {lang / 'words.txt'}, which will not be recognised (first: "
+              f"{', '.join(map(visible, silent[:5]))})", file=sys.stderr)
     write_fst(lang / "G.fst", grammar)
     print(f"{lang / 'G.fst'}: {grammar.num_states} states, {grammar.num_arcs} arcs")

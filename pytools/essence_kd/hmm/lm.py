@@ -590,6 +590,14 @@ def make_grammar(model: NgramModel, words: List[str]) -> Tuple[Fst, List[str]]:
     return sort_arcs(make_fst(src, dst, ilabel, olabel, weight, final, int(state_of[0][bos]))), missing
 
 
+def ngrams_outside(model: NgramModel, words: List[str]) -> int:
+    """How many n-grams have one of the words."""
+    outside = set(words)
+    fine = np.array([word not in outside for word in model.words])
+    return sum(int(np.count_nonzero(~rows & ~np.isnan(table.logprob)))
+               for table, rows in zip(model.orders, _allowed(model, fine)))
+
+
 def _allowed(model: NgramModel, fine: np.ndarray) -> List[np.ndarray]:
     """Of each order, which rows have none but words that are ``fine``: bool (G,) each."""
     allowed: List[np.ndarray] = []
