@@ -1,8 +1,11 @@
 """OpenFst files: against kaldifst and OpenFst's tools, and for any transducer."""
+import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
+from builders import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +40,33 @@ def test_fst_files_agree_with_kaldifst(tmp_path, seed):
     assert_same(F.read_fst(tmp_path / "vector.fst"), fst)
     assert_same(F.read_fst(tmp_path / "const.fst"), fst)
     assert_same(F.from_kaldifst(F.to_kaldifst(fst)), fst)
+
+
+@pytest.mark.mount
+def test_a_temporary_folder_without_room_is_named(tmp_path):
+    """kaldifst only answers false there; the graph of a decoder and its lattices go through such files."""
+    code = """if True:
+        import kaldifst
+        import numpy as np
+        from essence_kd.hmm import fst as F
+        from essence_kd.io.errors import UserError
+        big = F.make_fst(*np.zeros((4, 5000), int), np.zeros(5000), np.zeros(1), 0)
+        F.write_fst("big.fst", big)
+        theirs = kaldifst.StdVectorFst.read("big.fst")
+        for work in (lambda: F.to_kaldifst(big), lambda: F.from_kaldifst(theirs), F.written(theirs).__enter__):
+            try:
+                work()
+            except UserError as error:
+                print(error)
+    """
+    (tmp_path / "small").mkdir()
+    mount = 'mount -t tmpfs -o size=32k tmpfs small && exec "$@"'
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", mount, "-", sys.executable, "-c", code], cwd=tmp_path,
+                          env={**os.environ, "TMPDIR": str(tmp_path / "small"), "PYTHONPATH": str(ROOT / "pytools")},
+                          stdout=subprocess.PIPE, text=True, timeout=60)
+    told = done.stdout.splitlines()
+    assert len(told) == 3 and all(f"{tmp_path}/small/" in line and "cannot be written" in line for line in told), told
+    assert "No space left" in told[0] and all("TMPDIR" in line for line in told[1:])
 
 
 @pytest.mark.openfst

@@ -6,11 +6,13 @@ kaldifst and OpenFst's own tools read what :func:`write_fst` writes, and :func:`
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterator
 
 import numpy as np
 
@@ -187,10 +189,18 @@ def to_kaldifst(fst: Fst):
 
 
 def from_kaldifst(fst) -> Fst:
-    """The arrays of a ``kaldifst.StdVectorFst``."""
+    """The arrays of a ``kaldifst.StdVectorFst``. Raises UserError as ``written`` does."""
     import kaldifst
 
+    with written(kaldifst.StdConstFst(fst)) as path:  # const: read without a loop over states
+        return read_fst(path)
+
+
+@contextlib.contextmanager
+def written(fst) -> Iterator[str]:
+    """The path of a temporary file with what an object of kaldifst writes. Raises UserError where there is no room."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "a.fst")
-        kaldifst.StdConstFst(fst).write(path)  # const: read without a loop over states
-        return read_fst(path)
+        if not fst.write(path):
+            raise UserError(f"{path}: cannot be written; is that folder full? TMPDIR names another one")
+        yield path

@@ -5,16 +5,14 @@ names the arcs of ``hmm.graph.Graph``.
 """
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 
 import numpy as np
 
 from essence_kd.decode.decoder import Decoded, Decoder, register_decoder
 from essence_kd.decode.lattice import Lattice
 from essence_kd.decode.options import DecodeOptions
-from essence_kd.hmm.fst import Fst, to_kaldifst
+from essence_kd.hmm.fst import Fst, to_kaldifst, written
 from essence_kd.hmm.graph import Graph
 from essence_kd.io.errors import UserError
 
@@ -140,14 +138,8 @@ class KaldiDecoder(Decoder):
         ok, raw = decoder.get_raw_lattice()
         if not ok:
             return None
-        handle, path = tempfile.mkstemp(suffix=".lat")
-        os.close(handle)
-        try:
-            raw.write(path)
-            with open(path, "rb") as stream:
-                return raw_lattice(stream.read(), self.graph, scores)
-        finally:
-            os.unlink(path)
+        with written(raw) as path, open(path, "rb") as stream:
+            return raw_lattice(stream.read(), self.graph, scores)
 
     def decode(self, batch: list[np.ndarray], *, lattices: bool = False) -> list[Decoded]:
         """Best paths of score matrices float32 (T, C), T > 0; an utterance without a path is tried again wider.
