@@ -13,13 +13,16 @@ esac
 . "${BASH_SOURCE[0]%/*}/../path.sh"
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# What went wrong, the process has said itself: no traceback of the launcher behind it.
+# What went wrong, the process has said itself: no traceback of the launcher behind it. Nor does it leave its folder of
+# logs, which stay empty, among the temporary files.
 torchrun='import sys
 sys.path[:] = filter(None, sys.path)  # not the working directory
+import tempfile
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 try:
-    main()
+    with tempfile.TemporaryDirectory(prefix="essence-torchrun-") as logs:
+        main(["--log-dir", logs, *sys.argv[1:]])
 except ChildFailedError as error:
     rank, failure = error.get_first_failure()
     sys.exit(f"torchrun: process {rank} ended with status {failure.exitcode}; its own message says why")'

@@ -135,8 +135,13 @@ def test_several_processes_have_the_loss_curve_of_one(corpus, tmp_path):
     check("4")
 
     def torchrun(*words):
-        environment = {**os.environ, "ESSENCE_PYTHON": sys.executable, "PROCESSES_PER_NODE": "2"}
-        return subprocess.run(["local/torchrun.sh", *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+        temporary = tmp_path / "temporary"
+        temporary.mkdir(exist_ok=True)
+        environment = {**os.environ, "ESSENCE_PYTHON": sys.executable, "PROCESSES_PER_NODE": "2",
+                       "TMPDIR": str(temporary)}
+        done = subprocess.run(["local/torchrun.sh", *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert not list(temporary.glob("*torch*"))
+        return done
 
     done = torchrun(*words, str(tmp_path / "2"))
     assert done.returncode == 0, done.stderr
