@@ -180,6 +180,8 @@ def test_audio_of_another_rate(tmp_path):
                                             "sample_rate=16000 in recipe.conf"):
             call(tmp_path / "d")
     assert validate_data_dir(tmp_path / "d", sample_rate=16000)["seconds"] == 2
+    with pytest.raises(UserError, match="recording s-a: .*a.flac: is not 16-bit PCM WAV, which is all that Kaldi"):
+        validate_data_dir(tmp_path / "d", sample_rate=16000, wav_only=True)
     assert main(["make-feats", "--sample-rate", "16000", str(tmp_path / "d")]) == 0
     for place, kind in (("d", "mfcc"), ("d_hires", "fbank")):
         ours, theirs = MatrixTable(str(tmp_path / place / "feats.scp"))["s-a"], kaldis(samples, kind, 16000, 7700)

@@ -623,7 +623,14 @@ def test_an_early_stop_ends_the_command(here):
 def test_a_pipeline_whose_reader_stops_early_is_no_failure(here):
     write_matrices("ark:m.ark", some_matrices(1))
     size = Path("m.ark").stat().st_size
-    assert len(list(read_matrices(f"ark:cat m.ark /dev/zero | head -c {size} |"))) == 1
+    python = f"{sys.executable} -c 'import shutil, sys; [shutil.copyfileobj(open(name, \"rb\"), sys.stdout.buffer) "
+    python += "for name in sys.argv[1:]]'"
+    for first in ("cat m.ark /dev/zero", "cat m.ark /dev/zero | cat", f"{python} m.ark /dev/zero"):
+        assert len(list(read_matrices(f"ark:{first} | head -c {size} |"))) == 1
+    Path("p.scp").write_text(f"utt0 {python} m.ark /dev/zero | tail -c +6 | head -c {size} |\n")
+    assert len(list(read_matrices("scp:p.scp"))) == 1
+    with pytest.raises(UserError, match="exit status 1"):
+        list(read_matrices(f"ark:cat m.ark none.ark | head -c {size} |"))
 
 
 def test_a_failing_output_command_tells_its_status_and_stderr(here):

@@ -17,6 +17,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--need-text", choices=("true", "false"), help="text must be there")
     parser.add_argument("--run-pipes", choices=("true", "false"),
                         help="also run the commands of wav.scp (make-feats does anyway)")
+    parser.add_argument("--wav-only", choices=("true", "false"),
+                        help="audio files must be 16-bit PCM WAV, which is all that Kaldi reads")
     parser.add_argument("--max-overshoot", type=float, help="seconds by which a segment may end after its recording")
     parser.add_argument("data", metavar="DATA_DIR", nargs="+")
     tell_defaults(parser, validate_data_dir)

@@ -18,7 +18,8 @@ from essence_kd.io.frames import SAMPLE_RATE
 from essence_kd.io.pipes import check_pipe
 from essence_kd.io.provenance import staging_path, write_text
 from essence_kd.io.text import other_form, read_lines, split
-from essence_kd.io.wave import expect_rate, is_command, read_audio, split_speed, the_channel, wav_info
+from essence_kd.io.wave import (expect_pcm_wav, expect_rate, is_command, read_audio, split_speed, the_channel,
+                                wav_info)
 from essence_kd.io.words import refuse_reserved, refuse_unknown, refuse_unseen, unknown_words
 
 MAX_OVERSHOOT = 0.05  # seconds by which a segment may end after its recording (rounding)
@@ -229,13 +230,14 @@ def validate_data_dir(
     need_text: bool = True,
     run_pipes: bool = False,
     max_overshoot: float = MAX_OVERSHOOT,
+    wav_only: bool = False,
 ) -> dict[str, Any]:
     """Checks a data directory; raises UserError at the first fault, one line with the file, the id and the fix.
 
     lexicon: a lexicon.txt or words.txt whose first column must hold every word of text (unless allow_oov). Reserved
     words (<s>, #0 ...) and characters that cannot be seen are refused in text. Headers of audio files are read; pipes
     are only run when run_pipes is true (make-feats runs them anyway).
-    max_overshoot: seconds by which a segment may end after its recording.
+    max_overshoot: seconds by which a segment may end after its recording. wav_only: files must be 16-bit PCM WAV.
     Returns counts: utterances, speakers, recordings, words, oov_words (a Counter of words that the lexicon lacks),
     seconds (-1 where pipes were not run).
     """
@@ -254,7 +256,7 @@ def validate_data_dir(
         raise UserError(
             f"{path}/segments: {utt} is cut from recording {utts[utt][0]}, which wav.scp lacks: add it there"
         )
-    seconds = _check_audio(path, data, sample_rate, run_pipes, max_overshoot)
+    seconds = _check_audio(path, data, sample_rate, run_pipes, max_overshoot, wav_only)
     oov = _check_words(path, data, lexicon, allow_oov)
     return {"utterances": len(utts), "speakers": len(set(data.utt2spk.values())), "recordings": len(data.wav_scp),
             "words": sum(len(split(words)) for words in data.text.values()), "oov_words": oov, "seconds": seconds}
@@ -282,7 +284,8 @@ def _check_speakers(path: Path, data: DataDir) -> None:
         same_ids(path / "utt2uniq", uniq, path / "utt2spk", data.utt2spk)
 
 
-def _check_audio(path: Path, data: DataDir, sample_rate: int, run_pipes: bool, max_overshoot: float) -> float:
+def _check_audio(path: Path, data: DataDir, sample_rate: int, run_pipes: bool, max_overshoot: float,
+                 wav_only: bool) -> float:
     found: dict[str, tuple[int, int]] = {}  # recording -> samples, channels
     for reco, source in data.wav_scp.items():
         file, factor = split_speed(source)
@@ -293,6 +296,8 @@ def _check_audio(path: Path, data: DataDir, sample_rate: int, run_pipes: bool, m
                 rate, samples = read_audio(file)
                 count, channels = samples.shape
             else:
+                if wav_only:
+                    expect_pcm_wav(file)
                 rate, channels, count = wav_info(file)
             expect_rate(rate, sample_rate, file)
         except UserError as error:

@@ -14,6 +14,7 @@ import numpy as np
 from essence_kd.io.errors import UserError
 
 BLOCK = 1 << 20  # samples decoded at a time
+_EXACT = ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW")  # what 16 bits hold
 _UNKNOWN = 1 << 62  # libsndfile: the header does not say how many samples come
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes, the longest
 
@@ -25,15 +26,17 @@ def read_sound(stream: BinaryIO, name: str) -> tuple[int, np.ndarray]:
     Raises UserError: libsndfile does not know the format, the file is damaged or ends too early.
     """
     with _opened(stream, name) as sound:
-        blocks = []
+        blocks, kind = [], "int16" if sound.subtype in _EXACT else "float32"
         while not blocks or len(blocks[-1]):
             try:
-                block = sound.read(BLOCK, dtype="float32", always_2d=True)
+                block = sound.read(BLOCK, dtype=kind, always_2d=True)
             except (RuntimeError, ValueError) as error:
                 raise _damaged(name, error) from None
-            if not np.isfinite(block).all():
-                raise UserError(f"{name}: holds samples that are no numbers: make the file again")
-            blocks.append(np.clip(np.rint(block * 32768), -32768, 32767).astype(np.int16))
+            if kind == "float32":
+                if not np.isfinite(block).all():
+                    raise UserError(f"{name}: holds samples that are no numbers: make the file again")
+                block = np.clip(np.rint(block * 32768), -32768, 32767).astype(np.int16)
+            blocks.append(block)
         samples = np.concatenate(blocks)
         if len(samples) < sound.frames < _UNKNOWN:
             raise _truncated(name, f"{sound.frames} samples", f"{len(samples)} are there")

@@ -173,6 +173,15 @@ def wav_info(source: str) -> WavInfo:
     return info
 
 
+def expect_pcm_wav(source: str) -> None:
+    """UserError where an audio file, not a pipe, is no 16-bit PCM WAV, which is all that Kaldi reads."""
+    with _opened(source) as stream:
+        header = _header(stream, source)
+    if header is None or not header.plain:
+        raise UserError(f"{source}: is not 16-bit PCM WAV, which is all that Kaldi reads: "
+                        f"use a pipe, for example 'sox {source} -b 16 -t wav - |'")
+
+
 def read_audio(source: str) -> tuple[int, np.ndarray]:
     """(rate in Hz, int16 samples (N, channels)) of a right-hand side of wav.scp.
 
