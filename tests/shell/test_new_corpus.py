@@ -17,7 +17,7 @@ labels="easy=E"
 lm_order=2
 teachers="teacher_blstm"
 student=student_tdnn
-post_keep=10 disk_mb=100
+post_keep=10 disk_mb=100 sample_rate=16000
 """
 PREPARE = """#!/usr/bin/env bash
 help_message="Usage: recipes/words/prepare_data.sh [options] DATA"
@@ -30,15 +30,16 @@ loudness=900
 import sys
 from pathlib import Path
 import numpy as np
-from essence_kd.io.wave import write_wav
+import soundfile
 data, loudness = Path(sys.argv[1]), int(sys.argv[2])
 for name in ("learn", "tune", "easy", "hard", "more"):
     d = data / name
     d.mkdir(parents=True)
     utts = [f"{name}-u{i}" for i in range(3)]
     for i, utt in enumerate(utts):
-        write_wav(d / f"{utt}.wav", np.random.default_rng(i).integers(-loudness, loudness, 8000).astype(np.int16), 8000)
-    tables = {"wav.scp": "{0} {1}/{0}.wav", "utt2spk": "{0} {0}", "spk2utt": "{0} {0}", "text": "{0} WORD two"}
+        noise = np.random.default_rng(i).integers(-loudness, loudness, 16000).astype(np.int16)
+        soundfile.write(d / f"{utt}.flac", noise, 16000)
+    tables = {"wav.scp": "{0} {1}/{0}.flac", "utt2spk": "{0} {0}", "spk2utt": "{0} {0}", "text": "{0} WORD two"}
     if name == "more":
         del tables["text"]
     for table, line in tables.items():
@@ -116,14 +117,14 @@ def test_a_corpus_is_two_files(run, checkout, tmp_path):
             assert len((folder / "feats.scp").read_text().splitlines()) == 3
             assert (folder / ".marker").read_text().startswith("done ")
     assert not (data / "more" / "text").exists() and words_of(data) >= {"one", "two"}
-    noise = (data / "learn" / "learn-u0.wav").read_bytes()
+    noise = (data / "learn" / "learn-u0.flac").read_bytes()
     done = run(*to_2, "--loudness", "500")
     assert stages(done) == [] and "nothing has changed: every stage was up to date" in done.stdout
 
     # other data, by an option, by a corrected script, or by another recipe.conf: stage 0 is stale, and what comes of it
     to_1 = ("--corpus", "words", "--stop-stage", "1", "--loudness", "600")
     assert stages(run(*to_1)) == [0, 1] and not (data / "learn" / "feats.scp").exists()
-    assert (data / "learn" / "learn-u0.wav").read_bytes() != noise
+    assert (data / "learn" / "learn-u0.flac").read_bytes() != noise
     mine = checkout / "recipes" / "words"
     (data / "download").mkdir()  # what was fetched stays
     (data / "of_old").touch()
@@ -166,7 +167,7 @@ def test_what_was_changed_by_hand_counts(run, tmp_path):
     done = run(*to_2)
     assert stages(done) == [1, 2] and "changed by hand and is kept: learn/text" in done.stdout
     assert "two two two" in text.read_text()
-    os.utime(data / "tune" / "tune-u0.wav", (0, 0))  # another recording of the same size
+    os.utime(data / "tune" / "tune-u0.flac", (0, 0))  # another recording of the same size
     (data / "easy" / "segments").write_text("".join(f"easy-u{i} easy-u{i} 0 0.5\n" for i in range(3)))
     done = run(*to_2)
     assert stages(done) == [2] and re.findall(r"features of \S+/(\w+) are up to date", done.stdout) == ["learn", "hard", "more"]

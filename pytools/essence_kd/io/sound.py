@@ -13,7 +13,7 @@ import numpy as np
 
 from essence_kd.io.errors import UserError
 
-BLOCK = 1 << 20  # samples decoded at a time
+BLOCK = 1 << 20  # samples of all channels, decoded at a time
 _EXACT = ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW")  # what 16 bits hold
 _UNKNOWN = 1 << 62  # libsndfile: the header does not say how many samples come
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes, the longest
@@ -29,7 +29,7 @@ def read_sound(stream: BinaryIO, name: str) -> tuple[int, np.ndarray]:
         blocks, kind = [], "int16" if sound.subtype in _EXACT else "float32"
         while not blocks or len(blocks[-1]):
             try:
-                block = sound.read(BLOCK, dtype=kind, always_2d=True)
+                block = sound.read(BLOCK // sound.channels, dtype=kind, always_2d=True)
             except (RuntimeError, ValueError) as error:
                 raise _damaged(name, error) from None
             if kind == "float32":

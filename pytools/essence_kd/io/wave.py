@@ -141,9 +141,9 @@ def _opened(source: str) -> BinaryIO:
         raise UserError(f"{path}: no such audio file: correct wav.scp or put the file there")
     try:
         stream = open(path, "rb")
+        stream.seek(offset)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    stream.seek(offset)
+        raise UserError(f"{source}: cannot be read: {error.strerror}") from None
     return stream
 
 
@@ -195,8 +195,10 @@ def read_audio(source: str) -> tuple[int, np.ndarray]:
         start = stream.tell()
         header = _header(stream, source)
         if header is not None and header.plain:
-            count = header.length // (2 * header.channels) * header.channels
-            rate, samples = header.rate, np.frombuffer(stream.read(2 * count), "<i2").reshape(-1, header.channels)
+            block = 2 * header.channels
+            data = stream.read(header.length)
+            rate, samples = header.rate, np.frombuffer(data, "<i2", len(data) // block * header.channels)
+            samples = samples.reshape(-1, header.channels)
         else:
             rate, samples = read_sound(_other(stream, start, header), source)
     if not len(samples):
