@@ -11,7 +11,7 @@ import tempfile
 import time
 
 import pytest
-from builders.experiment import make_experiment, report
+from builders.experiment import HOSTILE, make_experiment, make_hostile_experiment, report
 
 
 class Browser:
@@ -131,3 +131,37 @@ def test_sounds_can_be_played(experiment, browser):
             break
         time.sleep(0.1)
     assert len(seconds) == 4 and all(0.9 < s < 1.3 for s in seconds), seconds
+
+
+def test_texts_of_others_stay_texts(tmp_path, browser):
+    exp, _ = make_hostile_experiment(tmp_path)
+    assert report(exp) == 0
+    page = exp / "report" / "report.html"
+    browser.open(page, 1280, False)
+    time.sleep(0.5)  # for what would run late
+    said = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded",
+                                                             "Page.javascriptDialogOpening")]
+    assert not said, said
+    asked = {e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"}
+    assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
+    assert browser.evaluate("typeof window.hacked") == "undefined"
+    odd = "script, iframe, link, base, object, embed, form, [onload], [onerror], [onfocus], [onmouseover], [href]"
+    assert browser.evaluate(f"document.querySelectorAll('{odd}').length") == 0
+    assert browser.evaluate("document.querySelectorAll('style').length") == 1
+    assert browser.evaluate("location.href") == page.as_uri()
+    text = browser.evaluate("document.body.innerText")
+    shown = [word for word in HOSTILE if word.isprintable() and word in text]
+    assert len(shown) > 12 and "49" not in browser.evaluate("document.querySelector('.words').innerText")
+    assert "\\u202eevil" in text and not set("\x1b\x07\x08\u202e\u2066") & set(page.read_text())
+
+
+def test_the_policy_of_the_page_forbids_scripts_and_requests(experiment, browser, tmp_path):
+    """Were a text not escaped, it would still do nothing."""
+    page = tmp_path / "report.html"
+    text = (experiment[0] / "report" / "report.html").read_text()
+    page.write_text(text.replace("<h1>", "<script>window.hacked = 1</script><img src=http://192.0.2.1/x.png "
+                                 "onerror='window.hacked = 2'><h1>"))
+    browser.open(page, 1280, False)
+    assert browser.evaluate("typeof window.hacked") == "undefined"
+    blocked = [e["params"]["entry"]["text"] for e in browser.events if e.get("method") == "Log.entryAdded"]
+    assert len(blocked) >= 2 and all("Content Security Policy" in line for line in blocked), blocked

@@ -169,6 +169,54 @@ def recount(exp, system, name):
     return total
 
 
+# What a page, a terminal or a log might obey: words, ids, labels and descriptions that are made for it.
+HOSTILE = ["<script>window.hacked=1</script>", "<img/src=x/onerror=window.hacked=2>", "javascript:window.hacked=3",
+           "</style><script>window.hacked=4</script>", "</title><svg/onload=window.hacked=5>", "&lt;script&gt;",
+           "&#60;script&#62;window.hacked=6", "\"onmouseover=\"window.hacked=7",
+           "'onfocus='window.hacked=8'autofocus='", "{{7*7}}", "{%if_1%}", "]]><!--",
+           "\u202eevil\u2066", "\x1b[2J\x1b]0;title\x07", "\x1b[31mred", "a\x08b",
+           "<base/href=http://192.0.2.1/>", "<link/rel=stylesheet/href=http://192.0.2.1/x.css>",
+           "<iframe/src=http://192.0.2.1/>", "<meta/http-equiv=refresh/content=0;url=http://192.0.2.1/>",
+           "<style>*{background:url(http://192.0.2.1/y)}</style>", "url(http://192.0.2.1/z)", "${7*7}", "`x`", "$(x)"]
+
+
+def make_hostile_experiment(root):
+    """An experiment whose words, ids, labels, corpus and description are HOSTILE. Returns EXP and DATA."""
+    exp, data = make_experiment(root)
+    name, change = "eval_swbd", {}
+    ids = (exp / "baseline" / f"decode_{name}" / "ref.txt").read_text().splitlines()
+    for number, line in enumerate(ids):
+        change[line.split()[0]] = f"{line.split()[0]}-{HOSTILE[number % len(HOSTILE)]}"
+    words = dict(zip(WORDS, HOSTILE))
+
+    def rewrite(path):
+        rows = [line.split(" ") for line in path.read_text().splitlines()]
+        rows = [[change.get(row[0], row[0]), *(words.get(word, word) for word in row[1:])] for row in rows]
+        path.write_text("".join(" ".join(row) + "\n" for row in rows))
+
+    for path in (*exp.glob(f"*/decode_{name}/*.txt"), data / name / "segments", data / name / "utt2spk"):
+        rewrite(path)
+    plan = read_plan(exp)
+    replan(exp, description=" ".join(HOSTILE),
+           sets=[replace(s, label=HOSTILE[n]) for n, s in enumerate(plan.sets)],
+           systems=[replace(s, label=HOSTILE[-n]) for n, s in enumerate(plan.systems, 1)],
+           targets=[replace(t, label=HOSTILE[n]) for n, t in enumerate(plan.targets)])
+    stages = [json.dumps({"stage": n, "name": text, "seconds": 9, "bytes": 1}) for n, text in enumerate(HOSTILE[:9])]
+    (exp / "stages.jsonl").write_text("\n".join(stages) + "\n")
+    calibration = exp / "calibration" / "calibration.json"
+    calibration.write_text(json.dumps({**json.loads(calibration.read_text()), "labels": HOSTILE}))
+    found = exp / "student_essence" / f"decode_{name}" / "decode.json"
+    found.write_text(json.dumps({**json.loads(found.read_text()), "decoder": HOSTILE[0]}))
+    (data / "train_sp_hires" / "text").write_text(f"a-1 {' '.join(HOSTILE[:3])}\nsp0.9-a-1 hello\n")
+    (data / "dict" / "lexicon.txt").write_text("".join(f"{word} HH AH L OW\n" for word in HOSTILE) + "hello HH\n")
+    ablation = exp / "ablation" / "results.json"
+    values = json.loads(ablation.read_text())
+    for n, point in enumerate(values["points"].values()):
+        point["label"] = HOSTILE[n]
+    ablation.write_text(json.dumps(values))
+    return exp, data
+
+
 FREE_SETS = {"mon": "train", "fri": "test", "tune": "dev", "sat": "test", "sun": "untranscribed"}
 FREE_RATES = {"old": 0.45, "student_one": 0.2, "gmm": 0.24, "choir": 0.17, "alice": 0.28, "carol": 0.3, "baseline": 0.2,
               "dora": 0.19, "eve": 0.21, "fay": 0.22, "gil": 0.23, "hal": 0.24}

@@ -123,7 +123,7 @@ def test_every_section_has_its_template_and_what_is_not_escaped_is_our_own():
     for path in TEMPLATES.glob("*.html"):
         safe = re.findall(r"([^\s{]+) *\| *safe", path.read_text())
         assert {name.rpartition(".")[2] for name in safe} <= made_here, path
-        assert path.read_text().count("safe") == len(safe)
+        assert len(re.findall(r"\bsafe\b", path.read_text().replace("'unsafe-inline'", ""))) == len(safe)
 
 
 def test_a_template_refuses_a_value_that_is_not_there():

@@ -15,6 +15,7 @@ import torch
 from builders import ROOT, plans, refused, table
 from builders.corpora import make_recordings, speechlike
 from builders.decoding import make_scores, run_k2
+from builders.experiment import make_hostile_experiment, report
 from builders.training_data import make_data
 
 from essence_kd import UserError
@@ -451,3 +452,40 @@ def test_names_of_a_plan(tmp_path, change):
         path.write_text(json.dumps(values))
         with pytest.raises(UserError, match="cannot be"):
             read_plan(path)
+
+
+# ---- terminals and logs
+
+CONTROLS = set("\x1b\x07\x08\u202e\u2066\x9b")
+
+
+def test_results_and_page_have_no_control_characters(tmp_path, capsys):
+    exp, _ = make_hostile_experiment(tmp_path)
+    assert report(exp) == 0
+    said = capsys.readouterr()
+    for text in (said.out, said.err, (exp / "RESULTS").read_text(), (exp / "report" / "report.html").read_text()):
+        assert not CONTROLS & set(text)
+    assert "\\u202eevil" in (exp / "report" / "report.html").read_text()
+
+
+def test_messages_of_verbs_have_no_control_characters(tmp_path, capsys):
+    """Errors, warnings, what is printed, and what is said by the processes of a verb."""
+    name = "utt\x1b[2J\u202e\x07"
+    (tmp_path / "ref").write_text(f"{name} a b\nutt2 a\n")
+    (tmp_path / "hyp").write_text("utt2 a\n")
+    assert main(["score", str(tmp_path / "ref"), str(tmp_path / "hyp")]) == 0
+    (tmp_path / "m.scp").write_text(f"{name} nowhere.ark:5\n")
+    assert main(["prune-post", "--top-k", "2", f"scp,p:{tmp_path}/m.scp", "ark:/dev/null"]) in (0, 1)
+    assert main(["prune-post", "--top-k", "2", f"scp:{tmp_path}/m.scp", "ark:/dev/null"]) == 1
+    assert main(["prune-post", "--top-k", "2", "scp:no\x1b[31msuch\nfile", "ark:/dev/null"]) == 1
+    said = capsys.readouterr()
+    assert "utt\\x1b[2J\\u202e\\x07" in said.err and "no\\x1b[31msuch\\nfile" in said.err
+    assert not CONTROLS & set(said.out + said.err)
+    done = essence("score", tmp_path / "ref", tmp_path / "hyp")
+    assert done.returncode == 0 and not CONTROLS & set(done.stdout + done.stderr)
+
+
+def test_what_scripts_read_is_printed_to_the_byte(tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps({"a": "\u202e\x1b"}))
+    assert main(["get", str(tmp_path / "a.json"), "a"]) == 0
+    assert capsys.readouterr().out == "\u202e\x1b\n"

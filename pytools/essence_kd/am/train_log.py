@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Iterator
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.text import visible
 
 LOCK_PATIENCE = 20.0  # seconds in which the readers of a killed training are expected to end
 
@@ -23,7 +24,7 @@ class TrainLog:
     def log(self, message: str) -> None:
         """A line to train.log and stderr."""
         if self._file is not None:
-            self._file.write(message + "\n")
+            self._file.write(visible(message) + "\n")
             self._file.flush()
         self.say(message)
 

@@ -12,6 +12,9 @@ import sys
 from essence_kd import __version__
 from essence_kd.io.errors import UserError
 from essence_kd.io.pipes import ALLOW_PIPES, pipes_allowed
+from essence_kd.io.text import VisibleStream, visible
+
+PRINT_DATA = ("get", "plan")  # verbs whose standard output is for scripts, to the byte
 
 
 def verbs() -> dict[str, str]:
@@ -50,6 +53,15 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"essence {__version__}")
         return 0
+    with contextlib.ExitStack() as streams:
+        streams.enter_context(contextlib.redirect_stderr(VisibleStream(sys.stderr)))
+        if argv[0] not in PRINT_DATA:
+            streams.enter_context(contextlib.redirect_stdout(VisibleStream(sys.stdout)))
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
+    """Run one verb."""
     verb = argv[0]
     if verb not in verbs():
         print(f"essence: there is no verb '{verb}'\n\n{_usage()}", file=sys.stderr)
@@ -70,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"essence {verb}: {error}", file=sys.stderr)
+        print(f"essence {verb}: {visible(str(error))}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("essence_kd"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from typing import Container
+from typing import Container, TextIO
 
 from essence_kd.io.errors import UserError
 
@@ -27,11 +27,26 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def visible(text: str) -> str:
-    """A text for a message: characters that cannot be seen stand as escapes, such as ``\\xa0``."""
+def visible(text: str, keep: str = "") -> str:
+    """A text for a message: what cannot be seen (but for characters to ``keep``) is an escape, such as ``\\xa0``."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+class VisibleStream:
+    """A text stream that writes what is ``visible``: names that are read from files may move a terminal's cursor."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes to the stream."""
+        self._stream.write(visible(text, keep="\n\t"))
+        return len(text)
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
 
 
 def other_form(name: str, known: Container[str]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import sidecar_path, write_text
-from essence_kd.io.text import read_map
+from essence_kd.io.text import read_map, visible
 from essence_kd.plan.plan import Plan, read_plan
 from essence_kd.score import significance, wer
 from essence_kd.score.experiment import TOTAL, System, load_system, read_json, set_labels
@@ -266,7 +266,7 @@ def write_results(exp_dir: Path, *, draws: int = significance.DRAWS, seed: int =
     found = ablation.results()
     out = exp_dir / "ablation"
     out.mkdir(exist_ok=True)
-    for name, text in (("results.json", json.dumps(found, indent=1, allow_nan=False) + "\n"),
-                       ("RESULTS", results_text(found, ablation.columns, f"ablation of {exp_dir.resolve().name}"))):
+    shown = visible(results_text(found, ablation.columns, f"ablation of {exp_dir.resolve().name}"), keep="\n")
+    for name, text in (("results.json", json.dumps(found, indent=1, allow_nan=False) + "\n"), ("RESULTS", shown)):
         write_text(out / name, text)
     return found

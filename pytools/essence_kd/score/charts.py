@@ -15,10 +15,15 @@ from typing import Sequence
 
 import numpy as np
 
+from essence_kd.io.text import visible
+
+
+WRITING = "\n\t\xa0\u200c\u200d"  # cannot be seen, and may be part of a text
+
 
 def esc(text) -> str:
-    """Text for HTML, quotes included."""
-    return html.escape(str(text), quote=True)
+    """Text for HTML, quotes included; characters that would reorder or hide others are escapes."""
+    return html.escape(visible(str(text), keep=WRITING), quote=True)
 
 
 @dataclass(frozen=True)

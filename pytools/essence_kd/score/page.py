@@ -4,13 +4,19 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any, Sequence
 
+from essence_kd.io.text import visible
 from essence_kd.score.alignment_picture import AlignedUtterance
-from essence_kd.score.charts import number
+from essence_kd.score.charts import WRITING, number
 from essence_kd.score.experiment import as_base, shown_from
 from essence_kd.score.labels import asked, points, shown, size_text, time_text, wer_text
 from essence_kd.score.results import TOTAL, Analysis, p_text
 from essence_kd.score.sections import SECTIONS, Content, Values, main_column, rated_at, verdict
 from essence_kd.score.style import STYLE
+
+
+def shown_text(value: Any) -> Any:
+    """A value as the page has it: of texts, characters that would reorder or hide others are escapes."""
+    return visible(value, keep=WRITING) if type(value) is str else value
 
 
 def environment(set_labels: dict[str, str]):
@@ -19,6 +25,7 @@ def environment(set_labels: dict[str, str]):
 
     made = Environment(loader=PackageLoader("essence_kd.score"), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    made.finalize = shown_text
     made.filters.update(wer=wer_text, points=points, size=size_text, time=time_text, number=number, p=p_text,
                         set_name=lambda name: set_labels.get(name, name))
     return made

@@ -15,7 +15,7 @@ from essence_kd import __version__
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import write_text
 from essence_kd.io.resources import checkout
-from essence_kd.io.text import read_map
+from essence_kd.io.text import read_map, visible
 from essence_kd.score import significance
 from essence_kd.score.alignment_picture import load_alignment
 from essence_kd.score.clips import load_clips
@@ -97,7 +97,7 @@ def write_report(exp_dir: Path, report_dir: Path, *, systems: Sequence[str] | No
               f"decoder {exp.decoder or 'unknown'}")
     if exp.rescoring:
         header += f", rescored with {exp.rescoring}"
-    text = results_text(analysis, header, comparisons)
+    text = visible(results_text(analysis, header, comparisons), keep="\n")
     write_text(exp_dir / "RESULTS", text)
     write_text(report_dir / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     aligned = load_alignment(exp_dir / "ali", data_dir)
