@@ -32,8 +32,8 @@ fingerprint() {
 }
 
 plugins() { # prints the files of ESSENCE_PLUGINS' modules with their checksums
-  local module folder
-  for module in ${ESSENCE_PLUGINS//,/ }; do
+  local module folder named=${ESSENCE_PLUGINS:-}
+  for module in ${named//,/ }; do
     while IFS= read -r -d : folder; do
       folder+=/${module//.//}
       if [ -f "$folder.py" ]; then sha256sum <"$folder.py"; elif [ -d "$folder" ]; then
