@@ -11,6 +11,7 @@ from essence_kd.corpus.features import compute_cmvn, make_feats, perturb_speed
 from essence_kd.corpus.synth import SETS
 from essence_kd.hmm import fst as F
 from essence_kd.hmm import lang as L
+from essence_kd.io.errors import UserError
 
 KALDI = Path(os.environ["KALDI_ROOT"])
 pytestmark = pytest.mark.kaldi("egs/wsj/s5/utils")
@@ -52,6 +53,22 @@ def test_the_corpus_mini_is_valid(tmp_path):
         assert "Successfully validated" in run.stdout, run.stdout + run.stderr
     run = subprocess.run(["utils/validate_dict_dir.pl", out / "dict"], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0 and "SUCCESS" in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("changes, fine", [
+    ({"lexicon.txt": "#metoo AX\n# D\n- AX\na(2) D AX\n<unk> SPN\n"}, True),
+    *(({"lexicon.txt": f"{word} AX\n"}, False) for word in ("<s>", "</s>", "<eps>", "#0", "10\xa0km", "a\u3000b")),
+    *(({"nonsilence_phones.txt": f"AX\n{phone}\n", "lexicon.txt": "a AX\n", "extra_questions.txt": None}, phone == "T_Z")
+      for phone in ("#1", "#x", "<eps>", "T_S", "T_B", "T_I", "T_E", "T_Z", "SIL"))])
+def test_what_a_dict_may_not_have(tmp_path, changes, fine):
+    make_dict(tmp_path / "dict", **changes)
+    run = subprocess.run(["perl", KALDI / "egs/wsj/s5/utils/validate_dict_dir.pl", tmp_path / "dict"], cwd=tmp_path,
+                         capture_output=True)
+    assert (run.returncode == 0) == fine, run.stdout.decode()
+    try:
+        assert L.read_dict(tmp_path / "dict").lexicon and fine
+    except UserError:
+        assert not fine
 
 
 @pytest.mark.kaldi("tools/openfst/bin/fstcompile")

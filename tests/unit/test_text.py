@@ -109,6 +109,18 @@ def test_lines_that_end_as_on_windows(tmp_path):
         read_recipe(tmp_path / "recipe.conf", size="default")
 
 
+@pytest.mark.parametrize("scorer", ["auto", "native"])
+def test_marks_in_what_is_scored_by_time(tmp_path, capsys, scorer):
+    """Also where sclite, which has readers of its own, does the counting."""
+    files = {"stm": "r A s 0 1 <o> one\n", "ctm": "r A 0 1 one\n", "glm": ";; x\n[a] => [b]\n"}
+    command = ["score", "--scorer", scorer, "--glm", *(str(tmp_path / name) for name in ("glm", "stm", "ctm"))]
+    for marked in (None, *files):
+        for name, text in files.items():
+            (tmp_path / name).write_text(BOM * (name == marked) + text, encoding="utf-8")
+        assert main(command) == (marked is not None)
+        assert marked is None or f"{tmp_path}/{marked}: line 1 has a byte order mark" in capsys.readouterr().err
+
+
 def test_lines_of_a_long_scp_are_counted(tmp_path):
     (tmp_path / "s").write_text("".join(f"u{i:09d} file\n" for i in range(40000)) + f"{BOM}x file\n", encoding="utf-8")
     with pytest.raises(UserError, match="s: line 40001 has a byte order mark"):

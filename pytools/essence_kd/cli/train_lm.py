@@ -40,7 +40,7 @@ def run(args) -> None:
     if known is not None and args.map_oov is not None:
         if args.map_oov not in known:
             raise UserError(f"--map-oov {args.map_oov}: {args.words_txt} lacks it; {ADD_OOV}, and make the lang again")
-        unknown = unknown_words(text, known)
+        unknown = unknown_words(text, known, args.text, args.words_txt)
         if unknown:
             print(f"{args.text}: {counted(unknown)} are not in {args.words_txt} and taken as {args.map_oov}",
                   file=sys.stderr)

@@ -105,7 +105,7 @@ def read_transcripts(data_dir: str | Path, utts: Sequence[str], lang: Lang,
     if not map_oov or lang.oov < 0:
         refuse_unknown(rows, lang.word_ids, path, words_txt, "add it to the lexicon" + (
             ", or pass --map-oov true" if not map_oov else f", or, for a word that stands for unknown ones, {ADD_OOV}"))
-    unknown = unknown_words(rows, lang.word_ids)
+    unknown = unknown_words(rows, lang.word_ids, path, words_txt)
     if unknown:
         print(f"{path}: {counted(unknown)} are not in {words_txt} and taken as {lang.words[lang.oov]}", file=sys.stderr)
     return {utt: [lang.word_ids.get(word, lang.oov) for word in words] for utt, words in rows}

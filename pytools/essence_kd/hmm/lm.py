@@ -85,7 +85,8 @@ def read_text(path: str | Path, ids: str = "auto", words: Dict[str, int] | None 
 
     ids: "true" (each line begins with an utterance-id), "false", or "auto": they are there when all first fields
     differ and none of them is a word of the vocabulary (without a vocabulary: when the file is named ``text``); stderr
-    then tells. Raises UserError for a file without a sentence and for reserved words such as <s>, by their lines.
+    then tells. Raises UserError for a file without a sentence and for reserved words such as <s>, by line or
+    utterance.
     """
     path = Path(path)
     rows = [(number, split(line)) for number, line in enumerate(_read(path).split("\n"), 1) if line.strip(BLANKS)]
@@ -100,8 +101,8 @@ def read_text(path: str | Path, ids: str = "auto", words: Dict[str, int] | None 
                   "and none is a word of the vocabulary (--ids false: they are words)", file=sys.stderr)
     else:
         with_ids = ids == "true"
-    refuse_reserved([(f"line {number}", fields[with_ids:]) for number, fields in rows], path)
     text = [(fields[0], fields[1:]) if with_ids else (f"line {number}", fields) for number, fields in rows]
+    refuse_reserved(text, path)
     tell_unseen(text, path)
     return text
 

@@ -263,6 +263,7 @@ def validate_data_dir(
 
 
 def _check_speakers(path: Path, data: DataDir) -> None:
+    refuse_unseen([(utt, [utt, *split(spk)]) for utt, spk in data.utt2spk.items()], path / "utt2spk")
     last = b""
     for utt, spk in data.utt2spk.items():
         if len(split(spk)) != 1:
@@ -326,4 +327,4 @@ def _check_words(path: Path, data: DataDir, lexicon: str | Path | None, allow_oo
     known = {split(line, 1)[0] for _, line in read_lines(lexicon)}
     if not allow_oov:
         refuse_unknown(rows, known, path / "text", lexicon, "add its pronunciation, or pass --allow-oov true")
-    return unknown_words(rows, known)
+    return unknown_words(rows, known, path / "text", lexicon)

@@ -51,7 +51,7 @@ class VisibleStream:
 
 def other_form(name: str, known: Container[str]) -> str:
     """What a message adds where ``known`` has the same letters in another normal form of Unicode; else nothing."""
-    for form in ("NFC", "NFD"):
+    for form in () if name.isascii() else ("NFC", "NFD"):
         other = unicodedata.normalize(form, name)
         if other != name and other in known:
             return (f" (it is there with the same letters in Unicode's form {form}: bring both files to one form, for "

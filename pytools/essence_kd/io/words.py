@@ -5,7 +5,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from typing import Collection, Container, Optional, Sequence, Tuple
+from typing import Collection, Container, Optional, Sequence, Set, Tuple
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.text import other_form, visible
@@ -32,6 +32,10 @@ def unseen(text: str) -> Optional[str]:
     return f"U+{ord(found.group()):04X} {unicodedata.name(found.group(), 'control character')}"
 
 
+def _types(rows: Rows) -> Set[str]:
+    return set().union(*(row for _, row in rows))
+
+
 def _first(rows: Rows, words: Container[str]) -> Tuple[str, str]:
     """(utterance or line, word) of the first of ``words``."""
     return next((where, word) for where, row in rows for word in row if word in words)
@@ -39,7 +43,7 @@ def _first(rows: Rows, words: Container[str]) -> Tuple[str, str]:
 
 def refuse_reserved(rows: Rows, path) -> None:
     """Raises UserError naming file, utterance or line, and word, where a text holds a reserved word."""
-    reserved = set(filter(is_reserved, {word for _, row in rows for word in row}))
+    reserved = set(filter(is_reserved, _types(rows)))
     if reserved:
         where, word = _first(rows, reserved)
         marks = " (sentences begin and end without marks)" if word in ("<s>", "</s>") else ""
@@ -49,7 +53,7 @@ def refuse_reserved(rows: Rows, path) -> None:
 
 def refuse_unseen(rows: Rows, path) -> None:
     """Raises UserError naming file, utterance or line, word and character, where a text holds an unseen one."""
-    strange = {word for word in {word for _, row in rows for word in row} if unseen(word)}
+    strange = set(filter(unseen, _types(rows)))
     if strange:
         where, word = _first(rows, strange)
         raise UserError(f"{path}: {where} has '{visible(word)}' with the character {unseen(word)}, which cannot be "
@@ -58,16 +62,22 @@ def refuse_unseen(rows: Rows, path) -> None:
 
 def tell_unseen(rows: Rows, path) -> None:
     """Says on stderr which words of a text hold characters that cannot be seen."""
-    strange = {word for word in {word for _, row in rows for word in row} if unseen(word)}
+    strange = set(filter(unseen, _types(rows)))
     if strange:
         where, word = _first(rows, strange)
         print(f"{path}: {len(strange)} different words hold characters that cannot be seen, or blanks that part no "
               f"words, as {where}: '{visible(word)}' with {unseen(word)}", file=sys.stderr)
 
 
-def unknown_words(rows: Rows, known: Container[str]) -> Counter:
-    """The words that ``known`` lacks, with their counts."""
-    return Counter(word for _, row in rows for word in row if word not in known)
+def unknown_words(rows: Rows, known: Container[str], path, where_known) -> Counter:
+    """The words that ``known``, of the file where_known, lacks, with their counts. Says on stderr if it has them in
+    another normal form of Unicode."""
+    unknown = Counter(word for _, row in rows for word in row if word not in known)
+    forms = [word for word in unknown if other_form(word, known)]
+    if forms:
+        print(f"{path}: {len(forms)} different words, as '{forms[0]}', are not in {where_known}"
+              f"{other_form(forms[0], known)}", file=sys.stderr)
+    return unknown
 
 
 def counted(unknown: Counter, most: int = 5) -> str:
@@ -79,7 +89,7 @@ def counted(unknown: Counter, most: int = 5) -> str:
 def refuse_unknown(rows: Rows, known: Container[str], path, where_known,
                    remedy: str) -> None:
     """Raises UserError for the first word that ``known`` lacks; where_known: the file of these; remedy: what to do."""
-    unknown = unknown_words(rows, known)
+    unknown = {word for word in _types(rows) if word not in known}
     if unknown:
         where, word = _first(rows, unknown)
         more = f" (and {len(unknown) - 1} more words)" if len(unknown) > 1 else ""

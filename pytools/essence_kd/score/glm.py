@@ -170,13 +170,18 @@ class Filter:
         return " ".join(split(line)).replace("( ", "(").replace(" )", ")")
 
 
+def read_glm(path: Union[str, Path]) -> str:
+    """The text of a GLM file, in UTF-8 or, as the published tables are, in Latin-1. Raises UserError."""
+    return read_text(path, "--glm takes a file of mapping rules", other="latin-1")
+
+
 def load_filters(path: Union[str, Path, None]) -> tuple[Filter, Filter]:
     """(filter of references, filter of hypotheses) from a GLM file; None takes the default rules (hesitations)."""
     if path is None:
         text, name = DEFAULT_GLM, "default GLM"
     else:
         name = str(path)
-        text = read_text(path, "--glm takes a file of mapping rules", other="latin-1")  # as the published tables are
+        text = read_glm(path)
     return Filter(parse_glm(text, ("stm", "ref"), name)), Filter(parse_glm(text, ("ctm", "hyp"), name))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.text import read_lines, split
-from essence_kd.score.glm import DEFAULT_GLM, Filter, is_noise, load_filters, spell, split_optional
+from essence_kd.score.glm import DEFAULT_GLM, Filter, is_noise, load_filters, read_glm, spell, split_optional
 from essence_kd.score.alternatives import Step, align_networks, count_steps, parse_network
 from essence_kd.score.wer import Counts, Score, check_utterances
 
@@ -267,6 +267,8 @@ def score_hub5(stm: PathLike, ctm: PathLike, *, glm: PathLike | None = None, sco
     check_recordings(segments, tokens, stm, ctm)
     if drop_noise:
         tokens = as_swbd(tokens)
+    if glm is not None:
+        read_glm(glm)  # sclite would take a byte order mark for a part of the first rule
     folder = find_sclite() if scorer in ("auto", "sclite") else None
     if scorer == "sclite" and folder is None:
         raise UserError("sclite: not found on the PATH, in /usr/lib/sctk/bin or in KALDI_ROOT/tools/sctk/bin; install "
