@@ -489,3 +489,19 @@ def test_what_scripts_read_is_printed_to_the_byte(tmp_path, capsys):
     (tmp_path / "a.json").write_text(json.dumps({"a": "\u202e\x1b"}))
     assert main(["get", str(tmp_path / "a.json"), "a"]) == 0
     assert capsys.readouterr().out == "\u202e\x1b\n"
+
+
+# ---- scoring by time
+
+@pytest.mark.parametrize("scorer", ["native", pytest.param("sclite", marks=pytest.mark.sclite)])
+def test_words_of_an_stm_a_ctm_and_a_glm(tmp_path, marker, monkeypatch, scorer):
+    monkeypatch.chdir(tmp_path)
+    for number, word in enumerate(("$(touch${IFS}marker)", "`touch${IFS}marker`", ";touch${IFS}marker;", "'", "|touch",
+                                   "-rf", "<(touch${IFS}marker)", "@{[system(q(touch${IFS}marker))]}")):
+        stm, ctm, glm = (tmp_path / f"{number}.{name}" for name in ("stm", "ctm", "glm"))
+        stm.write_text(f"{word} A {word} 0.00 2.00 <O> yes {word} no\n")
+        ctm.write_text(f"{word} A 0.10 0.20 yes\n{word} A 0.40 0.20 {word}\n{word} A 0.70 0.20 no\n")
+        glm.write_text(f';; INPUT_DEPENDENT_APPLICATION = "(?{{system(q(touch marker))}})"\n'
+                       f"* name {word}\n* format = 'NIST1'\n{word} => yes / [ ] __ [ ] ;; {word}\n")
+        for more in ([], ["--glm", str(glm)]):  # counted or refused
+            assert main(["score", "--scorer", scorer, *more, str(stm), str(ctm)]) in (0, 1)

@@ -125,7 +125,11 @@ def parse_glm(text: str, kinds: Iterable[str], name: str = "GLM") -> RuleSet:
     for number, line in enumerate(lines, 1):
         condition = re.match(r'^;;\s+INPUT_DEPENDENT_APPLICATION\s*=\s*"([^"]*)"', line, re.ASCII)
         if condition:
-            applies = any(re.search(condition.group(1).lower(), kind) for kind in kinds)
+            try:
+                applies = any(re.search(condition.group(1).lower(), kind) for kind in kinds)
+            except re.error as error:
+                raise UserError(f"{name}: line {number}: '{condition.group(1)}' is no regular expression ({error})"
+                                ) from None
             continue
         line = line.split(first, 1)[0]
         if not line.strip(BLANKS):
