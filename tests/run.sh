@@ -10,7 +10,8 @@ local/setup_env.sh --extras "core recipe test"
 if [ -f "$WORK_DIR/.venv-k2/.ready" ]; then export REQUIRE="k2 ${REQUIRE-}"; fi
 if command -v shellcheck >/dev/null; then
   # found without git, which a checkout of another user's, or one that was unpacked, has no use for
-  find .ci/run ./*.sh benchmarks conf local recipes tests -name __pycache__ -prune -o -type f \
+  scripts=(*.sh)
+  find .ci "${scripts[@]}" benchmarks conf local recipes tests -name __pycache__ -prune -o -type f \
     \( -name '*.sh' -o -name '*.sbatch' -o -path .ci/run -o -path local/bin/essence \) -print0 | xargs -0 shellcheck -x
 else
   echo "$0: shellcheck is not installed: the shell scripts were not linted" >&2

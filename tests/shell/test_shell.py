@@ -416,7 +416,9 @@ def test_modules_of_the_working_directory_are_not_python_s(shell, tmp_path):
 
 
 def test_run_sh_says_which_stage_is_missing(shell, tmp_path):
-    done = shell("./run.sh", "--work-dir", tmp_path, "--stage", "7", "--stop-stage", "7")
+    done = shell("./run.sh", "--work-dir", tmp_path, "--stage", "7", "--stop-stage", "7",
+                 env={"CC": "/nowhere/cc", "ESSENCE_KERNELS": str(tmp_path)})
+    assert "there are no compiled inner loops (/nowhere/cc: " in done.stderr  # before any work, not in a job's log alone
     assert done.returncode == 1 and "stage 6 makes it" in done.stderr
 
 
