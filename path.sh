@@ -2,8 +2,11 @@
 # Sourced by every script: finds the tools. Sets ESSENCE_ROOT (this checkout), WORK_DIR (where data/, exp/ and the
 # environments live; the checkout unless set), ESSENCE_PYTHON, PYTHONPATH and PATH; Kaldi's tools where KALDI_ROOT is
 # set.
-ESSENCE_ROOT=$(CDPATH='' cd -P "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ESSENCE_ROOT=$(CDPATH='' builtin cd -P "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export ESSENCE_ROOT
+case $ESSENCE_ROOT in
+  *:*) echo "'$ESSENCE_ROOT' has a colon in its name, where PATH would be divided: move it to another folder" >&2; return 1 ;;
+esac
 export WORK_DIR=${WORK_DIR:-$ESSENCE_ROOT}
 export LC_ALL=C PYTHONUTF8=1
 

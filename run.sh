@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # The main job: from audio to the table of word error rates, in eleven stages.
 if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
+# shellcheck disable=SC2046  # names; a profile may have exported functions, such as a cd of its own
+unset -f $(compgen -A function)
 unset CDPATH
 cd -P "$(dirname "$0")" || exit 1
+. local/surroundings.sh
 # shellcheck disable=SC2034 # local/run_begin.sh hands the options on
 {
 # What runs

@@ -14,5 +14,6 @@ ended() { # STATUS: "ended with status 3", or "was killed by SIGKILL (status 137
 
 # trap 'failed_at $? $LINENO "$BASH_COMMAND"' ERR: what ends the script and has not said why, such as a killed program
 failed_at() { # STATUS LINE COMMAND
+  case $3 in return*) return ;; esac # what returns has said why
   [ "$BASH_SUBSHELL" -gt 0 ] || echo "${BASH_SOURCE[1]}: line $2: ${3:0:200} $(ended "$1")" >&2
 }

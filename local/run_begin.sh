@@ -30,7 +30,7 @@ existing() { # FOLDER: it, or the one that it will be in
 check_options() ( # in a subshell: which Python it will be, local/setup_env.sh says
   # shellcheck disable=SC2030
   if [ -d "$work_dir" ]; then export WORK_DIR=$work_dir; fi
-  . ./path.sh
+  . ./path.sh || exit 1
   [ -n "$ESSENCE_PYTHON" ] && "$ESSENCE_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 9))' || exit 127
   essence plan --check-only "--work-dir=$work_dir" "${plan_args[@]}"
 )

@@ -13,6 +13,7 @@ Environment: ESSENCE_PYTHON (an interpreter that has every package: it is used, 
 
 unset CDPATH
 cd -P "$(dirname "$0")/.." || exit 1
+. local/surroundings.sh
 work_dir=${WORK_DIR:-$PWD}
 extras="core recipe"
 k2=true
@@ -61,7 +62,8 @@ alone() {
 # but the standard library; "packaging" is vendored in every pip.
 suffices() {
   "$@" - "${lists[@]}" <<'P'
-import sys
+import os, sys
+sys.path.sort(key=lambda path: path in os.environ.get("PYTHONPATH", "").split(os.pathsep))  # what it names comes last
 from importlib import metadata
 if sys.version_info < (3, 9):
     sys.exit("Python %d.%d is too old: 3.9 or newer is needed" % sys.version_info[:2])
@@ -168,7 +170,7 @@ tried() {
   [ -f "$kenv/.none" ] && [ -z "${ESSENCE_RETRY_K2:-}" ]
 }
 if tried; then exit 0; fi
-if "$py" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("k2") is None)'; then exit 0; fi
+if has "$py" k2; then exit 0; fi
 alone
 if tried; then exit 0; fi
 no_k2() { # REASON: remembered, so that the next start does not try again

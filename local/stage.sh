@@ -2,8 +2,10 @@
 # Sourced by a stage script after its defaults: finds the tools, says how the script was called, parses its options, and
 # lets it stop at the first error from then on. "$@" are the positional arguments: [ $# -eq 2 ] || usage
 if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
+# shellcheck source=local/surroundings.sh
+. "${BASH_SOURCE[0]%/*}/surroundings.sh"
 # shellcheck source=path.sh
-. "${BASH_SOURCE[0]%/*}/../path.sh"
+. "${BASH_SOURCE[0]%/*}/../path.sh" || exit 1
 echo "$0 $*"
 # shellcheck source=local/parse_options.sh
 . "$ESSENCE_ROOT/local/parse_options.sh" || exit 1

@@ -16,6 +16,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # What went wrong, the process has said itself: no traceback of the launcher behind it. Nor does it leave its folder of
 # logs, which stay empty, among the temporary files.
 torchrun='import sys
+import os
+sys.path.sort(key=lambda path: path in os.environ["PYTHONPATH"].split(os.pathsep))  # what it names comes last
 sys.path[:] = filter(None, sys.path)  # not the working directory
 import tempfile
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -25,7 +27,8 @@ try:
         main(["--log-dir", logs, *sys.argv[1:]])
 except ChildFailedError as error:
     rank, failure = error.get_first_failure()
-    sys.exit(f"torchrun: process {rank} ended with status {failure.exitcode}; its own message says why")'
+    how = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else f"ended with status {failure.exitcode}"
+    sys.exit(f"torchrun: process {rank} {how}; its own message says why")'
 if [ -z "${SLURM_JOB_ID:-}" ]; then
   count=${PROCESSES_PER_NODE:-$("$ESSENCE_PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
   exec "$ESSENCE_PYTHON" -c "$torchrun" --standalone --nproc-per-node "$count" "$ESSENCE_ROOT/pytools/essence_kd/__main__.py" "$@"

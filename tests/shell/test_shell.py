@@ -415,6 +415,50 @@ def test_modules_of_the_working_directory_are_not_python_s(shell, tmp_path):
         assert done.returncode == 0 and done.stdout[0] in "1u", done.stderr
 
 
+SURROUNDINGS = {  # what a user's profile may have exported
+    "PYTHONPATH with modules of Python's names": {"PYTHONPATH": "shadow"}, "the working directory": {"PYTHONPATH": "shadow:"},
+    "another Python's home": {"PYTHONHOME": "/nonexistent"}, "warnings": {"PYTHONWARNINGS": "error"},
+    "safe path": {"PYTHONSAFEPATH": "1"}, "-OO": {"PYTHONOPTIMIZE": "2"}, "no threads": {"OMP_NUM_THREADS": "0"},
+    "threads": {"OMP_NUM_THREADS": "many"}, "TMPDIR": {"TMPDIR": "/nonexistent"}, "POSIX": {"POSIXLY_CORRECT": "1"},
+    "cd": {"BASH_FUNC_cd%%": "() { builtin cd \"$@\" && ls; }"}, "locale": {"LC_ALL": "xx_YY.foo"},
+    "shell options": {"SHELLOPTS": "noclobber:nounset:errexit:noglob", "BASHOPTS": "failglob:nocasematch"},
+    "no GPU": {"CUDA_VISIBLE_DEVICES": ""}, "grep": {"GREP_OPTIONS": "--color=always", "GREP_COLORS": "x"},
+    "start-up files": {"PYTHONSTARTUP": "/nonexistent", "ENV": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"}}
+
+
+@pytest.mark.parametrize("variables", SURROUNDINGS.values(), ids=SURROUNDINGS)
+def test_what_surrounds_a_verb(shell, tmp_path, variables):
+    (tmp_path / "shadow").mkdir()
+    for name in ("queue", "logging", "numpy", "kaldi_io"):
+        (tmp_path / "shadow" / f"{name}.py").write_text("raise RuntimeError('taken from PYTHONPATH')")
+    (tmp_path / "post").write_text("a [ 0 0.5 1 0.25 ] [ 2 1 ] \n")
+    words = ("prune-post", "--top-k", "1", f"ark:{tmp_path}/post", "ark,t:-")
+    done = shell(ROOT / "local/bin/essence", *words, cwd=tmp_path / "shadow", env={**variables, **{
+        k: v.replace("shadow", str(tmp_path / "shadow")) for k, v in variables.items() if k == "PYTHONPATH"}})
+    assert (done.returncode, done.stdout) == (0, "a [ 0 1 ] [ 2 1 ] \n"), done.stderr
+
+
+def test_what_surrounds_a_stage(shell, tmp_path):
+    """All at once. Options of the shell that are exported would even hand on what a script sets."""
+    (tmp_path / "profile").write_text("echo said by the profile\n")
+    variables = {k: v for more in SURROUNDINGS.values() for k, v in more.items() if k != "PYTHONPATH"}
+    done = shell("./run.sh", "--work-dir", tmp_path, "--stage", "7", "--stop-stage", "7",
+                 env={**variables, "BASH_ENV": f"{tmp_path}/profile", "BASH_FUNC_grep%%": "() { echo nothing; }"})
+    assert done.returncode == 1 and "stage 6 makes it" in done.stderr, done.stderr
+    assert done.stdout.count("said by the profile") <= 1 and "engine native" in done.stdout  # 1: before run.sh's first line
+
+
+def test_a_checkout_with_a_colon_in_its_path(shell, tmp_path):
+    (tmp_path / "a:b").mkdir()
+    for name in ("conf", "local", "pytools", "recipes", "run.sh", "path.sh", "cmd.sh"):
+        subprocess.run(["cp", "-r", ROOT / name, tmp_path / "a:b"], check=True)
+    for words in (["./run.sh", "--stage", "7"], ["local/decode.sh", "plan.json"]):
+        done = shell(*words, cwd=tmp_path / "a:b", env={"PYTHONPATH": "", "WORK_DIR": ""})
+        assert done.returncode == 1 and "a:b' has a colon in its name, where PATH would be divided" in done.stderr
+    done = shell(tmp_path / "a:b" / "local/bin/essence", "--version", env={"PYTHONPATH": ""})
+    assert done.returncode == 0 and done.stdout.startswith("essence "), done.stderr
+
+
 def test_run_sh_says_which_stage_is_missing(shell, tmp_path):
     done = shell("./run.sh", "--work-dir", tmp_path, "--stage", "7", "--stop-stage", "7",
                  env={"CC": "/nowhere/cc", "ESSENCE_KERNELS": str(tmp_path)})

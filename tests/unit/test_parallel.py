@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from builders import ROOT
 
-from essence_kd.io.errors import UserError
+from essence_kd.io.errors import UserError, ended
 from essence_kd.io.parallel import Workers, ahead, in_turn, over_rows, run_jobs
 
 
@@ -48,6 +48,24 @@ def test_a_temporary_folder_whose_path_is_too_long_for_sockets(tmp_path):
     environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT / "pytools")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout == f"[3] {folder}\n", done.stderr
+
+
+def test_modules_in_pythonpath_are_not_pythons(tmp_path):
+    """The fork server starts without them; the jobs have the variable, for commands behind pipes."""
+    (tmp_path / "queue.py").write_text("raise RuntimeError")
+    code = "import os; from essence_kd.io import parallel as p; print(p.run_jobs(os.getenv, [('PYTHONPATH',)]))"
+    named = f"{ROOT / 'pytools'}:{tmp_path}"
+    code = f"import sys; sys.path.remove({str(tmp_path)!r}); {code}"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": named}, capture_output=True,
+                          text=True, timeout=60)
+    assert done.stdout == f"[{named!r}]\n", done.stderr
+
+
+@pytest.mark.parametrize("status, words", [
+    (0, "ended with status 0"), (3, "ended with status 3"), (255, "ended with status 255"), (-15, "was killed by SIGTERM"),
+    (-9, "was killed by SIGKILL (out of memory?)"), (137, "was killed by SIGKILL (out of memory?)")])
+def test_how_a_process_ended(status, words):
+    assert ended(status) == words
 
 
 @pytest.mark.parametrize("kind,error,words", [*FAILURES, ("dies", UserError, "status 7")])

@@ -93,6 +93,11 @@ def _run(argv: list[str]) -> int:
             "install it with pip, or essence-kd with its extra 'recipe', which has all of them"
         print(f"essence {verb}: the Python {sys.executable} has no package '{error.name}'; {fix}", file=sys.stderr)
         return 1
+    except ImportError as error:  # a package of another Python, or a damaged one
+        print(f"essence {verb}: the Python {sys.executable} cannot use its package '{error.name}' "
+              f"({' '.join(str(error).split())[:200]}); look at PYTHONPATH ('{os.environ.get('PYTHONPATH', '')}'), or "
+              "have local/setup_env.sh make the environment anew", file=sys.stderr)
+        return 1
     except MemoryError as error:
         print(f"essence {verb}: not enough memory: {error or 'no more could be had'}", file=sys.stderr)
         return 1
@@ -127,7 +132,7 @@ def command() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.disable()
     if sys.argv[1:] and sys.argv[1] != "get":  # which starts many times in a run, and needs no arrays
-        with contextlib.suppress(ModuleNotFoundError):  # the verb says so
+        with contextlib.suppress(ImportError):  # the verb says so
             import numpy  # noqa: F401 - every other verb needs it
     gc.freeze()
     gc.enable()

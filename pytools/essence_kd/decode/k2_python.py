@@ -9,7 +9,7 @@ from pathlib import Path
 
 import essence_kd
 from essence_kd.decode.decoder import Unavailable
-from essence_kd.io.errors import UserError
+from essence_kd.io.errors import UserError, ended
 from essence_kd.io.resources import checkout
 
 _NO_K2 = 97  # exit status of a Python that cannot import k2
@@ -67,8 +67,8 @@ def run_in_k2_python(command: list[str]) -> int:
         if status == _NO_K2:
             raise Unavailable(f"k2's Python {python} has no usable k2 ({reason.read_text()}); {fix}")
     if status < 0:
-        raise UserError(f"k2's process was ended by signal {-status}, perhaps for want of memory; try a smaller "
-                        "--batch-rows or --max-active, or --decoder kaldi")
+        raise UserError(f"k2's process {ended(status)}; perhaps for want of memory: try a smaller --batch-rows or "
+                        "--max-active, or --decoder kaldi")
     return status
 
 

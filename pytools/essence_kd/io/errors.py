@@ -13,3 +13,21 @@ class UserError(Exception):
     ...     print(str(error).splitlines() == [str(error)], "nothing.scp" in str(error))
     True True
     """
+
+
+def ended(status: int) -> str:
+    """How a process ended: "ended with status 3", "was killed by SIGKILL (out of memory?)".
+
+    ``status`` is negative for a signal, as in subprocess, or above 128, as in a shell.
+    """
+    import signal
+
+    number = -status if status < 0 else status - 128
+    if 0 < number < 65:
+        try:
+            name = signal.Signals(number).name
+        except ValueError:  # without a name of its own
+            name = f"signal {number}"
+        why = {"SIGKILL": " (out of memory?)", "SIGBUS": " (/dev/shm or the disk is full?)"}
+        return f"was killed by {name}{why.get(name, '')}"
+    return f"ended with status {status}"

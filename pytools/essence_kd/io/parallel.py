@@ -19,7 +19,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence, TypeVar
 
-from essence_kd.io.errors import UserError
+from essence_kd.io.errors import UserError, ended
 from essence_kd.io.pipes import ALLOW_PIPES, pipes_allowed
 
 if TYPE_CHECKING:
@@ -66,10 +66,18 @@ def sockets_in_reach() -> None:
             tempfile.tempdir = usual
 
 
-def _job(pipe: Connection, function: Callable[..., Any], args: tuple, allowed: bool) -> None:
+def _job(pipe: Connection, function: Callable[..., Any], args: tuple, environment: dict[str, str | None]) -> None:
     """A process of run_jobs. The fork server's environment may be older than the setting for pipes."""
-    os.environ[ALLOW_PIPES] = "true" if allowed else "false"
+    _set_environment(environment)
     _answer(pipe, function, args)
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _answer(pipe: Connection, function: Callable[..., Any], args: tuple) -> bool:
@@ -99,9 +107,13 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
     sockets_in_reach()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(_ONE_THREAD)  # inherited by the fork server: nj processes, one thread each
-    allowed, results = pipes_allowed(), [None] * len(jobs)
+    server: dict[str, str | None] = {**_ONE_THREAD}  # nj processes, one thread each
+    if os.environ.get("PYTHONPATH"):  # it must not take a queue.py that lies there for Python's
+        server["PYTHONPATH"] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    before = {name: os.environ.get(name) for name in server}
+    for_jobs = {"PYTHONPATH": os.environ.get("PYTHONPATH"), ALLOW_PIPES: "true" if pipes_allowed() else "false"}
+    _set_environment(server)
+    results: list[Any] = [None] * len(jobs)
     running: dict[Any, tuple[int, Any]] = {}  # pipe -> (job, process)
     todo = iter(range(len(jobs)))
     try:
@@ -111,8 +123,12 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
                 if index is None:
                     break
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_job, args=(theirs, function, jobs[index], allowed), daemon=True)
-                process.start()
+                process = context.Process(target=_job, args=(theirs, function, jobs[index], for_jobs),
+                                          daemon=True)
+                try:
+                    process.start()
+                except EOFError:
+                    raise UserError("the process that starts others has died: look at the lines above") from None
                 theirs.close()
                 running[ours] = (index, process)
             if not running:
@@ -124,8 +140,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
                 except EOFError:
                     process.join()
                     raise UserError(
-                        f"a worker process ended with status {process.exitcode} "
-                        "(negative: the signal that killed it; -9 often means too little memory: try a smaller --nj)"
+                        f"a worker process {ended(process.exitcode)}; where it was killed, try a smaller --nj"
                     ) from None
                 process.join()
                 if not good:
@@ -135,11 +150,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
         for _, process in running.values():
             process.terminate()
             process.join()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set_environment(before)
 
 
 def _serve(descriptor: int) -> None:

@@ -31,7 +31,7 @@ from essence_kd.decode.sweeps import is_far, read_best, sweep_table, write_sweep
 from essence_kd.hmm.fst import read_fst, write_fst
 from essence_kd.hmm.graph import load_graph
 from essence_kd.io.data_dir import read_table
-from essence_kd.io.errors import UserError
+from essence_kd.io.errors import UserError, ended
 from essence_kd.io.pipes import check_pipe
 from essence_kd.io.provenance import write_text
 from essence_kd.io.tables import MatrixWriter, read_matrices
@@ -116,7 +116,7 @@ class KaldiLatticeDecoder(ArchiveDecoder):
             done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=stream)
         if done.returncode:
-            raise UserError(f"{what} failed with status {done.returncode}; log: {log}")
+            raise UserError(f"{what} {ended(done.returncode)}; log: {log}")
         return done.stdout.decode("utf-8")
 
     def _rescored(self, progress: _Set, scale: float, penalty: float) -> List[List[str]]:
