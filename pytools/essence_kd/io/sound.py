@@ -35,7 +35,7 @@ def read_sound(stream: BinaryIO, name: str) -> tuple[int, np.ndarray]:
             if kind == "float32":
                 if not np.isfinite(block).all():
                     raise UserError(f"{name}: holds samples that are no numbers: make the file again")
-                block = np.clip(np.rint(block * 32768), -32768, 32767).astype(np.int16)
+                block = np.minimum(np.rint(np.clip(block, -1, 1) * 32768), 32767).astype(np.int16)
             blocks.append(block)
         samples = np.concatenate(blocks)
         if len(samples) < sound.frames < _UNKNOWN:
