@@ -87,14 +87,15 @@ if [ $status -eq 1 ] && [ -z "$told" ]; then
 elif [ $status -ne 0 ]; then
   echo "$0: '$exp' can have no lock (${told##*$'\n'}): nothing keeps a second run out; do not start one there" >&2
 fi
-echo $$ >"$exp/.lock"
-
 # Of a run that was killed: lists of jobs, jobs of a cluster, what was half written
-rm -f "$exp"/{train,post,target,score,decode,sweep,gmm}_list.*
-while IFS= read -r -d '' left; do
-  if [ -s "$left/id" ]; then scancel "$(cut -d';' -f1 "$left/id")" 2>/dev/null || true; fi
-  rm -rf "$left"
-done < <(find "$data" "$exp" \( -type d -name '.slurm.??????' -o -name '.*.tmp' \) -prune -print0)
+if [ $status -eq 0 ]; then
+  echo $$ >"$exp/.lock" 2>/dev/null || true
+  rm -f "$exp"/{train,post,target,score,decode,sweep,gmm}_list.*
+  while IFS= read -r -d '' left; do
+    if [ -s "$left/id" ]; then scancel "$(cut -d';' -f1 "$left/id")" 2>/dev/null || true; fi
+    rm -rf "$left"
+  done < <(find "$data" "$exp" \( -type d -name '.slurm.??????' -o -name '.*.tmp' \) -prune -print0)
+fi
 
 # 4. Environment and plan
 k2=true

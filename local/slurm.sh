@@ -53,6 +53,7 @@ dir=$(CDPATH='' cd "$(dirname "$(log_of "$first")")" && mktemp -d "$PWD/.slurm.X
   echo ')'
   cat <<'JOB'
 j=$SLURM_ARRAY_TASK_ID
+[ -d "$dir" ] || { echo "# nobody waits for this job any more"; exit 0; }
 rm -f "$dir/$j"
 [ -z "$name" ] || command=("${command[@]//"$name"/$j}")
 echo "# $(printf '%q ' "${command[@]}")"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from builders.tones import make_tones
 
+PARTS = re.compile(r"/scores/|_list\.|/\.|/posteriors/\w+\.\d+\.(json|scp)$")  # which a stage leaves while it works
 LOGS = re.compile(r"\.log$|\.log\.sh$|/log/|/stages\.jsonl$|/\.lock$")
 TIMES = re.compile(r"seconds|rtf|per_second|^written$|^bytes$")  # fields that differ from run to run
 GROWS = {"progress.jsonl", ".marker", "checkpoint.pt"}  # whole at any moment, but of a run that is at work
@@ -61,14 +62,15 @@ def differences(got, want):
             for name in sorted({*got, *want}) if got.get(name) != want.get(name)]
 
 
-def marked(token):
-    """ids of the processes that have the token in their environment."""
+def marked(*tokens):
+    """ids of the processes that have all of these tokens in their environment."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                if token.encode() in (folder / "environ").read_bytes() and "Z" not in (
-                        folder / "stat").read_text().rpartition(")")[2].split()[0]:
+                environment = (folder / "environ").read_bytes().split(b"\0")
+                dead = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+                if not dead and all(token.encode() in environment for token in tokens):
                     found.append(int(folder.name))
             except OSError:
                 continue
@@ -90,6 +92,7 @@ class Sweep:
 
     def __init__(self, folder, seed, options=(), environment=None, stages=range(11)):
         self.folder, self.random = Path(folder), random.Random(seed)
+        self.folder.mkdir(exist_ok=True)
         self.root, self.work = make_tones(self.folder / "checkout"), self.folder / "work"
         self.token = f"ESSENCE_SWEEP={os.getpid()}.{seed}.{self.folder.name}"
         name, _, value = self.token.partition("=")
@@ -136,7 +139,7 @@ class Sweep:
 
     def at_a_moment(self, stage, act):
         """Starts the stage, waits for a random moment of it, and calls act(process)."""
-        process = self.start(stage)
+        process = self.process = self.start(stage)
         time.sleep(self.random.uniform(0, 0.8 * self.took[stage]))
         late = process.poll() is not None
         act(process)
@@ -204,6 +207,41 @@ mkdir "$FOLDER/done" && cp -a "$WORK/." "$FOLDER/done"
         return self._mounted(stage, "1g", f"mkdir -p {folder} && mount --bind {folder} {folder} && "
                              f"mount -o remount,ro,bind {folder} || exit 95", f"umount {folder}")
 
+    def one_process_killed(self, stage):
+        """SIGKILL of one of the two processes of a training; the run says which it was, and fails."""
+        rank = self.random.randrange(2)
+
+        def act(process):
+            found = []
+            while not found and process.poll() is None:
+                found = marked(self.token, f"RANK={rank}")
+                time.sleep(0.1)
+            time.sleep(self.random.uniform(0, 0.5 * self.took[stage]))
+            for pid in marked(self.token, f"RANK={rank}")[:1]:
+                os.kill(pid, signal.SIGKILL)
+
+        in_time, said = self.at_a_moment(stage, act), (self.folder / "stderr").read_text()
+        if self.process.returncode == 0:
+            return False
+        assert re.search(rf"torchrun: process {rank} \(on .*\) was killed by signal 9 \(SIGKILL\)", said), said
+        assert "a job ended with status" in said and "/log/train." in said and "Traceback" not in said, said
+        return in_time
+
+    def requeued(self, cluster):
+        """The jobs that run on the cluster begin once more; the stage waits for them and ends well itself."""
+        def disturb(stage):
+            def act(process):
+                jobs = []
+                while not jobs and process.poll() is None:
+                    jobs = cluster.ask("squeue", "-h", "-t", "running", "-o", "%A").split()
+                    time.sleep(0.1)
+                for job in jobs:
+                    cluster.ask("scontrol", "requeue", job)
+            in_time, process = self.at_a_moment(stage, act), self.process
+            assert process.returncode == 0, (self.folder / "stderr").read_text()
+            return in_time
+        return disturb
+
     # ---- one trial
 
     def left_behind(self):
@@ -226,36 +264,60 @@ mkdir "$FOLDER/done" && cp -a "$WORK/." "$FOLDER/done"
         before, after = self.want[stage - 1], self.want[stage]
         return [f"{name} is half a file, or odd" for name, found in outputs(self.work).items()
                 if found not in (before.get(name), after.get(name)) and Path(name).name not in GROWS
-                and not Path(name).name.startswith(".") and "_list." not in name and "/list." not in name
-                and "/scores/" not in name and "/." not in name]
+                and not PARTS.search(name)]
 
-    def try_one(self, stage, kind, disturb):
-        """One disturbance of a stage, the stage again, and the comparison."""
-        faults, began = [], time.time()
-        for _ in range(4):
-            self.restore(stage)
-            try:
-                in_time = disturb(stage)
-            except (AssertionError, subprocess.TimeoutExpired) as error:
-                faults, in_time = [str(error)], True
-            if in_time:
-                break
-        else:
-            return  # it was over each time
-        faults += self.left_behind()
-        if not faults and kind not in ("full", "read-only"):
-            faults += self.half_files(stage)
-            done = subprocess.run(self.command(stage), env=self.environment, capture_output=True, text=True, cwd="/",
-                                  timeout=3 * PATIENCE)
-            if done.returncode:
-                faults.append(f"run again: status {done.returncode}: {(done.stdout + done.stderr)[-1500:]}")
-        if not faults:
-            faults = differences(outputs(self.work), self.want[stage])
+    def again(self, stage):
+        """Runs the stage to its end; what is wrong then."""
+        done = subprocess.run(self.command(stage), env=self.environment, capture_output=True, text=True, cwd="/",
+                              timeout=3 * PATIENCE)
+        if done.returncode:
+            return [f"run again: status {done.returncode}: {(done.stdout + done.stderr)[-1500:]}"]
+        return differences(outputs(self.work), self.want[stage])
+
+    def count(self, stage, kind, faults):
         row = self.rows.setdefault(stage, {}).setdefault(kind, [0, 0])
         row[0] += not faults
         row[1] += 1
-        print(f"stage {stage}, {kind}: {'survived' if not faults else faults} ({time.time() - began:.0f} s)", flush=True)
+        print(f"stage {stage}, {kind}: {faults or 'survived'}", flush=True)
         self.faults += [f"stage {stage}, {kind}: {fault}" for fault in faults]
+
+    def in_a_row(self, stage, kinds):
+        """A stage that is disturbed in several ways (kind -> function), each time where the last one has left it.
+
+        At last it runs to its end. The order is random.
+        """
+        order, faults, tries = self.random.sample(sorted(kinds), len(kinds)), {}, 0
+        self.restore(stage)
+        while order:
+            kind = order[0]
+            found = []
+            try:
+                in_time = kinds[kind](stage)
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                found, in_time = [str(error)], True
+            if not in_time:  # the stage was done before the moment came: once more from its beginning
+                self.left_behind()
+                tries += 1
+                if tries > 4:
+                    break
+                self.restore(stage)
+                continue
+            faults[order.pop(0)] = found + self.left_behind() + self.half_files(stage)
+        wrong = self.again(stage)
+        for kind, found in faults.items():
+            self.count(stage, kind, found + wrong)
+
+    def alone(self, stage, kind, disturb):
+        """A disturbance that runs the stage to its end itself."""
+        for _ in range(4):
+            self.restore(stage)
+            try:
+                if not disturb(stage):  # there was room enough
+                    continue
+                faults = self.left_behind() + differences(outputs(self.work), self.want[stage])
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                faults = [str(error), *self.left_behind()]
+            return self.count(stage, kind, faults)
 
     def table(self):
         """Survived of tried, by stage and kind."""

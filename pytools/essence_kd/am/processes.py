@@ -1,8 +1,14 @@
 """The processes of one training: those that torchrun started, or this one alone."""
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import signal
+import socket
+import sys
+import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import List, Optional, Sequence
@@ -10,6 +16,11 @@ from typing import List, Optional, Sequence
 import torch
 
 from essence_kd.io.errors import UserError
+
+MEETING = 600.0  # seconds in which all processes of a training must have started
+BEAT = 10.0  # seconds between two signs of life of a process
+SILENCE = 30  # signs of life that may be missing
+ANSWER = timedelta(hours=2)  # the others wait so long while the first one decodes for early stopping
 
 
 def device_of(name: Optional[str] = None) -> torch.device:
@@ -62,8 +73,11 @@ class Processes:
         """Joins the others where torchrun's variables say that there are some (NCCL on GPUs, else gloo)."""
         self.world, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
         self.device = device_of(device)
+        self.batches = 0  # that this process has begun; what hangs is told by it
         if self.world == 1:
             return
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            _end_with_parent()
         kind = self.device.type
         if kind == "cuda":
             local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -72,13 +86,41 @@ class Processes:
                                 f"{torch.cuda.device_count()} (torchrun --nproc-per-node)")
             torch.cuda.set_device(local)
             self.device = torch.device("cuda", local)
-        # the others wait while the first one decodes for early stopping
+        self._store = self._meet()
         try:
-            torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
+            torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=ANSWER,
+                                                 store=self._store, rank=self.rank, world_size=self.world)
         except RuntimeError as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(f"process {self.rank} does not reach the other {self.world - 1} of this training; where "
                             f"one of them has ended, its own message says why ({reason})") from None
+        self._watch = _Watch(self, self._store)
+        self._watch.start()
+
+    def _meet(self) -> torch.distributed.Store:
+        """The store that all processes share, when all are there. Raises UserError that names those that are not."""
+        address, port = os.environ.get("MASTER_ADDR", "?"), os.environ.get("MASTER_PORT", "?")
+        where = f"{address}:{port}"
+        launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun has the store, else the first one
+        try:
+            store = torch.distributed.TCPStore(address, int(port), is_master=self.first and not launcher,
+                                               timeout=timedelta(seconds=MEETING), wait_for_workers=False)
+            store = torch.distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            store.set(f"essence/here/{self.rank}", socket.gethostname())
+            until = time.monotonic() + MEETING
+            while True:
+                missing = [rank for rank in range(self.world) if not store.check([f"essence/here/{rank}"])]
+                if not missing:
+                    return store
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.1)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(f"process {self.rank} ({socket.gethostname()}) does not reach {where}, where the first one "
+                            f"of this training should answer ({reason})") from None
+        raise UserError(f"{_named(missing)} of {self.world} did not start within {MEETING:.0f} s: look whether its "
+                        f"machine works and reaches {where}")
 
     @property
     def first(self) -> bool:
@@ -118,7 +160,82 @@ class Processes:
         torch.distributed.all_gather(parts, state.to(self.device))
         return [part.cpu() for part in parts]
 
+    def failed(self, error: RuntimeError) -> UserError:
+        """What the failure of a word among the processes means."""
+        if "imed out" not in str(error) and "imeout" not in str(error):
+            return UserError("another process of this training has ended; its own message says why")
+        return UserError(f"process {self.rank} waited {ANSWER} for the others in vain; {self._watch.told()}")
+
     def leave(self) -> None:
         """Parts from the others, at the end."""
         if self.world > 1:
+            self._watch.end()
             torch.distributed.destroy_process_group()
+
+
+class _Watch(threading.Thread):
+    """Every process says now and then that it lives, and which batch it is at; who falls silent is named.
+
+    Connections of a process that ends are closed, which the others notice at once. This is for those that are there
+    and do not answer: stopped, or on a machine that hangs or is cut off. The others end then, with status 1.
+    """
+
+    def __init__(self, processes: Processes, store: torch.distributed.Store) -> None:
+        super().__init__(daemon=True, name="watch")
+        self.processes, self.store = processes, store
+        self.others = [rank for rank in range(processes.world) if rank != processes.rank]
+        self.last, self.missed = dict.fromkeys(self.others, b""), dict.fromkeys(self.others, 0)
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        beats = 0
+        try:
+            while not self.ended.wait(BEAT):
+                beats += 1
+                self.store.set(f"essence/beat/{self.processes.rank}", f"{beats} {self.processes.batches}")
+                for rank in self.others:
+                    self._listen(rank)
+                # counted in beats of this process: where all were stopped for a while, nobody is to blame
+                silent = [rank for rank in self.others if self.missed[rank] > SILENCE and self.last[rank] != b"left"]
+                if silent:
+                    self._give_up(f"{_named(silent)} of {self.processes.world} has not answered for "
+                                  f"{BEAT * SILENCE:.0f} s (stopped, or its machine hangs); {self.told()}")
+        except RuntimeError as error:  # the store has gone with its process: who talks to that one is told, too
+            if "imeout" in str(error) or "imed out" in str(error):
+                self._give_up(f"{os.environ.get('MASTER_ADDR', '?')}, the machine of process 0 of "
+                              f"{self.processes.world}, does not answer; {self.told()}")
+
+    def _listen(self, rank: int) -> None:
+        key = f"essence/beat/{rank}"
+        beat = self.store.get(key) if self.store.check([key]) else b""
+        self.missed[rank] = self.missed[rank] + 1 if beat == self.last[rank] else 0
+        self.last[rank] = beat
+
+    def _give_up(self, message: str) -> None:
+        if not self.ended.is_set():
+            print(f"process {self.processes.rank} ({socket.gethostname()}): {message}", file=sys.stderr, flush=True)
+            os._exit(1)  # the main thread waits in a library that cannot be interrupted
+
+    def told(self) -> str:
+        """How far each has come, as far as it was heard."""
+        far = {self.processes.rank: str(self.processes.batches)}
+        far.update({rank: beat.decode().split()[-1] for rank, beat in self.last.items() if beat not in (b"", b"left")})
+        return "batches begun: " + ", ".join(f"{count} by process {rank}" for rank, count in sorted(far.items()))
+
+    def end(self) -> None:
+        """No more is expected of this process."""
+        self.ended.set()
+        with contextlib.suppress(RuntimeError):
+            self.store.set(f"essence/beat/{self.processes.rank}", "left")
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"process{'es' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _end_with_parent() -> None:
+    """Has this process killed when the one that started it dies, which cannot do so itself then."""
+    with contextlib.suppress(OSError, AttributeError):  # another system
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() == 1:
+            os._exit(1)

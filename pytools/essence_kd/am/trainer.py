@@ -65,7 +65,7 @@ def train(settings: TrainSettings, data_dir, ali_dir, model_dir, *, device: Opti
     except RuntimeError as error:
         if processes.world == 1 or not any(word in str(error) for word in ("onnection", "gloo", "NCCL")):
             raise
-        raise UserError(f"{model_dir}: another process of this training has ended; its own message says why") from None
+        raise UserError(f"{model_dir}: {processes.failed(error)}") from None
     finally:
         processes.leave()
 
@@ -197,6 +197,7 @@ class Trainer:
     def _train_batch(self, batch: Batch, plan: List[np.ndarray]) -> None:
         """A step of training; ``batch`` is this process's share of the next batch of ``plan``."""
         s, state = self.settings, self.state
+        self.processes.batches += 1
         lr = learning_rate(s.optim, (state.epoch + state.batch / len(plan)) / s.optim.epochs)
         for group in state.optimiser.param_groups:
             group["lr"] = lr

@@ -1,0 +1,78 @@
+"""Kill, fill, drop: every stage is disturbed at random moments, and ends, run again, in the same bytes.
+
+SWEEP_SEED has other moments, SWEEP_STAGES other stages ("5 8"). What is compared: every output but logs and times.
+"""
+import os
+import signal
+
+import pytest
+from builders.cluster import Cluster, until
+from builders.sweep import Sweep
+
+pytestmark = pytest.mark.slow
+SEED = int(os.environ.get("SWEEP_SEED", "1"))
+STAGES = [int(stage) for stage in os.environ.get("SWEEP_STAGES", "0 1 2 3 4 5 6 7 8 9 10").split()]
+TRAIN = [stage for stage in STAGES if stage in (5, 8)]
+WITH_JOBS = [stage for stage in STAGES if stage >= 5]
+
+
+@pytest.fixture
+def told(capsys):
+    """What is printed reaches the terminal."""
+    with capsys.disabled():
+        print(f"\nseed {SEED}", flush=True)
+        yield
+
+
+def concluded(sweep):
+    print(sweep.table(), flush=True)
+    assert sweep.rows and not sweep.faults, "\n".join(sweep.faults)
+
+
+def test_a_sweep_of_kills(told, tmp_path):
+    """By signals, all at once as when the power fails, and by a reader that goes away."""
+    sweep = Sweep(tmp_path, SEED, stages=STAGES)
+    kinds = {"SIGKILL": sweep.signalled(signal.SIGKILL), "SIGTERM": sweep.signalled(signal.SIGTERM),
+             "SIGINT": sweep.signalled(signal.SIGINT), "all": sweep.all_killed, "pipe": sweep.pipe_closed}
+    for stage in STAGES:
+        sweep.in_a_row(stage, kinds)
+    concluded(sweep)
+
+
+@pytest.mark.mount
+def test_a_sweep_of_full_disks(told, tmp_path):
+    """A disk that is full in the middle of the stage, and an output that is read-only."""
+    sweep = Sweep(tmp_path, SEED, stages=STAGES)
+    for stage in STAGES:
+        sweep.alone(stage, "full", sweep.disk_full)
+        sweep.alone(stage, "read-only", sweep.read_only)
+    concluded(sweep)
+
+
+@pytest.mark.skipif(not TRAIN, reason="SWEEP_STAGES has no stage that trains")
+def test_a_sweep_of_one_of_two_processes(told, tmp_path):
+    """Of a training that torchrun has started."""
+    sweep = Sweep(tmp_path, SEED, stages=TRAIN,
+                  environment={"train_launcher": "local/torchrun.sh", "PROCESSES_PER_NODE": "2"})
+    for stage in TRAIN:
+        sweep.in_a_row(stage, {"rank": sweep.one_process_killed})
+    concluded(sweep)
+
+
+@pytest.mark.slurm
+@pytest.mark.skipif(not WITH_JOBS, reason="SWEEP_STAGES has no stage with jobs")
+def test_a_sweep_on_slurm(told, tmp_path):
+    """Undisturbed on this machine, disturbed on Slurm; stages before 5 have no jobs with the native engine."""
+    (tmp_path / "slurm").mkdir()
+    cluster = Cluster(tmp_path / "slurm")
+    try:
+        sweep = Sweep(tmp_path / "sweep", SEED, stages=WITH_JOBS)
+        sweep.options += ["--cmd", "local/slurm.sh --partition all --mem 500M"]
+        sweep.environment.update({name: cluster.environment[name] for name in ("SLURM_CONF", "PATH")})
+        for stage in WITH_JOBS:
+            sweep.in_a_row(stage, {"SIGKILL": sweep.signalled(signal.SIGKILL), "SIGTERM": sweep.signalled(signal.SIGTERM)})
+            until(lambda: not cluster.jobs())
+            sweep.alone(stage, "requeue", sweep.requeued(cluster))
+        concluded(sweep)
+    finally:
+        cluster.stop()
