@@ -43,9 +43,14 @@ def test_sizes_that_nobody_filled_in(tmp_path, riff, data):
 def test_chunks_around_the_samples(tmp_path):
     junk, info = b"JUNK" + struct.pack("<I", 28) + bytes(28), b"LIST" + struct.pack("<I", 4) + b"INFO"
     for content in (wav(before=junk), wav(after=info), wav(before=b"odd " + struct.pack("<I", 3) + bytes(4)),
+                    wav(before=b"odd " + struct.pack("<I", 3) + bytes(3)),
                     wav(samples=BYTES + b"\1"), wav(form=b"\0\0")):
         (tmp_path / "a.wav").write_bytes(content)
         assert (read_wav(f"{tmp_path}/a.wav")[1] == X).all()
+    form = struct.pack(">HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16)
+    (tmp_path / "a.wav").write_bytes(b"RIFX" + struct.pack(">I", 36 + len(BYTES)) + b"WAVEfmt " + struct.pack(">I", 16)
+                                     + form + b"data" + struct.pack(">I", len(BYTES)) + X.astype(">i2").tobytes())
+    assert (read_wav(f"{tmp_path}/a.wav")[1] == X).all()  # other byte order
 
 
 @pytest.mark.parametrize("options, words", [

@@ -31,7 +31,7 @@ class Recordings:
                 raise UserError(f"{self.where}: recording {recording}: {error}") from None
             if self.rate is None:
                 self.rate = rate
-            expect_rate(rate, self.rate, f"{self.where}: recording {recording}")
+            expect_rate(rate, self.rate, f"{self.where}: recording {recording}: {self.wav_scp[recording]}")
             while len(self._kept) >= self._keep:
                 self._kept.popitem(last=False)
             self._kept[recording] = samples

@@ -107,7 +107,9 @@ def _header(stream: BinaryIO, name: str) -> Optional[_Header]:
         kind, length = struct.unpack("<4sI", take(8))
         if kind == b"data":
             break
-        chunk = take(length + length % 2)
+        chunk = take(length)
+        if length % 2 and take(1) != b"\0":  # some writers leave out the byte that makes the size even
+            stream.seek(-1, os.SEEK_CUR)
         if kind == b"fmt ":
             form = chunk
     if len(form) < 16:
