@@ -14,7 +14,7 @@ from fuzz import driver
 def by_atheris(atheris, name: str, seconds: int, place: Path) -> None:
     """Coverage-guided; libFuzzer ends the process."""
     with atheris.instrument_imports(include=["essence_kd"]):
-        driver.load()
+        driver.load(name)
     corpus = place / "corpus" / name
     corpus.mkdir(parents=True, exist_ok=True)
     found = driver.Findings(name, place / "findings")
@@ -28,7 +28,7 @@ def by_atheris(atheris, name: str, seconds: int, place: Path) -> None:
 
 def by_mutation(name: str, seconds: int, place: Path) -> None:
     """Mutations of the seeds, from another place on in each run."""
-    driver.load()
+    driver.load(name)
     found, start = driver.Findings(name, place / "findings"), time.monotonic()
     with driver.Quiet():
         for data in driver.made_up(name, int(time.time())):

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import scipy.signal  # noqa: F401 - what change_speed imports, too
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.wave import change_speed, read_wav, speed_command, split_speed, wav_info, write_wav

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List
 
 FAMILIES = ("archives", "audio", "texts", "language", "graphs", "scoring", "settings", "models")
-LATE = ("scipy.signal", "scipy.sparse.csgraph", "torch", "yaml", "gzip", "zipfile", "logging", "encodings.idna",
-        "essence_kd.am.models.registry")
 SEEDS = Path(__file__).resolve().parent / "seeds"
 LONGEST = 1 << 14  # bytes of an input
 MEMORY = 100 << 20  # bytes that a reader may ask for beyond what there is
@@ -42,10 +40,14 @@ def target(function: Callable[[bytes], None]) -> Callable[[bytes], None]:
     return function
 
 
-def load() -> None:
-    """Imports every family, and what readers import when they are called: no import fits into MEMORY."""
-    for name in (*LATE, *(f"fuzz.{family}" for family in FAMILIES)):
-        importlib.import_module(name)
+def load(name: str = "") -> None:
+    """Imports every family, or that of a target alone.
+
+    A family imports itself what its readers import when they are called: no import fits into MEMORY.
+    """
+    for family in FAMILIES:
+        if f"\ndef {name}(" in (SEEDS.parent / f"{family}.py").read_text(encoding="utf-8") or not name:
+            importlib.import_module(f"fuzz.{family}")
 
 
 # ------------------------------------------------------------------------------------------------- inputs as files

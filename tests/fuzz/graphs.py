@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse.csgraph  # noqa: F401 - what graphs import, too
 
 from essence_kd.hmm.alignment_dir import read_log_priors
 from essence_kd.hmm.fst import read_fst, write_fst
