@@ -6,7 +6,6 @@ import os
 import numpy as np
 import scipy.signal  # noqa: F401 - what change_speed imports, too
 
-from essence_kd.io.errors import UserError
 from essence_kd.io.wave import change_speed, read_wav, speed_command, split_speed, wav_info, write_wav
 from fuzz.driver import file, folder, target
 
@@ -19,6 +18,8 @@ def wave(data: bytes) -> None:
     assert info.num_samples > 0 and info.num_channels > 0 and info.sample_rate > 0
     rate, samples = read_wav(path)
     assert rate == info.sample_rate and samples.dtype == np.dtype("<i2") and len(samples) == info.num_samples
+    if rate >= 1 << 31:
+        return
     copy = os.path.join(folder(), "copy.wav")
     write_wav(copy, samples, rate)
     again, theirs = read_wav(copy)
@@ -33,9 +34,7 @@ def wave_source(data: bytes) -> None:
     assert (factor is None) == (source == text.strip())
     if factor is None:
         return
-    try:
-        out = change_speed(np.arange(160, dtype=np.int16), factor)
-    except UserError:
-        raise
+    out = change_speed(np.arange(160, dtype=np.int16), factor)
     assert out.dtype == np.int16 and 0 < len(out) <= 160 * 100
-    assert split_speed(speed_command(source, factor))[1] == factor
+    again = split_speed(speed_command(source, factor))
+    assert again == (source, factor) or "|" in source or not source.isprintable()

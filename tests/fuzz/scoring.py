@@ -48,7 +48,7 @@ def glm(data: bytes) -> None:
 def alternatives(data: bytes) -> None:
     """Transcripts with alternatives and optional words, a reference and a hypothesis."""
     ref, _, hyp = data.decode("utf-8", "replace").partition("\n")
-    ref, hyp = ref[:300], hyp[:300]
+    ref, hyp = ref[:300], hyp[:300].replace("\n", " ")
     steps = align_networks(parse_network(ref), parse_network(hyp))
     counted = count_steps(steps)
     assert counted.words >= 0

@@ -9,6 +9,7 @@ alignment's num_pdfs, priors.txt and tree.txt: the folder stands for the data an
 from __future__ import annotations
 
 import json
+import operator
 from collections import OrderedDict
 from pathlib import Path
 from typing import Dict, List, Tuple
@@ -113,12 +114,16 @@ class ShardSource:
             raise UserError(f"data.cmn: '{cmn}' cannot be had from shards, in which a speaker's utterances lie far "
                             "apart; there is none and utterance")
         self.folder, self.name, self.cmn, self.keep = Path(folder), name, cmn, keep
-        rows = [line.split(" ", 3) for _, line in read_lines(self.folder / "utterances")]
-        rows = [row for row in rows if row[0] == name and int(row[1]) % share[1] == share[0]]
-        self.ids = [row[3] for row in rows]
-        self.shard = np.array([int(row[1]) for row in rows], dtype=np.int64)
-        self.frames = np.array([int(row[2]) for row in rows], dtype=np.int64)
         self.feat_dim = read_index(folder)["feat_dim"]
+        try:
+            rows = [line.split(" ", 3) for _, line in read_lines(self.folder / "utterances")]
+            rows = [row for row in rows if row[0] == name and int(row[1]) % share[1] == share[0]]
+            self.ids = [row[3] for row in rows]
+            self.shard = np.array([int(row[1]) for row in rows], dtype=np.int64)
+            self.frames = np.array([int(row[2]) for row in rows], dtype=np.int64)
+        except (ValueError, IndexError, OverflowError):
+            raise UserError(f"{self.folder / 'utterances'}: a line is not 'SET SHARD FRAMES UTTERANCE'; make the shards "
+                            "again") from None
         self._kept: "OrderedDict[int, List[Dict[str, np.ndarray]]]" = OrderedDict()
 
     def __len__(self) -> int:
@@ -203,7 +208,9 @@ def read_index(folder) -> dict:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         whole = index["utterances_sha256"] == sha256_file(folder / "utterances")
-    except (OSError, ValueError, KeyError) as error:
+        if not 0 < operator.index(index["feat_dim"]) < 1 << 31:
+            raise ValueError("no dimension")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / INDEX}: not an index of shards ({type(error).__name__}); make the shards again") \
             from None
     if not whole:

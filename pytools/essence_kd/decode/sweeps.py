@@ -7,6 +7,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
+import operator
 import sys
 from pathlib import Path
 from typing import Callable, Dict, List, Tuple
@@ -120,14 +122,21 @@ def write_sweep(path, table: dict, decoder: str, graph_path) -> None:
           f"{best['wer']:.2f} % WER{edge}", file=sys.stderr)
 
 
+def _finite(value) -> float:
+    """A number of a sweep.json. Raises ValueError, TypeError or OverflowError for anything else."""
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is not finite")
+    return float(value)
+
+
 def read_best(path) -> dict:
     """The best point of a sweep.json; UserError where it is missing or something else."""
     try:
         best = json.loads(Path(path).read_text(encoding="utf-8"))["best"]
-        return {key: float(best[key]) for key in ("acoustic_scale", "word_insertion_penalty")}
+        return {key: _finite(best[key]) for key in ("acoustic_scale", "word_insertion_penalty")}
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such sweep; make it with 'essence decode --sweep TEXT'") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise UserError(f"{path}: not a sweep.json of 'essence decode --sweep'") from None
 
 
@@ -142,9 +151,10 @@ def pool_sweeps(paths, out) -> dict:
         read_best(path)
         table = json.loads(Path(path).read_text(encoding="utf-8"))
         try:
-            points = {(p["acoustic_scale"], p["word_insertion_penalty"]): p["errors"] for p in table["points"]}
-            grids.append((points, table["reference_words"]))
-        except (KeyError, TypeError):
+            points = {(_finite(p["acoustic_scale"]), _finite(p["word_insertion_penalty"])): operator.index(p["errors"])
+                      for p in table["points"]}
+            grids.append((points, operator.index(table["reference_words"])))
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise UserError(f"{path}: not a whole sweep.json of 'essence decode --sweep'") from None
     common = set.intersection(*(set(points) for points, _ in grids))
     if not common:

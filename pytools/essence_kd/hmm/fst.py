@@ -140,11 +140,13 @@ def _parse_fst(data: bytes) -> Fst:
     version, flags, _, start, states, arcs = struct.unpack_from("<iiQqqq", data, at)
     at += 40
     if arc_kind != "standard" or kind not in ("vector", "const"):
-        raise ValueError(f"type {kind}, arcs {arc_kind}: only vector and const of standard arcs are read")
+        raise ValueError(f"type {kind!r}, arcs {arc_kind!r}: only vector and const of standard arcs are read")
     for flag in (_HAS_ISYMBOLS, _HAS_OSYMBOLS):
         if flags & flag:
             at = _skip_symbols(data, at)
     if kind == "const":
+        if states < 0 or arcs < 0:
+            raise ValueError("a negative number of states or arcs")
         aligned = bool(flags & _IS_ALIGNED) or version == 1
         at = -(-at // 16) * 16 if aligned else at
         rows = np.frombuffer(data, dtype="<u4", count=5 * states, offset=at).reshape(states, 5)
@@ -168,9 +170,9 @@ def _parse_fst(data: bytes) -> Fst:
         is_arc = np.ones(3 * states + 4 * arcs, dtype=bool)
         is_arc[(at_state[:, None] + np.arange(3)).ravel()] = False
         cells = rest[:len(is_arc)][is_arc].reshape(arcs, 4)
-    src = np.repeat(np.arange(states, dtype=np.int32), counts.astype(np.int64))
-    if len(src) != arcs:
+    if int(counts.sum(dtype=np.int64)) != arcs:
         raise ValueError("its counts disagree")
+    src = np.repeat(np.arange(states, dtype=np.int32), counts.astype(np.int64))
     if not -1 <= start < states or arcs and cells[:, 3].max() >= states:
         raise ValueError("an arc leads to a state that is not there")
     column = [np.ascontiguousarray(cells[:, i]) for i in range(4)]

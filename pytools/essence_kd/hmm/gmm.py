@@ -140,8 +140,24 @@ def save_gmm(directory: str | Path, model: Gmm) -> None:
 def load_gmm(directory: str | Path) -> Gmm:
     """Read the model of a GMM directory. Raises UserError when it is missing or broken."""
     path = Path(directory) / "gmm.npz"
-    z = read_npz(path, ("phones", "topo", "tree", "offsets", "weights", "means", "variances", "transitions", "classes",
-                        "meta"), "train the model with 'essence gmm-train'")
-    return Gmm([str(p) for p in z["phones"]], parse_topology(str(z["topo"]), str(path)), z["tree"], z["offsets"],
-               z["weights"].astype(np.float64), z["means"].astype(np.float64), z["variances"].astype(np.float64),
-               z["transitions"], json.loads(str(z["classes"])), json.loads(str(z["meta"])))
+    return read_npz(path, ("phones", "topo", "tree", "offsets", "weights", "means", "variances", "transitions",
+                           "classes", "meta"), "train the model with 'essence gmm-train'", lambda z: _gmm_of(z, path))
+
+
+def _gmm_of(z: Dict[str, np.ndarray], path: Path) -> Gmm:
+    """The model of such arrays. Raises ValueError and the like where they do not fit together."""
+    model = Gmm([str(p) for p in z["phones"]], parse_topology(str(z["topo"]), str(path)), z["tree"], z["offsets"],
+                z["weights"].astype(np.float64), z["means"].astype(np.float64), z["variances"].astype(np.float64),
+                z["transitions"], json.loads(str(z["classes"])), json.loads(str(z["meta"])))
+    count = len(model.weights)
+    if not (model.tree.ndim == 2 and model.tree.shape[1] == 3 and model.tree.dtype.kind == "i" and len(model.tree)
+            and 0 <= model.tree.min() and model.tree[:, 0].max() < model.num_pdfs and isinstance(model.meta, dict)
+            and isinstance(model.classes, list)
+            and model.offsets.ndim == model.weights.ndim == model.transitions.ndim == 1
+            and model.offsets.dtype.kind == "i" and model.transitions.dtype.kind == "f"
+            and model.means.shape == model.variances.shape == (count, model.dim) and model.dim > 0
+            and model.offsets[0] == 0 and model.offsets[-1] == count and (np.diff(model.offsets) > 0).all()
+            and np.isfinite(model.means).all() and (model.weights >= 0).all() and (model.variances > 0).all()
+            and np.isfinite(model.variances).all() and np.isfinite(model.weights).all()):
+        raise ValueError("its parts do not fit together")
+    return model

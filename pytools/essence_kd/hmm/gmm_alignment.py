@@ -186,7 +186,15 @@ class SubsampledCounts:
     @classmethod
     def load(cls, path: str | Path) -> "SubsampledCounts":
         """Read what :meth:`save` wrote."""
-        z = read_npz(path, ("factor", "enter", "leave", "stay"), "align again with 'essence gmm-align'")
+        return read_npz(path, ("factor", "enter", "leave", "stay"), "align again with 'essence gmm-align'", cls._of)
+
+    @classmethod
+    def _of(cls, z: Dict[str, np.ndarray]) -> "SubsampledCounts":
+        """Counts of such arrays. Raises ValueError and the like where they do not fit together."""
+        rows = (len(z["enter"]),)
+        if int(z["factor"]) < 1 or not z["enter"].shape == z["leave"].shape == z["stay"].shape[:1] == rows or \
+                z["stay"].ndim != 2 or not all(np.isfinite(z[name]).all() for name in ("enter", "leave", "stay")):
+            raise ValueError("its parts do not fit together")
         return cls(int(z["factor"]), z["enter"], z["leave"], z["stay"])
 
 

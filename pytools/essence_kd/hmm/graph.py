@@ -105,8 +105,26 @@ def save_graph(path: str | Path, graph: Graph) -> None:
 
 def load_graph(path: str | Path) -> Graph:
     """Read what :func:`save_graph` wrote; UserError when the file is missing, truncated or something else."""
-    arrays = read_npz(path, (*_FIELDS, "meta"), "make the graph with 'essence make-graph'")
-    return Graph(**{name: arrays[name] for name in _FIELDS}, meta=json.loads(str(arrays["meta"])))
+    return read_npz(path, (*_FIELDS, "meta"), "make the graph with 'essence make-graph'", _graph_of)
+
+
+def _graph_of(arrays: dict[str, np.ndarray]) -> Graph:
+    """The graph of such arrays. Raises ValueError and the like where they do not fit together."""
+    graph = Graph(**{name: arrays[name] for name in _FIELDS}, meta=json.loads(str(arrays["meta"])))
+    sizes = {"weight": None, "begin": None, "src": graph.num_states, "dst": graph.num_states,
+             "ilabel": graph.num_pdfs + 1, "olabel": len(graph.words), "unit": len(graph.unit_pdf)}
+    for name, dtype in _FIELDS.items():
+        column = arrays[name]
+        if column.ndim != 1 or (column.dtype.kind != "U" if dtype is np.str_ else column.dtype != dtype):
+            raise ValueError(f"its {name} is {column.dtype} {column.shape}")
+        most = sizes.get(name)
+        if name in sizes and len(column) != graph.num_arcs or \
+                most is not None and len(column) and not 0 <= column.min() <= column.max() < most:
+            raise ValueError(f"its {name} does not fit the rest")
+    if not len(graph.unit_pdf) == len(graph.unit_phone) == len(graph.unit_state) or \
+            len(graph.phones) != len(graph.phone_kind) or graph.num_pdfs < 1 or not graph.frame_shift_ms > 0:
+        raise ValueError("its parts do not fit together")
+    return graph
 
 
 def write_graph_dir(path: str | Path, graph: Graph) -> str:

@@ -16,8 +16,8 @@ from essence_kd.io.specifiers import indexed
 from essence_kd.io.tables import IntVectorWriter, read_int_vectors
 from essence_kd.io.text import read_lines
 
-_STATE = re.compile(r"Transition-state \d+: phone = (\S+) hmm-state = (\d+) "
-                    r"(?:pdf = (\d+)|forward-pdf = (\d+) self-loop-pdf = (\d+))$", re.ASCII)
+_STATE = re.compile(r"Transition-state \d+: phone = (\S+) hmm-state = (\d{1,9}) "
+                    r"(?:pdf = (\d{1,9})|forward-pdf = (\d{1,9}) self-loop-pdf = (\d{1,9}))$", re.ASCII)
 
 
 def read_transitions(path: str | Path) -> List[Tuple[int, str, int]]:
@@ -34,9 +34,9 @@ def read_transitions(path: str | Path) -> List[Tuple[int, str, int]]:
             rows.update((int(pdf), phone, int(state)) for pdf in pdfs if pdf is not None)
     if not rows:
         raise UserError(f"{path}: names no transition state; make it with 'show-transitions phones.txt final.mdl'")
-    lacking = set(range(max(rows)[0] + 1)) - {pdf for pdf, _, _ in rows}
-    if lacking:
-        raise UserError(f"{path}: pdf-id {min(lacking)} belongs to no state: the file is not whole; make it again")
+    for number, pdf in enumerate(sorted({pdf for pdf, _, _ in rows})):
+        if pdf != number:
+            raise UserError(f"{path}: pdf-id {number} belongs to no state: the file is not whole; make it again")
     return sorted(rows)
 
 

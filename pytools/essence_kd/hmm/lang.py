@@ -292,6 +292,9 @@ def parse_topology(text: str, name: str = "topo") -> Dict[int, Topology]:
             elif token == "</TopologyEntry>":
                 if not final or not states:
                     raise ValueError("an entry lacks its states")
+                for dst, prob in (arc for arcs in states for arc in arcs):
+                    if not 0 <= dst <= len(states) or not 0 < prob <= 1:
+                        raise ValueError(f"a transition to state {dst} of probability {prob}")
                 out.update(dict.fromkeys(phones, states))
     except (ValueError, StopIteration) as error:
         raise UserError(f"{name}: not a topology that can be used: {error or 'it ends too early'}") from None
@@ -427,6 +430,8 @@ def read_symbols(path: str | Path) -> List[str]:
             raise UserError(f"{path}: line {number}: expected 'SYMBOL ID', got '{' '.join(fields)}'")
         if int(fields[1]) in table:
             raise UserError(f"{path}: line {number}: id {fields[1]} is already {table[int(fields[1])]}")
+        if len(fields[1]) > 7:
+            raise UserError(f"{path}: line {number}: the id {fields[1]} is too large; ids count from 0")
         table[int(fields[1])] = fields[0]
     if table.get(0) != "<eps>":
         raise UserError(f"{path}: id 0 must be <eps>")
@@ -470,7 +475,8 @@ def load_lang(path: str | Path) -> Lang:
             for name in ("silence", "nonsilence", "optional_silence", "disambig")}
     topo = parse_topology("\n".join(line for _, line in read_lines(path / "topo", "make the lang directory again")),
                           str(path / "topo"))
-    lacking = [p for p in flat["silence"] + flat["nonsilence"] if p not in topo or not 0 < p < len(phones)]
+    lacking = [p for p in flat["silence"] + flat["nonsilence"]
+               if p not in topo or not 0 < p < len(phones) or not phones[p]]
     if lacking:
         raise UserError(f"{path / 'topo'}: phone-id {lacking[0]} has no topology or no symbol; "
                         "make the lang directory again")

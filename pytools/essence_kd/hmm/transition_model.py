@@ -64,6 +64,8 @@ class _Binary:
         return self._number("<f")
 
     def _array(self, kind: str, count: int) -> np.ndarray:
+        if count < 0:  # for NumPy: all there is
+            raise ValueError(f"a vector of {count} numbers")
         values = np.frombuffer(self._data, kind, count, self._at)
         self._at += values.nbytes
         return values
@@ -99,7 +101,7 @@ class _Text:
 def _expect(reader, *tokens: str) -> str:
     token = reader.token()
     if token not in tokens:
-        raise ValueError(f"'{token[:40]}' where {' or '.join(tokens)} should be")
+        raise ValueError(f"{token[:40]!r} where {' or '.join(tokens)} should be")
     return token
 
 
@@ -144,7 +146,7 @@ def _text_topology(reader: _Text) -> Dict[int, _Topology]:
             elif token in ("<PdfClass>", "<ForwardPdfClass>", "<SelfLoopPdfClass>"):
                 reader.token()
             elif token != "</State>":
-                raise ValueError(f"'{token[:40]}' in a topology")
+                raise ValueError(f"{token[:40]!r} in a topology")
         topology.update((phone, entry) for phone in phones)
     return topology
 
@@ -157,7 +159,7 @@ def read_transition_model(path: str | Path) -> TransitionModel:
         raise UserError(f"{path}: {error.strerror}: this model cannot be read") from None
     try:
         return _parse(data)
-    except (ValueError, KeyError, IndexError, struct.error) as error:
+    except (ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
         raise UserError(f"{path}: holds no whole transition model of Kaldi's ({error}); name a final.mdl") from None
 
 
@@ -177,6 +179,8 @@ def _parse(data: bytes) -> TransitionModel:
     for _ in range(reader.integer()):
         phone, state, forward = reader.integer(), reader.integer(), reader.integer()
         of_loop = reader.integer() if apart else forward
+        if min(phone, state, forward, of_loop) < 0:
+            raise ValueError(f"phone {phone}, state {state}, pdfs {forward} and {of_loop}: one is negative")
         for target in topology[phone][state]:
             loop = int(target == state)
             rows.append((phone, state, of_loop if loop else forward, loop))
@@ -187,4 +191,6 @@ def _parse(data: bytes) -> TransitionModel:
     _expect(reader, "</TransitionModel>")
     if log_probs != len(rows):
         raise ValueError(f"{log_probs - 1} probabilities of {len(rows) - 1} transitions")
+    if len(rows) == 1:
+        raise ValueError("there are no transitions")
     return TransitionModel(*np.array(rows, np.int32).T)

@@ -133,7 +133,7 @@ def _read_header(source: Any) -> tuple[int, int, int, int, int, int, int]:
         raise ValueError("the compact posterior is cut short")
     layout, id_bits, width, zero, k, count, total = _HEADER.unpack(head[_START:])
     size = len(head) + count * (layout + 2) + total * width
-    if layout > 2 or zero or width not in (3, 4) or not 0 < id_bits <= 8 * width - 2 or \
+    if layout > 2 or zero or not 8 <= id_bits <= 24 or width != widths(1 << id_bits)[1] or \
             k > 65535 or (layout == 0 and total != count * k) or not source.holds(size):
         raise ValueError("its compact header is damaged or the archive is cut short")
     return layout, id_bits, width, k, count, total, size
@@ -141,11 +141,15 @@ def _read_header(source: Any) -> tuple[int, int, int, int, int, int, int]:
 
 def _decode(offsets: np.ndarray, k: int | None, mass: np.ndarray, low: np.ndarray, high: np.ndarray,
             id_bits: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Offsets, ids and probabilities of the entries of some frames. Raises ValueError."""
     entries = low.astype(np.uint32) | high.astype(np.uint32) << np.uint32(16)
     ids = (entries & np.uint32(2 ** id_bits - 1)).view(np.int32)
     ratios = _ratios(8 * width - id_bits).take(entries >> np.uint32(id_bits))
     sums = _frame_reduce(np.add, ratios, offsets)
-    scale = np.divide(mass.astype(np.float32), sums, out=np.zeros(len(sums), np.float32), where=sums > 0)
+    mass = mass.astype(np.float32)
+    if not (mass >= 0).all() or not (mass < np.inf).all():
+        raise ValueError("the mass of a frame is negative or not a finite number")
+    scale = np.divide(mass, sums, out=np.zeros(len(sums), np.float32), where=sums > 0)
     ratios *= _spread(scale, offsets, k)
     return offsets, ids, ratios
 

@@ -4,7 +4,8 @@
 class UserError(Exception):
     """A mistake in the input: the message names the file, the utterance and the fix.
 
-    The command line prints it without a traceback and exits with status 1.
+    The command line prints it without a traceback and exits with status 1. Names and lines of files stand in it as
+    they are; as text it is one line, in which what cannot be seen stands as an escape.
 
     >>> from essence_kd import UserError, read_posteriors
     >>> try:
@@ -12,7 +13,14 @@ class UserError(Exception):
     ... except UserError as error:
     ...     print(str(error).splitlines() == [str(error)], "nothing.scp" in str(error))
     True True
+    >>> print(UserError("no word 'a\\nb'"))
+    no word 'a\\nb'
     """
+
+    def __str__(self) -> str:
+        from essence_kd.io.text import visible
+
+        return visible(super().__str__())
 
 
 def ended(status: int) -> str:

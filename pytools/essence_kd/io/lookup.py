@@ -19,7 +19,7 @@ def read_values(path: str) -> Any:
         return read_yaml(path)
     try:
         return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
 
 

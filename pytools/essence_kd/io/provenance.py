@@ -120,7 +120,7 @@ def sidecar_path(specifier: str) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's own types from NumPy scalars, arrays, paths and tuples; non-finite numbers are refused."""
+    """JSON's own types from NumPy scalars, arrays, paths and tuples. Raises ValueError for numbers without end."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -129,7 +129,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, (int, float)) and not abs(value) <= 1e300:
         raise ValueError(f"{value} cannot be stored in a sidecar")
     return value
 
@@ -148,7 +148,7 @@ def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
     """The fields of a sidecar. Raises UserError when it is missing, not one JSON object, or has text for a number."""
     try:
         with open(path, encoding="utf-8") as stream:
-            fields = json.load(stream)
+            fields = _plain(json.load(stream))
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; it is written beside the archive by the verb that makes it") from error
     except OSError as error:

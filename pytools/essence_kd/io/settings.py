@@ -17,6 +17,7 @@ from essence_kd.io.provenance import write_text
 from essence_kd.io.text import read_text
 
 T = TypeVar("T")
+_MOST = 100_000  # values that a YAML file may hold, each counted as often as aliases name it
 
 
 def load_settings(cls: Type[T], yaml_path=None, overrides: Iterable[str] = ()) -> T:
@@ -37,19 +38,47 @@ def load_settings(cls: Type[T], yaml_path=None, overrides: Iterable[str] = ()) -
 
 def read_yaml(path) -> dict:
     """A YAML file whose top level is a mapping (an empty file is an empty mapping)."""
-    import yaml
-
     try:
-        values = yaml.safe_load(read_text(path, "it should hold settings"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply") from None
+        values = _parse_yaml(read_text(path, "it should hold settings"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of settings, found {_name(values)}")
     return values
+
+
+def _parse_yaml(text: str) -> Any:
+    """The values of a YAML document; ValueError, in one line, where it is none or its aliases make it huge."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+        _count(values, {})
+        return values
+    except MemoryError:
+        raise
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except Exception as error:  # conversions of scalars (dates, numbers, tags) raise many kinds
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """How many values there are when each alias stands for what it names. Raises ValueError from _MOST on, and for
+    numbers that cannot be shown."""
+    if not isinstance(value, (dict, list)):
+        if isinstance(value, int) and abs(value) > 1e300:
+            raise ValueError("a number is too large")
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MOST  # until it is known: what contains itself has no end
+        items = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(item, known) for item in items)
+    if known[id(value)] >= _MOST:
+        raise ValueError(f"its aliases stand for {_MOST} values or more")
+    return known[id(value)]
 
 
 def from_dict(cls: Type[T], values: dict, where: str) -> T:
@@ -88,14 +117,12 @@ def dump_settings(settings: Any, path) -> None:
 
 def _apply(values: dict, override: str) -> None:
     """Set one ``a.b=value`` in nested dictionaries."""
-    import yaml
-
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {override}: expected key=value, such as optim.lr=0.001")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _parse_yaml(text)
+    except ValueError:
         raise UserError(f"--set {override}: the value is not valid YAML") from None
     *parents, last = key.strip().split(".")
     for parent in parents:
@@ -139,7 +166,7 @@ def _as_float(value: Any) -> Optional[float]:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

@@ -23,7 +23,7 @@ from essence_kd.io.sound import read_sound, sound_info
 from essence_kd.io.sources import output_of
 
 _SPEED = re.compile(r"^(?P<source>.*?)\s*\bsox -t (?:wav|\w+(?= [^-])) (?P<file>[^|]+?) -t wav - speed "
-                    r"(?P<factor>[0-9.]+) \|$")
+                    r"(?P<factor>[0-9]{1,3}(?:\.[0-9]{0,9})?) \|$")
 _TYPES = ("flac", "ogg", "opus", "mp3", "sph", "aiff", "au")  # sox's names of what has such a suffix
 _STREAMED = 0x7FFFF000  # sizes from here on are what sox and others write who do not know them yet
 
@@ -50,7 +50,7 @@ def speed_command(source: str, factor: str) -> str:
 def split_speed(source: str) -> tuple[str, Optional[str]]:
     """The inverse of ``speed_command``: (source, factor), or (source, None) where no such command stands at the end."""
     match = _SPEED.match(source.strip())
-    if not match:
+    if not match or not 0.01 <= float(match.group("factor")) <= 100:
         return source.strip(), None
     if match.group("file") != "-":
         try:

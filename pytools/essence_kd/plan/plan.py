@@ -232,7 +232,7 @@ def read_plan(path: Path) -> Plan:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run.sh, or 'essence plan', writes it") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); run.sh writes it anew") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object; run.sh writes it anew")

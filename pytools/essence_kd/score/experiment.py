@@ -95,7 +95,7 @@ def read_json(path: Path, **kinds: type) -> dict[str, Any]:
     """A JSON object from a file; UserError when it is not one or lacks a value of ``kinds`` (key -> type)."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); remove it and run its stage again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}; run its stage again")
@@ -121,7 +121,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in read_lines(path):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number} is not JSON ({error}); remove the line") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number}: expected a JSON object; remove the line")

@@ -127,7 +127,7 @@ def parse_glm(text: str, kinds: Iterable[str], name: str = "GLM") -> RuleSet:
         if condition:
             try:
                 applies = any(re.search(condition.group(1).lower(), kind) for kind in kinds)
-            except re.error as error:
+            except (re.error, RecursionError, OverflowError) as error:
                 raise UserError(f"{name}: line {number}: '{condition.group(1)}' is no regular expression ({error})"
                                 ) from None
             continue
