@@ -93,6 +93,7 @@ NEEDS = {  # name: what it is, and a function that says why it is not here
     "openfst": ("OpenFst's command-line tools", lambda: _programs("libfst-tools", "fstcompile", "fstprint")),
     "sclite": ("NIST's sclite and sc_stats", _sclite),
     "compiler": ("a C compiler, and kernels made with it", _compiler),
+    "clang": ("clang with libFuzzer and sanitizers", lambda: _programs("clang libclang-rt-dev", "clang")),
     "python": ("a program called python, which Kaldi's recipes start",
                lambda: _programs("python-is-python3", "python")),
     "mount": ("leave to mount file systems", _mount),

@@ -181,7 +181,7 @@ def matrix(data: bytes) -> None:
 def matrix_places(data: bytes) -> None:
     """A matrix that an scp names with an offset and a range, both from the input's first line."""
     line, _, rest = data.partition(b"\n")
-    place = line.decode("latin-1").replace("|", "").replace("/", "")
+    place = line.decode("latin-1").replace("|", "").replace("/", "").replace("\0", "")
     file(rest, "archive")
     place = f"{folder()}/archive{place}"
     if place.endswith(".gz"):

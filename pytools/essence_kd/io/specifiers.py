@@ -98,8 +98,6 @@ def read_scp(name: str) -> Iterator[tuple[int, str, str, str | None]]:
 
 def parse_scp_line(line: str, name: str, number: int) -> tuple[str, str, str | None]:
     """(utterance, rxfilename, range or None) of a line of an scp file. Raises UserError, also for a refused pipe."""
-    if "\0" in line:
-        raise UserError(f"{name}: line {number} holds a byte of zero; is it an archive? (ark:{name})")
     parts = split(line, 1)
     if len(parts) != 2:
         raise UserError(f"{name}: line {number}: '{line.strip(BLANKS)}' is not 'utterance file'")
