@@ -280,7 +280,7 @@ def _read_header(file: _ArpaFile) -> Tuple[List[int], int]:
     announced: Dict[int, int] = {}
     while at < len(data) and data[at:at + 1] != b"\\":
         line = data[at:file.next_line(at)].strip()
-        found = re.fullmatch(rb"ngram[ \t]+(\d+)[ \t]*=[ \t]*(\d+)", line)
+        found = re.fullmatch(rb"ngram[ \t]+(\d{1,9})[ \t]*=[ \t]*(\d{1,18})", line)
         if found:
             announced[int(found[1])] = int(found[2])
         elif line.startswith(b"ngram"):

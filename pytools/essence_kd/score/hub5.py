@@ -64,8 +64,8 @@ def _number(text: str, where: str) -> float:
         value = float(text)
     except ValueError:
         raise UserError(f"{where}: '{text}' is no time in seconds") from None
-    if not value >= 0:
-        raise UserError(f"{where}: time {text} is negative or not a number")
+    if not 0 <= value < 1e9:
+        raise UserError(f"{where}: time {text} is negative, endless or not a number")
     return value
 
 
