@@ -16,8 +16,8 @@ static uint32_t take(int64_t size) {
 
 /* A size from 1 on, small ones more often: the larger, the fewer inputs a second. */
 static int64_t size(void) {
-  static const int64_t most[] = {8, 40, 160, 700};
-  int64_t kind = take(1) % 4;
+  static const int64_t most[] = {4, 40, 160, 700, 8, 8, 20, 20};
+  int64_t kind = take(1) % 8;
   return 1 + take(2) % most[kind];
 }
 
