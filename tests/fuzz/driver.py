@@ -143,7 +143,8 @@ class Quiet:
 
 def signature(error: BaseException) -> str:
     """What tells findings apart: the kind of the exception, and the lines of the package it came through last."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "essence_kd" in f.filename or "/fuzz/" in f.filename]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+              if "essence_kd" in frame.filename or "/fuzz/" in frame.filename]
     return " ".join([type(error).__name__, *(f"{Path(f.filename).name}:{f.lineno}" for f in frames[-2:])])
 
 
@@ -176,7 +177,8 @@ _NUMBERS = [b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\0\0\0\0"
             b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\xff" * 8, b"\0" * 8, b"-1", b"0", b"1e999", b"nan", b"inf", b"-0",
             b"99999999999999999999", b"2147483648", b"1_0", "\u0661".encode(), b"\xff", b"\xc2\xa0", b"\xe3\x80\x80",
             b"\xef\xbb\xbf", b"\x0c", b"\x1c", b"\xc2\x85", b"\0", b" ", b"\n", b"\r\n", b"\t", b"[", b"]", b"{", b"}",
-            b"(", b")", b"<", b">", b":", b",", b"|", b"/", b"\\", b"'", b'"', b"#0", b"<s>", b"</s>", b"<eps>", b"null"]
+            b"(", b")", b"<", b">", b":", b",", b"|", b"/", b"\\", b"'", b'"', b"#0", b"<s>", b"</s>", b"<eps>",
+            b"null"]
 
 
 def mutated(data: bytes, seeds: List[bytes], rng: random.Random) -> bytes:

@@ -30,7 +30,8 @@ targets=("$@")
 kernels() {
   local program=$dir/kernels_fuzz here=$root/tests/fuzz
   if ! clang -g -O2 -march=native -fopenmp-simd -ffp-contract=off -Wno-pass-failed -fno-sanitize-recover=all \
-    -fsanitize=fuzzer,address,undefined -fno-sanitize-coverage=trace-cmp -o "$program" "$here/kernels_fuzz.c" -lm 2>"$dir/logs/clang.log"; then
+    -fsanitize=fuzzer,address,undefined -fno-sanitize-coverage=trace-cmp -o "$program" \
+    "$here/kernels_fuzz.c" -lm 2>"$dir/logs/clang.log"; then
     echo "$0: kernels are not fuzzed: no clang with libFuzzer" >&2
     return 0
   fi

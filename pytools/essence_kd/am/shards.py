@@ -122,8 +122,8 @@ class ShardSource:
             self.shard = np.array([int(row[1]) for row in rows], dtype=np.int64)
             self.frames = np.array([int(row[2]) for row in rows], dtype=np.int64)
         except (ValueError, IndexError, OverflowError):
-            raise UserError(f"{self.folder / 'utterances'}: a line is not 'SET SHARD FRAMES UTTERANCE'; make the shards "
-                            "again") from None
+            raise UserError(f"{self.folder / 'utterances'}: a line is not 'SET SHARD FRAMES UTTERANCE'; make the "
+                            "shards again") from None
         self._kept: "OrderedDict[int, List[Dict[str, np.ndarray]]]" = OrderedDict()
 
     def __len__(self) -> int:
