@@ -361,7 +361,7 @@ def test_soft_targets_that_do_not_fit(tmp_path, corpus):
 
     refused(load(lambda i, p: (i[1:], p[1:])), "bad.scp", utt, f"{rows - 1} frames", f"make {rows}")
     refused(load(lambda i, p: (i + C, p)), utt, f"{C} pdfs")
-    refused(load(lambda i, p: (i, -p)), utt, "negative")
+    refused(load(lambda i, p: (i, -p)), utt, "frame 0", "probability -0.3333")
     refused(load(None), "bad.scp", utt)
     with MatrixWriter(f"ark,scp:{tmp_path}/d.ark,{tmp_path}/d.scp") as writer:
         for u, t in corpus.frames.items():

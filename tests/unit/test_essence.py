@@ -378,12 +378,18 @@ def test_bad_logs_are_refused(kind, value):
 
 
 @pytest.mark.parametrize("ids, probs, message", [
-    ([1, 1], [0.5, 0.4], "pdf-id 1 occurs twice"), ([1, 2], [0.5, -0.1], "pdf-id 2 has probability -0.1"),
+    ([1, 2], [0.5, -0.1], "pdf-id 2 has probability -0.1"), ([1, 1], [0.8, 0.8], "sum to 1.6, more than 1"),
     ([1, 2], [0.5, np.nan], "pdf-id 2 has probability nan"), ([1, 2], [0.9, 0.9], "sum to 1.8, more than 1"),
     ([-1, 2], [0.5, 0.5], "pdf-id -1")])
 def test_bad_entries_are_refused(ids, probs, message):
     with pytest.raises(FrameError, match=f"frame 1: .*{message}"):
         select_sparse(np.array([0, 0, 2]), np.array(ids), np.array(probs), EssenceSettings(top_k=1))
+
+
+def test_entries_of_the_same_pdf_are_added_up():
+    essence = select_sparse(np.array([0, 3, 6]), np.array([5, 7, 5, 7, 2, 2]), np.array([.3, .4, .2, .6, .1, .2]),
+                            EssenceSettings(top_k=1, mass="keep"))
+    assert essence.ids.tolist() == [5, 7] and essence.probs.tolist() == [0.5, np.float32(0.6)]
 
 
 def test_entries_without_mass_cannot_be_scaled():

@@ -389,3 +389,43 @@ def test_copy_post_says_what_is_wrong(here):
         done = essence("copy-post", *args)
         assert done.returncode == 1 and done.stderr.startswith("essence copy-post: ") and said in done.stderr
         assert "Traceback" not in done.stderr and not Path("b.ark").exists()
+
+
+# ---------------------------------------------------------------------------------------------------- as targets
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 8)), max_size=6), max_size=6), st.booleans())
+def test_weights_of_a_repeated_pdf_are_added_up(frames, alike):
+    """Against dictionaries, which keep the order in which pdfs come first; weights are eighths, so that sums are exact."""
+    if alike:
+        frames = [[*frame, *[(20 + i, 1) for i in range(6)]][:6] for frame in frames]
+    counts = [len(frame) for frame in frames]
+    entries = [entry for frame in frames for entry in frame]
+    post = Posterior(np.concatenate([[0], np.cumsum(counts)]), [c for c, _ in entries], [w / 8 for _, w in entries])
+    wanted = []
+    for frame in frames:
+        wanted.append({})
+        for pdf, weight in frame:
+            wanted[-1][pdf] = wanted[-1].get(pdf, 0) + weight / 8
+    found = post.as_targets()
+    assert as_lists(found) == [list(frame.items()) for frame in wanted]
+    assert (found is post) == all(len(frame) == count for frame, count in zip(wanted, counts))
+
+
+def test_a_repeated_pdf_is_seen_in_long_frames():
+    ids = np.arange(70000, dtype=np.int32)[None]
+    weights = np.full(ids.shape, 2.0 ** -17, np.float32)
+    assert Posterior.from_fixed(ids, weights).as_targets().num_entries == 70000
+    ids[0, 69999] = 3
+    assert Posterior.from_fixed(ids, weights).as_targets().num_entries == 69999
+
+
+@pytest.mark.parametrize("ids, probs, told", [
+    ([3, 4], [0.5, -0.5], "frame 1: pdf-id 4 has probability -0.5"),
+    ([3, 4], [0.5, np.nan], "frame 1: pdf-id 4 has probability nan"),
+    ([3, 4], [np.inf, 0.5], "frame 0: pdf-id 3 has probability inf"),
+    ([3, 9], [0.5, 0.5], "frame 1: pdf-id 9 where there are 9 pdfs"),
+    ([-3, 8], [0.5, 0.5], "frame 0: pdf-id -3 is negative")])
+def test_what_is_no_target_is_refused_by_its_frame(ids, probs, told):
+    with pytest.raises(ValueError, match=told):
+        Posterior([0, 1, 2], ids, probs).as_targets(9)

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from builders import ROOT, table
 
+from essence_kd.am.targets import SparseTargets
 from essence_kd.cli.main import main
 from essence_kd.distill.archives import read_dense_or_sparse
 from essence_kd.distill.essence import EssenceSettings, reference_select, select
 from essence_kd.distill.mix import mix_frames
 from essence_kd.io import objects
+from essence_kd.io.errors import UserError
 from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
 from essence_kd.io.provenance import read_sidecar
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter, read_matrices
@@ -298,13 +300,12 @@ def test_bad_options_are_refused(arguments, message, full, tmp_path, capsys):
 def test_bad_sources_are_refused(full, tmp_path, capsys):
     post = table(PosteriorWriter, tmp_path / "three", {"u": Posterior(
         np.array([0, 3, 6]), np.array([4, 2, 1, 5, 6, 7]), np.array([0.5, 0.3, 0.1] * 2))})
-    same = Posterior(np.array([0, 2]), np.array([4, 4]), np.array([0.5, 0.3]))
-    twice = table(PosteriorWriter, tmp_path / "twice", {"u": same})
+    minus = table(PosteriorWriter, tmp_path / "minus", {"u": Posterior([0, 2], [4, 3], [0.5, -0.25])})
     empty = table(MatrixWriter, tmp_path / "empty", {})
     (tmp_path / "cut.ark").write_bytes((tmp_path / "full.ark").read_bytes()[:-7])
     (tmp_path / "dup.ark").write_bytes((tmp_path / "full.ark").read_bytes() * 2)
     for source, message in ((post, "holds 3 classes a frame, --top-k asks for 20"),
-                            (twice, "frame 0: pdf-id 4 occurs twice"),
+                            (minus, "utterance u: frame 0: pdf-id 3 has probability -0.25"),
                             (empty, "holds no utterance"), (f"ark:{tmp_path}/cut.ark", "cut short"),
                             (f"ark:{tmp_path}/dup.ark", "occurs twice"), (f"ark:{tmp_path}/none.ark", "cannot be read"),
                             ("ark:echo no >&2; exit 3 |", "failed with exit status 3: no")):
@@ -315,6 +316,43 @@ def test_bad_sources_are_refused(full, tmp_path, capsys):
     assert status == 1 and "its directory does not exist" in told
     status, told = run(capsys, "prune-post", full, "ark:| cat >/dev/null; exit 4")
     assert status == 1 and "exit status 4" in told
+
+
+@pytest.mark.parametrize("form", ["ark", "ark,t", "compact:ark"])
+def test_weights_of_a_repeated_pdf_are_added_up(form, tmp_path, capsys):
+    """Two frames with 0.7 and 0.6 in their largest class, of which the first names pdf 5 twice, the second 2."""
+    post = Posterior([0, 3, 6], [5, 7, 5, 7, 2, 2], [0.4, 0.3, 0.3, 0.6, 0.2, 0.2])
+    with PosteriorWriter(f"{form}:{tmp_path}/dup.ark") as writer:
+        writer.write("u", post)
+    ali = table(IntVectorWriter, tmp_path / "ali", {"u": np.array([5, 2], np.int32)})
+    source = f"ark:{tmp_path}/dup.ark"
+
+    def made(verb, *arguments):
+        status, told = run(capsys, verb, *arguments, f"ark:{tmp_path}/x.ark")
+        assert status == 0, told
+        (_, found), = read_posteriors(f"ark:{tmp_path}/x.ark")
+        return [dict(zip(found[t:t + 1].ids.tolist(), found[t:t + 1].probs.tolist())) for t in range(2)]
+
+    bound = pytest.approx if form != "compact:ark" else lambda x: pytest.approx(x, rel=0.06)
+    assert made("mix-post", "--soft-weight", "0.5", source, ali) == [bound({5: 0.85, 7: 0.15}), bound({2: 0.7, 7: 0.3})]
+    assert made("prune-post", "--top-k", "1", "--mass", "keep", source) == [bound({5: 0.7}), bound({7: 0.6})]
+    status, _ = run(capsys, "post-stats", "--json", f"{tmp_path}/s.json", source)
+    assert status == 0 and json.loads((tmp_path / "s.json").read_text())["f_k"] == bound([0.65, 1.0])
+
+
+@pytest.mark.parametrize("post, message", [
+    (Posterior([0, 1, 3], [1, 2, 3], [1.0, 0.5, -0.5]), "frame 1: pdf-id 3 has probability -0.5"),
+    (Posterior([0, 1, 3], [1, 2, 50], [1.0, 0.5, 0.5]), "frame 1: pdf-id 50 where there are 50 pdfs")])
+def test_what_is_no_target_is_refused_alike(post, message, tmp_path, capsys):
+    scp = table(PosteriorWriter, tmp_path / "bad", {"u": post})
+    (tmp_path / "bad.json").write_text('{"num_pdfs": 50}')
+    ali = table(IntVectorWriter, tmp_path / "ali", {"u": np.array([5, 2], np.int32)})
+    for verb, *arguments in (("mix-post", scp, ali, "ark:/dev/null"), ("post-stats", scp),
+                             ("prune-post", "--top-k", "1", scp, "ark:/dev/null")):
+        status, told = run(capsys, verb, *arguments)
+        assert status == 1 and f"utterance u: {message}" in told, (verb, told)
+    with pytest.raises(UserError, match=f"utterance u: {message}"):
+        SparseTargets(tmp_path / "bad.scp").read("u", 2, 50)
 
 
 def test_an_output_that_would_share_its_inputs_sidecar_is_refused(full, tmp_path, capsys):

@@ -30,15 +30,14 @@ class SparseTargets:
 
     def read(self, utt: str, rows: int, num_pdfs: int) -> Tuple[np.ndarray, np.ndarray]:
         """(ids (R, k) int32, probs (R, k) float32) of an utterance, checked."""
-        posterior = self.table[utt]
+        try:
+            posterior = self.table[utt].as_targets(num_pdfs)
+        except ValueError as error:
+            raise UserError(f"{self.scp}: utterance {utt}: {error}") from None
         if posterior.num_frames != rows:
             raise UserError(f"{self.scp}: utterance {utt} has {posterior.num_frames} frames, its features make {rows}")
         k = int(np.diff(posterior.offsets).max(initial=1))
-        ids, probs = posterior.padded(k)
-        if ids.size and (ids.min() < 0 or ids.max() >= num_pdfs):
-            raise UserError(f"{self.scp}: utterance {utt} has pdf-id {ids.max()}, the alignment knows {num_pdfs} pdfs")
-        _check_probs(self.scp, utt, probs)
-        return ids, probs
+        return posterior.padded(k)
 
 
 class DenseTargets:
@@ -55,7 +54,9 @@ class DenseTargets:
         if probs.shape != (rows, num_pdfs):
             raise UserError(f"{self.scp}: utterance {utt} is {probs.shape[0]} x {probs.shape[1]}, "
                             f"expected {rows} frames x {num_pdfs} pdfs")
-        _check_probs(self.scp, utt, probs)
+        if not np.isfinite(probs).all() or probs.min(initial=0.0) < 0:
+            raise UserError(f"{self.scp}: utterance {utt} has a target that is negative or not finite: "
+                            "these are not probabilities")
         return probs
 
 
@@ -127,9 +128,3 @@ def read_count(path) -> int:
     if len(lines) != 1 or not is_number(lines[0]) or int(lines[0]) < 1:
         raise UserError(f"{path}: expected one positive whole number")
     return int(lines[0])
-
-
-def _check_probs(scp: str, utt: str, probs: np.ndarray) -> None:
-    if not np.isfinite(probs).all() or probs.min(initial=0.0) < 0:
-        raise UserError(f"{scp}: utterance {utt} has a target that is negative or not finite: "
-                        "these are not probabilities")

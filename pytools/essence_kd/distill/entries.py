@@ -66,7 +66,7 @@ def put_together(parts: dict) -> List[np.ndarray]:
 
 
 def check_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int) -> None:
-    """Raise FrameError where entries are not probabilities of different pdfs."""
+    """Raise FrameError where entries are not probabilities of pdfs."""
     good = (probs >= 0) & (probs <= np.float32(1 + SUM_TOLERANCE)) & (ids >= 0)
     if not good.all():
         at = int(np.argmin(good))
@@ -75,10 +75,6 @@ def check_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: 
     if (mass > 1 + SUM_TOLERANCE).any():
         frame = int(np.argmax(mass))
         raise FrameError(frame, f"its probabilities sum to {mass[frame]:.4g}, more than 1")
-    cells = np.sort(rows << 32 | ids.astype(np.int64))
-    twice = np.flatnonzero(cells[1:] == cells[:-1])
-    if len(twice):
-        raise FrameError(int(cells[twice[0]] >> 32), f"pdf-id {int(cells[twice[0]] & 0xFFFFFFFF)} occurs twice")
 
 
 def sort_entries(rows: np.ndarray, ids: np.ndarray, probs: np.ndarray, frames: int) -> Entries:

@@ -23,6 +23,7 @@ from essence_kd.distill.rules.random_prune import RandomPrune
 from essence_kd.distill.rules.top_k import TopK
 from essence_kd.distill.rules.top_p import TopP
 from essence_kd.distill.scales import Matrix, Scale, as_float32, to_probabilities
+from essence_kd.io.posterior import Posterior
 
 T = TypeVar("T", bound=Parametrised)
 
@@ -144,8 +145,8 @@ def select_sparse(offsets: np.ndarray, ids: np.ndarray, probs: np.ndarray, setti
     """The essence of a sparse posterior, such as a wide archive: entries offsets[t] to offsets[t + 1] of frame t.
 
     A frame with fewer entries than a rule asks for keeps them all; one without any stays empty. A temperature other
-    than the source's is possible where no other class matters: top-k with mass renorm. Raises FrameError (entries
-    that are no probabilities, a pdf-id twice), ValueError.
+    than the source's is possible where no other class matters: top-k with mass renorm. Entries of the same pdf are
+    added up. Raises FrameError (entries that are no probabilities), ValueError.
     """
     settings.check()
     rule, mass = settings.rule(), settings.mass_rule()
@@ -162,7 +163,10 @@ def select_sparse(offsets: np.ndarray, ids: np.ndarray, probs: np.ndarray, setti
     counts = np.diff(offsets)
     rows = np.repeat(np.arange(len(counts)), counts)
     check_entries(rows, np.asarray(ids), probs, len(counts))
-    essence = _finish(rule.choose_sparse(rows, np.asarray(ids), probs, len(counts), utt), rule, mass)
+    post = Posterior(offsets, ids, probs).as_targets()
+    if post.num_entries < len(rows):
+        rows = np.repeat(np.arange(len(counts)), post.counts())
+    essence = _finish(rule.choose_sparse(rows, post.ids, post.probs, len(counts), utt), rule, mass)
     if tempered:
         powered = essence.probs.astype(np.float64) ** (source_temperature / settings.temperature)
         return essence._replace(probs=_applied(mass, essence.offsets, powered))

@@ -25,15 +25,16 @@ logger = logging.getLogger(__name__)
 FLOOR = 0.95  # share of the utterances that must come out
 
 
-def mix_frames(soft: Posterior, hard: np.ndarray, soft_weight: float) -> Posterior:
+def mix_frames(soft: Posterior, hard: np.ndarray, soft_weight: float, num_pdfs: Optional[int] = None) -> Posterior:
     """(1 - soft_weight) onehot(hard) + soft_weight soft, entries of weight 0 left out; ``hard`` (T,) int pdf-ids.
 
     Entries by falling weight, ties by rising pdf-id. A soft target's mass is taken as it is. Raises ValueError when
-    the frames differ.
+    the frames differ, and for soft targets that are none (``Posterior.as_targets``).
     """
     frames = soft.num_frames
     if len(hard) != frames:
         raise ValueError(f"{len(hard)} aligned frames for {frames} frames of soft targets")
+    soft = soft.as_targets(num_pdfs)
     rows = np.repeat(np.arange(frames), soft.counts())
     weights = soft_weight * soft.probs.astype(np.float64)
     match = soft.ids == np.asarray(hard)[rows]
@@ -129,7 +130,7 @@ def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, fact
                     posterior = upsample(posterior, len(alignment), factor)
                 else:
                     alignment = subsample(alignment, posterior.num_frames, factor)
-                mixed = mix_frames(posterior, alignment, soft_weight)
+                mixed = mix_frames(posterior, alignment, soft_weight, num_pdfs)
             except ValueError as error:
                 raise UserError(f"{soft}: utterance {utt}: {error}") from None
             writer.write(utt, mixed)

@@ -67,6 +67,7 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
         try:
             if not isinstance(value, Posterior):
                 return utt, select(value, relative, kind=kind or "prob", utt=utt, threads=1), None
+            value = value.as_targets(source.get("num_pdfs"))
             essence = select_sparse(value.offsets, value.ids, value.probs, settings, utt=utt,
                                     source_temperature=temperature)
         except (ValueError, Truncated) as error:

@@ -179,7 +179,7 @@ def collect(rspecifier: str, *, kind: Optional[str] = None, alignments: Optional
             if sparse:
                 if teachers:
                     raise ValueError("sparse, but teachers are compared with whole posteriors (matrices)")
-                ids, probs = value.padded()
+                ids, probs = value.as_targets(num_pdfs).padded()
             else:
                 if value.size and value.shape[1] != (num_pdfs or value.shape[1]):
                     raise ValueError(f"{value.shape[1]} columns, but there are {num_pdfs} pdfs")

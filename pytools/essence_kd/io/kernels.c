@@ -593,3 +593,25 @@ int64_t posterior_entries(const uint8_t *restrict data, int64_t T, int64_t k, co
 #endif
   return !(odd & 0x0000FFFF800000FFu) && !(endless & 0x80000000u);
 }
+
+/* Whether one of T frames names a pdf-id (>= 0) twice: 1 or 0; -1 without memory, or with a frame of more than 65,536
+   ids. The frames' offsets, or NULL: k ids a frame. An id's place in its frame is noted under the id, where a later
+   place of the same id takes its stead. */
+int64_t repeated_entries(const int32_t *ids, int64_t T, int64_t k, const int64_t *offsets) {
+  int64_t n = offsets ? offsets[T] : T * k, most = offsets ? 0 : k;
+  int32_t top = 0;
+  for (int64_t i = 0; i < n; i++) top = MAX(top, ids[i]);
+  for (int64_t t = 0; offsets && t < T; t++) most = MAX(most, offsets[t + 1] - offsets[t]);
+  if (most < 2) return 0;
+  uint16_t *place = most > 65536 ? NULL : malloc(((size_t)top + 1) * sizeof(uint16_t));
+  if (!place) return -1;
+  unsigned odd = 0;
+  for (int64_t t = 0; t < T && !odd; t++) {
+    int count = (int)(offsets ? offsets[t + 1] - offsets[t] : k);
+    for (int i = 0; i < count; i++) place[ids[i]] = (uint16_t)i;
+    for (int i = 0; i < count; i++) odd |= place[ids[i]] ^ (uint16_t)i;
+    ids += count;
+  }
+  free(place);
+  return odd != 0;
+}

@@ -32,6 +32,7 @@ _SIGNATURES = {
                        _POINTER],
     "posterior_offsets": [_POINTER, _I64, _I64, _POINTER],
     "posterior_entries": [_POINTER, _I64, _I64, _POINTER, _POINTER, _POINTER],
+    "repeated_entries": [_POINTER, _I64, _I64, _POINTER],
 }
 
 

@@ -144,6 +144,48 @@ class Posterior:
         total = np.concatenate([[0.0], np.cumsum(self.probs, dtype=np.float64)])
         return total[self.offsets[1:]] - total[self.offsets[:-1]]
 
+    def as_targets(self, num_pdfs: int | None = None) -> "Posterior":
+        """The posterior as selection, mixing, statistics and training take it: a pdf that a frame names several times
+        has the sum of its weights, where it comes first. Kaldi's programs add them up, too.
+
+        Raises ValueError naming the frame where a weight is negative or not finite, or a pdf-id none of `num_pdfs`.
+
+        >>> from essence_kd import Posterior
+        >>> post = Posterior(offsets=[0, 3], ids=[5, 7, 5], probs=[0.5, 0.25, 0.25]).as_targets()
+        >>> post.ids.tolist(), post.probs.tolist()
+        ([5, 7], [0.75, 0.25])
+        """
+        top = 1 << 31 if num_pdfs is None else num_pdfs
+        if len(self.ids) and not (self.probs.min() >= 0 and self.probs.max() < np.inf and 0 <= self.ids.min() and
+                                  self.ids.max() < top):
+            wrong = ~((self.probs >= 0) & (self.probs < np.inf))
+            at = int((wrong | (self.ids < 0) | (self.ids >= top)).argmax())
+            told = (f"has probability {self.probs[at]:.4g}" if wrong[at] else "is negative" if self.ids[at] < 0
+                    else f"where there are {num_pdfs} pdfs")
+            raise ValueError(f"frame {np.searchsorted(self.offsets, at, side='right') - 1}: pdf-id {self.ids[at]} {told}")
+        if not self._repeats():
+            return self
+        rows = np.repeat(np.arange(self.num_frames), self.counts())
+        _, first, pdf = np.unique(rows << 32 | self.ids, return_index=True, return_inverse=True)
+        totals = np.bincount(pdf.reshape(-1), weights=self.probs)
+        order = np.argsort(first)
+        counts = np.bincount(rows[first], minlength=self.num_frames)
+        return Posterior(np.concatenate([[0], np.cumsum(counts)]), self.ids[first[order]], totals[order])
+
+    def _repeats(self) -> bool:
+        """Whether a frame names a pdf twice."""
+        offsets = None if self.is_fixed() else self.offsets
+        library = kernels()
+        if library is not None:
+            found = library.repeated_entries(pointer(self.ids), self.num_frames, self._k or 0, pointer(offsets))
+            if found >= 0:
+                return bool(found)
+        if offsets is None:
+            ids = np.sort(self.ids.reshape(self.num_frames, self._k), axis=1)
+            return bool((ids[:, 1:] == ids[:, :-1]).any())
+        cells = np.sort(np.repeat(np.arange(self.num_frames), self.counts()) << 32 | self.ids)
+        return bool((cells[1:] == cells[:-1]).any())
+
     def __getitem__(self, frames: slice) -> "Posterior":
         """The frames of a slice with step 1."""
         start, stop, step = frames.indices(self.num_frames)
