@@ -2,12 +2,11 @@
 # Sourced by run.sh when its options are parsed: checks them, sets up the environment, takes the lock, writes the plan.
 # shellcheck disable=SC2154,SC2034,SC2031  # the options are run.sh's
 
-# shellcheck source=local/ended.sh
+fail() { echo "$0: $*" >&2; exit 1; }
+usage() { echo "$0: $*; see ./run.sh --help" >&2; exit 2; }
 . local/ended.sh
 set -o errtrace
 trap 'failed_at $? $LINENO "$BASH_COMMAND"' ERR
-fail() { echo "$0: $*" >&2; exit 1; }
-usage() { echo "$0: $*; see ./run.sh --help" >&2; exit 2; }
 [ $# -eq 0 ] || usage "unexpected argument '$1'"
 [ -e /proc/self/fd ] || fail "there is no /proc here, which the shell and Python go by: mount -t proc proc /proc"
 run_start=$SECONDS

@@ -66,7 +66,7 @@ watch_models() {
     if [ "$line" != "${said[$sys]:-}" ]; then echo "  $sys: $line"; fi
     said[$sys]=$line
   done
-  if [ ${#todo[@]} -gt 8 ] && [ $trained -gt $said_count ]; then
+  if [ ${#todo[@]} -gt 8 ] && [ "$trained" -gt "$said_count" ]; then
     left=$(((SECONDS - started) * (${#todo[@]} - trained) / trained))
     echo "  $trained of ${#todo[@]} trained, about $(((left + 59) / 60)) min to go"
     said_count=$trained
