@@ -91,6 +91,7 @@ run_stage 3 "speed perturbation" "local/$engine/perturb_speed.sh" "${jobs[@]}" "
 run_stage 4 "GMM training and alignment" "local/$engine/train_gmm.sh" "${jobs[@]}" "$plan"
 
 # The twins need no teacher: they fill the cores while the last teacher trains.
+# shellcheck disable=SC2154 # nnet3_gpu is cmd.sh's
 run_stage 5 "teachers and baseline" local/train_models.sh "${train_jobs[@]}" \
   --nnet3-cmd "$cmd" --nnet3-gpu "$nnet3_gpu" "$plan" teacher twin
 
