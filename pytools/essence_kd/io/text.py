@@ -116,15 +116,20 @@ def read_map(path: str | os.PathLike) -> dict[str, str]:
 
     Raises UserError as ``read_lines`` does, and for an id that comes twice.
     """
-    table: dict[str, str] = {}
-    for number, line in read_lines(path):
-        key, *rest = split(line, 1)
-        if key in table:
-            raise UserError(f"{path}: {key} comes twice (line {number}): remove one of its lines")
-        table[key] = rest[0] if rest else ""
-    return table
+    return {key: rest[0] if rest else "" for key, rest in _read_fields(path, 1).items()}
 
 
 def read_words(path: str | os.PathLike) -> dict[str, list[str]]:
     """A Kaldi ``text`` file as utterance -> words, in its order. Raises UserError as ``read_map`` does."""
-    return {utt: split(words) for utt, words in read_map(path).items()}
+    return _read_fields(path)
+
+
+def _read_fields(path: str | os.PathLike, most: int = -1) -> dict[str, list[str]]:
+    """id -> the other fields of its line."""
+    table: dict[str, list[str]] = {}
+    for number, line in read_lines(path):
+        key, *rest = split(line, most)
+        if key in table:
+            raise UserError(f"{path}: {key} comes twice (line {number}): remove one of its lines")
+        table[key] = rest
+    return table
