@@ -29,14 +29,15 @@ targets=("$@")
 # The kernels as a program, of the seeds alone where clang has no libFuzzer.
 kernels() {
   local program=$dir/kernels_fuzz here=$root/tests/fuzz
-  if ! clang -g -O2 -march=native -fopenmp-simd -ffp-contract=off -Wno-pass-failed -fno-sanitize-recover=all \
-    -fsanitize=fuzzer,address,undefined -fno-sanitize-coverage=trace-cmp -o "$program" \
-    "$here/kernels_fuzz.c" -lm 2>"$dir/logs/clang.log"; then
+  if [[ ! $program -nt $here/kernels_fuzz.c || ! $program -nt $root/pytools/essence_kd/io/kernels.c ]] &&
+    ! clang -g -O2 -march=native -fopenmp-simd -ffp-contract=off -Wno-pass-failed -fno-sanitize-recover=all \
+      -fsanitize=fuzzer,address,undefined -fno-sanitize-coverage=trace-cmp -o "$program" "$here/kernels_fuzz.c" -lm \
+      2>"$dir/logs/clang.log"; then
     echo "$0: kernels are not fuzzed: no clang with libFuzzer" >&2
     return 0
   fi
   mkdir -p "$dir/corpus/kernels"
-  "$program" -max_total_time="$seconds" -max_len=2048 -timeout=60 -rss_limit_mb=1024 -print_final_stats=1 \
+  ASAN_OPTIONS=quarantine_size_mb=8 "$program" -entropic=0 -max_total_time="$seconds" -max_len=2048 -timeout=60 -rss_limit_mb=1024 -print_final_stats=1 \
     -artifact_prefix="$dir/findings/kernels-" "$dir/corpus/kernels" "$here/seeds/kernels"
 }
 
