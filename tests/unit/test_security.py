@@ -22,6 +22,7 @@ from essence_kd import UserError
 from essence_kd.am.audio import NoiseMixer
 from essence_kd.am.checkpoints import load_checkpoint
 from essence_kd.am.models import read_model_yaml
+from essence_kd.am.models.registry import build_model
 from essence_kd.am.nnet3 import logits_rspecifier
 from essence_kd.am.shards import ShardSource
 from essence_kd.am.sources import load_cuts
@@ -505,3 +506,15 @@ def test_words_of_an_stm_a_ctm_and_a_glm(tmp_path, marker, monkeypatch, scorer):
                        f"* name {word}\n* format = 'NIST1'\n{word} => yes / [ ] __ [ ] ;; {word}\n")
         for more in ([], ["--glm", str(glm)]):  # counted or refused
             assert main(["score", "--scorer", scorer, *more, str(stm), str(ctm)]) in (0, 1)
+
+
+@pytest.mark.parametrize("arch", ["os", "antigravity", "registry", "__init__", "../x", "essence_kd.cli.main", "this",
+                                  "os; import antigravity", "layers"])
+def test_names_of_architectures_import_nothing_else(tmp_path, monkeypatch, arch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "this.py").write_text("open('marker', 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    refused(lambda: build_model(arch, {}, feat_dim=8, num_pdfs=3, frame_subsampling_factor=3), arch, "unknown")
+    made = {name for name in set(sys.modules) - before if not name.startswith("essence_kd.")}
+    assert not made & {"antigravity", "this"} and not (tmp_path / "marker").exists()

@@ -57,12 +57,12 @@ def logits_rspecifier(model_dir, feats_scp, listed=None) -> str:
 
 
 def _options(text: str, path: Path) -> List[str]:
-    """Options of a model directory for Kaldi's programs: numbers and switches, since what names a file may be a pipe."""
+    """Options of a model directory for Kaldi's programs: numbers and switches, since a name of a file may be a pipe."""
     words = text.split()
     for word in words:
         if not _OPTION.fullmatch(word):
-            raise UserError(f"{path}: '{word}' is no option that a network may ask for: write --name=NUMBER, --name=true "
-                            "or --name=false")
+            raise UserError(f"{path}: '{word}' is no option that a network may ask for: write --name=NUMBER, "
+                            "--name=true or --name=false")
     return words
 
 

@@ -74,7 +74,8 @@ def write_shards(data_dir, ali_dir, out_dir, **options) -> dict:
             continue
         (out / name).mkdir(parents=True)
         order = np.random.default_rng(s.seed).permutation(positions)
-        with SharWriter(str((out / name).absolute()), fields=kinds, shard_size=s.shard_size, warn_unused_fields=False) as writer:
+        with SharWriter(str((out / name).absolute()), fields=kinds, shard_size=s.shard_size,
+                        warn_unused_fields=False) as writer:
             for number, i in enumerate(order):
                 cut = cuts[i]
                 count = cut.features.num_frames

@@ -20,5 +20,6 @@ def read_model_yaml(model_dir) -> dict:
             raise UserError(f"{path}: missing key '{key}': this is not what training wrote; train again")
     for key, kind in _KINDS.items():
         if key in settings and not isinstance(settings[key], kind):
-            raise UserError(f"{path}: {key} is {reprlib.repr(settings[key])}: this is not what training wrote; train again")
+            raise UserError(f"{path}: {key} is {reprlib.repr(settings[key])}: this is not what training wrote; "
+                            "train again")
     return settings
