@@ -37,8 +37,9 @@ kernels() {
     return 0
   fi
   mkdir -p "$dir/corpus/kernels"
-  ASAN_OPTIONS=quarantine_size_mb=8 "$program" -entropic=0 -max_total_time="$seconds" -max_len=2048 -timeout=60 -rss_limit_mb=1024 -print_final_stats=1 \
-    -artifact_prefix="$dir/findings/kernels-" "$dir/corpus/kernels" "$here/seeds/kernels"
+  ASAN_OPTIONS=quarantine_size_mb=8 "$program" -entropic=0 -max_total_time="$seconds" -max_len=2048 -timeout=60 \
+    -rss_limit_mb=1024 -print_final_stats=1 -artifact_prefix="$dir/findings/kernels-" "$dir/corpus/kernels" \
+    "$here/seeds/kernels"
 }
 
 status=0
