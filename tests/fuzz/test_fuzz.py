@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import refused
 
 from fuzz import driver
 
@@ -34,6 +35,46 @@ def test_a_value_or_a_user_error(name):
             except (Exception, driver.TooSlow) as error:
                 raise AssertionError(f"{driver.signature(error)} of {data!r}") from error
     assert taken, "no input is good: what is tested is the refusal alone"
+
+
+@pytest.mark.parametrize("name", driver.TARGETS)
+def test_seeds_are_taken_or_refused_as_their_names_say(name):
+    """bad-...: what was found, or what must not come in."""
+    for path in sorted((driver.SEEDS / name).iterdir()):
+        with driver.Quiet():
+            taken = driver.run(driver.TARGETS[name], path.read_bytes())
+        assert taken != path.name.startswith("bad-"), path.name
+
+
+FOUND = {  # what some of them are told
+    "posterior_compact/bad-widths": "compact header is damaged",  # a table of 2^31 ratios was made
+    "posterior_compact/bad-mass": "the mass of a frame is negative or not a finite number",
+    "symbols/bad-id": "line 2: the id 4000000000 is too large",
+    "topology/bad-target": "a transition to state 7",
+    "fst/bad-counts": "its counts disagree",
+    "fst/bad-type": r"type 'vec\nor'",
+    "transition_model/bad-count": "a vector of -1 numbers",
+    "transition_model/bad-phone": "phone -1, state 0",
+    "transitions/bad-pdf": "pdf-id 0 belongs to no state",
+    "graph/bad-size": "src.npy is not (1099511627776,) of int32",
+    "graph/bad-label": "its ilabel does not fit",
+    "graph/bad-meta": "'num_pdfs'",
+    "gmm/bad-text": "classes is no text",
+    "stm/bad-time": "line 1: time 1e999 is negative, endless",
+    "glm/bad-expression": "line 1: '[stm' is no regular expression",
+    "yaml/bad-aliases": "its aliases stand for 100000 values or more",
+    "yaml/bad-scalars": "month must be in 1..12",
+    "sidecar/bad-number": "inf cannot be stored in a sidecar",
+    "sweep/bad-errors": "not a whole sweep.json",
+    "shards/bad-line": "a line is not 'SET SHARD FRAMES UTTERANCE'",
+}
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_was_found_is_refused_by_name(seed):
+    name, _, _ = seed.partition("/")
+    with driver.Quiet():
+        refused(lambda: driver.TARGETS[name]((driver.SEEDS / seed).read_bytes()), FOUND[seed])
 
 
 def test_what_breaks_a_rule_is_found():
