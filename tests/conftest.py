@@ -138,6 +138,13 @@ def pytest_runtest_setup(item):
             pytest.skip(reason)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Tables that tests have recorded (record_property)."""
+    for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
+        for table in (text for name, text in report.user_properties if name == "table" and report.when == "call"):
+            terminalreporter.write_line(f"{report.nodeid}\n{table}")
+
+
 # ---- fixtures
 
 @pytest.fixture

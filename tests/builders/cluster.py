@@ -23,7 +23,8 @@ def free_ports(count):
 
 
 class Cluster:
-    """Two nodes on this machine, each with two GPUs in name: partitions "all" and "gpu" have both, "down" one that is not there.
+    """Two nodes on this machine, each with two GPUs in name: partitions "all" and "gpu" have both, "down" one that
+    is not there.
 
     "gpu" and "cpu" have nodes of Switchboard's size, too, on which jobs wait for ever.
     """
@@ -72,8 +73,8 @@ PartitionName=gpu Nodes=node1,node2,big[1-4] MaxTime=4-0 State=UP
 PartitionName=cpu Nodes=big[1-4] MaxTime=4-0 State=UP
 PartitionName=down Nodes=node3 MaxTime=60 State=UP
 """)
-        (folder / "gres.conf").write_text("".join(f"NodeName=node[1-2] Name=gpu File=/dev/{f}\n" for f in ("null", "zero")) +
-                                          "NodeName=big[1-4] Name=gpu Count=4\n")
+        (folder / "gres.conf").write_text("".join(f"NodeName=node[1-2] Name=gpu File=/dev/{f}\n"
+                                                  for f in ("null", "zero")) + "NodeName=big[1-4] Name=gpu Count=4\n")
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)

@@ -87,10 +87,11 @@ def command_line(pid):
 class Sweep:
     """The recipe ``tones``, run stage by stage and kept after each; then stages that are disturbed.
 
-    ``options`` go to run.sh. ``rows`` counts: stage -> kind -> [survived, tried]; ``faults`` says what was not survived.
+    ``options`` go to run.sh; ``say`` prints. ``rows`` counts: stage -> kind -> [survived, tried]; ``faults`` says what
+    was not survived.
     """
 
-    def __init__(self, folder, seed, options=(), environment=None, stages=range(11)):
+    def __init__(self, folder, seed, options=(), environment=None, stages=range(11), say=print):
         self.folder, self.random = Path(folder), random.Random(seed)
         self.folder.mkdir(exist_ok=True)
         self.root, self.work = make_tones(self.folder / "checkout"), self.folder / "work"
@@ -101,11 +102,13 @@ class Sweep:
             self.environment.pop(name, None)
         self.options, self.stages = ["--corpus", "tones", "--decoder", "kaldi", "--nj", "2", *options], stages
         self.took, self.want, self.rows, self.faults = {}, {-1: {}}, {}, []
+        self.say = say
+        self.soon = 1.0  # the share of a stage in which it is disturbed: halved where it was done before
         self._undisturbed()
 
     def command(self, stage):
-        return [str(self.root / "run.sh"), "--work-dir", str(self.work), "--stage", str(stage), "--stop-stage", str(stage),
-                *self.options]
+        return [str(self.root / "run.sh"), "--work-dir", str(self.work), "--stage", str(stage),
+                "--stop-stage", str(stage), *self.options]
 
     def kept(self, stage):
         """The work directory as it is after a stage."""
@@ -140,8 +143,9 @@ class Sweep:
     def at_a_moment(self, stage, act):
         """Starts the stage, waits for a random moment of it, and calls act(process)."""
         process = self.process = self.start(stage)
-        time.sleep(self.random.uniform(0, 0.8 * self.took[stage]))
+        time.sleep(self.random.uniform(0, 0.8 * self.soon * self.took[stage]))
         late = process.poll() is not None
+        self.soon = self.soon / 2 if late else 1.0
         act(process)
         if not process.stdout.closed:
             shutil.copyfileobj(process.stdout, open(os.devnull, "wb"))
@@ -167,7 +171,7 @@ class Sweep:
         return self.at_a_moment(stage, lambda process: process.stdout.close())
 
     def _mounted(self, stage, size, before, after):
-        """The stage in a file system of its own: once after the shell commands ``before``, then ``after``, and again."""
+        """The stage in a file system of its own: after the shell commands ``before``, and again after ``after``."""
         script = f"""set -u
 mount -t tmpfs -o size={size} tmpfs "$WORK" || exit 99
 cp -a "$KEPT/." "$WORK" || exit 98
@@ -196,7 +200,8 @@ mkdir "$FOLDER/done" && cp -a "$WORK/." "$FOLDER/done"
 
     def disk_full(self, stage):
         """The disk is full in the middle of what the stage writes."""
-        blocks = [sum(-(-p.stat().st_size // 4096) for p in self.kept(s).rglob("*") if p.is_file()) for s in (stage - 1, stage)]
+        blocks = [sum(-(-path.stat().st_size // 4096) for path in self.kept(s).rglob("*") if path.is_file())
+                  for s in (stage - 1, stage)]
         size = blocks[0] + int(self.random.uniform(0.1, 0.8) * (blocks[1] - blocks[0]))
         return self._mounted(stage, size * 4096, "", 'mount -o remount,size=1g "$WORK"')
 
@@ -216,7 +221,7 @@ mkdir "$FOLDER/done" && cp -a "$WORK/." "$FOLDER/done"
             while not found and process.poll() is None:
                 found = marked(self.token, f"RANK={rank}")
                 time.sleep(0.1)
-            time.sleep(self.random.uniform(0, 0.5 * self.took[stage]))
+            time.sleep(self.random.uniform(0, 0.3 * self.soon * self.took[stage]))
             for pid in marked(self.token, f"RANK={rank}")[:1]:
                 os.kill(pid, signal.SIGKILL)
 
@@ -278,7 +283,7 @@ mkdir "$FOLDER/done" && cp -a "$WORK/." "$FOLDER/done"
         row = self.rows.setdefault(stage, {}).setdefault(kind, [0, 0])
         row[0] += not faults
         row[1] += 1
-        print(f"stage {stage}, {kind}: {faults or 'survived'}", flush=True)
+        self.say(f"stage {stage}, {kind}: {faults or 'survived'}")
         self.faults += [f"stage {stage}, {kind}: {fault}" for fault in faults]
 
     def in_a_row(self, stage, kinds):
@@ -298,7 +303,8 @@ mkdir "$FOLDER/done" && cp -a "$WORK/." "$FOLDER/done"
             if not in_time:  # the stage was done before the moment came: once more from its beginning
                 self.left_behind()
                 tries += 1
-                if tries > 4:
+                if tries > 9:
+                    faults.update(dict.fromkeys(order, ["it was never disturbed: the stage was done each time"]))
                     break
                 self.restore(stage)
                 continue

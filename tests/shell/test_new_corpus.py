@@ -3,10 +3,9 @@ import gzip
 import json
 import os
 import re
-import shutil
 
 import pytest
-from builders import ROOT
+from builders.tones import add_recipe, copy_checkout
 
 CONF = """options="loudness"
 options_help="  --loudness N                of the noise"
@@ -57,19 +56,8 @@ SETS = ("learn", "tune", "easy", "hard", "more")
 @pytest.fixture
 def checkout(tmp_path):
     """A copy of the checkout with a recipe ``words``."""
-    root = tmp_path / "checkout"
-    root.mkdir()
-    shutil.copytree(ROOT / "local", root / "local")
-    for name in ("run.sh", "path.sh", "cmd.sh"):
-        shutil.copy(ROOT / name, root)
-    for name in ("conf", "pytools"):
-        (root / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "recipes", root / "recipes")
-    mine = root / "recipes" / "words"
-    mine.mkdir()
-    (mine / "recipe.conf").write_text(CONF)
-    (mine / "prepare_data.sh").write_text(PREPARE)
-    (mine / "prepare_data.sh").chmod(0o755)
+    root = copy_checkout(tmp_path / "checkout")
+    add_recipe(root, "words", CONF, PREPARE)
     return root
 
 

@@ -545,6 +545,20 @@ def test_a_run_that_is_killed_leaves_nothing_at_work_and_no_lock(tmp_path):
     assert not set(at_work) & set(marked(token)) and not (tmp_path / "data" / "mini" / "eval_che" / "text").exists()
 
 
+def test_jobs_of_one_number_do_not_meet(shell, tmp_path):
+    """Those of two clusters on one machine, or a requeued one and what is left of it: another port, another name."""
+    for name, line in (("scontrol", "echo NodeAddr=10.0.0.1"), ("srun", 'printf "%s\\n" "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_JOB_NUM_NODES": "2"}
+    found = []
+    for _ in range(3):
+        words = shell("local/torchrun.sh", "train", env=env).stdout.splitlines()
+        found.append(tuple(words[words.index(name) + 1] for name in ("--rdzv-id", "--rdzv-endpoint")))
+    assert all(name.startswith("7.") and place.startswith("10.0.0.1:") for name, place in found)
+    assert len({name for name, _ in found}) == 3 and len({place for _, place in found}) > 1
+
+
 def test_a_folder_that_cannot_be_written_is_named(shell):
     done = shell("./run.sh", "--work-dir", "/proc/essence")
     assert done.returncode == 1 and "/proc/essence" in done.stderr

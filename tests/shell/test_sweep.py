@@ -18,20 +18,27 @@ WITH_JOBS = [stage for stage in STAGES if stage >= 5]
 
 @pytest.fixture
 def told(capsys):
-    """What is printed reaches the terminal."""
-    with capsys.disabled():
-        print(f"\nseed {SEED}", flush=True)
-        yield
+    """Prints to the terminal, whatever pytest does with output."""
+    def say(text):
+        with capsys.disabled():
+            print(text, flush=True)
+
+    return say
 
 
-def concluded(sweep):
-    print(sweep.table(), flush=True)
-    assert sweep.rows and not sweep.faults, "\n".join(sweep.faults)
+@pytest.fixture
+def concluded(record_property):
+    """Shows the table at the end of the tests, also where they ran in several processes, and fails with the faults."""
+    def conclude(sweep):
+        record_property("table", f"seed {SEED}\n{sweep.table()}")
+        assert sweep.rows and not sweep.faults, "\n".join(sweep.faults)
+
+    return conclude
 
 
-def test_a_sweep_of_kills(told, tmp_path):
+def test_a_sweep_of_kills(told, concluded, tmp_path):
     """By signals, all at once as when the power fails, and by a reader that goes away."""
-    sweep = Sweep(tmp_path, SEED, stages=STAGES)
+    sweep = Sweep(tmp_path, SEED, stages=STAGES, say=told)
     kinds = {"SIGKILL": sweep.signalled(signal.SIGKILL), "SIGTERM": sweep.signalled(signal.SIGTERM),
              "SIGINT": sweep.signalled(signal.SIGINT), "all": sweep.all_killed, "pipe": sweep.pipe_closed}
     for stage in STAGES:
@@ -40,9 +47,9 @@ def test_a_sweep_of_kills(told, tmp_path):
 
 
 @pytest.mark.mount
-def test_a_sweep_of_full_disks(told, tmp_path):
+def test_a_sweep_of_full_disks(told, concluded, tmp_path):
     """A disk that is full in the middle of the stage, and an output that is read-only."""
-    sweep = Sweep(tmp_path, SEED, stages=STAGES)
+    sweep = Sweep(tmp_path, SEED, stages=STAGES, say=told)
     for stage in STAGES:
         sweep.alone(stage, "full", sweep.disk_full)
         sweep.alone(stage, "read-only", sweep.read_only)
@@ -50,10 +57,10 @@ def test_a_sweep_of_full_disks(told, tmp_path):
 
 
 @pytest.mark.skipif(not TRAIN, reason="SWEEP_STAGES has no stage that trains")
-def test_a_sweep_of_one_of_two_processes(told, tmp_path):
+def test_a_sweep_of_one_of_two_processes(told, concluded, tmp_path):
     """Of a training that torchrun has started."""
     sweep = Sweep(tmp_path, SEED, stages=TRAIN,
-                  environment={"train_launcher": "local/torchrun.sh", "PROCESSES_PER_NODE": "2"})
+                  environment={"train_launcher": "local/torchrun.sh", "PROCESSES_PER_NODE": "2"}, say=told)
     for stage in TRAIN:
         sweep.in_a_row(stage, {"rank": sweep.one_process_killed})
     concluded(sweep)
@@ -61,16 +68,17 @@ def test_a_sweep_of_one_of_two_processes(told, tmp_path):
 
 @pytest.mark.slurm
 @pytest.mark.skipif(not WITH_JOBS, reason="SWEEP_STAGES has no stage with jobs")
-def test_a_sweep_on_slurm(told, tmp_path):
+def test_a_sweep_on_slurm(told, concluded, tmp_path):
     """Undisturbed on this machine, disturbed on Slurm; stages before 5 have no jobs with the native engine."""
     (tmp_path / "slurm").mkdir()
     cluster = Cluster(tmp_path / "slurm")
     try:
-        sweep = Sweep(tmp_path / "sweep", SEED, stages=WITH_JOBS)
+        sweep = Sweep(tmp_path / "sweep", SEED, stages=WITH_JOBS, say=told)
         sweep.options += ["--cmd", "local/slurm.sh --partition all --mem 500M"]
         sweep.environment.update({name: cluster.environment[name] for name in ("SLURM_CONF", "PATH")})
         for stage in WITH_JOBS:
-            sweep.in_a_row(stage, {"SIGKILL": sweep.signalled(signal.SIGKILL), "SIGTERM": sweep.signalled(signal.SIGTERM)})
+            sweep.in_a_row(stage, {"SIGKILL": sweep.signalled(signal.SIGKILL),
+                                   "SIGTERM": sweep.signalled(signal.SIGTERM)})
             until(lambda: not cluster.jobs())
             sweep.alone(stage, "requeue", sweep.requeued(cluster))
         concluded(sweep)

@@ -22,7 +22,8 @@ def corpus(tmp_path_factory):
 
 
 def words(corpus, model_dir):
-    return ["train", *(word for item in SMALL for word in ("--set", item)), *map(str, (corpus.data, corpus.ali, model_dir))]
+    settings = (word for item in SMALL for word in ("--set", item))
+    return ["train", *settings, *map(str, (corpus.data, corpus.ali, model_dir))]
 
 
 def test_one_that_does_not_start_is_named(corpus, tmp_path, monkeypatch):
@@ -60,7 +61,8 @@ def test_one_that_does_not_answer_is_named(corpus, tmp_path, monkeypatch):
 
 def test_one_that_is_killed_is_named_with_the_signal(corpus, tmp_path):
     token, log = f"KILLED={tmp_path}", tmp_path / "log"
-    command = ["local/jobs.sh", str(log), "local/torchrun.sh", *words(corpus, tmp_path / "m"), "--set", "optim.epochs=500"]
+    command = ["local/jobs.sh", str(log), "local/torchrun.sh", *words(corpus, tmp_path / "m"),
+               "--set", "optim.epochs=500"]
     run = subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, env={
         **os.environ, "ESSENCE_PYTHON": sys.executable, "PROCESSES_PER_NODE": "2", "KILLED": str(tmp_path)})
     try:
