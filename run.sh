@@ -30,6 +30,7 @@ top_k=
 temperature=
 soft_weight=
 fuse=false
+gmm=
 lm_order=
 rescore_lm_order=
 decoder=auto
@@ -65,6 +66,8 @@ What is trained and decoded
   --combine mean|logmean      how teachers are combined (default: $combine)
   --top-k 'N ..', --temperature T, --soft-weight A   the distillation (default: conf/essence.yaml)
   --fuse true|false           dump essence targets without the wide archive (default: $fuse)
+  --gmm KIND                  the GMM of --engine native that aligns: mono, tri1 (tied triphones), tri2 (and
+                              LDA+MLLT), tri3 (and speaker adaptation) (default: the recipe's)
   --lm-order N                order of the n-gram in the decoding graph (default: the recipe's)
   --rescore-lm-order N        rescore the words with a larger n-gram; 0: do not (default: the recipe's)
   --decoder NAME              k2, kaldi, auto (k2 where it could be set up, else kaldi-decoder), or, with

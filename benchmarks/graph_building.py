@@ -16,13 +16,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from kaldi_files import transition_model_text, tree_text
 from measure import ESSENCE, measured, script
 
 from essence_kd.hmm.fst import read_fst
-from essence_kd.hmm.gmm import Gmm, load_gmm, save_gmm
+from essence_kd.hmm.gmm import Gmm, save_gmm
 from essence_kd.hmm.graph import load_graph
 from essence_kd.hmm.lang import load_lang
+from essence_kd.hmm.transition_model import TransitionModel
+from essence_kd.hmm.tree import monophone_tree
 
 PHONES = ("AA AE AH AO AW AX AY EH ER EY IH IY OW OY UH UW B CH D DH DX F G HH JH K L M N NG P R S SH T TH V W Y Z "
           "ZH").split()
@@ -62,28 +63,12 @@ def write_language(folder: Path, num_words: int, sentences: int, seed: int) -> N
 def write_model(lang_dir: Path, gmm_dir: Path, seed: int) -> None:
     """A model with a pdf for every state of every position-dependent phone and random transition probabilities."""
     lang, rng = load_lang(lang_dir), np.random.default_rng(seed)
-    rows = [(pdf, phone, state) for pdf, (phone, state) in enumerate(lang.phone_and_state())]
-    probs = [0.0]
-    for phone, state in lang.phone_and_state():
-        probs += rng.dirichlet(np.full(len(lang.topo[phone][state]), 5.0)).tolist()
-    pdfs = len(rows)
-    save_gmm(gmm_dir, Gmm(lang.phones, lang.topo, np.array(rows, np.int32), np.arange(pdfs + 1), np.ones(pdfs),
-                          np.zeros((pdfs, 1)), np.ones((pdfs, 1)), np.array(probs), [[p] for p in sorted(lang.topo)]))
-
-
-def write_kaldi_model(gmm_dir: Path, out: Path) -> None:
-    """``out``/final.mdl and ``out``/tree of a model of ours; final.mdl has the transition model alone."""
-    model = load_gmm(gmm_dir)
-    topo, at = {}, 1
-    for phone in sorted(model.topo):
-        topo[phone] = []
-        for arcs in model.topo[phone]:
-            topo[phone].append([(dst, prob) for (dst, _), prob in zip(arcs, model.transitions[at:at + len(arcs)])])
-            at += len(arcs)
-    rows = sorted((int(phone), int(state), int(pdf)) for pdf, phone, state in model.tree)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "final.mdl").write_text(transition_model_text(topo, rows))
-    (out / "tree").write_text(tree_text(rows))
+    tree = monophone_tree([[phone] for phone in sorted(lang.topo)], {p: len(states) for p, states in lang.topo.items()})
+    transitions, pdfs = TransitionModel.of_tree(tree, lang.topo), tree.num_pdfs
+    for first, last in zip(transitions.first_ids(), [*transitions.first_ids()[1:], transitions.num_ids + 1]):
+        transitions.probs[first:last] = rng.dirichlet(np.full(last - first, 5.0))
+    save_gmm(gmm_dir, Gmm(lang.phones, tree, transitions, np.arange(pdfs + 1), np.ones(pdfs), np.zeros((pdfs, 1)),
+                          np.ones((pdfs, 1))))
 
 
 def missing_for_mkgraph() -> "str | None":
@@ -140,8 +125,7 @@ def main() -> None:
         sizes = {f"graph{factor}": load_graph(here / f"graph{factor}" / "graph.npz") for factor in (1, 3)}
         lacking = missing_for_mkgraph()
         if lacking is None:
-            write_kaldi_model(here / "gmm", here / "kaldi")
-            steps.append(("Kaldi's mkgraph.sh, a row every 10 ms", mkgraph(here / "lang", here / "kaldi",
+            steps.append(("Kaldi's mkgraph.sh, a row every 10 ms", mkgraph(here / "lang", here / "gmm",
                                                                           here / "kaldi" / "graph")))
             sizes["mkgraph.sh"] = read_fst(here / "kaldi" / "graph" / "HCLG.fst")
     print(f"{args.words} words, {args.sentences} sentences; G has {grammar.num_states} states and {grammar.num_arcs} "

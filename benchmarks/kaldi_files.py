@@ -1,4 +1,4 @@
-"""Models of this project in the text forms that Kaldi's programs read: transition models and monophone trees."""
+"""Models of this project in the text forms that Kaldi's programs read."""
 from __future__ import annotations
 
 import numpy as np
@@ -24,19 +24,3 @@ def transition_model_text(topo: dict, rows: list) -> str:
     log_probs = ["0"] + [f"{np.log(prob):.9g}" for row in rows for _, prob in topo[row[0]][row[1]]]
     return "\n".join([*lines, f"</{kind}> ", "<LogProbs> ", f" [ {' '.join(log_probs)} ]", "</LogProbs> ",
                       "</TransitionModel> ", ""])
-
-
-def tree_text(rows: list) -> str:
-    """Kaldi's ContextDependency of a monophone tree; rows: (phone-id, state, pdf-id)."""
-    pdfs: dict = {}
-    for phone, state, pdf in rows:
-        pdfs.setdefault(phone, {})[state] = pdf
-
-    def phone_map(phone: int) -> str:
-        if phone not in pdfs:
-            return "NULL"
-        return f"TE -1 {len(pdfs[phone])} ( " + "".join(f"CE {pdf} " for _, pdf in sorted(pdfs[phone].items())) + ")"
-
-    size = max(pdfs) + 1
-    return (f"ContextDependency 1 0 ToPdf TE 0 {size} ( " + " ".join(phone_map(phone) for phone in range(size))
-            + " ) EndContextDependency ")

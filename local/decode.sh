@@ -77,7 +77,16 @@ make_scores() {
     {
       if [ "${role[$sys]}" = gmm ]; then
         for ((i = 0; i < ${#pairs[@]}; i += 2)); do
-          printf '%q ' essence gmm-scores "${pairs[i]}" "$exp/$sys" "${pairs[i + 1]}"
+          second=()
+          if [ "$gmm" = tri3 ]; then # the first pass gives the words that the second one is adapted by
+            first=$out/first_$(basename "${pairs[i]}")
+            printf '%q ' essence gmm-scores "${pairs[i]}" "$exp/$sys" "ark,scp:$first.ark,$first.scp"
+            printf '&& '
+            printf '%q ' essence decode --decoder "$decoder" --config conf/decode.yaml "$exp/graph" "scp:$first.scp" "$first"
+            printf '&& rm -f %q %q && ' "$first.ark" "$first.scp"
+            second=(--hyp "$first/hyp.txt" --lang "$data/lang")
+          fi
+          printf '%q ' essence gmm-scores "${second[@]}" "${pairs[i]}" "$exp/$sys" "${pairs[i + 1]}"
           printf '&& '
         done
         echo true

@@ -14,13 +14,13 @@ train=$data/$train_set
 need 1 "$data/lang" "$data/lang/L.fst"
 need 2 "$train" "$train/feats.scp"
 need 3 "${train}_sp" "${train}_sp/feats.scp"
-fp=$(fingerprint gmm "" "$train" "$data/lang")
+fp=$(fingerprint gmm "$gmm" "$train" "$data/lang")
 if is_done "$exp/gmm" "$fp"; then
   echo "$0: $exp/gmm is up to date"
 else
   begin "$exp/gmm" "$fp"
-  essence gmm-train --nj "$(here)" --map-oov true "$train" "$data/lang" "$exp/gmm"
-  mark_done "$exp/gmm" "$fp" gmm.npz tree.txt num_pdfs phones.txt
+  essence gmm-train --kind "$gmm" --nj "$(here)" --map-oov true "$train" "$data/lang" "$exp/gmm"
+  mark_done "$exp/gmm" "$fp" final.mdl tree tree.txt num_pdfs phones.txt ali.1.gz
 fi
 fp=$(fingerprint ali "" "$exp/gmm" "${train}_sp")
 if is_done "$exp/ali" "$fp"; then

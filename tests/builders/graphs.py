@@ -4,13 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
+from builders.kaldi_gmm import transition_model
+
 from essence_kd.hmm import graph as R
 from essence_kd.hmm import lang as L
 from essence_kd.hmm import lm
 from essence_kd.hmm.fst import Fst, from_kaldifst, make_fst, sort_arcs, to_kaldifst, write_fst
-from essence_kd.hmm.gmm import Gmm, pdf_of_tid
-from essence_kd.hmm.graph import Graph
-from essence_kd.hmm.kaldi_gmm import monophone_tree, transition_model
+from essence_kd.hmm.gmm import Gmm
+from essence_kd.hmm.graph import Graph, UnitHmms
+from essence_kd.hmm.transition_model import TransitionModel
+from essence_kd.hmm.tree import monophone_tree
 
 LEXICON = {"red": ["R E D"], "read": ["R E D", "R I D"], "reader": ["R I D A"], "a": ["A"], "dear": ["D I A"],
            "add": ["A D D"], "era": ["E R A"], "<unk>": ["SPN"]}
@@ -47,17 +50,30 @@ def make_lang(root, text=TEXT, **options):
 
 
 def make_model(lang, seed=0, classes=None):
-    """A model with random transition probabilities and one random Gaussian a pdf."""
-    rng = np.random.default_rng(seed)
+    """A model without context, with random transition probabilities and one random Gaussian per pdf."""
     classes = classes or [[phone] for phone in sorted(lang.topo)]
-    tree = monophone_tree(classes, lang.topo)
-    pdfs = int(tree[:, 0].max()) + 1
-    probs = [0.0]
-    for phone in sorted(lang.topo):
-        for arcs in lang.topo[phone]:
-            probs += list(rng.dirichlet(np.full(len(arcs), 5.0)))
-    return Gmm(lang.phones, lang.topo, tree, np.arange(pdfs + 1), np.ones(pdfs), rng.normal(size=(pdfs, 6)),
-               np.ones((pdfs, 6)), np.array(probs), classes)
+    sizes = {phone: len(states) for phone, states in lang.topo.items()}
+    return random_model(lang, monophone_tree(classes, sizes), seed)
+
+
+def random_model(lang, tree, seed=0):
+    """A model of any tree, with random transition probabilities and one random Gaussian per pdf."""
+    rng = np.random.default_rng(seed)
+    transitions, pdfs = TransitionModel.of_tree(tree, lang.topo), tree.num_pdfs
+    for first, last in zip(transitions.first_ids(), [*transitions.first_ids()[1:], transitions.num_ids + 1]):
+        transitions.probs[first:last] = rng.dirichlet(np.full(last - first, 5.0))
+    return Gmm(lang.phones, tree, transitions, np.arange(pdfs + 1), np.ones(pdfs), rng.normal(size=(pdfs, 6)),
+               np.ones((pdfs, 6)))
+
+
+def pdf_table(model):
+    """(phone-id, HMM state) -> pdf-id of a model without context."""
+    return {(phone, state): pdf for phone, state, pdf, _ in model.transitions.tuples.tolist()}
+
+
+def build(lang, model, factor=1, counts=None, **options):
+    """The decoding graph of a model."""
+    return R.build_graph(lang, model.tree, UnitHmms(model.transitions, factor, counts), **options)
 
 
 def as_fst(graph, labels="ilabel"):
@@ -116,7 +132,7 @@ def kaldis_hclg(lang, model, transition_scale, self_loop_scale):
 def kaldis_graph(lang, model, transition_scale, self_loop_scale):
     """The same over pdf-id + 1."""
     arrays = kaldis_hclg(lang, model, transition_scale, self_loop_scale)
-    pdf = pdf_of_tid(model)
+    pdf = model.transitions.pdf
     ilabel = np.where(arrays.ilabel > 0, pdf[arrays.ilabel] + 1, 0).astype(np.int32)
     return sort_arcs(Fst(arrays.src, arrays.dst, ilabel, arrays.olabel, arrays.weight, arrays.final, arrays.start))
 

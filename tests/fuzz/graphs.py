@@ -1,4 +1,4 @@
-"""Transducers, transition models, alignments' companions, and the npz files of graphs and GMMs."""
+"""Transducers, transition models, alignments' companions, trees, GMMs, and the npz files of graphs."""
 from __future__ import annotations
 
 import io
@@ -11,12 +11,13 @@ import scipy.sparse.csgraph  # noqa: F401 - what graphs import, too
 
 from essence_kd.hmm.alignment_dir import read_log_priors
 from essence_kd.hmm.fst import read_fst, write_fst
-from essence_kd.hmm.gmm import load_gmm
+from essence_kd.hmm.gmm import load_gmm, save_gmm
 from essence_kd.hmm.gmm_alignment import SubsampledCounts
 from essence_kd.hmm.graph import load_graph, trim
 from essence_kd.hmm.hclg import import_graph, read_factor
 from essence_kd.hmm.kaldi_alignment import read_transitions
 from essence_kd.hmm.transition_model import read_transition_model
+from essence_kd.hmm.tree import read_tree, write_tree
 from fuzz.driver import SEPARATOR, directory, file, folder, target
 
 
@@ -99,14 +100,26 @@ def graph(data: bytes) -> None:
 
 
 @target
+def decision_tree(data: bytes) -> None:
+    """Kaldi's file tree, binary or text; what is written again is the same."""
+    found = read_tree(file(data))
+    copy = os.path.join(folder(), "copy.tree")
+    write_tree(copy, found)
+    assert read_tree(copy) == found
+    windows = np.zeros((3, found.width), np.int32)
+    assert found.pdfs(windows, np.arange(3)).max() < found.num_pdfs
+
+
+@target
 def gmm(data: bytes) -> None:
-    """gmm.npz, and the counts that lie beside an alignment."""
-    names = ["phones", "topo", "tree", "offsets", "weights", "means", "variances", "transitions", "classes", "meta"]
-    path = _npz(data, names)
-    os.replace(path, os.path.join(folder(), "gmm.npz"))
-    model = load_gmm(folder())
+    """A GMM directory of Kaldi's."""
+    here = directory(data, ["tree", "final.mdl", "phones.txt", "final.mat", "splice_opts", "cmvn_opts"], "gmm")
+    model = load_gmm(here)
     assert model.num_pdfs > 0 and model.dim > 0 and model.means.shape == model.variances.shape
     assert np.isfinite(model.means).all() and (model.variances > 0).all()
+    save_gmm(os.path.join(folder(), "copy"), model)
+    again = load_gmm(os.path.join(folder(), "copy"))
+    assert again.tree == model.tree and np.array_equal(again.transitions.tuples, model.transitions.tuples)
 
 
 @target

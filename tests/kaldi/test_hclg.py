@@ -16,7 +16,6 @@ from essence_kd.cli.main import main
 from essence_kd.decode.lattice import path_word_spans, path_words
 from essence_kd.hmm import graph as R
 from essence_kd.hmm.fst import Fst, make_fst, write_fst
-from essence_kd.hmm.gmm import TransitionTable, pdf_of_tid
 from essence_kd.hmm.hclg import import_graph
 from essence_kd.hmm.transition_model import read_transition_model
 from essence_kd.io.errors import UserError
@@ -65,7 +64,7 @@ def kaldi(tmp_path_factory):
     root = tmp_path_factory.mktemp("kaldi")
     lang = make_lang(root)
     model = make_model(lang)
-    rows = sorted((int(phone), int(state), int(pdf)) for pdf, phone, state in model.tree)
+    rows = [tuple(row) for row in model.transitions.tuples[:, :3].tolist()]
     hclg = kaldis_hclg(lang, model, 1.0, 0.1)
     graph = root / "graph"
     (graph / "phones").mkdir(parents=True)
@@ -93,10 +92,9 @@ def read(path, data):
 def test_transition_ids_mean_what_kaldi_means(kaldi, tmp_path, form):
     model, lang = kaldi["model"], kaldi["lang"]
     found = read(tmp_path / "a.mdl", form(lang.topo, kaldi["rows"]))
-    table = TransitionTable.of(model.topo)
-    assert found.num_ids == len(table.phone) - 1 and found.num_pdfs == model.num_pdfs
-    assert np.array_equal(found.pdf, pdf_of_tid(model))
-    assert np.array_equal(found.phone[1:], table.phone[1:]) and np.array_equal(found.state[1:], table.state[1:])
+    assert found.num_ids == model.transitions.num_ids and found.num_pdfs == model.num_pdfs
+    for name in ("pdf", "phone", "state", "next", "loop", "begin", "row"):
+        assert np.array_equal(getattr(found, name), getattr(model.transitions, name)), name
 
 
 @pytest.mark.parametrize("form", [mdl_text, mdl_binary])

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from builders.decoding import decode, read_hyp, write
 from builders.graphs import as_fst, best, make_lang, make_model, scores_of, wander
-from graph_building import MKGRAPH_NEEDS, mkgraph, write_kaldi_model
+from graph_building import MKGRAPH_NEEDS, mkgraph
 
 from essence_kd.hmm import graph as R
 from essence_kd.hmm.gmm import save_gmm
@@ -19,9 +19,8 @@ def graphs(tmp_path_factory):
     lang = make_lang(root)
     model = make_model(lang)
     save_gmm(root / "gmm", model)
-    write_kaldi_model(root / "gmm", root / "kaldi")
-    mkgraph(root / "lang", root / "kaldi", root / "kaldi" / "graph")
-    theirs = import_graph(root / "kaldi" / "graph" / "HCLG.fst", root / "kaldi" / "final.mdl",
+    mkgraph(root / "lang", root / "gmm", root / "kaldi" / "graph")
+    theirs = import_graph(root / "kaldi" / "graph" / "HCLG.fst", root / "gmm" / "final.mdl",
                           root / "kaldi" / "graph" / "words.txt")
     ours = R.make_graph(root / "lang", root / "gmm", factor=1)
     R.write_graph_dir(root / "ours", ours)

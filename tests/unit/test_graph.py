@@ -3,7 +3,18 @@ import json
 
 import numpy as np
 import pytest
-from builders.graphs import LEXICON, TEXT, as_fst, best, kaldis_graph, make_lang, make_model, wander
+from builders.graphs import (
+    LEXICON,
+    TEXT,
+    as_fst,
+    best,
+    build,
+    kaldis_graph,
+    make_lang,
+    make_model,
+    pdf_table,
+    wander,
+)
 
 from essence_kd.cli.main import main
 from essence_kd.hmm import graph as R
@@ -19,8 +30,7 @@ def setup(tmp_path_factory):
     root = tmp_path_factory.mktemp("graph")
     lang = make_lang(root)
     model = make_model(lang)
-    graphs = {f: R.build_graph(lang, model.tree, R.phone_hmms(lang.topo, model.transitions, f),
-                               meta={"frame_subsampling_factor": f}) for f in (1, 3)}
+    graphs = {f: build(lang, model, f, meta={"frame_subsampling_factor": f}) for f in (1, 3)}
     return dict(root=root, lang=lang, model=model, graphs=graphs)
 
 
@@ -88,13 +98,15 @@ def test_thinned_out_walks_have_these_frequencies():
 def test_counts_decide_where_there_are_many(setup):
     lang, model = setup["lang"], setup["model"]
     rows = {key: n for n, key in enumerate(lang.phone_and_state())}
-    counts = SubsampledCounts.empty(lang.topo, 3)
+    counts = SubsampledCounts.empty(model.transitions, 3)
     phone = lang.phone_ids["R_B"]
     n = rows[phone, 0]
     counts.enter[n:n + 3] = [600, 300, 100]
     counts.stay[n, :3] = [2000, 5000, 1000]
     counts.leave[n:n + 3] = [2000, 1, 1]
-    with_counts, without = (R.phone_hmms(lang.topo, model.transitions, 3, c) for c in (counts, None))
+    tuples = model.transitions.tuples
+    with_counts, without = ({phone: R.UnitHmms(model.transitions, 3, c).of(
+        phone, np.flatnonzero(tuples[:, 0] == phone).tolist()) for phone in lang.topo} for c in (counts, None))
     np.testing.assert_allclose(with_counts[phone].enter, [0.6, 0.3, 0.1], atol=0.01)
     np.testing.assert_allclose(with_counts[phone].stay[0], [0.2, 0.5, 0.1], atol=0.01)
     other = lang.phone_ids["A_S"]
@@ -142,8 +154,7 @@ def test_everything_is_on_a_path(setup):
 @pytest.mark.parametrize("transition_scale, self_loop_scale", [(1.0, 0.1), (0.5, 1.0)])
 def test_same_words_and_costs_as_kaldis_graph(setup, transition_scale, self_loop_scale):
     lang, model = setup["lang"], setup["model"]
-    ours = R.build_graph(lang, model.tree, R.phone_hmms(lang.topo, model.transitions, 1),
-                         transition_scale=transition_scale, self_loop_scale=self_loop_scale)
+    ours = build(lang, model, transition_scale=transition_scale, self_loop_scale=self_loop_scale)
     theirs = kaldis_graph(lang, model, transition_scale, self_loop_scale)
     rng = np.random.default_rng(0)
     flat = as_fst(ours)
@@ -178,7 +189,7 @@ def test_thinned_out_paths_are_accepted(setup, factor):
     """Any full-rate path of a sentence, thinned out at any phase, is a path of the graph with the sentence's words."""
     lang, model, graph = setup["lang"], setup["model"], setup["graphs"][factor]
     rng = np.random.default_rng(1)
-    pdf = model.pdf_table()
+    pdf = pdf_table(model)
     flat = as_fst(graph)
     for _ in range(40):
         words = TEXT[int(rng.integers(len(TEXT)))].split()
@@ -237,7 +248,7 @@ def test_decoding_known_paths_gives_the_words(setup, factor):
     lang, model, graph = setup["lang"], setup["model"], setup["graphs"][factor]
     rng = np.random.default_rng(3)
     fst = kaldifst.StdConstFst(to_kaldifst(as_fst(graph)))
-    pdf = model.pdf_table()
+    pdf = pdf_table(model)
     for _ in range(20):
         words = TEXT[int(rng.integers(len(TEXT)))].replace("read", "red").replace("reder", "reader").split()
         frames = []
@@ -260,7 +271,7 @@ def test_shared_pdfs(setup):
     """Positions that share pdfs stay apart as units: the graph still knows the phones."""
     lang = setup["lang"]
     model = make_model(lang, classes=[sorted(line) for line in lang.sets])
-    graph = R.build_graph(lang, model.tree, R.phone_hmms(lang.topo, model.transitions, 3))
+    graph = build(lang, model, 3)
     assert graph.num_pdfs == model.num_pdfs < setup["model"].num_pdfs
     assert len(graph.unit_pdf) - 1 == len(lang.phone_and_state())
     rng = np.random.default_rng(0)
@@ -277,8 +288,8 @@ def test_other_langs(tmp_path, options):
     lang = make_lang(tmp_path, **options)
     model = make_model(lang)
     for factor in (1, 3):
-        graph = R.build_graph(lang, model.tree, R.phone_hmms(lang.topo, model.transitions, factor))
-        pdf = model.pdf_table()
+        graph = build(lang, model, factor)
+        pdf = pdf_table(model)
         phones = [lang.phone_ids[p] for p in ("D_B", "I_I", "A_E", "A_S")]
         frames = [pdf[p, s] + 1 for p in phones for s in range(len(lang.topo[p])) for _ in range(3)]
         assert [lang.words[w] for w in best(as_fst(graph), frames[::factor])[1]] == ["dear", "a"]
@@ -314,7 +325,7 @@ def directories(setup, tmp_path):
     ali.mkdir()
     about = json.loads((tmp_path / "gmm" / "gmm.json").read_text())
     (ali / "ali.json").write_text(json.dumps({"num_pdfs": about["num_pdfs"], "tree_hash": about["tree_hash"]}))
-    counts = SubsampledCounts.empty(setup["lang"].topo, 3)
+    counts = SubsampledCounts.empty(setup["model"].transitions, 3)
     counts.enter += 5
     counts.leave += 5
     counts.save(ali / "topology.npz")

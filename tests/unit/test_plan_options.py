@@ -65,6 +65,8 @@ def recipe(tmp_path):
     ({"engine": "kaldi", "decoder": "nope"}, "unknown decoder 'nope'"),
     ({"combine": "sum"}, "unknown combine 'sum'; there are: mean logmean"),
     ({"decoder": "kaldi-lattice"}, "--decoder kaldi-lattice needs --engine kaldi"),
+    ({"gmm": "tri9"}, "unknown gmm 'tri9'; there are: mono tri1 tri2 tri3"),
+    ({"gmm": "tri2", "engine": "kaldi"}, "--gmm tri2 needs --engine native: the engine kaldi trains tri3"),
     ({"fuse": "yes"}, "--fuse takes true or false, not 'yes'"),
     ({"ablation": "1"}, "--ablation takes true or false, not '1'"),
     ({"ablation": "true", "fuse": "true"}, "--ablation prunes the wide archive, which --fuse true does not leave"),
@@ -155,7 +157,7 @@ def test_the_name_of_a_run(changes, name):
 
 def test_a_recipe_says_what_its_corpus_has(recipe):
     found = recipe('labels="easy=E hard=H"\nuntranscribed_sets="more"\noptions="its_own other"\nclips=4\n'
-                   'rescore_lm_order=4\n'
+                   'rescore_lm_order=4\ngmm=tri1\n'
                    'if [ $size = tiny ]; then disk_mb=1; fi; if [ $fuse = true ]; then post_keep=7; fi\n',
                    size="tiny", fuse="true")
     assert dataclasses.asdict(found) == {
@@ -163,10 +165,11 @@ def test_a_recipe_says_what_its_corpus_has(recipe):
         "train_set": "learn", "dev_set": "tune", "eval_sets": ["easy", "hard"], "untranscribed_sets": ["more"],
         "labels": {"easy": "E", "hard": "H"}, "teachers": "teacher_blstm teacher_tdnn_lstm", "student": "student_tdnn",
         "lm_order": "2", "rescore_lm_order": "4", "clips": 4, "post_keep": 7, "disk_mb": 1, "sample_rate": 8000,
+        "gmm": "tri1",
         "options": ["its_own", "other"]}
     least = recipe()
     assert (least.engines, least.untranscribed_sets, least.labels) == (["native", "kaldi"], [], {})
-    assert (least.rescore_lm_order, least.clips, least.options) == ("", 0, [])
+    assert (least.rescore_lm_order, least.clips, least.options, least.gmm) == ("", 0, [], "tri2")
 
 
 @pytest.mark.parametrize("added, without, words", [
@@ -178,6 +181,7 @@ def test_a_recipe_says_what_its_corpus_has(recipe):
     ("clips=few\n", None, ["clips is 'few', not a whole number"]),
     ("labels='easy hard'\n", None, ["labels are pairs such as 'eval_swbd=SWBD', not 'easy hard'"]),
     ("clips=\u00b2\n", None, ["clips is '\u00b2', not a whole number"]),
+    ("gmm=tri4\n", None, ["gmm is 'tri4', none of mono, tri1, tri2, tri3"]),
     ("lm_order=two\n", None, ["lm_order is 'two', not the order of an n-gram"]),
     ("rescore_lm_order=-1\n", None, ["rescore_lm_order is '-1', not the order"]),
     ("labels='easy='\n", None, ["labels are pairs such as"]),

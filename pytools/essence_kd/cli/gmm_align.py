@@ -18,8 +18,6 @@ def add_arguments(parser) -> None:
     parser.add_argument("gmm_dir", metavar="GMM_DIR")
     parser.add_argument("ali_dir", metavar="ALI_DIR", help="ali.ark, ali.scp, priors.txt, failed.txt ... go there")
     parser.add_argument("--nj", type=int, metavar="N", help="processes")
-    parser.add_argument("--beam", type=float, metavar="B", help="of the search")
-    parser.add_argument("--retry-beam", type=float, metavar="B", help="for utterances that fail")
     parser.add_argument("--frame-subsampling-factor", type=int, metavar="N", dest="factor",
                         help="also count how phones look when every N-th frame is kept, for make-graph")
     parser.add_argument("--map-oov", choices=("true", "false"),

@@ -1,71 +1,46 @@
-"""GMM-HMMs: the model, its likelihoods, and its directory (docs/formats.md: gmm).
+"""GMM-HMMs: the model, its likelihoods, and its directory, which is one of Kaldi's (docs/formats.md: gmm).
 
 What trains it is in gmm_training, what aligns with it in gmm_alignment.
 """
 from __future__ import annotations
 
-import json
 import math
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 
-from essence_kd.hmm.lang import Topology, format_topology, parse_topology
-from essence_kd.hmm.npz import read_npz, write_npz
-from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
-
-
-@dataclass
-class TransitionTable:
-    """What each of Kaldi's transition-ids means: arrays (I + 1,) of I ids, index 0 unused.
-
-    phone, state: int32, phone-id and HMM state; self_loop: bool; begin: bool, the frame is the first of
-    its phone; row: int32, number of the (phone, state) from 0, -1 at index 0.
-    """
-
-    phone: np.ndarray
-    state: np.ndarray
-    self_loop: np.ndarray
-    begin: np.ndarray
-    row: np.ndarray
-
-    @classmethod
-    def of(cls, topo: Dict[int, Topology]) -> "TransitionTable":
-        """The ids that Kaldi gives: in the order of phone-id, state, and the topology's transitions."""
-        rows = [(0, 0, 0, -1)]
-        number = 0
-        for phone in sorted(topo):
-            for state, arcs in enumerate(topo[phone]):
-                rows += [(phone, state, dst, number) for dst, _ in arcs]
-                number += 1
-        phone, state, dst, row = np.array(rows, dtype=np.int32).T
-        loop = state == dst
-        loop[0] = False
-        # Kaldi reorders graphs: a state's frames are its outgoing transition first, then its self-loops
-        return cls(phone, state, loop, (state == 0) & ~loop & (row >= 0), row)
+from essence_kd.hmm.feature_transforms import FeatureSetup, read_setup, write_setup
+from essence_kd.hmm.kaldi_objects import ObjectWriter, expect
+from essence_kd.hmm.lang import read_symbols
+from essence_kd.hmm.transition_model import TransitionModel, read_model_file, write_transition_model
+from essence_kd.hmm.tree import Tree, read_tree, write_tree
+from essence_kd.io.errors import UserError
+from essence_kd.io.provenance import atomic_write, read_sidecar, sha256_file, write_sidecar, write_text
 
 
 @dataclass
 class Gmm:
-    """A trained model. C pdfs, G Gaussians in all, of dimension D (features with deltas).
+    """A trained model. C pdfs, G Gaussians in all, of dimension D (of what ``features`` makes of MFCC).
 
-    tree: int32 (N, 3), rows (pdf-id, phone-id, HMM state) for every state of every phone, sorted; offsets: int64
-    (C + 1,), pdf c owns the Gaussians offsets[c] to offsets[c + 1]; weights (G,), means, variances (G, D): float64;
-    transitions: float64 (I + 1,), probability by transition-id (index 0 unused); phones: symbols by phone-id; topo: the
-    topology of every phone-id; classes: phone-ids that share pdfs, a list each; meta: what gmm.json tells besides.
+    tree: which pdf-id an HMM state has in its context; transitions: what transition-ids mean; offsets: int64 (C + 1,),
+    pdf c owns the Gaussians offsets[c] to offsets[c + 1]; weights (G,), means, variances (G, D): float64; phones:
+    symbols by phone-id; features: what is made of MFCC before the GMM sees them; speaker_independent: of a model whose
+    features are adapted to speakers, the model for features that are not (Kaldi's final.alimdl); meta: what gmm.json
+    tells besides.
     """
 
     phones: List[str]
-    topo: Dict[int, Topology]
-    tree: np.ndarray
+    tree: Tree
+    transitions: TransitionModel
     offsets: np.ndarray
     weights: np.ndarray
     means: np.ndarray
     variances: np.ndarray
-    transitions: np.ndarray
-    classes: List[List[int]]
+    features: FeatureSetup = field(default_factory=FeatureSetup)
+    speaker_independent: Optional["Gmm"] = None
     meta: dict = field(default_factory=dict)
 
     @property
@@ -75,21 +50,34 @@ class Gmm:
 
     @property
     def dim(self) -> int:
-        """Dimension of the features with deltas."""
+        """Dimension of the features that the Gaussians see."""
         return self.means.shape[1]
 
-    def pdf_table(self) -> Dict[Tuple[int, int], int]:
-        """(phone-id, state) -> pdf-id."""
-        return {(int(phone), int(state)): int(pdf) for pdf, phone, state in self.tree}
+    def log_likelihoods(self, feats: np.ndarray, pdfs: Optional[np.ndarray] = None) -> np.ndarray:
+        """log p(x | pdf): float32 (T, C) for features (T, D); of some pdfs alone, int (c,): float32 (T, c)."""
+        return Scorer(self).log_likelihoods(feats, pdfs)
 
-    def log_likelihoods(self, feats: np.ndarray) -> np.ndarray:
-        """log p(x | pdf): float32 (T, C) for features (T, D)."""
-        params, const = natural_parameters(self.weights, self.means, self.variances)
-        starts, sizes = self.offsets[:-1], np.diff(self.offsets)
-        out = np.empty((len(feats), self.num_pdfs), dtype=np.float32)
+
+class Scorer:
+    """A model's Gaussians, ready for the likelihoods of many utterances."""
+
+    def __init__(self, model: Gmm):
+        self.params, self.const = natural_parameters(model.weights, model.means, model.variances)
+        self.offsets = model.offsets
+
+    def log_likelihoods(self, feats: np.ndarray, pdfs: Optional[np.ndarray] = None) -> np.ndarray:
+        """As :meth:`Gmm.log_likelihoods`."""
+        if pdfs is None:
+            params, const, sizes = self.params, self.const, np.diff(self.offsets)
+        else:
+            sizes = np.diff(self.offsets)[pdfs]
+            own = np.repeat(self.offsets[:-1][pdfs] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+            params, const = self.params[own], self.const[own]
+        starts = np.cumsum(sizes) - sizes
+        out = np.empty((len(feats), len(sizes)), dtype=np.float32)
         for at in range(0, len(feats), 128):
             block = np.asarray(feats[at:at + 128], dtype=np.float32).T
-            scores = params @ np.vstack([block, block * block])  # (G, frames)
+            scores = params @ np.vstack([block, block * block])  # (Gaussians, frames)
             scores += const[:, None]
             top = np.maximum.reduceat(scores, starts, axis=0)
             scores -= np.repeat(top, sizes, axis=0)
@@ -101,63 +89,107 @@ class Gmm:
 def natural_parameters(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """Parameters (G, 2 D) and constants (G,), float32, with log(w N(x)) = parameters @ [x, x * x] + constants."""
     inverse = 1.0 / variances
-    const = np.log(weights) - 0.5 * (np.log(2 * math.pi * variances) + means * means * inverse).sum(axis=1)
-    return np.hstack([means * inverse, -0.5 * inverse]).astype(np.float32), const.astype(np.float32)
+    return np.hstack([means * inverse, -0.5 * inverse]).astype(np.float32), constants(weights, means, variances)
 
 
-def pdf_of_tid(model: Gmm) -> np.ndarray:
-    """pdf-id by transition-id, int32 (I + 1,), -1 at index 0."""
-    table = TransitionTable.of(model.topo)
-    pdf_of = model.pdf_table()
-    keys = zip(table.phone[1:].tolist(), table.state[1:].tolist())
-    return np.array([-1] + [pdf_of[key] for key in keys], dtype=np.int32)
+def constants(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    """The constants of :func:`natural_parameters`, float32 (G,) (Kaldi's gconsts)."""
+    exponent = 0.5 * (np.log(2 * math.pi * variances) + means * means / variances).sum(axis=1)
+    return (np.log(weights) - exponent).astype(np.float32)
 
 
-def tree_lines(model: Gmm) -> str:
+def tree_text(model: Gmm) -> str:
     """tree.txt: ``pdf-id phone state`` lines, phones by symbol; pdf-ids ascend; a shared pdf has several lines."""
-    return "".join(f"{pdf} {model.phones[phone]} {state}\n" for pdf, phone, state in model.tree)
+    rows = np.unique(model.transitions.tuples[:, [2, 0, 1]], axis=0).tolist()
+    return "".join(f"{pdf} {model.phones[phone]} {state}\n" for pdf, phone, state in rows)
 
+
+# --------------------------------------------------------------------------------------------------------- directories
 
 def save_gmm(directory: str | Path, model: Gmm) -> None:
-    """Write gmm.npz, tree.txt, num_pdfs, phones.txt and gmm.json into a directory."""
+    """Write a GMM directory as Kaldi's training scripts leave it: tree, final.mdl, final.alimdl, final.mat, phones.txt,
+    cmvn_opts, splice_opts; and tree.txt, num_pdfs and gmm.json."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / "tree.txt", tree_lines(model))
+    text = tree_text(model)
+    write_text(directory / "tree.txt", text)
+    write_tree(directory / "tree", model.tree)
     model.meta["tree_hash"] = sha256_file(directory / "tree.txt")
-    topology = format_topology([([phone], states) for phone, states in sorted(model.topo.items())])
-    write_npz(directory / "gmm.npz", {
-        "phones": np.array(model.phones, dtype=np.str_), "topo": np.array(topology), "tree": model.tree,
-        "offsets": model.offsets, "weights": model.weights.astype(np.float32), "means": model.means.astype(np.float32),
-        "variances": model.variances.astype(np.float32), "transitions": model.transitions,
-        "classes": np.array(json.dumps(model.classes)), "meta": np.array(json.dumps(model.meta))})
-    for name, text in (("num_pdfs", f"{model.num_pdfs}\n"),
-                       ("phones.txt", "".join(f"{p} {i}\n" for i, p in enumerate(model.phones) if p))):
-        write_text(directory / name, text)
+    write_model(directory / "final.mdl", model)
+    if model.speaker_independent is not None:
+        write_model(directory / "final.alimdl", model.speaker_independent)
+    write_setup(directory, model.features)
+    for name, content in (("num_pdfs", f"{model.num_pdfs}\n"),
+                          ("phones.txt", "".join(f"{p} {i}\n" for i, p in enumerate(model.phones) if p))):
+        write_text(directory / name, content)
     write_sidecar(directory / "gmm.json", {"kind": "gmm", "num_pdfs": model.num_pdfs, "num_gauss": len(model.weights),
                                            "dim": model.dim, **model.meta})
 
 
 def load_gmm(directory: str | Path) -> Gmm:
-    """Read the model of a GMM directory. Raises UserError when it is missing or broken."""
-    path = Path(directory) / "gmm.npz"
-    return read_npz(path, ("phones", "topo", "tree", "offsets", "weights", "means", "variances", "transitions",
-                           "classes", "meta"), "train the model with 'essence gmm-train'", lambda z: _gmm_of(z, path))
-
-
-def _gmm_of(z: Dict[str, np.ndarray], path: Path) -> Gmm:
-    """The model of such arrays. Raises ValueError and the like where they do not fit together."""
-    model = Gmm([str(p) for p in z["phones"]], parse_topology(str(z["topo"]), str(path)), z["tree"], z["offsets"],
-                z["weights"].astype(np.float64), z["means"].astype(np.float64), z["variances"].astype(np.float64),
-                z["transitions"], json.loads(str(z["classes"])), json.loads(str(z["meta"])))
-    count = len(model.weights)
-    if not (model.tree.ndim == 2 and model.tree.shape[1] == 3 and model.tree.dtype.kind == "i" and len(model.tree)
-            and 0 <= model.tree.min() and model.tree[:, 0].max() < model.num_pdfs and isinstance(model.meta, dict)
-            and isinstance(model.classes, list)
-            and model.offsets.ndim == model.weights.ndim == model.transitions.ndim == 1
-            and model.offsets.dtype.kind == "i" and model.transitions.dtype.kind == "f"
-            and model.means.shape == model.variances.shape == (count, model.dim) and model.dim > 0
-            and model.offsets[0] == 0 and model.offsets[-1] == count and (np.diff(model.offsets) > 0).all()
-            and np.isfinite(model.means).all() and (model.weights >= 0).all() and (model.variances > 0).all()
-            and np.isfinite(model.variances).all() and np.isfinite(model.weights).all()):
-        raise ValueError("its parts do not fit together")
+    """Read a GMM directory, ours or one that Kaldi's training scripts left. UserError when it is missing or broken."""
+    directory = Path(directory)
+    if not (directory / "final.mdl").exists():
+        raise UserError(f"{directory / 'final.mdl'}: there is no such file; train the model with 'essence gmm-train'")
+    tree, features = read_tree(directory / "tree"), read_setup(directory)
+    phones = read_symbols(directory / "phones.txt")
+    meta = read_sidecar(directory / "gmm.json") if (directory / "gmm.json").exists() else {}
+    model = read_model(directory / "final.mdl", phones, tree, features)
+    model.meta = {name: value for name, value in meta.items() if name not in ("kind", "num_pdfs", "num_gauss", "dim")}
+    if (directory / "final.alimdl").exists():
+        model.speaker_independent = read_model(directory / "final.alimdl", phones, tree, features)
     return model
+
+
+def write_model(path: str | Path, model: Gmm) -> None:
+    """Write a final.mdl: Kaldi's TransitionModel and AmDiagGmm, binary."""
+    out = ObjectWriter()
+    write_transition_model(out, model.transitions)
+    out.token("<DIMENSION>").integer(model.dim).token("<NUMPDFS>").integer(model.num_pdfs)
+    inverse = 1.0 / model.variances
+    const = constants(model.weights, model.means, model.variances)
+    for first, last in zip(model.offsets.tolist(), model.offsets[1:].tolist()):
+        out.token("<DiagGMM>").token("<GCONSTS>").vector(const[first:last])
+        out.token("<WEIGHTS>").vector(model.weights[first:last])
+        out.token("<MEANS_INVVARS>").matrix(model.means[first:last] * inverse[first:last])
+        out.token("<INV_VARS>").matrix(inverse[first:last]).token("</DiagGMM>")
+    with atomic_write(path) as temporary:
+        Path(temporary).write_bytes(out.data())
+
+
+def read_model(path: str | Path, phones: List[str], tree: Tree, features: FeatureSetup) -> Gmm:
+    """Read a final.mdl of diagonal GMMs; UserError where it is something else, or of another tree or phones."""
+    transitions, reader = read_model_file(path)
+    try:
+        expect(reader, "<DIMENSION>")
+        dim = reader.integer()
+        expect(reader, "<NUMPDFS>")
+        parts = []
+        for _ in range(reader.integer()):
+            expect(reader, "<DiagGMM>", "<DiagGMMBegin>")
+            if expect(reader, "<GCONSTS>", "<WEIGHTS>") == "<GCONSTS>":
+                reader.vector()
+                expect(reader, "<WEIGHTS>")
+            weights = reader.vector()
+            expect(reader, "<MEANS_INVVARS>")
+            scaled = reader.matrix()
+            expect(reader, "<INV_VARS>")
+            inverse = reader.matrix()
+            expect(reader, "</DiagGMM>", "<DiagGMMEnd>")
+            if not len(weights) or scaled.shape != (len(weights), dim) or inverse.shape != scaled.shape:
+                raise ValueError(f"pdf-id {len(parts)}: {scaled.shape} means, {inverse.shape} variances of "
+                                 f"{len(weights)} Gaussians of dimension {dim}")
+            parts.append((weights, scaled, inverse))
+    except (ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
+        raise UserError(f"{path}: holds no whole GMM of Kaldi's ({error}); name the final.mdl of a GMM") from None
+    if len(parts) < max(tree.num_pdfs, transitions.num_pdfs):
+        raise UserError(f"{path}: has {len(parts)} pdfs, but its tree {tree.num_pdfs}; both must be of one training")
+    if int(transitions.phone.max()) >= len(phones):
+        raise UserError(f"{path}: has phone-id {int(transitions.phone.max())}, but phones.txt beside it ends at "
+                        f"{len(phones) - 1}; both must be of one training")
+    weights, scaled, inverse = (np.concatenate(column).astype(np.float64) for column in zip(*parts))
+    if not (np.isfinite(scaled).all() and np.isfinite(inverse).all() and inverse.min() > 0 and weights.min() >= 0):
+        raise UserError(f"{path}: has Gaussians that are not finite or have no variance; train the model again")
+    offsets = np.concatenate([[0], np.cumsum([len(part[0]) for part in parts])])
+    return Gmm(phones, tree, transitions, offsets, np.maximum(weights, 1e-30), scaled / inverse, 1.0 / inverse,
+               features)

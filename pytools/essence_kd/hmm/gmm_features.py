@@ -1,4 +1,4 @@
-"""What GMMs see of a data directory: normalised MFCC with deltas, and transcripts as word-ids."""
+"""What GMMs see of a data directory: normalised MFCC and what is made of them, and transcripts as word-ids."""
 from __future__ import annotations
 
 import sys
@@ -7,6 +7,7 @@ from typing import Dict, List, Sequence
 
 import numpy as np
 
+from essence_kd.hmm.feature_transforms import FeatureSetup
 from essence_kd.hmm.lang import ADD_OOV, Lang
 from essence_kd.io.errors import UserError
 from essence_kd.io.tables import MatrixTable
@@ -14,36 +15,15 @@ from essence_kd.io.text import read_map, read_words
 from essence_kd.io.words import counted, refuse_reserved, refuse_unknown, unknown_words
 
 
-def add_deltas(feats: np.ndarray, order: int = 2, window: int = 2) -> np.ndarray:
-    """(T, D) -> float32 (T, D * (order + 1)): each feature with its time derivatives, as Kaldi's add-deltas does.
-
-    The n-th derivative is one filter over the original frames (the first and last frame repeated at the edges).
-    """
-    feats = np.asarray(feats, dtype=np.float32)
-    ramp = np.arange(-window, window + 1, dtype=np.float64)
-    ramp /= np.sum(ramp * ramp)
-    out, scales = [feats], np.ones(1)
-    for n in range(1, order + 1):
-        scales = np.convolve(scales, ramp)
-        reach = n * window
-        index = np.clip(np.arange(-reach, len(feats) + reach), 0, len(feats) - 1)
-        padded = feats[index]
-        delta = np.zeros_like(feats)
-        for k, scale in enumerate(scales):
-            if scale:
-                delta += np.float32(scale) * padded[k:k + len(feats)]
-        out.append(delta)
-    return np.hstack(out)
-
-
 class FeatureReader:
-    """MFCC of a data directory with per-speaker mean normalisation and deltas, by utterance.
+    """MFCC of a data directory with per-speaker mean normalisation, by utterance.
 
-    ``reader[utt]`` is float32 (T, 3 * D); ``reader.utts`` in the order of feats.scp. Raises UserError where feats.scp,
-    cmvn.scp or utt2spk lack something, and where an utterance's dimension differs (``dim``: what the model wants).
+    ``reader[utt]`` is float32 (T, D), what `setup` makes of them and, after :meth:`adapt`, what speakers' transforms
+    make of that; ``reader.utts`` in the order of feats.scp. Raises UserError where feats.scp, cmvn.scp or utt2spk lack
+    something, and where an utterance's dimension differs from what `setup` takes.
     """
 
-    def __init__(self, data_dir: str | Path, dim: int | None = None):
+    def __init__(self, data_dir: str | Path, setup: FeatureSetup = FeatureSetup(), dim: int | None = None):
         self.path = Path(data_dir)
         for name, maker in (("feats.scp", "make-feats"), ("cmvn.scp", "compute-cmvn"), ("utt2spk", "data preparation")):
             if not (self.path / name).exists():
@@ -54,14 +34,27 @@ class FeatureReader:
         self.utts = list(self.feats)
         if not self.utts:
             raise UserError(f"{self.path / 'feats.scp'}: holds no utterance; it is made by make-feats")
-        self.dim = dim
+        self.setup, self.dim = setup, dim
+        self.transforms: Dict[str, np.ndarray] = {}
         self._means: Dict[str, np.ndarray] = {}
 
-    def mean(self, utt: str) -> np.ndarray:
-        """The mean of the utterance's speaker, float64 (D,), from Kaldi's CMVN statistics (2, D + 1)."""
+    def speaker(self, utt: str) -> str:
+        """The speaker of an utterance."""
         spk = self.utt2spk.get(utt)
         if not spk:
             raise UserError(f"{self.path / 'utt2spk'}: tells no speaker of utterance {utt}, which feats.scp has")
+        return spk
+
+    def by_speaker(self) -> List[List[str]]:
+        """The utterances of each speaker, in the order of feats.scp."""
+        out: Dict[str, List[str]] = {}
+        for utt in self.utts:
+            out.setdefault(self.speaker(utt), []).append(utt)
+        return list(out.values())
+
+    def mean(self, utt: str) -> np.ndarray:
+        """The mean of the utterance's speaker, float64 (static,), from Kaldi's CMVN statistics (2, static + 1)."""
+        spk = self.speaker(utt)
         if spk not in self._means:
             if spk not in self.cmvn:
                 raise UserError(f"{self.path / 'cmvn.scp'}: lacks speaker {spk} of utterance {utt}; "
@@ -73,20 +66,35 @@ class FeatureReader:
             self._means[spk] = stats[0, :-1] / stats[0, -1]
         return self._means[spk]
 
-    def __getitem__(self, utt: str) -> np.ndarray:
+    def static(self, utt: str) -> np.ndarray:
+        """The normalised MFCC of an utterance, float32 (T, static)."""
         feats, mean = self.feats[utt], self.mean(utt)
         if not len(feats):
-            return np.zeros((0, 3 * len(mean)), dtype=np.float32)
+            return np.zeros((0, len(mean)), dtype=np.float32)
         if feats.ndim != 2 or feats.shape[1] != len(mean):
             raise UserError(f"{self.path / 'feats.scp'}: utterance {utt} has dimension {feats.shape[-1]}, but cmvn.scp "
                             f"{len(mean)}; make features and statistics again")
-        if self.dim is not None and 3 * feats.shape[1] != self.dim:
+        if not self.setup.fits(len(mean)) or self.dim not in (None, self.setup.dim(len(mean))):
             raise UserError(f"{self.path / 'feats.scp'}: utterance {utt} has dimension {feats.shape[1]}, but the model "
-                            f"was trained on dimension {self.dim // 3}; use the features that it was trained on")
+                            f"was trained on another one (it sees {self.dim} of what it makes of them); use the "
+                            "features that it was trained on")
         if not np.isfinite(feats).all():
             raise UserError(f"{self.path / 'feats.scp'}: utterance {utt} has features that are not finite; "
                             "make them again")
-        return add_deltas(feats - mean.astype(np.float32))
+        return feats - mean.astype(np.float32)
+
+    def __getitem__(self, utt: str) -> np.ndarray:
+        feats = self.static(utt)
+        ends = np.zeros(len(feats), dtype=np.int64), np.full(len(feats), len(feats) - 1)
+        out = self.setup.apply(feats, *ends)
+        transform = self.transforms.get(self.utt2spk[utt]) if self.transforms else None
+        return out if transform is None else adapt(out, transform)
+
+
+def adapt(feats: np.ndarray, transform: np.ndarray) -> np.ndarray:
+    """Features (T, D) after a speaker's transform (D, D + 1): float32 (T, D)."""
+    dim = len(transform)
+    return feats @ transform[:, :dim].T.astype(np.float32) + transform[:, dim].astype(np.float32)
 
 
 def read_transcripts(data_dir: str | Path, utts: Sequence[str], lang: Lang,

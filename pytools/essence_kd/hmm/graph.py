@@ -35,13 +35,15 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from essence_kd.hmm.fst import Fst, from_kaldifst, make_fst, read_fst, sort_arcs, to_kaldifst
 from essence_kd.hmm.lang import Lang, Topology, load_lang
 from essence_kd.hmm.npz import read_npz, write_npz
+from essence_kd.hmm.transition_model import ContextStates, TransitionModel
+from essence_kd.hmm.tree import Tree
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS, FRAME_SUBSAMPLING_FACTOR
 from essence_kd.io.provenance import check_match, read_sidecar, write_sidecar, write_text
@@ -161,48 +163,62 @@ def subsample(topology: Topology, factor: int) -> PhoneHmm:
     factor-th.
     """
     size = len(topology)
-    step = np.zeros((size, size))
+    step = np.zeros((size + 1, size + 1))  # the last state: the phone has ended, so that what cannot be stays exactly 0
+    step[size, size] = 1.0
     for state, arcs in enumerate(topology):
         for dst, prob in arcs:
-            if dst < size:
-                step[state, dst] += prob
-    first = np.zeros(size)
+            step[state, dst] += prob
+    first = np.zeros(size + 1)
     first[0] = 1.0
     enter = np.zeros(size)
     for _ in range(factor):
-        enter += first
+        enter += first[:size]
         first = first @ step
-    stay = np.linalg.matrix_power(step, factor)
-    return PhoneHmm(enter / enter.sum(), stay, np.maximum(1.0 - stay.sum(axis=1), 0.0))
+    steps = np.linalg.matrix_power(step, factor)[:size]
+    return PhoneHmm(enter / enter.sum(), steps[:, :size], steps[:, size])
 
 
-def phone_hmms(topo: Dict[int, Topology], transitions: np.ndarray, factor: int,
-               counts=None) -> Dict[int, PhoneHmm]:
-    """The HMM of every phone-id at the graph's frame rate.
+class UnitHmms:
+    """The HMMs of phones in context at the graph's frame rate.
 
-    transitions: probabilities by transition-id (hmm.gmm.Gmm.transitions); counts: hmm.gmm_alignment.SubsampledCounts of
-    an alignment, or None. Counts are smoothed with PRIOR_WEIGHT occurrences of what the full-rate transitions
-    foretell.
+    transitions: the full-rate transition model; counts: hmm.gmm_alignment.SubsampledCounts of an alignment, or None.
+    Counts, which are of phones, are smoothed with PRIOR_WEIGHT occurrences of what the full-rate transitions foretell.
     """
-    out, at, row = {}, 1, 0
-    for phone in sorted(topo):
+
+    def __init__(self, transitions: TransitionModel, factor: int, counts=None):
+        self.transitions, self.factor, self.counts = transitions, factor, counts
+        sizes = [len(transitions.topo[phone]) for phone in sorted(transitions.topo)]
+        starts = np.cumsum(sizes) - sizes
+        self.first = {phone: int(start) for phone, start in zip(sorted(transitions.topo), starts)}
+        self.ids = np.append(transitions.first_ids(), transitions.num_ids + 1)
+        self._of_phone: Dict[int, PhoneHmm] = {}
+
+    def of(self, phone: int, rows: Sequence[int]) -> PhoneHmm:
+        """The HMM of a phone whose states are these tuples of the transition model."""
+        if self.counts is not None:  # the same in every context
+            if phone not in self._of_phone:
+                tuples = self.transitions.tuples
+                first = [int(np.flatnonzero((tuples[:, 0] == phone) & (tuples[:, 1] == state))[0])
+                         for state in range(len(self.transitions.topo[phone]))]
+                self._of_phone[phone] = self._counted(phone, self._plain(phone, first))
+            return self._of_phone[phone]
+        return self._plain(phone, rows)
+
+    def _plain(self, phone: int, rows: Sequence[int]) -> PhoneHmm:
         trained = []
-        for arcs in topo[phone]:
-            trained.append([(dst, float(p)) for (dst, _), p in zip(arcs, transitions[at:at + len(arcs)])])
-            at += len(arcs)
-        total = [sum(p for _, p in arcs) for arcs in trained]
-        hmm = subsample([[(dst, p / t) for dst, p in arcs] for arcs, t in zip(trained, total)], factor)
-        size = len(trained)
-        if counts is not None:
-            rows = slice(row, row + size)
-            enter = counts.enter[rows] * (hmm.enter > 0) + PRIOR_WEIGHT * hmm.enter
-            stay = counts.stay[rows, :size] * (hmm.stay > 0) + PRIOR_WEIGHT * hmm.stay
-            leave = counts.leave[rows] * (hmm.leave > 0) + PRIOR_WEIGHT * hmm.leave
-            mass = stay.sum(axis=1) + leave
-            hmm = PhoneHmm(enter / enter.sum(), stay / mass[:, None], leave / mass)
-        out[phone] = hmm
-        row += size
-    return out
+        for state, row in enumerate(rows):
+            probs = self.transitions.probs[self.ids[row]:self.ids[row + 1]]
+            trained.append([(dst, p / probs.sum()) for (dst, _), p in zip(self.transitions.topo[phone][state], probs)])
+        return subsample(trained, self.factor)
+
+    def _counted(self, phone: int, hmm: PhoneHmm) -> PhoneHmm:
+        size = len(hmm.enter)
+        rows = slice(self.first[phone], self.first[phone] + size)
+        enter = self.counts.enter[rows] * (hmm.enter > 0) + PRIOR_WEIGHT * hmm.enter
+        stay = self.counts.stay[rows, :size] * (hmm.stay > 0) + PRIOR_WEIGHT * hmm.stay
+        leave = self.counts.leave[rows] * (hmm.leave > 0) + PRIOR_WEIGHT * hmm.leave
+        mass = stay.sum(axis=1) + leave
+        return PhoneHmm(enter / enter.sum(), stay / mass[:, None], leave / mass)
 
 
 # ------------------------------------------------------------------------------------------------------- building
@@ -233,41 +249,88 @@ def _costs(probs: np.ndarray) -> np.ndarray:
         return -np.log(probs)
 
 
-def expand_phones(lg: Fst, hmms: Dict[int, PhoneHmm], unit_of: Dict[Tuple[int, int], int],
-                  transition_scale: float) -> Fst:
+def add_context(lg: Fst, disambig: List[int]) -> Tuple[Fst, np.ndarray]:
+    """(C o L o G over triphones, windows int32 (n, 3) of its input labels; left, own and right phone-id).
+
+    The labels of disambiguation symbols have windows of -1; that of epsilon, label 0, too.
+    """
+    import kaldifst
+
+    graph, windows = kaldifst.compose_context(disambig, 3, 1, to_kaldifst(sort_arcs(lg)))
+    table = np.full((len(windows), 3), -1, dtype=np.int32)
+    for label, window in enumerate(windows):
+        if len(window) == 3 and window[1] > 0:
+            table[label] = window
+    return from_kaldifst(graph), table
+
+
+def share_labels(fst: Fst, rows: np.ndarray, determinize: bool) -> Tuple[Fst, np.ndarray]:
+    """Give phones in context with the same HMM states the same label.
+
+    rows: int32 (n, states), the tuples of each input label, all -1 where it is no phone. Returns the transducer, its
+    labels from 1, and the tuples of each label, int32 (m + 1, states). Labels of no phone become epsilons; determinize:
+    arcs of one state that have the same label now become one, and the transducer minimal.
+    """
+    import kaldifst
+
+    unique, label = np.unique(rows, axis=0, return_inverse=True)
+    label = label.ravel()  # the first row is the one of no phone
+    if not (unique[0] < 0).all():
+        unique, label = np.vstack([np.full((1, rows.shape[1]), -1, np.int32), unique]), label + 1
+    if determinize:
+        nameless = np.flatnonzero(label == 0)
+        label[nameless] = len(unique) - 1 + np.arange(len(nameless))  # apart, or the result would not be a function
+        label[0] = 0
+        graph = to_kaldifst(Fst(fst.src, fst.dst, label[fst.ilabel].astype(np.int32), fst.olabel, fst.weight, fst.final,
+                                fst.start))
+        kaldifst.determinize_star(graph, use_log=True)
+        kaldifst.minimize_encoded(graph)
+        fst = from_kaldifst(graph)
+        fst.ilabel = np.where(fst.ilabel < len(unique), fst.ilabel, 0)
+    else:
+        fst = Fst(fst.src, fst.dst, label[fst.ilabel].astype(np.int32), fst.olabel, fst.weight, fst.final, fst.start)
+    return fst, unique
+
+
+def expand_phones(fst: Fst, rows: np.ndarray, hmms: List[Optional[PhoneHmm]], transition_scale: float) -> Fst:
     """Replace phones by their HMM states, still without self-loops.
 
-    Arcs of LG with the same phone and end state share the phone's states. Input labels become 2 * unit + begin (0 for
-    symbols that are no phones). Each arc from one state of a phone carries the probability of going there given that
-    the state is left, scaled; the first arc that enters the phone carries the word and the cost of LG.
+    rows: int32 (n, states), tuples of the transition model of each input label; hmms: of each label; both unused at 0.
+    Arcs with the same label and end state share the phone's states. Input labels become 2 * (tuple + 1) + begin (0 on
+    arcs without a phone). Each arc from one state of a phone carries the probability of going there given that the
+    state is left, scaled; the first arc that enters the phone carries the word and the cost of the arc that it
+    replaces.
     """
-    is_phone = np.isin(lg.ilabel, list(hmms))
-    columns = [(lg.src[~is_phone], lg.dst[~is_phone], np.zeros(int((~is_phone).sum())), lg.olabel[~is_phone],
-                lg.weight[~is_phone])]
-    next_state = lg.num_states
-    for phone in np.unique(lg.ilabel[is_phone]):
-        hmm = hmms[int(phone)]
+    is_phone = fst.ilabel > 0
+    columns = [(fst.src[~is_phone], fst.dst[~is_phone], np.zeros(int((~is_phone).sum())), fst.olabel[~is_phone],
+                fst.weight[~is_phone])]
+    next_state = fst.num_states
+    order = np.argsort(fst.ilabel, kind="stable")
+    labels, starts = np.unique(fst.ilabel[order], return_index=True)
+    for label, start, stop in zip(labels.tolist(), starts.tolist(), [*starts[1:].tolist(), len(order)]):
+        if not label:
+            continue
+        hmm, arcs = hmms[label], order[start:stop]
         size = len(hmm.enter)
-        unit = np.array([unit_of[int(phone), state] for state in range(size)])
-        arcs = np.flatnonzero(lg.ilabel == phone)
-        ends, which = np.unique(lg.dst[arcs], return_inverse=True)
+        unit = 2 * (rows[label, :size].astype(np.int64) + 1)
+        ends, which = np.unique(fst.dst[arcs], return_inverse=True)
         base = next_state + size * np.arange(len(ends))
         next_state += size * len(ends)
         away = 1.0 - np.diagonal(hmm.stay)
         for state in range(size):
             if hmm.enter[state] > 0:
-                columns.append((lg.src[arcs], base[which] + state, np.full(len(arcs), 2 * unit[state] + 1),
-                                lg.olabel[arcs], lg.weight[arcs] + transition_scale * _costs(hmm.enter[state])))
+                columns.append((fst.src[arcs], base[which] + state, np.full(len(arcs), unit[state] + 1),
+                                fst.olabel[arcs], fst.weight[arcs] + transition_scale * _costs(hmm.enter[state])))
             for other in range(size):
                 if other != state and hmm.stay[state, other] > 0:
                     cost = transition_scale * _costs(hmm.stay[state, other] / away[state])
-                    columns.append((base + state, base + other, np.full(len(ends), 2 * unit[other]),
+                    columns.append((base + state, base + other, np.full(len(ends), unit[other]),
                                     np.zeros(len(ends)), np.full(len(ends), cost)))
             if hmm.leave[state] > 0:
                 cost = transition_scale * _costs(hmm.leave[state] / away[state])
                 columns.append((base + state, ends, np.zeros(len(ends)), np.zeros(len(ends)), np.full(len(ends), cost)))
-    final = np.concatenate([lg.final, np.full(next_state - lg.num_states, np.inf, dtype=np.float32)])
-    return make_fst(*(np.concatenate(parts) for parts in zip(*columns)), final=final, start=lg.start)
+    final = np.concatenate([fst.final, np.full(next_state - fst.num_states, np.inf, dtype=np.float32)])
+    return make_fst(*(np.concatenate(parts) for parts in zip(*columns)), final=final, start=fst.start)
 
 
 def add_self_loops(fst: Fst, loop_prob: np.ndarray, self_loop_scale: float) -> Fst:
@@ -334,36 +397,47 @@ def trim(fst: Fst) -> Fst:
                     fst.final[kept], 0)
 
 
-def build_graph(lang: Lang, tree: np.ndarray, hmms: Dict[int, PhoneHmm], *,
-                transition_scale: float = TRANSITION_SCALE, self_loop_scale: float = SELF_LOOP_SCALE,
-                meta: dict | None = None) -> Graph:
-    """A decoding graph from lang (with G.fst), a map (phone, state) -> pdf and the phones' HMMs.
-
-    tree: rows (pdf-id, phone-id, state), as hmm.gmm.Gmm.tree; the scales are those of Kaldi's mkgraph.sh.
-    """
-    pdf_of = {(int(phone), int(state)): int(pdf) for pdf, phone, state in tree}
-    units = sorted(pdf_of)
-    unit_of = {pair: number for number, pair in enumerate(units, 1)}
-    lacking = [phone for phone in lang.silence + lang.nonsilence if (phone, 0) not in pdf_of or phone not in hmms]
+def build_graph(lang: Lang, tree: Tree, hmms: UnitHmms, *, transition_scale: float = TRANSITION_SCALE,
+                self_loop_scale: float = SELF_LOOP_SCALE, meta: dict | None = None) -> Graph:
+    """A decoding graph from lang (with G.fst), a tree, and HMMs; the scales are those of Kaldi's mkgraph.sh."""
+    transitions = hmms.transitions
+    lacking = [phone for phone in lang.silence + lang.nonsilence if phone not in transitions.topo]
     if lacking:
         raise UserError(f"{lang.path}: the model has no pdfs for the phone {lang.phones[lacking[0]]}; "
                         "use the lang directory that it was trained with")
-    unit_phone = np.array([0] + [phone for phone, _ in units], dtype=np.int32)
-    unit_state = np.array([-1] + [state for _, state in units], dtype=np.int32)
-    unit_pdf = np.array([-1] + [pdf_of[pair] for pair in units], dtype=np.int32)
-    loop_prob = np.array([0.0] + [hmms[phone].stay[state, state] for phone, state in units])
+    if (tree.width, tree.central) not in ((1, 0), (3, 1)):
+        raise UserError(f"the model's tree looks at {tree.width} phones, the central one number {tree.central}; graphs "
+                        "are made of monophones and triphones alone")
+    lg = compose_lexicon_and_grammar(lang)
+    if tree.width == 3:
+        fst, windows = add_context(lg, lang.disambig)
+    else:
+        phones = np.arange(max(int(lg.ilabel.max()), len(lang.phones) - 1) + 1)
+        own = np.isin(phones, list(transitions.topo))
+        fst, windows = lg, np.where(own[:, None], np.column_stack([0 * phones, phones, 0 * phones]), -1)
+    contexts = ContextStates(tree, transitions)
+    rows = np.full((len(windows), contexts.width), -1, dtype=np.int32)
+    rows[windows[:, 1] > 0] = contexts.rows(windows[windows[:, 1] > 0])
+    fst, rows = share_labels(fst, rows, tree.width == 3)
+    states = transitions.tuples
+    of_label = [None] + [hmms.of(int(states[row[0], 0]), row[row >= 0].tolist()) for row in rows[1:]]
+    loop_prob = np.zeros(len(states) + 1)
+    for row, hmm in zip(rows[1:], of_label[1:]):
+        loop_prob[row[row >= 0] + 1] = np.diagonal(hmm.stay)
 
-    # LG is minimal and expand_phones shares what it can: minimising again costs most of the time and saves no state
-    expanded = expand_phones(compose_lexicon_and_grammar(lang), hmms, unit_of, transition_scale)
+    # what is expanded is minimal and expand_phones shares what it can
+    expanded = expand_phones(fst, rows, of_label, transition_scale)
     fst = sort_arcs(trim(add_self_loops(expanded, loop_prob, self_loop_scale)))
     unit = fst.ilabel // 2
     loop = (fst.src == fst.dst) & (unit > 0)
     kind = np.zeros(len(lang.phones), dtype=np.uint8)
     kind[:len(lang.phone_kind)] = lang.phone_kind
+    unit_phone, unit_state, unit_pdf = (np.append(none, states[:, column]).astype(np.int32)
+                                        for column, none in ((0, 0), (1, -1), (2, -1)))
     return Graph(fst.src, fst.dst, np.where(unit > 0, unit_pdf[unit] + 1, 0).astype(np.int32), fst.olabel, fst.weight,
                  unit, (fst.ilabel % 2).astype(np.uint8), fst.final, unit_phone, unit_state, unit_pdf,
                  np.array(lang.phones, dtype=np.str_), kind, np.array(lang.words, dtype=np.str_),
-                 {**(meta or {}), "num_pdfs": int(tree[:, 0].max()) + 1, "transition_scale": transition_scale,
+                 {**(meta or {}), "num_pdfs": transitions.num_pdfs, "transition_scale": transition_scale,
                   "self_loop_scale": self_loop_scale, "num_states": fst.num_states, "num_arcs": fst.num_arcs,
                   "num_self_loops": int(loop.sum()), "num_epsilons": int((unit == 0).sum())})
 
@@ -394,8 +468,8 @@ def make_graph(lang_dir: str | Path, gmm_dir: str | Path, *, factor: int = FRAME
             print(f"{ali_dir / 'topology.npz'}: counted at factor {counts.factor}, not {factor}: transition "
                   "probabilities follow from the GMM's", file=sys.stderr)
             counts = None
-    hmms = phone_hmms(model.topo, model.transitions, factor, counts)
-    graph = build_graph(lang, model.tree, hmms, transition_scale=transition_scale, self_loop_scale=self_loop_scale,
+    graph = build_graph(lang, model.tree, UnitHmms(model.transitions, factor, counts),
+                        transition_scale=transition_scale, self_loop_scale=self_loop_scale,
                         meta={"frame_subsampling_factor": factor, "frame_shift_ms": round(FRAME_SHIFT_MS * factor),
                               "tree_hash": model.meta.get("tree_hash"),
                               "transitions": "gmm" if counts is None else "alignment"})

@@ -449,6 +449,32 @@ def _read_ints(path: Path) -> List[List[int]]:
     return rows
 
 
+def read_roots(lang: Lang) -> Tuple[List[Tuple[bool, bool, List[int]]], List[List[int]], List[int]]:
+    """What a decision tree needs of a lang directory: the roots, more questions, and context-independent phones.
+
+    Roots are lines (do the HMM states share the root, may it be split, phone-ids) of phones/roots.int; questions are
+    those of phones/extra_questions.int, where there is one; the phones are those of phones/context_indep.int. Raises
+    UserError, also where a phone is in no root.
+    """
+    folder = lang.path / "phones"
+    roots = []
+    for number, fields in _lines(folder / "roots.int"):
+        try:
+            if fields[0] not in ("shared", "not-shared") or fields[1] not in ("split", "not-split") or not fields[2:]:
+                raise ValueError("is not '[not-]shared [not-]split PHONES'")
+            roots.append((fields[0] == "shared", fields[1] == "split", [int(field) for field in fields[2:]]))
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{folder / 'roots.int'}: line {number}: {error}; make the lang directory again") from None
+    in_roots = [phone for _, _, phones in roots for phone in phones]
+    lacking = set(lang.silence + lang.nonsilence).symmetric_difference(in_roots)
+    if lacking or len(set(in_roots)) < len(in_roots):
+        phone = min(lacking) if lacking else max(in_roots, key=in_roots.count)
+        raise UserError(f"{folder / 'roots.int'}: phone-id {phone} must be in one line; make the lang directory again")
+    extra = folder / "extra_questions.int"
+    questions = [[int(field) for field in fields] for _, fields in _lines(extra)] if extra.exists() else []
+    return roots, questions, [row[0] for row in _read_ints(folder / "context_indep.int")]
+
+
 def read_positions(lang: Path, num_phones: int) -> np.ndarray:
     """``phone_kind`` of hmm.graph, uint8 (num_phones,), from phones/word_boundary.int of a lang or a graph directory.
 

@@ -615,3 +615,54 @@ int64_t repeated_entries(const int32_t *ids, int64_t T, int64_t k, const int64_t
   free(place);
   return odd != 0;
 }
+
+/* --------------------------------------------------------------------------------------------------------- alignment */
+
+/* The cheapest path of T frames through S states (hmm/viterbi.py tells the arguments). Returns 1, or 0 where there is
+   none, or -1 where memory is lacking. */
+int64_t viterbi(const float *scores, int64_t T, int64_t C, int64_t S, const int32_t *pdf, const float *loop,
+                const int64_t *first_arc, const int32_t *src, const float *cost, const float *enter, const float *leave,
+                int32_t *path, double *total) {
+  double *now = malloc((size_t)S * sizeof *now), *earlier = malloc((size_t)S * sizeof *earlier);
+  uint16_t *back = malloc((size_t)T * (size_t)S * sizeof *back); /* 0: the self-loop, n: the n-th arc that enters */
+  int64_t result = -1;
+  if (now && earlier && back) {
+    for (int64_t s = 0; s < S; s++)
+      now[s] = (double)enter[s] - scores[pdf[s]];
+    for (int64_t t = 1; t < T; t++) {
+      const float *row = scores + t * C;
+      uint16_t *from = back + t * S;
+      double *swap = earlier;
+      earlier = now;
+      now = swap;
+      for (int64_t s = 0; s < S; s++) {
+        double best = earlier[s] + loop[s];
+        uint16_t which = 0;
+        for (int64_t a = first_arc[s]; a < first_arc[s + 1]; a++) {
+          double come = earlier[src[a]] + cost[a];
+          if (come < best) {
+            best = come;
+            which = (uint16_t)(a - first_arc[s] + 1);
+          }
+        }
+        now[s] = best - row[pdf[s]];
+        from[s] = which;
+      }
+    }
+    int64_t state = 0;
+    for (int64_t s = 1; s < S; s++)
+      if (now[s] + leave[s] < now[state] + leave[state])
+        state = s;
+    *total = now[state] + leave[state];
+    result = isfinite(*total) ? 1 : 0;
+    for (int64_t t = T; result && t-- > 0;) {
+      path[t] = (int32_t)state;
+      if (t && back[t * S + state])
+        state = src[first_arc[state] + back[t * S + state] - 1];
+    }
+  }
+  free(now);
+  free(earlier);
+  free(back);
+  return result;
+}

@@ -33,6 +33,7 @@ _SIGNATURES = {
     "posterior_offsets": [_POINTER, _I64, _I64, _POINTER],
     "posterior_entries": [_POINTER, _I64, _I64, _POINTER, _POINTER, _POINTER],
     "repeated_entries": [_POINTER, _I64, _I64, _POINTER],
+    "viterbi": [_POINTER, _I64, _I64, _I64] + [_POINTER] * 9,
 }
 
 

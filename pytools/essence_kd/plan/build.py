@@ -8,6 +8,7 @@ from typing import Dict, List, Sequence, Tuple
 from essence_kd.am.settings import TrainSettings
 from essence_kd.decode.decoder import DECODERS
 from essence_kd.distill.essence import EssenceSettings
+from essence_kd.hmm.gmm_kinds import KINDS
 from essence_kd.io.settings import load_settings, to_dict
 from essence_kd.plan.grid import GridPoint, GridSettings, expand, rule_label
 from essence_kd.plan.options import DECODERS as USUAL_DECODERS
@@ -201,7 +202,7 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
         lm_order=int(options.lm_order or recipe.lm_order),
         rescore_lm_order=int(options.rescore_lm_order or recipe.rescore_lm_order or 0),
         post_keep=recipe.post_keep, clips=recipe.clips, disk_mb=recipe.disk_mb,
-        sample_rate=recipe.sample_rate,
+        sample_rate=recipe.sample_rate, gmm=options.gmm or (recipe.gmm if options.engine == "native" else KINDS[-1]),
         data=str(work_dir / "data" / name), exp=str(work_dir / "exp" / name),
         sets=[Set(s, role, recipe.labels.get(s, s)) for role, names in roles.items() for s in names],
         models=[Model(m, "nnet3" if m.startswith("nnet3/") else "torch", str(model_file(root, m).relative_to(root)))

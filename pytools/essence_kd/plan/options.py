@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Dict, List, Optional
 
+from essence_kd.hmm.gmm_kinds import KINDS
 from essence_kd.io.errors import UserError
 from essence_kd.io.pipes import pipes_allowed
 from essence_kd.plan.recipe import Recipe
@@ -41,6 +42,7 @@ class Options:
     fuse: str
     ablation: str
     grid: str
+    gmm: str = ""
     lm_order: str = ""
     rescore_lm_order: str = ""
     teachers: str = ""
@@ -113,6 +115,10 @@ def check_options(options: Options, root: Path) -> None:
     for what, value, known in (("engine", options.engine, ENGINES), ("combine", options.combine, COMBINE)):
         if value not in known:
             raise OptionError(f"unknown {what} '{value}'; there are: {' '.join(known)}")
+    if options.gmm and options.gmm not in KINDS:
+        raise OptionError(f"unknown gmm '{options.gmm}'; there are: {' '.join(KINDS)}")
+    if options.engine == "kaldi" and options.gmm not in ("", KINDS[-1]):
+        raise OptionError(f"--gmm {options.gmm} needs --engine native: the engine kaldi trains {KINDS[-1]}")
     if options.decoder not in DECODERS and not os.environ.get("ESSENCE_PLUGINS"):  # what a plugin has, the plan asks
         raise OptionError(f"unknown decoder '{options.decoder}'; there are: {' '.join(DECODERS)}")
     if options.decoder == KALDIS_DECODER and options.engine != "kaldi":

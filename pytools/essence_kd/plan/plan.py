@@ -135,6 +135,7 @@ class Plan:
     systems: List[System]
     ablation: Optional[Ablation] = None
     sample_rate: int = SAMPLE_RATE  # Hz of the audio
+    gmm: str = "tri3"  # what aligns: mono, tri1, tri2 or tri3
 
     def sets_of(self, *roles: str) -> List[str]:
         """Names of the sets that have one of these roles, in the order of the plan."""
@@ -201,6 +202,7 @@ def check_plan(plan: Plan, where: str) -> None:
 def _check_names(plan: Plan, where: str) -> None:
     """Stages make folders, arguments and scripts of these. Raises UserError."""
     named = [("corpus", plan.corpus, _NAME), ("size", plan.size, _NAME), ("engine", plan.engine, _NAME),
+             ("gmm", plan.gmm, _NAME),
              *(("a set", s.name, _NAME) for s in plan.sets),
              *(("a system", s.name, _PATH) for s in plan.systems), *(("a target", t.name, _PATH) for t in plan.targets),
              *(("a model", m.name, _PATH) for m in plan.models),

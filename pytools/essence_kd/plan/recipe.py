@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List
 
+from essence_kd.hmm.gmm_kinds import DEFAULT, KINDS
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import SAMPLE_RATE
 from essence_kd.io.text import read_text
 
 # Variables of recipe.conf. Lists are words with blanks between.
-TEXT = ("description", "student", "lm_order", "rescore_lm_order")
+TEXT = ("description", "student", "gmm", "lm_order", "rescore_lm_order")
 NUMBERS = ("post_keep", "disk_mb", "clips", "sample_rate")
 LISTS = ("sizes", "engines", "train_set", "dev_set", "eval_sets", "untranscribed_sets", "teachers", "options")
-OPTIONAL = {"rescore_lm_order": "", "engines": "native kaldi", "untranscribed_sets": "", "options": "", "labels": "",
-            "clips": "0", "sample_rate": str(SAMPLE_RATE)}
+OPTIONAL = {"rescore_lm_order": "", "gmm": DEFAULT, "engines": "native kaldi", "untranscribed_sets": "", "options": "",
+            "labels": "", "clips": "0", "sample_rate": str(SAMPLE_RATE)}
 PAIRS = ("labels",)
 SET_NAME = re.compile(r"\w[\w.+-]*")  # directories are called so, and stages have them as words
 NOT_A_SET = ("dict", "download", "lang", "lang_rescore", "lm", "lm_rescore", "total")  # DATA and tables have these
@@ -46,6 +47,7 @@ class Recipe:
     disk_mb: int
     options: List[str] = field(default_factory=list)  # of prepare_data.sh, which run.sh takes, too
     sample_rate: int = SAMPLE_RATE  # Hz of the audio
+    gmm: str = DEFAULT  # the last one that the native engine trains
 
 
 def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:
@@ -76,6 +78,8 @@ def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:
     for name in ("lm_order", "rescore_lm_order"):
         if not re.fullmatch("[0-9]{0,9}", found[name]):
             raise UserError(f"{path}: {name} is '{found[name]}', not the order of an n-gram")
+    if found["gmm"] not in KINDS:
+        raise UserError(f"{path}: gmm is '{found['gmm']}', none of {', '.join(KINDS)}")
     labels = [pair.split("=", 1) for pair in found["labels"].split()]
     if any(len(pair) != 2 for pair in labels):
         raise UserError(f"{path}: labels are pairs such as 'eval_swbd=SWBD', not '{found['labels']}'")

@@ -24,7 +24,7 @@ from essence_kd.score.page import render
 from essence_kd.score.results import Analysis, results_dict, results_text
 from essence_kd.score.sections import changed_utterances, extremes
 
-VERSIONS_OF = ("numpy", "torch", "lhotse", "kaldi-native-io", "kaldi-hmm-gmm", "kaldifst",
+VERSIONS_OF = ("numpy", "torch", "lhotse", "kaldi-native-io", "kaldifst",
                "kaldi-decoder", "kaldialign", "espeakng-loader")
 
 

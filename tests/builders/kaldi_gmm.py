@@ -1,45 +1,36 @@
-"""A GMM as objects of kaldi-hmm-gmm (Kaldi's own code), which compiles training graphs and aligns.
-
-kaldi-hmm-gmm knows monophone trees alone (``classes`` of phones that share pdfs).
-"""
+"""A monophone GMM as objects of kaldi-hmm-gmm (Kaldi's own code), which knows no other trees: the reference of ours."""
 from __future__ import annotations
 
 import os
 import sys
-from typing import Dict, List
+from typing import List
 
 import numpy as np
 
 from essence_kd.hmm.gmm import Gmm
-from essence_kd.hmm.lang import Topology, format_topology
+from essence_kd.hmm.lang import format_topology
 
 
-def monophone_context(classes: List[List[int]], topo: Dict[int, Topology]):
-    """(kaldi-hmm-gmm's context dependency, its topology) for classes of phones that share pdfs."""
+def monophone_context(model: Gmm):
+    """(kaldi-hmm-gmm's context dependency, its topology) of a model without context."""
     import kaldi_hmm_gmm as khg
 
+    topo = model.transitions.topo
     topology = khg.HmmTopology()
     topology.read(format_topology([([phone], states) for phone, states in sorted(topo.items())]))
+    first = {phone: pdf for phone, state, pdf, _ in model.transitions.tuples.tolist() if state == 0}
+    classes = [[phone for phone in first if first[phone] == pdf] for pdf in sorted(set(first.values()))]
     return khg.monophone_context_dependency_shared(classes, topology.get_phone_to_num_pdf_classes()), topology
-
-
-def monophone_tree(classes: List[List[int]], topo: Dict[int, Topology]) -> np.ndarray:
-    """Rows (pdf-id, phone-id, state) sorted, with the pdf-ids that Kaldi's monophone tree gives."""
-    context, _ = monophone_context(classes, topo)
-    rows = [(context.compute([phone], state)[1], phone, state) for phone in topo for state in range(len(topo[phone]))]
-    return np.array(sorted(rows), dtype=np.int32)
 
 
 def transition_model(model: Gmm):
     """(transition model, context dependency) of kaldi-hmm-gmm with this model's probabilities."""
     import kaldi_hmm_gmm as khg
 
-    context, topology = monophone_context(model.classes, model.topo)
+    context, topology = monophone_context(model)
     transitions = khg.TransitionModel(context, topology)
-    if transitions.num_transition_ids + 1 != len(model.transitions):
-        raise ValueError("the transition-ids are not Kaldi's")
     with quiet():
-        transitions.mle_update(model.transitions * 1e6, khg.MleTransitionUpdateConfig(floor=1e-10, mincount=0.0))
+        transitions.mle_update(model.transitions.probs * 1e6, khg.MleTransitionUpdateConfig(floor=1e-10, mincount=0.0))
     return transitions, context
 
 
