@@ -117,8 +117,8 @@ def gmm(data: bytes) -> None:
     model = load_gmm(here)
     assert model.num_pdfs > 0 and model.dim > 0 and model.means.shape == model.variances.shape
     assert np.isfinite(model.means).all() and (model.variances > 0).all()
-    save_gmm(os.path.join(folder(), "copy"), model)
-    again = load_gmm(os.path.join(folder(), "copy"))
+    save_gmm(os.path.join(folder(), "gmm_copy"), model)
+    again = load_gmm(os.path.join(folder(), "gmm_copy"))
     assert again.tree == model.tree and np.array_equal(again.transitions.tuples, model.transitions.tuples)
 
 

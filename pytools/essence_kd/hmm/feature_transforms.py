@@ -17,6 +17,7 @@ import numpy as np
 from essence_kd.hmm.kaldi_objects import BinaryReader, ObjectWriter, TextReader
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write, write_text
+from essence_kd.io.text import read_text, split
 
 MIN_FRAMES = 500.0  # of a speaker, for a transform of its own
 MLLT_PASSES, FMLLR_PASSES = 200, 40
@@ -275,7 +276,7 @@ def read_setup(directory: Path) -> FeatureSetup:
 def _options(path: Path, known: dict) -> dict:
     """The options in a file such as cmvn_opts; those of `known` that have a value there must have that one."""
     out = {}
-    for word in path.read_text(encoding="utf-8").split() if path.exists() else []:
+    for word in split(read_text(path)) if path.exists() else []:
         match = re.fullmatch(r"--([a-z-]+)=(\S+)", word)
         if not match or match[1] not in known or known[match[1]] not in (None, match[2]) \
                 or known[match[1]] is None and not match[2].isdigit():

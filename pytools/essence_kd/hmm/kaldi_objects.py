@@ -87,8 +87,11 @@ class TextReader:
         return self._fields.pop()
 
     def integer(self) -> int:
-        """An integer."""
-        return int(self.token())
+        """A number of 32 bits."""
+        value = int(self.token())
+        if not -2 ** 31 <= value < 2 ** 31:
+            raise ValueError(f"{value} is no number of 32 bits")
+        return value
 
     def real(self) -> float:
         """A float."""
@@ -97,7 +100,13 @@ class TextReader:
     def integers(self) -> List[int]:
         """A vector of integers."""
         expect(self, "[")
-        return [int(field) for field in iter(self.token, "]")]
+        out: List[int] = []
+        while True:
+            field = self.token()
+            if field == "]":
+                return out
+            self._fields.append(field)
+            out.append(self.integer())
 
     def vector(self) -> np.ndarray:
         """A float vector, float64 (n,)."""
