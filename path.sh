@@ -5,7 +5,9 @@
 ESSENCE_ROOT=$(CDPATH='' builtin cd -P "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export ESSENCE_ROOT
 case $ESSENCE_ROOT in
-  *:*) echo "'$ESSENCE_ROOT' has a colon in its name, where PATH would be divided: move it to another folder" >&2; return 1 ;;
+  *:*)
+    echo "'$ESSENCE_ROOT' has a colon in its name, where PATH would be divided: move it to another folder" >&2
+    return 1 ;;
 esac
 export WORK_DIR=${WORK_DIR:-$ESSENCE_ROOT}
 export LC_ALL=C PYTHONUTF8=1

@@ -99,7 +99,8 @@ def test_a_comma_in_the_path(tmp_path):
     data = make_recordings(tmp_path / "Smith, John")
     make_feats(data, nj=1)
     assert compute_cmvn(data)["speakers"] == len(list(MatrixTable(str(data / "cmvn.scp"))))
-    assert len(dict(read_matrices(f"scp:{data}/feats.scp"))) == 6 and [f.name for f in tmp_path.iterdir()] == ["Smith, John"]
+    assert len(dict(read_matrices(f"scp:{data}/feats.scp"))) == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["Smith, John"]
 
 
 def test_any_number_of_processes_gives_the_same(data):

@@ -62,7 +62,8 @@ def test_modules_in_pythonpath_are_not_pythons(tmp_path):
 
 
 @pytest.mark.parametrize("status, words", [
-    (0, "ended with status 0"), (3, "ended with status 3"), (255, "ended with status 255"), (-15, "was killed by SIGTERM"),
+    (0, "ended with status 0"), (3, "ended with status 3"), (255, "ended with status 255"),
+    (-15, "was killed by SIGTERM"),
     (-9, "was killed by SIGKILL (out of memory?)"), (137, "was killed by SIGKILL (out of memory?)")])
 def test_how_a_process_ended(status, words):
     assert ended(status) == words

@@ -339,7 +339,7 @@ def test_what_is_no_wspecifier(spec):
 
 
 def test_names_with_a_comma(here):
-    """They cannot be written in ark,scp:ARK,SCP, which Kaldi divides at the first one; in Python they can be handed over."""
+    """ark,scp:ARK,SCP, which Kaldi divides at the first comma, cannot hold them; in Python they can be handed over."""
     with pytest.raises(UserError, match="a comma in the name of a file"):
         MatrixWriter("ark,scp:a, b/m.ark,a, b/m.scp")
     assert not list(here.iterdir())
@@ -812,7 +812,7 @@ def test_the_decoders_environment_suffices():
 
 @pytest.mark.parametrize("limit", [40, 256])
 def test_more_archives_than_files_may_be_open(tmp_path, limit):
-    """ulimit -n is 1024 where many a recipe has more jobs, and 256 here and there: of two tables at once, one in turn."""
+    """ulimit -n is 1024 where many a recipe has more jobs, and 256 here and there; two tables, entry by entry."""
     matrices = some_matrices(300, rows=1)
     lines = []
     for utt, matrix in matrices.items():

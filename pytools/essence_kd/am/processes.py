@@ -101,7 +101,7 @@ class Processes:
         """The store that all processes share, when all are there. Raises UserError that names those that are not."""
         address, port = os.environ.get("MASTER_ADDR", "?"), os.environ.get("MASTER_PORT", "?")
         where = f"{address}:{port}"
-        launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun has the store, else the first one
+        launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun has the store, or the first
         try:
             store = torch.distributed.TCPStore(address, int(port), is_master=self.first and not launcher,
                                                timeout=timedelta(seconds=MEETING), wait_for_workers=False)

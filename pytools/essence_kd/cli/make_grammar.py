@@ -31,7 +31,8 @@ def run(args) -> None:
         raise UserError(f"{args.arpa} and {lang}: {error}") from None
     if missing:
         print(f"{args.arpa}: {len(missing)} words are not in {lang / 'words.txt'} (first: "
-              f"{', '.join(map(visible, missing[:5]))}); {ngrams_outside(model, missing)} n-grams with them are left out",
+              f"{', '.join(map(visible, missing[:5]))}); {ngrams_outside(model, missing)} n-grams with them are left "
+              "out",
               file=sys.stderr)
     silent = sorted(set(vocabulary(lang / "words.txt")[1]) - set(model.words))
     if silent:

@@ -433,7 +433,7 @@ def _rows(orders: List[Order], grams: np.ndarray, size: int) -> np.ndarray:
 
 
 def _add_made_histories(grams: np.ndarray, fine: np.ndarray, known: np.ndarray, eos: int) -> None:
-    """Adds to ``known`` n-grams of the highest order whose first words are the last words of a known one before them."""
+    """Adds to ``known`` n-grams of the highest order whose first words are the last ones of a known n-gram before."""
     rest = np.flatnonzero(fine & ~known)
     wanted = {tuple(gram) for gram in grams[rest, :-1].tolist()}
     likely = known & (grams[:, -1] != eos) & np.all(
@@ -586,7 +586,7 @@ def make_grammar(model: NgramModel, words: List[str]) -> Tuple[Fst, List[str]]:
         columns.append((state_of[n - 1][back], target[back], np.full(len(back), lang_ids[_BACKOFF]),
                         np.zeros(len(back)), extra[back]))
     if not np.isfinite(final).any():
-        raise UserError(f"the language model gives {EOS} no probability, so that no sentence ends: make it of sentences")
+        raise UserError(f"the language model gives {EOS} no probability, so no sentence ends: make it of sentences")
     src, dst, ilabel, olabel, weight = (np.concatenate(parts) for parts in zip(*columns))
     return sort_arcs(make_fst(src, dst, ilabel, olabel, weight, final, int(state_of[0][bos]))), missing
 

@@ -162,7 +162,8 @@ class Posterior:
             at = int((wrong | (self.ids < 0) | (self.ids >= top)).argmax())
             told = (f"has probability {self.probs[at]:.4g}" if wrong[at] else "is negative" if self.ids[at] < 0
                     else f"where there are {num_pdfs} pdfs")
-            raise ValueError(f"frame {np.searchsorted(self.offsets, at, side='right') - 1}: pdf-id {self.ids[at]} {told}")
+            frame = np.searchsorted(self.offsets, at, side="right") - 1
+            raise ValueError(f"frame {frame}: pdf-id {self.ids[at]} {told}")
         if not self._repeats():
             return self
         rows = np.repeat(np.arange(self.num_frames), self.counts())

@@ -32,7 +32,9 @@ def indexed(ark: str | os.PathLike, scp: str | os.PathLike) -> Specifier:
 
 def check_name(path: str) -> None:
     """Whether an scp file can hold this name. Raises UserError, which says what in it cannot be."""
-    what = "a line break" if "\n" in path else "a byte that is not UTF-8" if re.search("[\ud800-\udfff]", path) else None
+    what = "a line break" if "\n" in path else None
+    if re.search("[\ud800-\udfff]", path):
+        what = "a byte that is not UTF-8"
     if what:
         raise UserError(f"{path!a}: {what} in the name, which an scp file cannot hold: choose another folder")
 
