@@ -396,7 +396,7 @@ def test_copy_post_says_what_is_wrong(here):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 8)), max_size=6), max_size=6), st.booleans())
 def test_weights_of_a_repeated_pdf_are_added_up(frames, alike):
-    """Against dictionaries, which keep the order in which pdfs come first; weights are eighths, whose sums are exact."""
+    """Against dictionaries, which keep the order in which pdfs come first; weights are eighths: exact sums."""
     if alike:
         frames = [[*frame, *[(20 + i, 1) for i in range(6)]][:6] for frame in frames]
     counts = [len(frame) for frame in frames]
