@@ -104,7 +104,7 @@ def posterior_text(data: bytes) -> None:
     assert [utt for utt, _ in again] == [utt for utt, _ in read]
     for (_, x), (_, y) in zip(read, again):
         assert np.array_equal(x.offsets, y.offsets) and np.array_equal(x.ids, y.ids)
-        assert np.allclose(x.probs, y.probs, rtol=1e-6, atol=0) or np.abs(x.probs).max() > 3.4e38
+        assert np.allclose(x.probs, y.probs, rtol=1e-6, atol=1e-44) or np.abs(x.probs).max() > 3.4e38
 
 
 def _with_checksum(data: bytes) -> bytes:
@@ -161,7 +161,7 @@ def _nearly(a: list, b: list) -> None:
     for (_, x), (_, y) in zip(a, b):
         assert x.shape == y.shape or not x.size and not y.size
         x = x.astype(np.float32)
-        assert np.allclose(x, y, rtol=1e-6, atol=0, equal_nan=True) or np.nanmax(np.abs(x)) > 3.4e38
+        assert np.allclose(x, y, rtol=1e-6, atol=1e-44, equal_nan=True) or np.nanmax(np.abs(x)) > 3.4e38
 
 
 @target

@@ -20,7 +20,7 @@ from typing import Callable, Dict, Iterator, List
 
 FAMILIES = ("archives", "audio", "texts", "language", "graphs", "scoring", "settings", "models")
 SEEDS = Path(__file__).resolve().parent / "seeds"
-LONGEST = 1 << 14  # bytes of an input
+LONGEST = 1 << 16  # bytes of an input
 MEMORY = 100 << 20  # bytes that a reader may ask for beyond what there is
 SECONDS = 10  # of processor time that it may take
 SEPARATOR = b"\n----\n"  # between the files of an input that stands for several

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from essence_kd.am.checkpoints import TrainingState, check_fingerprint, load_checkpoint, load_init
+from essence_kd.am.checkpoints import TrainingState, check_fingerprint, going_on, load_checkpoint, load_init
 from essence_kd.am.shards import ShardSource, read_index
 from fuzz.driver import SEEDS, SEPARATOR, directory, file, folder, target
 
@@ -29,10 +29,11 @@ def checkpoint(data: bytes) -> None:
     """A checkpoint, a zip as it is, else the pickle inside of one: what it says of its training, and going on."""
     path = file(data if data[:2] == b"PK" else _zipped(data), "final.pt")
     held = load_checkpoint(path)
-    check_fingerprint(path, held.get("fingerprint", {}), _WANTED)
     model = torch.nn.Linear(2, 3)
     state = TrainingState(model, None, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
-    state.restore(held, True)
+    with going_on(path):
+        check_fingerprint(path, held.get("fingerprint", {}), _WANTED)
+        state.restore(held, True)
 
 
 @target

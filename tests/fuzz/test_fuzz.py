@@ -21,7 +21,7 @@ USUAL = 250  # mutations
 
 def test_each_target_has_seeds():
     assert {path.name for path in driver.SEEDS.iterdir()} == {*driver.TARGETS, "kernels"}
-    assert sum(path.stat().st_size for path in driver.SEEDS.rglob("*") if path.is_file()) < 200_000
+    assert sum(path.stat().st_size for path in driver.SEEDS.rglob("*") if path.is_file()) < 300_000
 
 
 @pytest.mark.parametrize("name", driver.TARGETS)
@@ -59,7 +59,10 @@ FOUND = {  # what some of them are told
     "graph/bad-size": "src.npy is not (1099511627776,) of int32",
     "graph/bad-label": "its ilabel does not fit",
     "graph/bad-meta": "'num_pdfs'",
-    "gmm/bad-text": "classes is no text",
+    "graph/bad-text": "phones is no text",
+    "arpa/bad-no-unigrams": "there are no 1-grams",
+    "checkpoint/bad-optimiser": "not a whole checkpoint (KeyError: 'optimiser')",
+    "checkpoint/bad-weight": "Missing key(s) in state_dict",
     "stm/bad-time": "line 1: time 1e999 is negative, endless",
     "glm/bad-expression": "line 1: '[stm' is no regular expression",
     "yaml/bad-aliases": "its aliases stand for 100000 values or more",

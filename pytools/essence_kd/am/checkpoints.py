@@ -1,11 +1,12 @@
 """Checkpoints and parameters on disk: written whole or not at all, refused where they are of another training."""
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, Iterator, List, Optional
 
 import torch
 
@@ -73,6 +74,16 @@ def save(state: dict, path: Path) -> None:
             raise
 
 
+@contextlib.contextmanager
+def going_on(path) -> Iterator[None]:
+    """What is taken from a checkpoint: UserError where it lacks something or has something else in its place."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a whole checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
+                        "remove it and train again") from None
+
+
 def load_checkpoint(path) -> dict:
     """A checkpoint or state dict; a truncated or foreign file is a UserError.
 
@@ -122,8 +133,9 @@ def load_init(model, init: Path) -> None:
     state = load_checkpoint(init / "final.pt")
     own = model.state_dict()
     for name, value in own.items():
-        if name not in state or state[name].shape != value.shape:
-            found = tuple(state[name].shape) if name in state else "nothing"
+        shape = getattr(state.get(name), "shape", None)
+        if shape != value.shape:
+            found = "nothing" if shape is None else tuple(shape)
             raise UserError(f"{init / 'final.pt'}: a model of another kind: {name} is {found}, "
                             f"expected {tuple(value.shape)}")
     model.load_state_dict({name: state[name] for name in own})

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from essence_kd import __version__
-from essence_kd.am.checkpoints import TrainingState, check_fingerprint, load_checkpoint, load_init, save
+from essence_kd.am.checkpoints import (TrainingState, check_fingerprint, going_on, load_checkpoint, load_init,
+                                       save)
 from essence_kd.am.dataset import Batch, epoch_batches
 from essence_kd.am.inputs import TrainingSets, fingerprint, load_sets
 from essence_kd.am.models.acoustic_model import AcousticModel, look_ahead, mflop_per_frame, num_params
@@ -374,14 +375,15 @@ class Trainer:
         if not path.is_file():
             return
         held = load_checkpoint(path)
-        check_fingerprint(path, held.get("fingerprint", {}), self.fingerprint)
-        state.restore(held, self.processes.first)
-        self._seed()
-        random = held["random"]
-        if len(random["cpu"]) == self.processes.world:  # another number of processes cannot draw the same anyway
-            torch.set_rng_state(random["cpu"][rank])
-            if self.device.type == "cuda" and "cuda" in random:
-                torch.cuda.set_rng_state(random["cuda"][rank], self.device)
+        with going_on(path):
+            check_fingerprint(path, held.get("fingerprint", {}), self.fingerprint)
+            state.restore(held, self.processes.first)
+            self._seed()
+            random = held["random"]
+            if len(random["cpu"]) == self.processes.world:  # another number of processes cannot draw the same anyway
+                torch.set_rng_state(random["cpu"][rank])
+                if self.device.type == "cuda" and "cuda" in random:
+                    torch.cuda.set_rng_state(random["cuda"][rank], self.device)
         self.log.log(f"going on after epoch {state.epoch}" + (f" and {state.batch} batches" if state.batch else ""))
 
     def _write_model(self, folder: Path) -> None:

@@ -234,6 +234,8 @@ def read_arpa(path: str | Path) -> NgramModel:
             file.tell(f"{count} {n}-grams announced, {found} found")
         if n == 1:
             unigrams = len(ids)
+            if not unigrams:
+                file.fail(head, "there are no 1-grams; the file is cut short or broken")
         sections.append(section)
     if data[at:file.next_line(at)].strip() != b"\\end\\":
         file.fail(at, "no \\end\\ where it should be; the file is cut short or broken")
