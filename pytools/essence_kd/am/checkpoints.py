@@ -80,8 +80,9 @@ def going_on(path) -> Iterator[None]:
     try:
         yield
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a whole checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
-                        "remove it and train again") from None
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a whole checkpoint ({type(error).__name__}: {said}); remove it and train "
+                        "again") from None
 
 
 def load_checkpoint(path) -> dict:
