@@ -18,7 +18,7 @@ from essence_kd.hmm.gmm_features import FeatureReader
 from essence_kd.hmm.gmm_kinds import KINDS
 from essence_kd.hmm.gmm_training import TrainOptions, train
 from essence_kd.hmm.transition_model import TransitionModel
-from essence_kd.hmm.tree import monophone_tree
+from essence_kd.hmm.tree import monophone_tree, write_tree
 from essence_kd.io.tables import IntVectorTable, MatrixTable, MatrixWriter, read_matrices
 
 @pytest.fixture(scope="module")
@@ -519,6 +519,20 @@ def test_what_triphones_cannot_learn_from(corpus, tmp_path, capsys, change, opti
                  str(corpus["root"] / "lang"), str(tmp_path / "gmm")]) == 1
     assert told in capsys.readouterr().err
     assert not (tmp_path / "gmm").exists()
+
+
+def test_a_tree_of_another_training(corpus, tmp_path, capsys):
+    """A tree of other phones, or of as many pdfs that mean something else."""
+    gmm = tmp_path / "gmm"
+    shutil.copytree(corpus["root"] / "gmm", gmm)
+    lang = corpus["lang"]
+    sizes = {phone: len(states) for phone, states in lang.topo.items()}
+    few = {phone: size for phone, size in sizes.items() if phone < max(sizes)}
+    for tree in (monophone_tree(lang.sets[::-1], sizes), monophone_tree([[phone] for phone in sorted(few)], few)):
+        write_tree(gmm / "tree", tree)
+        assert main(["gmm-align", str(corpus["root"] / "data"), str(lang.path), str(gmm), str(tmp_path / "ali")]) == 1
+        told = capsys.readouterr().err
+        assert "final.mdl: " in told and ("different trainings" in told or "both must be of one training" in told)
 
 
 def test_one_speaker_one_phone_and_few_frames(corpus, tmp_path, capsys):

@@ -184,6 +184,9 @@ def read_model(path: str | Path, phones: List[str], tree: Tree, features: Featur
         raise UserError(f"{path}: holds no whole GMM of Kaldi's ({error}); name the final.mdl of a GMM") from None
     if len(parts) < max(tree.num_pdfs, transitions.num_pdfs):
         raise UserError(f"{path}: has {len(parts)} pdfs, but its tree {tree.num_pdfs}; both must be of one training")
+    own = TransitionModel.of_tree(tree, transitions.topo).tuples
+    if not np.array_equal(own, transitions.tuples):
+        raise UserError(f"{path}: its states are not those of the tree beside it: they are of different trainings")
     if int(transitions.phone.max()) >= len(phones):
         raise UserError(f"{path}: has phone-id {int(transitions.phone.max())}, but phones.txt beside it ends at "
                         f"{len(phones) - 1}; both must be of one training")
