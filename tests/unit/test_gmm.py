@@ -510,7 +510,7 @@ def test_speakers_are_adapted_to_by_a_first_pass(corpus, tmp_path, capsys):
 
 @pytest.mark.parametrize("change, options, told", [
     (lambda f, t, s: f.update({u: np.ones_like(x) for u, x in f.items()}), ["--kind", "tri2"], "singular"),
-    (lambda f, t, s: None, ["--num-leaves", "3"], "3 leaves cannot hold the 6 roots of roots.txt"),
+    (lambda f, t, s: None, ["--num-leaves", "3"], "3 leaves cannot hold the 22 roots"),
     (lambda f, t, s: None, ["--lda-dim", "0"], "--lda-dim 0: must be at least 1"),
 ])
 def test_what_triphones_cannot_learn_from(corpus, tmp_path, capsys, change, options, told):

@@ -53,10 +53,11 @@ MIN_LEAVES, MAX_LEAVES = 100, 4000
 @dataclass
 class TrainOptions:
     """kind: the last model that is trained; num_leaves: of its tree at most, 0: one per FRAMES_PER_LEAF frames, between
-    MIN_LEAVES and MAX_LEAVES; num_gauss: Gaussians in all at the end, 0: GAUSS_PER_LEAF per leaf; mono_gauss: of the
-    model mono; mono_iters, num_iters: passes over the data, of mono and of each other kind; lda_dim: dimensions of LDA;
-    splice: frames on each side that LDA sees; silence_boost: factor on the likelihoods of silence while training up
-    to tri1; seed: of the flat start, of mixing up, and of the clusters of phones."""
+    MIN_LEAVES and MAX_LEAVES, but one for each HMM state of each root; num_gauss: Gaussians in all at the end, 0:
+    GAUSS_PER_LEAF per leaf; mono_gauss: of the model mono; mono_iters, num_iters: passes over the data, of mono and of
+    each other kind; lda_dim: dimensions of LDA; splice: frames on each side that LDA sees; silence_boost: factor on the
+    likelihoods of silence while training up to tri1; seed: of the flat start, of mixing up, and of the clusters of
+    phones."""
 
     kind: str = DEFAULT
     num_leaves: int = 0
@@ -201,9 +202,12 @@ class Training:
         lang, options = self.lang, self.options
         roots, questions, independent = read_roots(lang)
         stats = add_tree_stats(self.everyone("tree_statistics", independent))
-        leaves = options.num_leaves or min(max(self.frames // FRAMES_PER_LEAF, MIN_LEAVES), MAX_LEAVES)
         questions = cluster_phones(stats, lang.sets, options.seed) + questions
         sizes = {phone: len(states) for phone, states in lang.topo.items()}
+        # a root for each HMM state, so that a corpus too small for any split has the states of monophones
+        roots = [(False, split, phones) for _, split, phones in roots]
+        least = sum(max(sizes[phone] for phone in phones) for _, _, phones in roots)
+        leaves = options.num_leaves or max(least, min(max(self.frames // FRAMES_PER_LEAF, MIN_LEAVES), MAX_LEAVES))
         tree = build_tree(stats, questions, roots, sizes, TreeOptions(leaves))
         tell_tree(kind, tree, stats)
         model = of_tree_stats(stats, tree, lang.topo, lang.phones, setup)
