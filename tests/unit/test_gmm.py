@@ -10,7 +10,7 @@ from builders.kaldi_gmm import acoustic_model, quiet, transition_model
 
 from essence_kd.cli.main import main
 from essence_kd.hmm import lang as L
-from essence_kd.hmm.feature_transforms import add_deltas
+from essence_kd.hmm.feature_transforms import add_deltas, write_matrix
 from essence_kd.hmm.gmm import Gmm, load_gmm
 from essence_kd.hmm.gmm_alignment import SubsampledCounts, align
 from essence_kd.hmm.gmm_estimation import Frames, _update_transitions, accumulate, mix_up, update
@@ -508,8 +508,84 @@ def test_speakers_are_adapted_to_by_a_first_pass(corpus, tmp_path, capsys):
     assert "needs --lang" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def adapted(corpus):
+    """Directories of a tri3, and of a tri2 that is trained on less and has fewer pdfs."""
+    root = corpus["root"]
+    short = dict(num_leaves=40, mono_iters=6, num_iters=6, lda_dim=20, seed=2)
+    train(root / "data", root / "lang", TrainOptions(kind="tri3", **short), root / "tri3")
+    keep = sorted(corpus["feats"])[:40]
+    few = write_data(root / "few", {utt: corpus["feats"][utt] for utt in keep}, corpus["text"],
+                     {utt: corpus["speakers"][utt] for utt in keep})
+    train(few, root / "lang", TrainOptions(kind="tri2", **dict(short, num_leaves=30)), root / "tri2")
+    return root
+
+
+@pytest.mark.parametrize("spoil, told", [
+    (lambda there, other: shutil.copy(other / "tree", there), "gmm/final.mdl: "),
+    (lambda there, other: shutil.copy(other / "final.mdl", there), "gmm/final.mdl: "),
+    (lambda there, other: shutil.copy(other / "final.mdl", there / "final.alimdl"), "gmm/final.alimdl: "),
+    (lambda there, other: (there / "final.alimdl").unlink(), "final.alimdl: missing, and gmm.json says"),
+    (lambda there, other: (there / "splice_opts").write_text("--left-context=\u00b2"), "splice_opts: '--left-context="),
+    (lambda there, other: write_matrix(there / "final.mat", np.ones((7, 91))), "but final.mat beside it makes 7"),
+], ids=["tree", "final.mdl", "final.alimdl", "no-alimdl", "splice_opts", "final.mat"])
+def test_files_of_several_trainings(adapted, tmp_path, capsys, spoil, told):
+    """A directory whose files are not of one training is refused by name; they would align wrongly."""
+    there = tmp_path / "gmm"
+    shutil.copytree(adapted / "tri3", there)
+    data = str(adapted / "data")
+    assert main(["gmm-scores", data, str(there), "ark:/dev/null"]) == 0
+    capsys.readouterr()
+    spoil(there, adapted / "tri2")
+    assert main(["gmm-scores", data, str(there), "ark:/dev/null"]) == 1
+    assert told in capsys.readouterr().err
+    assert main(["gmm-align", data, str(adapted / "lang"), str(there), str(tmp_path / "ali")]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_a_speaker_of_constant_features(corpus, adapted, tmp_path, capsys):
+    """Digital silence has no transform of its own; other speakers' transforms are as without it."""
+    def silence(feats, text, speakers):
+        for utt in feats:
+            if speakers[utt] == "spk1":
+                feats[utt] = np.ones_like(feats[utt])
+    data, lang = str(broken(corpus, tmp_path / "data", silence)), str(adapted / "lang")
+    assert main(["gmm-align", data, lang, str(adapted / "tri3"), str(tmp_path / "ali")]) == 0
+    assert main(["gmm-align", str(adapted / "data"), lang, str(adapted / "tri3"), str(tmp_path / "all")]) == 0
+    one, two = (IntVectorTable(str(tmp_path / name / "ali.scp")) for name in ("ali", "all"))
+    assert all(np.array_equal(one[utt], two[utt]) for utt in one if corpus["speakers"][utt] != "spk1")
+
+
+@pytest.mark.parametrize("hyp, status, told", [
+    (lambda lines: [line.replace(" ", " zzz ", 1) for line in lines], 0,
+     "hyp: 60 words (1 different; most often: zzz 60"),
+    (lambda lines: lines[:12], 0, "hyp: lacks 48 of 60 utterances"),
+    (lambda lines: ["other-utterance ape"], 1, "hyp: has none of the 60 utterances"),
+    (lambda lines: [line + " <s>" for line in lines], 1, "hyp: spk0-0000 has '<s>'"),
+], ids=["unknown", "missing", "none", "reserved"])
+def test_hypotheses_of_something_else(adapted, tmp_path, capsys, hyp, status, told):
+    lines = (adapted / "data" / "text").read_text().splitlines()
+    (tmp_path / "hyp").write_text("".join(line + "\n" for line in hyp(lines)))
+    assert main(["gmm-scores", "--hyp", str(tmp_path / "hyp"), "--lang", str(adapted / "lang"), str(adapted / "data"),
+                 str(adapted / "tri3"), "ark:/dev/null"]) == status
+    assert told in capsys.readouterr().err
+
+
+def test_hypotheses_and_another_lang(adapted, tmp_path, capsys):
+    (tmp_path / "d").mkdir()
+    other = make_dict(tmp_path / "d" / "dict")
+    (other / "nonsilence_phones.txt").write_text("A\nE\nP\nT\nZ\n")
+    L.prepare_lang(other, tmp_path / "lang")
+    data = str(adapted / "data")
+    assert main(["gmm-scores", "--hyp", f"{data}/text", "--lang", str(tmp_path / "lang"), data, str(adapted / "tri3"),
+                 "ark:/dev/null"]) == 1
+    assert "not the phones that the model was trained with" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change, options, told", [
-    (lambda f, t, s: f.update({u: np.ones_like(x) for u, x in f.items()}), ["--kind", "tri2"], "singular"),
+    (lambda f, t, s: f.update({u: np.ones_like(x) for u, x in f.items()}), ["--kind", "tri2"],
+     "LDA cannot be estimated from them; --kind tri1"),
+    (lambda f, t, s: t.update({u: "<unk>" for u in t}), ["--kind", "tri2"], "data: LDA needs aligned frames"),
     (lambda f, t, s: None, ["--num-leaves", "3"], "3 leaves cannot hold the 22 roots"),
     (lambda f, t, s: None, ["--lda-dim", "0"], "--lda-dim 0: must be at least 1"),
 ])

@@ -208,6 +208,16 @@ def test_matrices_and_posteriors_in_text_are_told_apart(tmp_path):
         "empty": [0], "nothing": [], "post": [2, 0]}
 
 
+def test_more_classes_than_pdfs_are_all_of_them(probs, tmp_path, capsys):
+    """A small tree has fewer pdfs than k: an archive of all of them holds what k asks for."""
+    table(PosteriorWriter, tmp_path / "wide", {
+        u: Posterior(*select(p, EssenceSettings(top_k=PDFS, mass="keep"))[:3]) for u, p in probs.items()})
+    (tmp_path / "wide.json").write_text(json.dumps({"num_pdfs": PDFS, "selection": "top-k", "k": PDFS, "mass": "keep"}))
+    for k in (PDFS, PDFS + 5):
+        assert run(capsys, "prune-post", "--top-k", k, f"scp:{tmp_path}/wide.scp", f"ark:{tmp_path}/{k}.ark")[0] == 0
+    assert (tmp_path / f"{PDFS}.ark").read_bytes() == (tmp_path / f"{PDFS + 5}.ark").read_bytes()
+
+
 def test_the_sources_sidecar_is_carried_on_and_obeyed(probs, tmp_path, capsys):
     table(PosteriorWriter, tmp_path / "wide", {
         u: Posterior(*select(p, EssenceSettings(top_k=10, mass="keep"))[:3]) for u, p in probs.items()})

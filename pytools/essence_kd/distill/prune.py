@@ -33,7 +33,8 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
     if keep_temperature:
         settings = replace(settings, temperature=temperature)
     beside = sidecar_path(rspecifier)
-    if rule.exact and source.get("selection") == rule.name and source.get("k", 0) < rule.exact:
+    if rule.exact and source.get("selection") == rule.name and \
+            source.get("k", 0) < min(rule.exact, source.get("num_pdfs") or rule.exact):
         raise UserError(f"{beside}: the archive holds {source['k']} classes a frame, "
                         f"--{rule.name} asks for {rule.exact}")
     rescaled = (source.get("mean_mass") is not None and source["mean_mass"] < 0.9999 and source.get("mass") is not None

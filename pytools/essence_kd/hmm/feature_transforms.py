@@ -20,6 +20,7 @@ from essence_kd.io.provenance import atomic_write, write_text
 from essence_kd.io.text import read_text, split
 
 MIN_FRAMES = 500.0  # of a speaker, for a transform of its own
+MAX_CONDITION = 1e14  # of a speaker's statistics, which are singular beyond it
 MLLT_PASSES, FMLLR_PASSES = 200, 40
 
 
@@ -200,14 +201,17 @@ class FmllrStats:
 
 
 def estimate_fmllr(stats: FmllrStats) -> np.ndarray:
-    """fMLLR transforms float64 (S, D, D + 1): x -> A x + b; [I, 0] for speakers of fewer than MIN_FRAMES frames."""
+    """fMLLR transforms float64 (S, D, D + 1): x -> A x + b; [I, 0] for speakers of fewer than MIN_FRAMES frames, and of
+    frames that are constant or depend on each other in a dimension."""
     speakers, dim = stats.linear.shape[:2]
     out = np.tile(np.eye(dim, dim + 1), (speakers, 1, 1))
     own = np.flatnonzero(stats.counts >= MIN_FRAMES)
+    inverses = _inverses(stats.quadratic[own])
+    regular = np.isfinite(inverses).all(axis=(1, 2, 3))
+    own, inverses = own[regular], inverses[regular]
     if not len(own):
         return out
     count, linear = stats.counts[own], stats.linear[own]
-    inverses = np.linalg.inv(stats.quadratic[own])
     matrix = out[own]
     inverse = np.linalg.inv(matrix[:, :, :dim])
     for _ in range(FMLLR_PASSES):
@@ -225,6 +229,19 @@ def estimate_fmllr(stats: FmllrStats) -> np.ndarray:
             matrix[:, i] = row
         inverse = np.linalg.inv(matrix[:, :, :dim])
     out[own] = matrix
+    return out
+
+
+def _inverses(matrices: np.ndarray) -> np.ndarray:
+    """Inverses of (S, D, M, M); NaN in all of a speaker's where one of them is singular."""
+    try:
+        out = np.linalg.inv(matrices)
+    except np.linalg.LinAlgError:
+        if len(matrices) == 1:
+            return np.full_like(matrices, np.nan)
+        return np.concatenate([_inverses(matrices[at:at + 1]) for at in range(len(matrices))])
+    condition = np.abs(matrices).sum(axis=-1).max(axis=-1) * np.abs(out).sum(axis=-1).max(axis=-1)
+    out[~(condition < MAX_CONDITION).all(axis=1)] = np.nan
     return out
 
 
@@ -279,7 +296,7 @@ def _options(path: Path, known: dict) -> dict:
     for word in split(read_text(path)) if path.exists() else []:
         match = re.fullmatch(r"--([a-z-]+)=(\S+)", word)
         if not match or match[1] not in known or known[match[1]] not in (None, match[2]) \
-                or known[match[1]] is None and not match[2].isdigit():
+                or known[match[1]] is None and not re.fullmatch("[0-9]{1,4}", match[2]):
             raise UserError(f"{path}: '{word}' cannot be followed here; train the GMM without it")
         out[match[1]] = match[2]
     return out

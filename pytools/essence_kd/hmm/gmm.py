@@ -138,6 +138,12 @@ def load_gmm(directory: str | Path) -> Gmm:
     model.meta = {name: value for name, value in meta.items() if name not in ("kind", "num_pdfs", "num_gauss", "dim")}
     if (directory / "final.alimdl").exists():
         model.speaker_independent = read_model(directory / "final.alimdl", phones, tree, features)
+        if model.speaker_independent.dim != model.dim:
+            raise UserError(f"{directory / 'final.alimdl'}: has dimension {model.speaker_independent.dim}, but "
+                            f"final.mdl {model.dim}; both must be of one training")
+    elif meta.get("model_kind") == "tri3":
+        raise UserError(f"{directory / 'final.alimdl'}: missing, and gmm.json says that this GMM is of adapted "
+                        "features (tri3); copy the whole directory, or train again")
     return model
 
 
@@ -187,6 +193,9 @@ def read_model(path: str | Path, phones: List[str], tree: Tree, features: Featur
     own = TransitionModel.of_tree(tree, transitions.topo).tuples
     if not np.array_equal(own, transitions.tuples):
         raise UserError(f"{path}: its states are not those of the tree beside it: they are of different trainings")
+    if features.matrix is not None and len(features.matrix) != dim:
+        raise UserError(f"{path}: has dimension {dim}, but final.mat beside it makes {len(features.matrix)}; both must "
+                        "be of one training")
     if int(transitions.phone.max()) >= len(phones):
         raise UserError(f"{path}: has phone-id {int(transitions.phone.max())}, but phones.txt beside it ends at "
                         f"{len(phones) - 1}; both must be of one training")

@@ -21,8 +21,8 @@ from essence_kd.hmm.feature_transforms import (
 from essence_kd.hmm.fst import read_fst
 from essence_kd.hmm.gmm import Gmm, Scorer, tree_text
 from essence_kd.hmm.gmm_estimation import Frames, Statistics, accumulate, accumulate_mllt, speaker_sums
-from essence_kd.hmm.gmm_features import FeatureReader, adapt, read_transcripts
-from essence_kd.hmm.lang import load_lang
+from essence_kd.hmm.gmm_features import FeatureReader, adapt, read_transcripts, word_ids
+from essence_kd.hmm.lang import Lang, load_lang
 from essence_kd.hmm.npz import read_npz, write_npz
 from essence_kd.hmm.training_graph import PhoneGraph, PhoneGraphs, StateGraph, StateGraphs
 from essence_kd.hmm.transition_model import ContextStates, TransitionModel
@@ -356,10 +356,7 @@ def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str |
     under MIN_ALIGNED align; failed.txt is there then too.
     """
     started = time.monotonic()
-    lang = load_lang(lang_dir)
-    if lang.phones != model.phones:
-        raise UserError(f"{Path(lang_dir) / 'phones.txt'}: not the phones that the model was trained with; "
-                        "use the same lang directory, or train again")
+    lang = _lang_of(model, lang_dir)
     reader = FeatureReader(data_dir, model.features, model.dim)
     words = read_transcripts(data_dir, reader.utts, lang, map_oov)
     ali_dir = Path(ali_dir)
@@ -383,6 +380,15 @@ def align(data_dir: str | Path, lang_dir: str | Path, model: Gmm, ali_dir: str |
     counts.save(ali_dir / "topology.npz")
     write_ali_dir(ali_dir, tree_text(model), frames, len(reader.utts), failed, started)
     return len(reader.utts), len(failed)
+
+
+def _lang_of(model: Gmm, lang_dir: str | Path) -> Lang:
+    """The lang directory of a model's phones. Raises UserError where its phones are others."""
+    lang = load_lang(lang_dir)
+    if lang.phones != model.phones:
+        raise UserError(f"{Path(lang_dir) / 'phones.txt'}: not the phones that the model was trained with; "
+                        "use the same lang directory, or train again")
+    return lang
 
 
 def _alignments(data_dir: str | Path, lang_dir: str | Path, model: Gmm, reader: FeatureReader,
@@ -449,9 +455,15 @@ def write_scores(data_dir: str | Path, model: Gmm, wspecifier: str, factor: int 
 def _speaker_transforms(data_dir: str | Path, lang_dir: str | Path, model: Gmm, reader: FeatureReader,
                         hyp: str) -> Dict[str, np.ndarray]:
     """Transforms by speaker from hypotheses, which are aligned with the model for features that are not adapted."""
-    lang = load_lang(lang_dir)
-    table = read_words(hyp)
-    words = {utt: [lang.word_ids[word] for word in table.get(utt, []) if word in lang.word_ids] for utt in reader.utts}
+    lang, table = _lang_of(model, lang_dir), read_words(hyp)
+    lacking = [utt for utt in reader.utts if utt not in table]
+    if len(lacking) == len(reader.utts):
+        raise UserError(f"{hyp}: has none of the {len(lacking)} utterances of {data_dir} (first: {lacking[0]}); "
+                        "name the hypotheses of these utterances")
+    if lacking:
+        print(f"{hyp}: lacks {len(lacking)} of {len(reader.utts)} utterances of {data_dir} (first: {lacking[0]}); "
+              "their speakers are adapted without them", file=sys.stderr)
+    words = word_ids([(utt, table.get(utt, [])) for utt in reader.utts], hyp, lang, True)
     aligner = Aligner(str(data_dir), str(lang_dir), [], words, keep=False)
     aligner.start_alignment(model)
     out: Dict[str, np.ndarray] = {}

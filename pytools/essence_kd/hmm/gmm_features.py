@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -101,14 +101,19 @@ def read_transcripts(data_dir: str | Path, utts: Sequence[str], lang: Lang,
                      map_oov: bool) -> Dict[str, List[int]]:
     """Word-ids of every utterance. Raises UserError for a missing transcript, for a reserved word, and for a word that
     the lang lacks unless `map_oov` (then it becomes the lang's oov word, if there is one, which stderr tells)."""
-    path, words_txt = Path(data_dir) / "text", lang.path / "words.txt"
+    path = Path(data_dir) / "text"
     if not path.exists():
         raise UserError(f"{path}: missing; training and alignment need transcripts")
     table = read_words(path)
     for utt in utts:
         if utt not in table:
             raise UserError(f"{path}: lacks utterance {utt}, which feats.scp has")
-    rows = [(utt, table[utt]) for utt in utts]
+    return word_ids([(utt, table[utt]) for utt in utts], path, lang, map_oov)
+
+
+def word_ids(rows: List[Tuple[str, List[str]]], path: str | Path, lang: Lang, map_oov: bool) -> Dict[str, List[int]]:
+    """Word-ids of (utterance, words) pairs of a file, by the rules of :func:`read_transcripts`."""
+    words_txt = lang.path / "words.txt"
     refuse_reserved(rows, path)
     if not map_oov or lang.oov < 0:
         refuse_unknown(rows, lang.word_ids, path, words_txt, "add it to the lexicon" + (

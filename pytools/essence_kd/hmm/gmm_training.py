@@ -142,8 +142,11 @@ class Training:
             for part in parts[1:]:
                 parts[0].add(part)
             dim = min(options.lda_dim, len(parts[0].products))
-            setup = FeatureSetup(options.splice, options.splice,
-                                 estimate_lda(parts[0], dim).astype(np.float32))
+            try:
+                matrix = estimate_lda(parts[0], dim).astype(np.float32)
+            except UserError as error:
+                raise UserError(f"{self.data_dir}: {error}; --kind tri1 (run.sh: --gmm tri1) needs no LDA") from None
+            setup = FeatureSetup(options.splice, options.splice, matrix)
             self.everyone("set_features", setup)
         if kind == "tri3":
             self.adapt(before)
@@ -217,7 +220,11 @@ class Training:
     def turn(self, model: Gmm) -> None:
         """Estimate an MLLT; features, their matrix and the model's means are turned by it."""
         parts = self.everyone("mllt_statistics", model)
-        matrix = estimate_mllt(sum(count for count, _ in parts), sum(products for _, products in parts))
+        try:
+            matrix = estimate_mllt(sum(count for count, _ in parts), sum(products for _, products in parts))
+        except np.linalg.LinAlgError:
+            raise UserError(f"{self.data_dir}: too few frames that are not silence for an MLLT; --kind tri1 (run.sh: "
+                            "--gmm tri1) needs none") from None
         model.features = FeatureSetup(model.features.left, model.features.right,
                                       (matrix @ model.features.matrix).astype(np.float32))
         model.means = model.means @ matrix.T
@@ -227,7 +234,8 @@ class Training:
         """Estimate the speakers' transforms, on top of those there are."""
         few = sum(self.everyone("adapt_speakers", model))
         if few:
-            print(f"{few} speakers have too few frames for a transform of their own", file=sys.stderr)
+            print(f"{few} speakers have too few frames, or constant ones, for a transform of their own",
+                  file=sys.stderr)
 
     def save_alignment(self, gmm_dir: Path) -> None:
         """ali.1.gz, num_jobs, and trans.1 where there are speakers' transforms."""
