@@ -59,11 +59,18 @@ def test_chunks_around_the_samples(tmp_path):
     ({"bits": 32, "block": 2}, "which disagree"), ({"channels": 2, "block": 2}, "which disagree"),
     ({"data": len(BYTES) + 1}, "truncated"), ({"data": 0x7FFFEFFF}, "truncated"), ({"samples": b""}, "no samples"),
     ({"encoding": 999}, "not audio that can be read"), ({"bits": 64, "samples": bytes(800)}, "not audio that can be"),
-    ({"encoding": 3, "bits": 32, "samples": b"\0\0\xc0\x7f" * 9}, "no numbers")])
+    ({"encoding": 3, "bits": 32, "samples": b"\0\0\xc0\x7f" * 9}, "no numbers"),
+    ({"encoding": 3, "bits": 32, "samples": np.array([0, -3000.5], "<f4").tobytes()},
+     "holds the sample 3000.5, but floats of full scale are 1")])
 def test_headers_that_are_refused(tmp_path, options, words):
     (tmp_path / "a.wav").write_bytes(wav(**options))
     refused(lambda: read_audio(f"{tmp_path}/a.wav"), "a.wav", words)
     refused(lambda: read_audio(f"cat {tmp_path}/a.wav |"), "a.wav", words)
+
+
+def test_floats_beyond_full_scale_are_clipped(tmp_path):
+    (tmp_path / "a.wav").write_bytes(wav(encoding=3, bits=32, samples=np.array([0.5, 1.2, -1.2], "<f4").tobytes()))
+    assert read_audio(f"{tmp_path}/a.wav")[1].ravel().tolist() == [16384, 32767, -32768]
 
 
 @settings(deadline=None, max_examples=300)

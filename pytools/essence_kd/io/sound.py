@@ -14,6 +14,7 @@ import numpy as np
 from essence_kd.io.errors import UserError
 
 BLOCK = 1 << 20  # samples of all channels, decoded at a time
+MAX_PEAK = 16.0  # of floats, whose full scale is 1: decoded music may be somewhat louder, another range is far louder
 _EXACT = ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW")  # what 16 bits hold
 _UNKNOWN = 1 << 62  # libsndfile: the header does not say how many samples come
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes, the longest
@@ -22,8 +23,9 @@ _OGG_PAGE = 27 + 255 + 255 * 255  # bytes, the longest
 def read_sound(stream: BinaryIO, name: str) -> tuple[int, np.ndarray]:
     """(rate in Hz, int16 samples (N, channels)) of an open file or io.BytesIO.
 
-    Floats, and integers of more than 16 bits, are rounded to 16.
-    Raises UserError: libsndfile does not know the format, the file is damaged or ends too early.
+    Floats, and integers of more than 16 bits, are rounded to 16; floats beyond full scale (1) are clipped.
+    Raises UserError: libsndfile does not know the format, the file is damaged or ends too early, or its floats are so
+    far beyond full scale that they must have another range.
     """
     with _opened(stream, name) as sound:
         blocks, kind = [], "int16" if sound.subtype in _EXACT else "float32"
@@ -35,6 +37,10 @@ def read_sound(stream: BinaryIO, name: str) -> tuple[int, np.ndarray]:
             if kind == "float32":
                 if not np.isfinite(block).all():
                     raise UserError(f"{name}: holds samples that are no numbers: make the file again")
+                peak = float(np.abs(block).max(initial=0))
+                if peak > MAX_PEAK:
+                    raise UserError(f"{name}: holds the sample {peak:g}, but floats of full scale are 1: they were "
+                                    "written in another range: divide them (16-bit samples by 32768) and write again")
                 block = np.minimum(np.rint(np.clip(block, -1, 1) * 32768), 32767).astype(np.int16)
             blocks.append(block)
         samples = np.concatenate(blocks)
