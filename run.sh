@@ -49,7 +49,7 @@ What runs
         6 posteriors   7 essence targets   8 students   9 decoding   10 scores and report
   --corpus NAME               a folder of recipes/ (default: $corpus)
   --size NAME                 default, full or tiny (default: $size)
-  --engine native|kaldi       the wheels of Kaldi's own code, or a compiled Kaldi at KALDI_ROOT (default: $engine)
+  --engine native|kaldi       what pip has, or a compiled Kaldi at KALDI_ROOT (default: $engine)
 How it runs
   --nj N                      jobs side by side (default: the number of cores, $nj)
   --cmd COMMAND               how jobs run (default: on this machine, by local/jobs.sh, or Kaldi's run.pl)
