@@ -583,7 +583,7 @@ def test_words_missing_from_words_txt(corpus, tmp_path, capsys):
     graph.words = graph.words[:-5]
     save_graph(tmp_path / "graph.npz", graph)
     message = refused(capsys, tmp_path, f"scp:{corpus.folder}/scores.scp", tmp_path / "out")
-    assert "word-id 60" in message and "words.txt ends at 55" in message
+    assert "its olabel goes from 0 to 60, where there are 56" in message
 
 
 @pytest.mark.parametrize("change, words", [

@@ -75,4 +75,7 @@ def test_one_that_is_killed_is_named_with_the_signal(corpus, tmp_path):
         run.terminate()
     assert run.returncode == 1 and f"see {log}:" in said
     assert re.search(rf"^torchrun: process 1 \(on .*, PID {killed}\) was killed by signal 9 \(SIGKILL\)$", said, re.M)
+    until = time.monotonic() + 120  # what it has started ends by itself
+    while marked(token) and time.monotonic() < until:
+        time.sleep(0.1)
     assert not marked(token)

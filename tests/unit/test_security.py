@@ -36,7 +36,7 @@ from essence_kd.io.pipes import ALLOW_PIPES
 from essence_kd.io.lookup import read_values
 from essence_kd.io.posterior import PosteriorTable, read_posteriors
 from essence_kd.io.provenance import read_sidecar
-from essence_kd.io.settings import from_dict, read_yaml
+from essence_kd.io.settings import read_yaml
 from essence_kd.io.tables import IntVectorTable, MatrixTable, MatrixWriter, read_matrices, read_vectors
 from essence_kd.io.wave import read_wav, speed_command, write_wav
 from essence_kd.plan.plan import read_plan
@@ -267,8 +267,8 @@ def test_yaml_that_grows_is_not_printed_whole(tmp_path):
     """Ten levels of ten times the level below: 10,000 million words where it is written out."""
     lines = ["a0: &a0 x", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 11))]
     (tmp_path / "model.yaml").write_text("\n".join([*lines, "num_pdfs: *a10", "frame_subsampling_factor: 3\n"]))
-    refused(lambda: read_model_yaml(tmp_path), "num_pdfs is [")
-    refused(lambda: from_dict(DecodeOptions, {"beam": read_yaml(tmp_path / "model.yaml")["a10"]}, "here"), "beam")
+    refused(lambda: read_model_yaml(tmp_path), "its aliases stand for")
+    refused(lambda: read_yaml(tmp_path / "model.yaml"), "its aliases stand for")
 
 
 def test_deep_nesting(tmp_path):

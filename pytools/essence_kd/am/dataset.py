@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import logging
 import multiprocessing
+import os
 import warnings
 from dataclasses import dataclass
 from typing import Iterator, List, Optional, Sequence, Tuple
@@ -327,6 +328,12 @@ def _warn_once(message: str) -> None:
     logging.getLogger(__name__).warning(message)
 
 
+def _end_with_parent(worker: int) -> None:
+    """Ends a worker whose parent was killed before it watches it: PyTorch then takes process 1 for its own."""
+    if not multiprocessing.parent_process().is_alive():
+        os._exit(1)
+
+
 def _semaphores() -> bool:
     """Whether processes can wait for each other by what lies in /dev/shm, as those of a DataLoader do."""
     try:
@@ -355,7 +362,8 @@ def epoch_batches(data: TrainingData, plan: List[np.ndarray], *, seed: int, epoc
         sockets_in_reach()
         own = torch.Generator()  # left alone, a loader draws from the generator of the dropout masks
         source = iter(torch.utils.data.DataLoader(batches, batch_size=None, sampler=numbers, num_workers=workers,
-                                                  generator=own, pin_memory=pin))
+                                                  generator=own, pin_memory=pin,
+                                                  worker_init_fn=_end_with_parent))
     while True:
         try:
             batch = next(source)

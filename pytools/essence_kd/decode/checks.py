@@ -18,16 +18,6 @@ _BATCH_CELLS = 1 << 25  # score cells of one batch, padding included
 _RUN_UP = 100  # rows decoded before the one whose active states are counted
 
 
-def check_graph(graph: Graph, path) -> None:
-    """UserError where the graph names words that words.txt lacks, or pdfs beyond num_pdfs."""
-    if graph.num_arcs and int(graph.olabel.max()) >= len(graph.words):
-        raise UserError(f"{path}: word-id {int(graph.olabel.max())} is on an arc, but the graph's words.txt ends at "
-                        f"{len(graph.words) - 1}: graph and words.txt belong to different langs; make the graph again")
-    if graph.num_arcs and int(graph.ilabel.max()) > graph.num_pdfs:
-        raise UserError(f"{path}: pdf-id {int(graph.ilabel.max()) - 1} is on an arc, but num_pdfs is "
-                        f"{graph.num_pdfs}; make the graph again")
-
-
 def check_scores(matrix: np.ndarray, utt: str, scores: str, graph: Graph, graph_path) -> np.ndarray:
     """Scores of one utterance as float32 (T, C), T possibly 0; UserError for what cannot be decoded.
 

@@ -15,7 +15,7 @@ from typing import Iterator
 
 import numpy as np
 
-from essence_kd.decode.checks import RowSample, check_graph, check_scores, cut_batches, fit_rates
+from essence_kd.decode.checks import RowSample, check_scores, cut_batches, fit_rates
 from essence_kd.decode.decoder import DECODERS, ArchiveDecoder, Decoder, Job, Request, hand_over
 from essence_kd.decode.lattice import edit_distance, empty_hypothesis
 from essence_kd.decode.options import DecodeOptions
@@ -70,7 +70,6 @@ class Runner(ArchiveDecoder):
         super().__init__(graph_dir, options, nj)
         self.kind, self.graph_path = kind, self.dir / "graph.npz"
         self.graph = load_graph(self.graph_path)
-        check_graph(self.graph, self.graph_path)
         self.workers = open_workers(kind, self.graph, self.graph_path, options, nj)
         self.batch_rows = (self.workers.local.decoder if nj == 1 else kind).batch_rows
 

@@ -120,9 +120,10 @@ def _graph_of(arrays: dict[str, np.ndarray]) -> Graph:
         if column.ndim != 1 or (column.dtype.kind != "U" if dtype is np.str_ else column.dtype != dtype):
             raise ValueError(f"its {name} is {column.dtype} {column.shape}")
         most = sizes.get(name)
-        if name in sizes and len(column) != graph.num_arcs or \
-                most is not None and len(column) and not 0 <= column.min() <= column.max() < most:
-            raise ValueError(f"its {name} does not fit the rest")
+        if name in sizes and len(column) != graph.num_arcs:
+            raise ValueError(f"its {name} has {len(column)} entries for {graph.num_arcs} arcs")
+        if most is not None and len(column) and not 0 <= column.min() <= column.max() < most:
+            raise ValueError(f"its {name} goes from {column.min()} to {column.max()}, where there are {most}")
     if not len(graph.unit_pdf) == len(graph.unit_phone) == len(graph.unit_state) or \
             len(graph.phones) != len(graph.phone_kind) or graph.num_pdfs < 1 or not graph.frame_shift_ms > 0:
         raise ValueError("its parts do not fit together")
