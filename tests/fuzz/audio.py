@@ -37,4 +37,5 @@ def wave_source(data: bytes) -> None:
     out = change_speed(np.arange(160, dtype=np.int16), factor)
     assert out.dtype == np.int16 and 0 < len(out) <= 160 * 100
     again = split_speed(speed_command(source, factor))
-    assert again == (source, factor) or source.split() != [source]  # else it may look like a command
+    # else it may look like a command
+    assert again == (source, factor) or source.split() != [source] or source.startswith("|")

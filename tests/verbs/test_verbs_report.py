@@ -386,9 +386,9 @@ def respoil(path, change):
     (lambda e: (e / "student_essence/decode_dev/ref.txt").write_text(
         (e / "student_essence/decode_dev/ref.txt").read_text() + "zzz extra\n"), "differs from"),
     (lambda e: (e / "stages.jsonl").write_text("{\"stage\": 1,\n"), "line 1 is not JSON"),
-    (lambda e: (e / "stages.jsonl").write_text("{\"stage\": 1}\n"), "lacks 'stage' or 'seconds'"),
+    (lambda e: (e / "stages.jsonl").write_text("{\"stage\": 1}\n"), "lacks 'stage' or numbers"),
     (lambda e: (e / "stages.jsonl").write_text("{\"stage\": 1, \"seconds\": \"long\"}\n"),
-     "lacks 'stage' or 'seconds'"),
+     "lacks 'stage' or numbers"),
     (lambda e: (e / "baseline/info.json").write_text("[1]"), "expected a JSON object"),
     (lambda e: (e / "baseline/progress.jsonl").write_text("{\"epoch\": \"one\"}\n"), "line 1: epoch is no number"),
     (lambda e: (e / "ablation").mkdir(exist_ok=True) or (e / "ablation/results.json").write_text("{}"), "has no base"),

@@ -194,8 +194,9 @@ def _load_stages(path: Path) -> dict[str, dict[str, Any]]:
     spent: dict[str, float] = {}
     size: dict[str, float] = {}
     for row in read_json_lines(path):
-        if "stage" not in row or not isinstance(row.get("seconds"), (int, float)):
-            raise UserError(f"{path}: a line lacks 'stage' or 'seconds'; run the stage again")
+        if "stage" not in row or not isinstance(row.get("seconds"), (int, float)) or \
+                not isinstance(row.get("bytes") or 0, (int, float)):
+            raise UserError(f"{path}: a line lacks 'stage' or numbers of seconds and bytes; run the stage again")
         name = str(row["stage"])
         size[name] = size.get(name, 0) + (row.get("bytes") or 0)
         if row.pop("unfinished", False):
