@@ -4,6 +4,8 @@ SWEEP_SEED has other moments, SWEEP_STAGES other stages ("5 8"). What is compare
 """
 import os
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 from builders.cluster import Cluster, until
@@ -70,8 +72,8 @@ def test_a_sweep_of_one_of_two_processes(told, concluded, tmp_path, stages):
 @pytest.mark.parametrize("stages", [WITH_JOBS][:len(WITH_JOBS)])
 def test_a_sweep_on_slurm(told, concluded, tmp_path, stages):
     """Undisturbed on this machine, disturbed on Slurm; stages before 5 have no jobs with the native engine."""
-    (tmp_path / "slurm").mkdir()
-    cluster = Cluster(tmp_path / "slurm")
+    short = tempfile.TemporaryDirectory(prefix="slurm")  # Slurm's sockets lie in it, whose paths must be short
+    cluster = Cluster(Path(short.name))
     try:
         sweep = Sweep(tmp_path / "sweep", SEED, stages=stages, say=told)
         sweep.options += ["--cmd", "local/slurm.sh --partition all --mem 500M"]
@@ -84,3 +86,4 @@ def test_a_sweep_on_slurm(told, concluded, tmp_path, stages):
         concluded(sweep)
     finally:
         cluster.stop()
+        short.cleanup()
