@@ -57,7 +57,7 @@ FOUND = {  # what some of them are told
     "transition_model/bad-phone": "phone -1, state 0",
     "transitions/bad-pdf": "pdf-id 0 belongs to no state",
     "graph/bad-size": "src.npy is not (1099511627776,) of int32",
-    "graph/bad-label": "its ilabel does not fit",
+    "graph/bad-label": "its ilabel goes from 1 to 77, where there are",
     "graph/bad-meta": "'num_pdfs'",
     "graph/bad-text": "phones is no text",
     "arpa/bad-no-unigrams": "there are no 1-grams",
