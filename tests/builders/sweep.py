@@ -318,7 +318,7 @@ mkdir "$FOLDER/done" && cp -a "$WORK/." "$FOLDER/done"
         for _ in range(4):
             self.restore(stage)
             try:
-                if not disturb(stage):  # there was room enough
+                if not disturb(stage):  # the disk was large enough
                     continue
                 faults = self.left_behind() + differences(outputs(self.work), self.want[stage])
             except (AssertionError, subprocess.TimeoutExpired) as error:

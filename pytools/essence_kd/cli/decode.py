@@ -31,7 +31,7 @@ def add_arguments(parser) -> None:
 
     parser.add_argument("graph", metavar="GRAPH_DIR", help="directory with graph.npz")
     parser.add_argument("scores", metavar="SCORES-RSPECIFIER", nargs="?",
-                        help="matrices: a row a frame, one column per pdf")
+                        help="matrices: one row per frame, one column per pdf")
     parser.add_argument("out_dir", metavar="OUT_DIR", nargs="?")
     parser.add_argument("--jobs-file", metavar="FILE", help="several sets, one a line (see above)")
     parser.add_argument("--decoder", metavar="NAME", default="auto",

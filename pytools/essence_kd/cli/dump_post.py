@@ -4,7 +4,7 @@
   essence dump-post --input log --weights 2,1 scp:a.scp 'ark:nnet3-compute b.raw scp:feats.scp ark:- |' ark:wide.ark
   essence dump-post --fuse --top-k 20 --feats scp:feats.scp exp/teacher_* ark,scp:post.ark,post.scp
 
-A TEACHER is a model directory of this project, run on --feats, or a table of matrices with a row a frame (--input
+A TEACHER is a model directory of this project, run on --feats, or a table of matrices with one row per frame (--input
 says what its numbers are). All must have the same utterances, frames and pdfs. Without --fuse the archive is wide:
 the --keep largest of each frame at their true probability, so that prune-post can be run on it again and again.
 A sidecar (JSON) beside the archive says what was done.

@@ -4,7 +4,7 @@
   essence prune-post --input logit 'ark:nnet3-compute exp/tdnn/final.raw scp:feats.scp ark:- |' ark:post.ark
   essence prune-post --select random-prune --min-post 0.01 --seed 1 ark:full.ark compact:ark,scp:post.ark,post.scp
 
-The input holds matrices, a row a frame (--input says what the numbers are, prob unless told), or sparse posteriors,
+The input holds matrices, one row per frame (--input says what the numbers are, prob unless told), or sparse posteriors,
 which are recognised. Selection rules: top-k (the k largest), top-p (the fewest whose sum reaches p, at most max-k),
 min-post (all from a threshold on), random-prune (values under the threshold survive at the threshold with probability
 value / threshold). Equal values: the lower pdf-id. Mass rules: renorm (a frame sums to 1), keep, residual (stored
@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
                         help="what the input holds: matrices of probabilities (default), log-probabilities or logits, "
                              "or post (a sparse archive; recognised, too)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: OMP_NUM_THREADS or the cores there are")
-    parser.add_argument("rspecifier", metavar="RSPECIFIER", help="ark:FILE, scp:FILE or 'ark:COMMAND |', a row a frame")
+    parser.add_argument("rspecifier", metavar="RSPECIFIER", help="ark:FILE, scp:FILE or 'ark:COMMAND |'")
     parser.add_argument("wspecifier", metavar="POST-WSPECIFIER",
                         help="ark:, ark,scp:A,S, or one of them after compact:")
 

@@ -200,7 +200,7 @@ def from_kaldifst(fst) -> Fst:
 
 @contextlib.contextmanager
 def written(fst) -> Iterator[str]:
-    """The path of a temporary file with what an object of kaldifst writes. Raises UserError where there is no room."""
+    """The path of a temporary file with what an object of kaldifst writes. Raises UserError where the disk is full."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "a.fst")
         if not fst.write(path):
