@@ -106,6 +106,22 @@ def wander(graph, rng, longest=200):
             state = int(graph.dst[arc])
 
 
+def paths_agree(ours, theirs, count, tolerance):
+    """Tries paths of either graph, and label sequences that may be of neither: both must give the same words and cost,
+    or none. Returns how many said a word."""
+    rng, flat, found = np.random.default_rng(0), [as_fst(ours), as_fst(theirs)], 0
+    for number in range(count):
+        source = (ours, theirs)[number % 2]
+        path = wander(source, rng)
+        labels = source.ilabel[path][source.ilabel[path] > 0]
+        if number % 3 == 2:
+            labels = labels[rng.permutation(len(labels))]
+        a, b = (best(fst, labels) for fst in flat)
+        assert (a[0] == b[0] or abs(a[0] - b[0]) <= tolerance) and a[1] == b[1], (a, b)
+        found += np.isfinite(a[0]) and len(a[1]) > 0
+    return found
+
+
 def kaldis_hclg(lang, model, transition_scale, self_loop_scale):
     """HCLG as Kaldi's mkgraph.sh makes it, with kaldi-hmm-gmm's H and self-loops, over transition-ids."""
     import kaldi_hmm_gmm as khg
