@@ -230,7 +230,7 @@ def main() -> None:
                         help="(%(default)s)")
     parser.add_argument("--without-k2", action="store_true")
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="essence-bench-") as scratch:
         bench = Bench(args.exp, args.data, args, Path(scratch))
         graph = bench.graph

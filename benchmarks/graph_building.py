@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--order", type=int, default=3, help="of the language model (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work-dir", type=Path, help="keep what is made here")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="essence-bench-") as scratch:
         here = args.work_dir or Path(scratch)
         write_language(here, args.words, args.sentences, args.seed)

@@ -1,14 +1,33 @@
 #!/usr/bin/env bash
 # Sets up what the tests need and runs them, but for those that take minutes (tests/run.sh -m slow). Arguments go to
-# pytest: tests/run.sh tests/unit -k posterior; but a first one of --cov measures what the tests cover.
+# pytest: tests/run.sh tests/unit -k posterior; but a first one of --cov measures what the tests cover. Where a file or a
+# folder is named (tests/run.sh tests/unit/test_losses.py, or test_losses.py alone), that is all that runs.
 # REQUIRE="k2 kaldi" fails what would be skipped for lack of these (tests/README.md).
 if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
+from=$PWD
 cd -P "$(dirname "$0")/.." || exit 1
 set -euo pipefail
+args=() places=()
+for word; do # files and folders, from where the caller stands, from the checkout, or by a test file's name alone
+  path=${word%%::*}
+  if [[ $path == */* || $path == *.py ]]; then
+    for place in "$from/$path" "$PWD/$path" "$PWD"/tests/*/"$path"; do
+      if [ -e "$place" ]; then
+        word=$place${word:${#path}}
+        places+=("$place")
+        break
+      fi
+    done
+  fi
+  args+=("$word")
+done
+set -- ${args[@]+"${args[@]}"}
 local/setup_env.sh --extras "core recipe test"
 . ./path.sh
 if [ -f "$WORK_DIR/.venv-k2/.ready" ]; then export REQUIRE="k2 ${REQUIRE-}"; fi
-if command -v shellcheck >/dev/null; then
+if [ ${#places[@]} -gt 0 ]; then
+  :
+elif command -v shellcheck >/dev/null; then
   # found without git, which a checkout of another user's, or one that was unpacked, has no use for
   scripts=(*.sh)
   find .ci "${scripts[@]}" benchmarks conf local recipes tests -name __pycache__ -prune -o -type f \
@@ -17,6 +36,7 @@ else
   echo "$0: shellcheck is not installed: the shell scripts were not linted" >&2
 fi
 cores=$(local/cores.sh)
+if [ ${#places[@]} -eq 1 ] && [ -f "${places[0]}" ]; then cores=0; fi # one file is one process's
 export OMP_NUM_THREADS=1
 coverage=()
 if [ "${1-}" = --cov ]; then

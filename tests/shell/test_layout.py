@@ -99,6 +99,16 @@ def test_what_is_required_is_not_skipped(shell):
         assert done.returncode == code and said in done.stdout + done.stderr, done.stdout + done.stderr
 
 
+def test_one_file_of_tests_runs_alone(shell):
+    """By its path from where the caller stands, or by its name, one test of it too; nothing else is done."""
+    env = {"ESSENCE_K2_PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}
+    for folder, named in ((ROOT, "tests/unit/test_options.py"), (ROOT / "tests" / "unit", "./test_options.py"),
+                          (ROOT / "docs", "test_options.py::test_a_second_default_is_refused")):
+        done = shell(ROOT / "tests" / "run.sh", named, "-k", "second_default", cwd=folder, env=env)
+        assert done.returncode == 0 and "\n1 passed" in done.stdout, done.stdout + done.stderr
+        assert "workers" not in done.stdout and "shellcheck" not in done.stderr
+
+
 def test_no_circular_imports_and_nothing_heavy_at_import():
     """Every module of io, hmm.graph and decode loads where only NumPy and PyYAML are."""
     light = ["essence_kd.io.tables", "essence_kd.io.posterior", "essence_kd.io.provenance", "essence_kd.hmm.graph",

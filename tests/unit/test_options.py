@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from essence_kd.cli.main import verb_parser, verbs
 from essence_kd.io.options import defaults_of, given, tell_defaults
 
 VERBS = ("gmm-train gmm-align gmm-scores make-lang make-grammar train-lm perplexity make-graph import-graph import-ali "
@@ -61,3 +62,21 @@ def test_verbs_have_no_defaults_of_their_own(verb):
            if action.default not in (None, [], argparse.SUPPRESS)]
     assert not own
     parser.format_help()  # every text can be formatted
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_options_may_stand_anywhere_among_a_verbs_arguments(verb):
+    """Before, between and after arguments, those of which there may be several too."""
+    parser = verb_parser(verb, importlib.import_module(f"essence_kd.cli.{verb.replace('-', '_')}"))
+    words, needed = [], []
+    for action in parser._actions:
+        if not action.option_strings:
+            words += [f"{action.dest}{n}" for n in range({"+": 3, "*": 3}.get(action.nargs, 1))]
+        elif action.required:
+            needed += [action.option_strings[0], "1"]
+    expected = vars(parser.parse_args([*needed, "--allow-pipes", "false", *words]))
+    for place in range(len(words) + 1):
+        given_words = [*needed, *words[:place], "--allow-pipes", "false", *words[place:]]
+        assert vars(parser.parse_intermixed_args(given_words)) == expected
+    if words:
+        assert vars(parser.parse_intermixed_args([*needed, "--allow-pipes=false", "--", *words])) == expected

@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import sys
+from types import ModuleType
 
 from essence_kd import __version__
 from essence_kd.io.errors import UserError
@@ -40,7 +41,7 @@ def _usage() -> str:
     width = max(len(v) for v in verbs())
     lines = [f"  {verb:<{width}}  {_help_line(path)}" for verb, path in verbs().items()]
     return "\n".join(["usage: essence VERB [options] ...", "", "verbs:", *lines, "",
-                      "essence VERB --help tells a verb's options; "
+                      "essence VERB --help tells a verb's options, which may stand anywhere; "
                       "tables are named as in Kaldi (ark:..., scp:..., pipes)."])
 
 
@@ -60,6 +61,17 @@ def main(argv: list[str] | None = None) -> int:
         return _run(argv)
 
 
+def verb_parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
+    """The options and arguments of a verb, for parse_intermixed_args: options may stand anywhere among arguments."""
+    parser = argparse.ArgumentParser(prog=f"essence {verb}", description=module.__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    module.add_arguments(parser)
+    parser.add_argument("--allow-pipes", choices=("true", "false"), metavar="true|false",
+                        help="whether commands that stand in the place of files run, in tables and in wav.scp "
+                             f"(default: the environment variable {ALLOW_PIPES}, else true)")
+    return parser
+
+
 def _run(argv: list[str]) -> int:
     """Run one verb."""
     verb = argv[0]
@@ -68,13 +80,7 @@ def _run(argv: list[str]) -> int:
         return 2
     try:
         module = importlib.import_module(f"essence_kd.cli.{verb.replace('-', '_')}")
-        parser = argparse.ArgumentParser(prog=f"essence {verb}", description=module.__doc__,
-                                         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-        module.add_arguments(parser)
-        parser.add_argument("--allow-pipes", choices=("true", "false"), metavar="true|false",
-                            help="whether commands that stand in the place of files run, in tables and in wav.scp "
-                                 f"(default: the environment variable {ALLOW_PIPES}, else true)")
-        args = parser.parse_args(argv[1:])
+        args = verb_parser(verb, module).parse_intermixed_args(argv[1:])
         if args.allow_pipes:
             os.environ[ALLOW_PIPES] = args.allow_pipes  # worker processes and k2's Python inherit it
         pipes_allowed()  # or the variable has a value that means nothing
