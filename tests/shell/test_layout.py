@@ -9,7 +9,7 @@ import pytest
 from builders import ROOT
 
 PACKAGE = ROOT / "pytools" / "essence_kd"
-SUBPACKAGES = ["io", "corpus", "hmm", "distill", "am", "decode", "plan", "score", "cli"]
+SUBPACKAGES = ["io", "corpus", "hmm", "distill", "am", "decode", "export", "plan", "score", "cli"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 VERBS = sorted(p.stem.replace("_", "-") for p in (PACKAGE / "cli").glob("*.py") if p.stem not in ("__init__", "main"))
 

@@ -1,0 +1,1 @@
+"""From a trained model to the files that other programs recognise with, and recognition with them."""
