@@ -9,6 +9,7 @@ import pytest
 from builders import ROOT
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTES = sorted((ROOT / "docs" / "lab-notes").glob("*.md"))  # dated: options and files may be gone since
 CLI = ROOT / "pytools" / "essence_kd" / "cli"
 OTHERS = ("local/nnet3/", "local/chain/", "local/chain2/")  # of Kaldi's recipes
 
@@ -58,14 +59,25 @@ def test_scripts_and_their_options(doc):
 
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda p: p.name)
-def test_files_and_links(doc):
+def test_files(doc):
     text = doc.read_text(encoding="utf-8")
     folders = "local|conf|recipes|tests|benchmarks|pytools|docs"
     for name in re.findall(rf"(?<![\w./$-])((?:{folders})/[\w./*-]*\w)", " ".join(code(text))):
         assert re.search("[A-Z]{3}", name) or name.startswith(OTHERS) or any(ROOT.glob(name)), name
+
+
+@pytest.mark.parametrize("doc", DOCS + NOTES, ids=lambda p: p.name)
+def test_links(doc):
+    text = doc.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
         name, _, heading = target.partition("#")
         other = doc.parent / name if name else doc
         assert other.exists(), target
         headings = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), re.M) if heading else []
         assert not heading or heading in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings], target
+
+
+def test_readme_is_short_and_every_lab_note_is_listed():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+    index = (ROOT / "docs" / "lab-notes" / "README.md").read_text(encoding="utf-8")
+    assert [note.name for note in NOTES if note.name != "README.md" and f"({note.name})" not in index] == []
