@@ -2,7 +2,7 @@
 # Stage 4 of the engine kaldi: mono, tri1 (deltas), tri2 (LDA+MLLT), tri3 (speaker adaptive), alignment of SET_sp by fMLLR.
 nj=2
 cmd=run.pl
-leaves=0
+leaves=
 gauss=0
 help_message="Usage: local/kaldi/train_gmm.sh [options] PLAN
  e.g.: local/kaldi/train_gmm.sh --nj 2 exp/mini_kaldi/plan.json
@@ -10,11 +10,12 @@ help_message="Usage: local/kaldi/train_gmm.sh [options] PLAN
  A corpus may have a train_gmm.sh of its own in its recipe, which is run in the place of this one.
   --nj N          jobs (default: $nj)
   --cmd COMMAND   how they run (default: $cmd)
-  --leaves N      leaves of the trees (default: 0: one for every 600 frames of SET, 100 to 4000)
+  --leaves N      leaves of the trees (default: the plan's; 0: one per 600 frames of SET, 100 to 4000)
   --gauss N       Gaussians of the last model (default: 0: 6 a leaf)"
 . local/kaldi/recipe_dir.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
+[ -n "$leaves" ] || leaves=$num_leaves
 if [ -x "recipes/$corpus/train_gmm.sh" ]; then exec "recipes/$corpus/train_gmm.sh" --nj "$nj" --cmd "$cmd" "$plan"; fi
 set=$train_set
 need 1 "$data/lang" "$data/lang/L.fst"

@@ -11,15 +11,17 @@ help_message="Usage: local/native/train_gmm.sh [options] PLAN
 [ $# -eq 1 ] || usage
 read_plan "$1"
 train=$data/$train_set
+tree=()
 need 1 "$data/lang" "$data/lang/L.fst"
 need 2 "$train" "$train/feats.scp"
 need 3 "${train}_sp" "${train}_sp/feats.scp"
-fp=$(fingerprint gmm "$gmm" "$train" "$data/lang")
+[ "$num_leaves" -eq 0 ] || tree=(--num-leaves "$num_leaves" --min-gain 0) # that many, whatever the last of them gain
+fp=$(fingerprint gmm "$gmm${tree[*]:+ ${tree[*]}}" "$train" "$data/lang")
 if is_done "$exp/gmm" "$fp"; then
   echo "$0: $exp/gmm is up to date"
 else
   begin "$exp/gmm" "$fp"
-  essence gmm-train --kind "$gmm" --nj "$(here)" --map-oov true "$train" "$data/lang" "$exp/gmm"
+  essence gmm-train --kind "$gmm" "${tree[@]}" --nj "$(here)" --map-oov true "$train" "$data/lang" "$exp/gmm"
   mark_done "$exp/gmm" "$fp" final.mdl tree tree.txt num_pdfs phones.txt ali.1.gz
 fi
 fp=$(fingerprint ali "" "$exp/gmm" "${train}_sp")

@@ -10,6 +10,7 @@ help_message="Usage: recipes/swbd/train_gmm.sh [options] PLAN
 . local/kaldi/recipe_dir.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
+[ "$num_leaves" -eq 0 ] || refuse "--num-leaves: recipes/swbd/recipe.conf has those of each tree"
 set=$train_set
 # shellcheck source=recipes/swbd/recipe.conf
 . recipes/swbd/recipe.conf

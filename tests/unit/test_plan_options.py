@@ -52,6 +52,7 @@ def recipe(tmp_path):
     ({"nj": "0"}, "--nj takes a whole number of at least 1, not '0'"),
     ({"nj": "9" * 5000}, "--nj takes a whole number of at most nine digits"),
     ({"nj": "two"}, "--nj takes a whole number of at least 1, not 'two'"),
+    ({"num_leaves": "0"}, "--num-leaves takes a whole number of at least 1, not '0'"),
     ({"lm_order": "0"}, "--lm-order takes a whole number of at least 1, not '0'"),
     ({"rescore_lm_order": "four"}, "--rescore-lm-order takes a whole number, not 'four'"),
     ({"top_k": "5 0"}, "--top-k takes a whole number of at least 1, not '0'"),

@@ -11,7 +11,7 @@ from essence_kd.corpus import channel
 from essence_kd.corpus.channel import Condition
 from essence_kd.corpus.grammar import GENERAL, Grammar
 from essence_kd.corpus.phones import NONSILENCE_PHONES, make_lexicon, to_phones
-from essence_kd.corpus.synth import POPULATIONS, SETS, SIZES, plan_calls, synthesize
+from essence_kd.corpus.synth import LEXICON_ACCENTS, POPULATIONS, SETS, SIZES, TESTS, plan_calls, synthesize
 from essence_kd.io.data_dir import DataDir, validate_data_dir
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import SAMPLE_RATE
@@ -75,6 +75,37 @@ def test_speakers_are_disjoint_and_many():
         assert {s.gender for s in group} == {"m", "f"}
     for call in calls:
         assert call.sides[0] != call.sides[1] and {side for side, _, _ in call.turns} == {0, 1}
+
+
+def _phones_of(sentences):
+    from essence_kd.corpus.espeak import Espeak
+    from essence_kd.corpus.phones import count_pronunciations
+
+    return count_pronunciations(Espeak(), sentences, sorted(set(LEXICON_ACCENTS)))
+
+
+def test_every_seed_can_be_spoken():
+    sentences = {"once in a i mean while"}  # of seed 3: a pause that eSpeak names
+    for seed in range(1, 51):
+        calls, _ = plan_calls(seed, SIZES["tiny"])
+        sentences |= {words for call in calls for _, words, _ in call.turns}
+    counts = run_jobs(_phones_of, [(sorted(sentences),)])[0]  # raises where a phoneme is not known
+    assert len(counts) > 700 and all(counts.values())
+
+
+def test_another_eval_seed_draws_other_tests_alone():
+    first, extra = plan_calls(1, SIZES["default"])
+    other, same = plan_calls(1, SIZES["default"], eval_seed=7)
+    trained = [call for call in first if call.corpus_set in ("train", "dev")]
+    assert trained == [call for call in other if call.corpus_set in ("train", "dev")] and extra == same
+    for name in TESTS:
+        a, b = ([call for call in calls if call.corpus_set == name] for calls in (first, other))
+        assert not {call.seed for call in a} & {call.seed for call in b}
+        assert not {side for call in a for side in call.sides} & {side for call in b for side in call.sides}
+        said = [{words for call in calls for _, words, _ in call.turns} for calls in (a, b)]
+        assert len(said[0] & said[1]) < 0.1 * len(said[0])
+        for calls in (a, b):
+            assert len({side for call in calls for side in call.sides}) == SIZES["default"].speakers[name] >= 32
 
 
 def test_another_seed_another_corpus():
@@ -175,6 +206,7 @@ def test_phones_of_words():
     assert to_phones(["k", "'A@"], "en-gb-x-rp") == ("K", "AA")
     assert to_phones(["f", "'A:", "D", "3", "r-"], "en-us") == ("F", "AA", "DH", "ER", "R")
     assert to_phones(["b", "'V", "?", "n-", "", ":", ""], "en-us") == ("B", "AH", "T", "AX", "N")
+    assert to_phones(["m", "'i:", "n", "", "!"], "en-gb-x-rp") == ("M", "IY", "N")  # _! is a pause
     with pytest.raises(UserError, match="phoneme 'q9'"):
         to_phones(["q9"], "en-us")
     assert 38 <= len(NONSILENCE_PHONES) <= 44

@@ -20,6 +20,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--nj", type=int, metavar="N", help="processes")
     parser.add_argument("--num-leaves", type=int, metavar="N",
                         help="leaves of the decision tree at most; 0: one per 600 frames, 100 to 4000")
+    parser.add_argument("--min-gain", type=float, metavar="G",
+                        help="log-likelihood that a split of the tree must bring (build-tree's --thresh); "
+                        "with less, a small corpus has more leaves")
     parser.add_argument("--num-gauss", type=int, metavar="N", help="Gaussians in all; 0: 6 per leaf")
     parser.add_argument("--mono-gauss", type=int, metavar="N", help="Gaussians of the monophones")
     parser.add_argument("--mono-iters", type=int, metavar="N", help="passes over the data for monophones")
@@ -35,10 +38,10 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     """Train, save, and say what was trained."""
     options = TrainOptions(**given(args, TrainOptions))
-    for name, least in (("nj", 1), ("num_leaves", 0), ("num_gauss", 0), ("mono_gauss", 1), ("mono_iters", 4),
-                        ("num_iters", 4), ("lda_dim", 1), ("splice", 0)):
+    for name, least in (("nj", 1), ("num_leaves", 0), ("min_gain", 0), ("num_gauss", 0), ("mono_gauss", 1),
+                        ("mono_iters", 4), ("num_iters", 4), ("lda_dim", 1), ("splice", 0)):
         if getattr(options, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {least}")
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name):g}: must be at least {least}")
     model = train(args.data_dir, args.lang_dir, options, args.gmm_dir)
     about = model.meta
     print(f"{args.gmm_dir}: {options.kind}: {model.num_pdfs} pdfs, {len(model.weights)} Gaussians, "

@@ -17,6 +17,8 @@ HELP = "make the synthetic telephone corpus 'mini'"
 def add_arguments(parser) -> None:
     parser.add_argument("--size", help=f"one of {' '.join(SIZES)}")
     parser.add_argument("--seed", type=int, help="another seed, another corpus")
+    parser.add_argument("--eval-seed", type=int, metavar="N",
+                        help="another one, other test sets of the same populations; train and dev stay")
     parser.add_argument("--nj", type=int, help="processes")
     parser.add_argument("dir", metavar="DIR")
     tell_defaults(parser, synthesize)

@@ -35,10 +35,10 @@ def to_phones(phonemes: Iterable[str], accent: str) -> tuple[str, ...]:
     """One spoken word of eSpeak's phoneme names -> phones. Raises UserError for a phoneme that is not in the table."""
     out: list[str] = []
     for name in phonemes:
-        name = re.sub("[',%=;|]", "", name)
+        name = re.sub("[',%=;|!]", "", name)
         name = name if name in _PHONES else name.strip(":")
         if not name:
-            continue  # stress, length and pause marks
+            continue  # stress, length and pause marks ("_!" is a pause, of which the separator leaves "!")
         if name not in _PHONES:
             raise UserError(f"eSpeak NG speaks a phoneme '{name}' ({accent}) that the table in corpus/phones.py lacks: "
                             "add it there, or use espeakng-loader 0.2")

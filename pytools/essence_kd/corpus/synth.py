@@ -28,7 +28,10 @@ from essence_kd.io.wave import write_wav
 
 @dataclass(frozen=True)
 class Size:
-    """Words and speakers of each set (a word takes 0.28 s), words of a call, topics, extra sentences of LM text."""
+    """Words and speakers of each set (a word takes 0.28 s), words of a call, topics, extra sentences of LM text.
+
+    Calls of other sets than train are shorter where that many speakers need it.
+    """
 
     words: dict[str, int]
     speakers: dict[str, int]
@@ -36,12 +39,18 @@ class Size:
     topics: int
     lm_sentences: int
 
+    def next_call(self, corpus_set: str, written: int, spoken: int) -> int:
+        """Words of the next call of a set that has ``written`` words, when ``spoken`` of its speakers have had one."""
+        words = self.words[corpus_set] - written
+        share = self.call if corpus_set == "train" else 2 * words // max(2, self.speakers[corpus_set] - spoken)
+        return min(self.call, max(60, min(share, words)))
+
 
 SIZES = {
     "tiny": Size({"train": 1500, "dev": 420, "eval_swbd": 420, "eval_che": 420},
                  {"train": 20, "dev": 6, "eval_swbd": 6, "eval_che": 6}, call=130, topics=3, lm_sentences=500),
-    "default": Size({"train": 9600, "dev": 1300, "eval_swbd": 2200, "eval_che": 2400},
-                    {"train": 52, "dev": 8, "eval_swbd": 16, "eval_che": 16}, call=200, topics=10, lm_sentences=1500),
+    "default": Size({"train": 9600, "dev": 2000, "eval_swbd": 2200, "eval_che": 2400},
+                    {"train": 52, "dev": 16, "eval_swbd": 32, "eval_che": 32}, call=200, topics=10, lm_sentences=1500),
     "full": Size({"train": 103000, "dev": 5000, "eval_swbd": 10500, "eval_che": 10500},
                  {"train": 240, "dev": 16, "eval_swbd": 40, "eval_che": 40}, call=300, topics=12, lm_sentences=5000),
 }
@@ -98,6 +107,7 @@ POPULATIONS = {
 }
 LEXICON_ACCENTS = ("en-us", "en-us", "en-us-nyc", "en-gb-x-rp")  # weights of pronunciations by repetition
 SETS = tuple(POPULATIONS)
+TESTS = ("eval_swbd", "eval_che")
 STRAY = 0.5  # of the things and deeds, from another topic than the call's: perplexity
 CALLS_A_SHARD = 2  # calls spoken by one process, in order
 
@@ -171,8 +181,11 @@ def make_speakers(rng: random.Random, population: Population, count: int, first:
     return speakers
 
 
-def plan_calls(seed: int, size: Size) -> tuple[list[Call], list[str]]:
+def plan_calls(seed: int, size: Size, eval_seed: int = 0) -> tuple[list[Call], list[str]]:
     """Writes every conversation. Returns the calls and the extra sentences for the language model.
+
+    eval_seed: what the test sets are drawn by, beside ``seed``: other speakers, sentences and lines of the same
+    populations, while train, dev and the LM text stay.
 
     No sentence of dev or a test set occurs in train, in another of these sets, or in the LM text, and every word of
     theirs occurs in train.
@@ -187,29 +200,40 @@ def plan_calls(seed: int, size: Size) -> tuple[list[Call], list[str]]:
     seen: set[str] = set()  # sentences that the sets to come must not have
     first = 1
     for corpus_set in SETS:
+        if corpus_set == TESTS[0]:
+            extra = _extra_sentences(grammar, rng, topics, size, mine, vocabulary)  # mine: dev's
+            seen.update(extra)
+            rng = random.Random(f"mini tests {seed} {eval_seed}")
         speakers = make_speakers(rng, POPULATIONS[corpus_set], size.speakers[corpus_set], first)
         first += len(speakers)
-        written, turn_of, mine = 0, 0, set()
-        while written < size.words[corpus_set]:
-            budget = min(size.call, max(60, size.words[corpus_set] - written))
+        written, turn_of = 0, 0
+        mine: set[str] = set()
+        while written < size.words[corpus_set] or (corpus_set != "train" and turn_of < len(speakers)):
+            budget = size.next_call(corpus_set, written, turn_of)
             pair = (speakers[turn_of % len(speakers)], speakers[(turn_of + 1) % len(speakers)])
             turn_of += 2
             accept = None if corpus_set == "train" else (lambda s: s not in seen and vocabulary.issuperset(s.split()))
             turns = _write_call(grammar, rng, topics[len(calls) % len(topics)], topics, pair, budget, accept)
-            calls.append(Call(f"mini{len(calls) + 1:04d}", corpus_set, pair, turns, (seed, len(calls))))
+            calls.append(Call(f"mini{len(calls) + 1:04d}", corpus_set, pair, turns,
+                              (seed, len(calls)) + (eval_seed,) * (corpus_set in TESTS)))
             written += sum(len(words.split()) for _, words, _ in turns)
             mine.update(words for _, words, _ in turns)
         if corpus_set == "train":
             vocabulary.update(word for words in mine for word in words.split())
         seen |= mine
-    tests = {words for call in calls if call.corpus_set != "train" for _, words, _ in call.turns}
+    return calls, extra
+
+
+def _extra_sentences(grammar: Grammar, rng: random.Random, topics: list[str], size: Size, seen: set[str],
+                     vocabulary: set[str]) -> list[str]:
+    """Sentences for the language model, of known words, none of which is in ``seen``."""
     extra: list[str] = []
     while len(extra) < size.lm_sentences:
         symbol = rng.choice(("say", "say", "say", "question", "reply"))
         sentence = grammar.sentence(rng, rng.choice(topics), symbol, 0.02, 0.05, topics)
-        if sentence not in tests and vocabulary.issuperset(sentence.split()):
+        if sentence not in seen and vocabulary.issuperset(sentence.split()):
             extra.append(sentence)
-    return calls, extra
+    return extra
 
 
 def _write_call(
@@ -363,9 +387,10 @@ def _pronounce(sentences: list[str]) -> dict[str, list[str]]:
     return make_lexicon(count_pronunciations(Espeak(), sentences, LEXICON_ACCENTS))
 
 
-def synthesize(out: str | Path, size: str = "default", seed: int = 1, nj: int = 2) -> dict[str, dict[str, float]]:
+def synthesize(out: str | Path, size: str = "default", seed: int = 1, eval_seed: int = 0,
+               nj: int = 2) -> dict[str, dict[str, float]]:
     """Makes the whole corpus in ``out``: train, dev, eval_swbd, eval_che, dict, lm_text, wav/, and
-    speakers.json and lines.json, which tell who speaks and over what line.
+    speakers.json and lines.json, which tell who speaks and over what line. eval_seed: see plan_calls.
 
     Returns per set the number of words, utterances, speakers and seconds of segments.
     """
@@ -374,7 +399,7 @@ def synthesize(out: str | Path, size: str = "default", seed: int = 1, nj: int = 
     if size not in SIZES:
         raise UserError(f"there is no size '{size}' of the mini corpus: it has {', '.join(SIZES)}")
     out = Path(out).absolute()
-    calls, extra = plan_calls(seed, SIZES[size])
+    calls, extra = plan_calls(seed, SIZES[size], eval_seed)
     out.mkdir(parents=True, exist_ok=True)
     for corpus_set in SETS:
         shutil.rmtree(out / corpus_set, ignore_errors=True)

@@ -37,7 +37,7 @@ from essence_kd.hmm.gmm_kinds import DEFAULT, KINDS
 from essence_kd.hmm.lang import Lang, load_lang, read_roots
 from essence_kd.hmm.transition_model import TransitionModel
 from essence_kd.hmm.tree import monophone_tree
-from essence_kd.hmm.tree_building import TreeOptions, add_tree_stats, build_tree, cluster_phones, tell_tree
+from essence_kd.hmm.tree_building import MIN_GAIN, TreeOptions, add_tree_stats, build_tree, cluster_phones, tell_tree
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import atomic_write, write_text
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
@@ -53,14 +53,15 @@ MIN_LEAVES, MAX_LEAVES = 100, 4000
 @dataclass
 class TrainOptions:
     """kind: the last model that is trained; num_leaves: of its tree at most, 0: one per FRAMES_PER_LEAF frames, between
-    MIN_LEAVES and MAX_LEAVES, but one for each HMM state of each root; num_gauss: Gaussians in all at the end, 0:
-    GAUSS_PER_LEAF per leaf; mono_gauss: of the model mono; mono_iters, num_iters: passes over the data, of mono and of
-    each other kind; lda_dim: dimensions of LDA; splice: frames on each side that LDA sees; silence_boost: factor on the
-    likelihoods of silence while training up to tri1; seed: of the flat start, of mixing up, and of the clusters of
-    phones."""
+    MIN_LEAVES and MAX_LEAVES, but one for each HMM state of each root; min_gain: log-likelihood that a split of the
+    tree must bring; num_gauss: Gaussians in all at the end, 0: GAUSS_PER_LEAF per leaf; mono_gauss: of the model mono;
+    mono_iters, num_iters: passes over the data, of mono and of each other kind; lda_dim: dimensions of LDA; splice:
+    frames on each side that LDA sees; silence_boost: factor on the likelihoods of silence while training up to tri1;
+    seed: of the flat start, of mixing up, and of the clusters of phones."""
 
     kind: str = DEFAULT
     num_leaves: int = 0
+    min_gain: float = MIN_GAIN
     num_gauss: int = 0
     mono_gauss: int = 1000
     mono_iters: int = 40
@@ -211,7 +212,7 @@ class Training:
         roots = [(False, split, phones) for _, split, phones in roots]
         least = sum(max(sizes[phone] for phone in phones) for _, _, phones in roots)
         leaves = options.num_leaves or max(least, min(max(self.frames // FRAMES_PER_LEAF, MIN_LEAVES), MAX_LEAVES))
-        tree = build_tree(stats, questions, roots, sizes, TreeOptions(leaves))
+        tree = build_tree(stats, questions, roots, sizes, TreeOptions(leaves, options.min_gain))
         tell_tree(kind, tree, stats)
         model = of_tree_stats(stats, tree, lang.topo, lang.phones, setup)
         self.everyone("use", model)

@@ -43,6 +43,7 @@ class Options:
     ablation: str
     grid: str
     gmm: str = ""
+    num_leaves: str = ""
     lm_order: str = ""
     rescore_lm_order: str = ""
     teachers: str = ""
@@ -103,6 +104,8 @@ def check_options(options: Options, root: Path) -> None:
     whole_number("nj", options.nj, 1)
     if options.lm_order:
         whole_number("lm_order", options.lm_order, 1)
+    if options.num_leaves:
+        whole_number("num_leaves", options.num_leaves, 1)
     if options.rescore_lm_order:
         whole_number("rescore_lm_order", options.rescore_lm_order)
     for k in options.top_k.split():

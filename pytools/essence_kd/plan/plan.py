@@ -135,7 +135,9 @@ class Plan:
     systems: List[System]
     ablation: Optional[Ablation] = None
     sample_rate: int = SAMPLE_RATE  # Hz of the audio
+    recipe_options: List[str] = field(default_factory=list)  # of prepare_data.sh, as NAME=VALUE
     gmm: str = "tri3"  # what aligns: mono, tri1, tri2 or tri3
+    num_leaves: int = 0  # of its tree; 0: by the frames of training
 
     def sets_of(self, *roles: str) -> List[str]:
         """Names of the sets that have one of these roles, in the order of the plan."""

@@ -95,6 +95,9 @@ def write_report(exp_dir: Path, report_dir: Path, *, systems: Sequence[str] | No
     report_dir.mkdir(parents=True, exist_ok=True)
     header = (f"corpus {plan.corpus}, size {plan.size}, seed {plan.seed}, engine {plan.engine}, "
               f"decoder {exp.decoder or 'unknown'}")
+    for given in plan.recipe_options:
+        if not given.split("=")[0].endswith("_dir"):  # where data lie on this machine says nothing of them
+            header += ", " + given.replace("_", " ")
     if exp.rescoring:
         header += f", rescored with {exp.rescoring}"
     text = visible(results_text(analysis, header, comparisons), keep="\n")
