@@ -58,35 +58,8 @@ alone() {
   fi
 }
 
-# Does this Python (PYTHON [OPTION]) have every package in its range? Prints the first that is missing. Needs nothing
-# but the standard library; "packaging" is vendored in every pip.
-suffices() {
-  "$@" - "${lists[@]}" <<'P'
-import os, sys
-sys.path.sort(key=lambda path: path in os.environ.get("PYTHONPATH", "").split(os.pathsep))  # what it names comes last
-from importlib import metadata
-if sys.version_info < (3, 9):
-    sys.exit("Python %d.%d is too old: 3.9 or newer is needed" % sys.version_info[:2])
-try:
-    from packaging.requirements import Requirement
-except ImportError:
-    from pip._vendor.packaging.requirements import Requirement
-for path in sys.argv[1:]:
-    for raw in open(path, encoding="utf-8"):
-        line = raw.split("#")[0].strip()
-        if not line:
-            continue
-        need = Requirement(line)
-        if need.marker and not need.marker.evaluate():
-            continue
-        try:
-            have = metadata.version(need.name)
-        except metadata.PackageNotFoundError:
-            sys.exit("%s is missing" % need.name)
-        if not need.specifier.contains(have, prereleases=True):
-            sys.exit("%s is %s, wanted %s" % (need.name, have, need.specifier))
-P
-}
+# Does this Python (PYTHON [OPTION]) have every package in its range? Prints the first that is missing.
+suffices() { "$@" - "${lists[@]}" <pytools/essence_kd/io/requirements.py; }
 
 reachable() { # URL: does a wheel page answer within 5 seconds?
   "$py" -c 'import sys, urllib.request as u

@@ -44,7 +44,7 @@ def k2_here() -> bool:
 
 def run_in_k2_python(command: list[str]) -> int:
     """The exit status of ``essence COMMAND...`` in the Python that has k2. Raises Unavailable where there is none."""
-    python, fix = _k2_python()
+    python, fix = k2_python()
     if python is None:
         fix = "local/setup_env.sh sets it up" if checkout() else "set ESSENCE_K2_PYTHON to a Python that has it"
         raise Unavailable(f"there is no k2: neither in this Python, nor $ESSENCE_K2_PYTHON, nor .venv-k2 ({fix})")
@@ -72,7 +72,7 @@ def run_in_k2_python(command: list[str]) -> int:
     return status
 
 
-def _k2_python() -> tuple[str | None, str]:
+def k2_python() -> tuple[str | None, str]:
     """The Python to look for k2 in, and the fix to tell when it fails."""
     def anew(venv: Path) -> str:
         return f"make it anew: rm -r {venv}; local/setup_env.sh" if checkout() else f"{venv} is broken"

@@ -74,7 +74,7 @@ def _load(path: str) -> Any:
     return library
 
 
-def _compiler() -> List[str]:
+def compiler() -> List[str]:
     """The words of the compiler that is wanted, or the first that there is."""
     import shlex
     import shutil
@@ -141,17 +141,17 @@ def _compile(path: str) -> None:
     """Makes the library. Raises OSError."""
     import subprocess
 
-    compiler = _compiler()
+    words = compiler()
     try:
-        done = subprocess.run([*compiler, *_FLAGS, "-o", path, _SOURCE, "-lm"], timeout=120, stdin=subprocess.DEVNULL,
+        done = subprocess.run([*words, *_FLAGS, "-o", path, _SOURCE, "-lm"], timeout=120, stdin=subprocess.DEVNULL,
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     except subprocess.TimeoutExpired as error:
-        raise OSError(f"{compiler[0]} did not end in {error.timeout:.0f} s") from error
+        raise OSError(f"{words[0]} did not end in {error.timeout:.0f} s") from error
     except OSError as error:
-        raise OSError(f"{compiler[0]}: {error.strerror}") from error
+        raise OSError(f"{words[0]}: {error.strerror}") from error
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {done.returncode}"]
-        raise OSError(f"{compiler[0]}: {said[-1]}")
+        raise OSError(f"{words[0]}: {said[-1]}")
 
 
 def _processor() -> bytes:
