@@ -26,6 +26,6 @@ setup(
                   **{name: ["*.yaml"] for name in CONF}},
     python_requires=">=3.9",
     install_requires=requirements("core"),
-    extras_require={"recipe": requirements("recipe"), "test": requirements("test")},
+    extras_require={name: requirements(name) for name in ("recipe", "export", "test")},
     entry_points={"console_scripts": ["essence=essence_kd.cli.main:command"]},
 )

@@ -22,7 +22,7 @@ for word; do # files and folders, from where the caller stands, from the checkou
   args+=("$word")
 done
 set -- ${args[@]+"${args[@]}"}
-local/setup_env.sh --extras "core recipe test"
+local/setup_env.sh --extras "core recipe export test"
 . ./path.sh
 if [ -f "$WORK_DIR/.venv-k2/.ready" ]; then export REQUIRE="k2 ${REQUIRE-}"; fi
 if [ ${#places[@]} -gt 0 ]; then

@@ -46,14 +46,14 @@ def export(name: str, model_dir, out, graph_dir=None, settings: Optional[ExportS
     made.check()
     folder = Path(staging_path(out))
     try:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         written = made.write(folder)
         worst = compare(made, folder)
         test_wavs = write_test_wavs(settings, folder)
         _describe(made, folder, written, worst, test_wavs)
         _replace(folder, out)
     except OSError as error:
-        raise writing_failed(error.filename or out, error) from error
+        raise writing_failed(out, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
@@ -181,7 +181,8 @@ def _describe(made: Format, folder: Path, written: Written, worst: float, test_w
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*"))
              if file.is_file()}
     table = "".join(f"| `{name}` | {size:,} |\n" for name, size in sizes.items())
-    write_text(folder / "README.md", f"{written.readme.rstrip()}\n\n## Files\n\n| file | bytes |\n|---|---|\n{table}")
+    readme = written.readme.replace("{worst}", f"{worst:.2g}").rstrip()
+    write_text(folder / "README.md", f"{readme}\n\n## Files\n\n| file | bytes |\n|---|---|\n{table}")
     write_sidecar(folder / SIDECAR, {**fields, "bytes": sizes})
 
 

@@ -96,7 +96,10 @@ class Source:
 
 @dataclass
 class Written:
-    """What a format tells of what it wrote: the text of README.md, and fields for export.json."""
+    """What a format tells of what it wrote: the text of README.md, and fields for export.json.
+
+    ``{worst}`` in the text becomes the largest difference to PyTorch.
+    """
 
     readme: str
     fields: Dict[str, Any] = field(default_factory=dict)
