@@ -34,6 +34,11 @@ class System:
     progress: list[dict[str, Any]] = field(default_factory=list)
     params: int | None = None
 
+    def mean_of(self, key: str) -> float | None:
+        """The mean over its decoded sets of a number of decode.json; None where none tells it."""
+        told = [values[key] for values in self.decodes.values() if isinstance(values.get(key), (int, float))]
+        return sum(told) / len(told) if told else None
+
     def counts(self, sets: Sequence[str]) -> wer.Counts | None:
         """Sum over ``sets``, or None when one of them was not decoded."""
         if any(s not in self.scores for s in sets):
@@ -73,6 +78,18 @@ class Experiment:
     def of_role(self, *roles: str) -> list[System]:
         """The systems that have one of these roles, in the order of the plan."""
         return [s for s in self.systems.values() if s.entry.role in roles]
+
+    def networks(self, system: System) -> list[System]:
+        """What runs where a system does: itself, or the members of an ensemble, each on every frame."""
+        if system.entry.role != "ensemble":
+            return [system]
+        return [self.systems.get(name) or load_system(self.path, self.plan.system(name), ())
+                for name in system.entry.teachers]
+
+    def cost(self, system: System, key: str) -> float | None:
+        """The sum over :meth:`networks` of a number of info.json; None where one of them does not tell it."""
+        told = [network.info.get(key) for network in self.networks(system)]
+        return float(sum(told)) if told and all(isinstance(value, (int, float)) for value in told) else None
 
     def target(self, system: System) -> Target | None:
         """The soft targets that a system learned from."""
@@ -283,9 +300,9 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None) -> E
                 exp.notices.append(f"{path}: the best {what} on the development set lies at the edge of the sweep; "
                                    "widen it (conf/decode.yaml)")
     for system in exp.of_role("ensemble"):
-        members = [exp.systems.get(name) for name in system.entry.teachers]
-        if system.params is None and members and all(m is not None and m.params is not None for m in members):
-            system.params = sum(m.params for m in members)
+        params = exp.cost(system, "params")
+        if system.params is None and params is not None:
+            system.params = int(params)
     for path in (exp_dir / "ali" / "num_pdfs", exp_dir / "gmm" / "num_pdfs"):
         if path.exists():
             first = next((line for _, line in read_lines(path)), "")

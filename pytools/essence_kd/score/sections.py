@@ -263,21 +263,13 @@ def _cost(content: Content) -> Values:
     exp = content.exp
 
     def mean_of(system: System, key: str, form: str) -> str:
-        told = [d[key] for d in system.decodes.values() if isinstance(d.get(key), (int, float))]
-        return format(sum(told) / len(told), form) if told else DASH
+        told = system.mean_of(key)
+        return DASH if told is None else format(told, form)
 
     rows = []
     for name, system in exp.systems.items():
-        infos = [system.info]
-        if system.entry.role == "ensemble":  # each member looks at every frame, and each was trained
-            infos = [exp.systems[member].info for member in system.entry.teachers if member in exp.systems]
-
-        def total(key: str) -> float | None:
-            told = [info.get(key) for info in infos]
-            return float(sum(told)) if told and all(isinstance(v, (int, float)) for v in told) else None
-
-        waits = [info.get("look_ahead_ms", DASH) for info in infos] or [DASH]
-        mflop, seconds = total("mflop_per_frame"), total("seconds")
+        waits = [network.info.get("look_ahead_ms", DASH) for network in exp.networks(system)] or [DASH]
+        mflop, seconds = exp.cost(system, "mflop_per_frame"), exp.cost(system, "seconds")
         rows.append({"system": shown(exp, name), "params": system.params,
                      "mflop": DASH if mflop is None else f"{mflop:.2f}",
                      "wait": DASH if DASH in waits else "utterance" if None in waits else f"{max(waits)} ms",
