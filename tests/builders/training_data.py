@@ -34,7 +34,7 @@ class Corpus:
         return scp
 
 
-def make_data(root, *, utterances=6, num_pdfs=12, bins=8, seed=0, mean_segments=14, noise=1.0):
+def make_data(root, *, utterances=6, num_pdfs=12, bins=8, seed=0, mean_segments=14, noise=1.0, prefix="u"):
     """Three speeds of each utterance; a pdf has a mean vector, and feature 0 of a frame is its number."""
     rng = np.random.default_rng(seed)
     means = np.random.default_rng(99).normal(size=(num_pdfs, bins)) * 2
@@ -47,7 +47,7 @@ def make_data(root, *, utterances=6, num_pdfs=12, bins=8, seed=0, mean_segments=
         for i in range(utterances):
             segments = rng.integers(0, num_pdfs, size=max(2, int(rng.normal(mean_segments, 5))))
             for speed in ("0.9", "1.0", "1.1"):
-                utt = f"sp{speed}-s{i % 2}-u{i:02d}"
+                utt = f"sp{speed}-s{i % 2}-{prefix}{i:02d}"
                 ali = np.repeat(segments, rng.integers(3, 10, size=len(segments))).astype(np.int32)
                 x = (means[ali] + noise * rng.normal(size=(len(ali), bins))).astype(np.float32)
                 x[:, 0] = np.arange(len(ali))
@@ -57,7 +57,7 @@ def make_data(root, *, utterances=6, num_pdfs=12, bins=8, seed=0, mean_segments=
                 p[np.arange(len(p)), ali[::3]] += 5.0
                 corpus.probs[utt] = (p / p.sum(1, keepdims=True)).astype(np.float32)
                 corpus.frames[utt], corpus.speaker[utt] = len(ali), f"sp{speed}-s{i % 2}"
-                corpus.alignment[utt], uniq[utt] = ali, f"u{i:02d}"
+                corpus.alignment[utt], uniq[utt] = ali, f"{prefix}{i:02d}"
     (corpus.data / "utt2spk").write_text("".join(f"{u} {s}\n" for u, s in corpus.speaker.items()))
     (corpus.data / "utt2uniq").write_text("".join(f"{u} {o}\n" for u, o in uniq.items()))
     (corpus.ali / "num_pdfs").write_text(f"{num_pdfs}\n")

@@ -4,7 +4,8 @@ Legend: T feature frames (10 ms) of an utterance, R = ceil(T / factor) output ro
 B chunks of a batch, F feature bins, C pdfs, k entries of a sparse soft target.
 
 A chunk is a run of output rows of one utterance. Its features carry real context frames on both sides where the
-utterance has them; rows of context and of padding have hard label -100 and soft mass 0, and count in no loss.
+utterance has them; rows of context and of padding have hard label -100 and soft mass 0, and count in no loss. Rows of
+an utterance without transcript have hard label -1 (UNLABELLED).
 Which chunks meet in which batch depends on the seed and the epoch alone: systems that differ in their targets see
 the same batches.
 """
@@ -23,10 +24,9 @@ import numpy as np
 import torch
 
 from essence_kd.am.augment import spec_augment
+from essence_kd.distill.losses import PADDING as IGNORE
 from essence_kd.io.errors import UserError
 from essence_kd.io.parallel import sockets_in_reach
-
-IGNORE = -100
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Batch:
 
     feats: torch.Tensor  # (B, T, F) float32, zero beyond lens
     lens: torch.Tensor  # (B,) int64 feature frames
-    hard: torch.Tensor  # (B, R) int64 pdf-ids, IGNORE for context and padding
+    hard: torch.Tensor  # (B, R) int64 pdf-ids, UNLABELLED where there is none, IGNORE for context and padding
     soft_ids: Optional[torch.Tensor]  # (B, R, k) int64
     soft_probs: Optional[torch.Tensor]  # (B, R, k) float32, or (B, R, C) when dense
     keep: Optional[torch.Tensor]  # (B, T, F) float32 of 0 and 1: SpecAugment
@@ -72,15 +72,17 @@ class TrainingData:
 
     def __init__(self, source, hard: Optional[List[np.ndarray]], num_pdfs: int, factor: int, *, chunk_frames: int,
                  left_context: int, right_context: int, soft=None, preload_mb: int = 0,
-                 sampler: str = "pooled", processes: int = 1) -> None:
-        """``hard`` has one int array (R,) an utterance; ``soft`` is None, SparseTargets or DenseTargets.
+                 sampler: str = "pooled", processes: int = 1, shares: Sequence[float] = ()) -> None:
+        """``hard`` has one int array (R,) an utterance, of UNLABELLED where it has no transcript; ``soft`` is None,
+        SparseTargets, DenseTargets or TargetsOfSets. ``shares``: how much of each of the source's sets an epoch draws;
+        without any, all of each.
 
         Features and soft targets that together need at most ``preload_mb`` are read once and kept in memory. A source
         with shards holds its labels itself (``hard`` is None) and has a plan of its own for each of ``processes``.
         """
         self.source, self.num_pdfs, self.factor, self.soft, self.sampler = source, num_pdfs, factor, soft, sampler
         self.ids, self.frames, self.feat_dim = source.ids, source.frames, source.feat_dim
-        self.processes, self.sharded = processes, hard is None
+        self.processes, self.sharded, self.shares = processes, hard is None, shares
         self.row_start = np.concatenate([[0], np.cumsum(-(-self.frames // factor))]).astype(np.int64)
         self.hard = None if hard is None else np.concatenate(hard).astype(np.int32, copy=False)
         self.left = -(-left_context // factor)  # rows
@@ -158,9 +160,25 @@ class TrainingData:
             return self._fill(np.argsort(rows, kind="stable"), rows, size)
         if self.sharded:
             return self._plan_shards(rows, size, seed, epoch)
+        drawn = self._drawn(seed, epoch)
         if self.sampler == "bucketing":
-            return self._bucketing(rows, size, seed, epoch)
-        return self._shuffled(np.arange(len(self.chunks)), rows, size, np.random.default_rng([seed, epoch]))
+            return self._bucketing(drawn, rows, size, seed, epoch)
+        return self._shuffled(drawn, rows, size, np.random.default_rng([seed, epoch]))
+
+    def _drawn(self, seed: int, epoch: int) -> np.ndarray:
+        """Chunks of an epoch, ascending: a share of each set. One after another, epochs go through permutations of a
+        set, so that they draw each of its chunks equally often."""
+        if all(share == 1 for share in self.shares):
+            return np.arange(len(self.chunks))
+        found = []
+        for number, share in enumerate(self.shares):
+            mine = np.flatnonzero(self.source.set_of[self.chunks[:, 0]] == number)
+            first, last = (int(n * share * len(mine)) for n in (epoch, epoch + 1))
+            places = np.arange(first, max(last, first + 1))
+            for turn in range(places[0] // len(mine), places[-1] // len(mine) + 1):
+                order = np.random.default_rng([seed, turn, number, 1]).permutation(mine)
+                found.append(order[places[places // len(mine) == turn] % len(mine)])
+        return np.sort(np.concatenate(found))
 
     def _plan_shards(self, rows: np.ndarray, size: int, seed: int, epoch: int) -> List[np.ndarray]:
         """Batches of which process r reads chunks r, r + n, ... from shards that are its own in this epoch.
@@ -173,12 +191,13 @@ class TrainingData:
         if len(shards) < world:
             raise UserError(f"{self.source.folder}: {len(shards)} shards for {world} processes: each needs one of its "
                             "own; make smaller ones (essence shard --shard-size)")
-        shard_of = self.source.shard[self.chunks[:, 0]]
+        drawn = self._drawn(seed, epoch)
+        shard_of = self.source.shard[self.chunks[drawn, 0]]
         parts = []
         for rank in range(world):
             mine, batches = shards[rank::world], []
             for start in range(0, len(mine), self.source.keep):
-                some = np.flatnonzero(np.isin(shard_of, mine[start:start + self.source.keep]))
+                some = drawn[np.isin(shard_of, mine[start:start + self.source.keep])]
                 batches += self._shuffled(some, rows, max(1, size // world), rng)
             parts.append(batches)
         plan = []
@@ -201,17 +220,17 @@ class TrainingData:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     @staticmethod
-    def _bucketing(rows: np.ndarray, size: int, seed: int, epoch: int) -> List[np.ndarray]:
+    def _bucketing(drawn: np.ndarray, rows: np.ndarray, size: int, seed: int, epoch: int) -> List[np.ndarray]:
         """Batches of lhotse's sampler over cuts that stand for chunks; a second is a row."""
         from lhotse import CutSet, MonoCut
         from lhotse.dataset import DynamicBucketingSampler
 
-        order = np.random.default_rng([seed, epoch]).permutation(len(rows))  # lhotse shuffles its buffer, not the set
+        order = np.random.default_rng([seed, epoch]).permutation(drawn)  # lhotse shuffles its buffer, not the set
         cuts = CutSet.from_cuts(MonoCut(id=str(i), start=0, duration=float(rows[i]), channel=0) for i in order)
         most = max(float(rows.max()), float(size))
         with warnings.catch_warnings():  # it would like its cuts lazy; these hold no data
             warnings.simplefilter("ignore")
-            sampler = DynamicBucketingSampler(cuts, max_duration=most, shuffle=True, num_buckets=min(10, len(rows)),
+            sampler = DynamicBucketingSampler(cuts, max_duration=most, shuffle=True, num_buckets=min(10, len(drawn)),
                                               seed=seed, world_size=1, rank=0)
         sampler.set_epoch(epoch)
         return [np.array([int(cut.id) for cut in batch]) for batch in sampler]
@@ -227,9 +246,11 @@ class TrainingData:
             current.append(chunk)
         return batches + ([np.array(current)] if current else [])
 
-    def rows(self, chunks: np.ndarray) -> int:
-        """Rows of some chunks that have a label."""
+    def rows(self, chunks: np.ndarray, transcribed: bool = False) -> int:
+        """Rows of some chunks that count; ``transcribed``: of those whose utterances have a transcript."""
         some = self.chunks[chunks[chunks >= 0]]
+        if transcribed and self.shares:
+            some = some[self.source.set_of[some[:, 0]] == 0]
         return int((some[:, 2] - some[:, 1]).sum())
 
     def batch(self, chunks: Sequence[int], augment=None, rng: Optional[np.random.Generator] = None,

@@ -6,18 +6,21 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from essence_kd.am.dataset import TrainingData
 from essence_kd.am.processes import Processes
 from essence_kd.am.settings import TrainInputs, TrainSettings
 from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index
-from essence_kd.am.sources import FRAMES_PER_HOUR, FeatureSource, load_cuts, split_heldout
-from essence_kd.am.targets import attach_alignments, open_soft, read_count
+from essence_kd.am.sources import FRAMES_PER_HOUR, FeatureSource, SourceOfSets, load_cuts, split_heldout
+from essence_kd.am.targets import TargetsOfSets, attach_alignments, open_soft, open_untranscribed, read_count
 from essence_kd.hmm.alignment_dir import read_log_priors, tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import check_match, sha256_file
 from essence_kd.io.settings import to_dict
+
+
+_NO_SIDECAR = "{} has no sidecar: that it belongs to this tree is taken on trust"
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,10 @@ class TrainingSets:
     num_pdfs: int
     tree_hash: Optional[str]
     without_alignment: int  # utterances that were left out
+    left_out: int = 0  # utterances without transcript whose soft targets are unsure
     soft_temperature: float = 1.0  # at which the soft targets were made
     soft_mass: Optional[float] = None  # what their sidecar says of their mean mass
+    untranscribed_mass: Sequence[Optional[float]] = ()  # likewise, of each set without transcripts
 
     @property
     def has_soft(self) -> bool:
@@ -49,7 +54,13 @@ def load_sets(inputs: TrainInputs, settings: TrainSettings, processes: Processes
     if sets.dev is not None and sets.dev.feat_dim != data.feat_dim:
         raise UserError(f"{inputs.dev_data}: features have {sets.dev.feat_dim} bins, "
                         f"those of {inputs.data_dir} {data.feat_dim}")
-    log(f"{len(data.ids)} utterances, {data.frames.sum() / FRAMES_PER_HOUR:.2f} h to train on, "
+    more = ""
+    if data.shares:
+        alone = data.source.set_of > 0
+        more = (f"({alone.sum()} of them, {data.frames[alone].sum() / FRAMES_PER_HOUR:.2f} h, without transcripts"
+                + (f"; {sets.left_out} left out, whose mean best posterior is below {inputs.min_confidence:g}"
+                   if inputs.min_confidence is not None else "") + ") ")
+    log(f"{len(data.ids)} utterances, {data.frames.sum() / FRAMES_PER_HOUR:.2f} h to train on, {more}"
         f"{sets.dev_utterances} for the dev loss, {sets.without_alignment} without alignment, "
         f"{sets.num_pdfs} pdfs; {'in memory' if data.in_memory else 'read from disk'}; "
         f"{time.monotonic() - began:.1f} s to load")
@@ -77,22 +88,39 @@ class _Loader:
             soft, temperature, sidecar = open_soft(inputs.soft, inputs.soft_kind, self.ali_dir, self.factor)
             mass = sidecar.get("mean_mass")
             if not sidecar:
-                log(f"{inputs.soft} has no sidecar: that it belongs to this tree is taken on trust")
+                log(_NO_SIDECAR.format(inputs.soft))
         cuts, hard, without = self._labelled(self.data_dir, self.ali_dir)
+        added = open_untranscribed(inputs.untranscribed or (), self.data_dir, cuts, self.ali_dir,
+                                   soft=soft and (temperature, inputs.soft), kind=inputs.soft_kind, factor=self.factor,
+                                   min_confidence=inputs.min_confidence)
         dev = None
         if inputs.dev_data is None:
             chosen, held = split_heldout(cuts, s.data.heldout)
             if held:
                 dev = FeatureSource(cuts.take(held), s.data.cmn), [hard[i] for i in held]
             cuts, hard = cuts.take(chosen), [hard[i] for i in chosen]
-        if s.data.features == "on-the-fly":
-            from essence_kd.am.audio import audio_source
+        source, shares = self._source(cuts, self.data_dir), inputs.shares_of(1 + len(added))
+        if added:
+            source = SourceOfSets([source, *(self._source(more.cuts, more.folder) for more in added)])
+            soft = TargetsOfSets([soft, *(more.targets for more in added)], [part.ids for part in source.sources])
+            temperature = added[0].temperature
+        for more in added:
+            hard += more.labels(self.factor)
+            if not more.sidecar:
+                log(_NO_SIDECAR.format(more.scp))
+        return self._sets(source, hard, soft, dev, False, shares=shares if added else (),
+                          left_out=sum(more.left_out for more in added), without_alignment=without,
+                          soft_temperature=temperature, soft_mass=mass,
+                          untranscribed_mass=[more.sidecar.get("mean_mass") for more in added])
 
-            source = audio_source(cuts, s.data.cmn, self.data_dir, s.augment)
-        else:
-            source = FeatureSource(cuts, s.data.cmn)
-        return self._sets(source, hard, soft, dev, False, without_alignment=without, soft_temperature=temperature,
-                          soft_mass=mass)
+    def _source(self, cuts, data_dir) -> FeatureSource:
+        """Features of some utterances of a data directory, stored or computed from its audio."""
+        s = self.settings
+        if s.data.features != "on-the-fly":
+            return FeatureSource(cuts, s.data.cmn)
+        from essence_kd.am.audio import audio_source
+
+        return audio_source(cuts, s.data.cmn, data_dir, s.augment)
 
     def from_shards(self) -> TrainingSets:
         """Of data in shards, which hold alignments and soft targets, too."""
@@ -103,6 +131,8 @@ class _Loader:
                             f"not {self.ali_dir}")
         if d.features != "precomputed":
             raise UserError(f"{folder}: shards hold features: data.features must be precomputed")
+        if inputs.untranscribed:
+            raise UserError(f"{folder}: shards hold what has no transcript: essence shard --untranscribed writes it")
         mine = {"num_pdfs": self.num_pdfs, "frame_subsampling_factor": self.factor, "tree_hash": self.tree_hash}
         check_match(folder / "shards.json", index, "this training", mine, mine)
         source = ShardSource(folder, "train", d.cmn, d.shards_at_once)
@@ -112,21 +142,26 @@ class _Loader:
                 raise UserError(f"--soft {inputs.soft}: soft targets of shards lie in them (--soft {folder}; "
                                 "essence shard --soft writes them)")
             soft, temperature = ShardTargets(source, index["soft"]["kind"] == "dense"), index["soft"]["temperature"]
+        shares = inputs.shares_of(1 + index.get("untranscribed_sets", 0))
+        if len(shares) > 1 and soft is None:
+            raise UserError(f"{folder}: has utterances without transcripts: train with --soft {folder}")
         dev = None
         if inputs.dev_data is None:  # each process takes its own shards
             held = ShardSource(folder, "heldout", d.cmn, 1, (self.processes.rank, self.processes.world))
             dev = (held, None) if len(held) else None
-        return self._sets(source, None, soft, dev, True, without_alignment=index["without_alignment"],
+        return self._sets(source, None, soft, dev, True, shares=shares if len(shares) > 1 else (),
+                          left_out=index.get("left_out", 0), without_alignment=index["without_alignment"],
                           soft_temperature=temperature)
 
     def _labelled(self, data_dir, ali_dir):
         return attach_alignments(load_cuts(Path(data_dir) / "feats.scp"), ali_dir, self.num_pdfs, self.factor)
 
-    def _sets(self, source, hard: Optional[List], soft, dev: Optional[Tuple], divided: bool, **more) -> TrainingSets:
+    def _sets(self, source, hard: Optional[List], soft, dev: Optional[Tuple], divided: bool, shares: Sequence[float],
+              **more) -> TrainingSets:
         """``dev``: what is held out, (source, labels) or None; ``divided``: by each process utterances of its own."""
         alone, d = self.processes.world == 1, self.settings.data
         # several processes would each keep what all of them read
-        train = self._data(source, hard, soft, preload=alone and d.features == "precomputed")
+        train = self._data(source, hard, soft, preload=alone and d.features == "precomputed", shares=shares)
         if self.inputs.dev_data is not None:
             cuts, labels, _ = self._labelled(self.inputs.dev_data, self.inputs.dev_ali)
             dev, divided = (FeatureSource(cuts, d.cmn), labels), False
@@ -135,12 +170,12 @@ class _Loader:
         return TrainingSets(train, dev, divided, int(self.processes.sums([count])[0]) if divided else count,
                             self.num_pdfs, self.tree_hash, **more)
 
-    def _data(self, source, hard, soft, preload: bool) -> TrainingData:
+    def _data(self, source, hard, soft, preload: bool, shares: Sequence[float] = ()) -> TrainingData:
         d = self.settings.data
         return TrainingData(source, hard, self.num_pdfs, self.factor, chunk_frames=d.chunk_frames,
                             left_context=d.left_context, right_context=d.right_context, soft=soft,
                             preload_mb=d.preload_mb if preload else 0, sampler=d.sampler,
-                            processes=self.processes.world)
+                            processes=self.processes.world, shares=shares)
 
 
 def fingerprint(inputs: TrainInputs, settings: TrainSettings, sets: TrainingSets, precision: str,
@@ -165,6 +200,10 @@ def fingerprint(inputs: TrainInputs, settings: TrainSettings, sets: TrainingSets
              "initial model": "none" if inputs.init is None else _file_hash(Path(inputs.init) / "final.pt")}
     if sets.soft_mass is not None:  # targets that were made anew may have the same index
         found["mass of the soft targets"] = sets.soft_mass
+    if data.shares:
+        found["shares"] = ",".join(map(str, data.shares))
+        found["untranscribed targets"] = shards or ",".join(_file_hash(scp) for _, scp in inputs.untranscribed)
+        found["mass of the untranscribed targets"] = ",".join(map(str, sets.untranscribed_mass))
     if settings.data.features == "precomputed":  # of other machines' computing they are the same but for rounding
         count, content = len(data.ids), hashlib.sha256()
         for i in (0, count // 2, count - 1):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional, Union
+from typing import Optional, Sequence, Tuple, Union
 
 from essence_kd.distill.ensemble import Ensemble
 from essence_kd.distill.essence import EssenceSettings
@@ -124,10 +124,33 @@ class TrainInputs:
     init: Union[str, Path, None] = None  # model directory to start from, of the same architecture and sizes
     dev_data: Union[str, Path, None] = None  # data for the dev loss, in the place of a held-out share
     dev_ali: Union[str, Path, None] = None  # its alignments
+    # data directories without transcripts, each with the scp of its soft targets, from which alone it is learnt
+    untranscribed: Optional[Sequence[Tuple[Union[str, Path], Union[str, Path]]]] = None
+    shares: Optional[Sequence[float]] = None  # of data_dir and of each of these, in an epoch; None: all of each
+    min_confidence: Optional[float] = None  # least mean best posterior of an utterance without transcript
 
     def __post_init__(self) -> None:
         if (self.dev_data is None) != (self.dev_ali is None):
             raise UserError("--dev-data and --dev-ali belong together")
+        if not all(0 < share < float("inf") for share in self.shares or ()):
+            raise UserError(f"--shares {','.join(map(str, self.shares))}: shares are numbers above 0")
+        check_confidence(self.min_confidence, self.untranscribed)
+
+    def shares_of(self, sets: int) -> Sequence[float]:
+        """The share of each of so many sets; all of it where nothing is said. Raises UserError: another number."""
+        if self.shares is not None and sets == 1:
+            raise UserError("--shares: there is no --untranscribed that an epoch could draw a share of")
+        if self.shares is not None and len(self.shares) != sets:
+            raise UserError(f"--shares {','.join(map(str, self.shares))}: {len(self.shares)} shares of {sets} sets: "
+                            "one for DATA_DIR, and one for each --untranscribed")
+        return tuple(self.shares or [1.0] * sets)
+
+
+def check_confidence(least: Optional[float], untranscribed) -> None:
+    """Refuses what --min-confidence cannot be."""
+    if least is not None and not (untranscribed and 0 <= least <= 1):
+        raise UserError(f"--min-confidence {least}: " + ("must be from 0 to 1" if untranscribed else
+                                                         "there is no --untranscribed whose utterances it chooses"))
 
 
 @dataclass(frozen=True)
@@ -136,10 +159,17 @@ class ShardSettings:
 
     soft: Union[str, Path, None] = None  # scp of soft targets, which go into the shards
     soft_kind: str = TrainInputs.soft_kind
+    untranscribed: Optional[Sequence[Tuple[Union[str, Path], Union[str, Path]]]] = None  # as in TrainInputs
+    min_confidence: Optional[float] = None  # likewise
     shard_size: int = 500  # utterances
     heldout: float = DataSettings.heldout  # share of original utterances set apart for the dev loss
     seed: int = TrainSettings.seed  # of the order of utterances
     frame_subsampling_factor: int = TrainSettings.frame_subsampling_factor
+
+    def __post_init__(self) -> None:
+        check_confidence(self.min_confidence, self.untranscribed)
+        if self.untranscribed and self.soft is None:
+            raise UserError("--untranscribed needs --soft: in shards, all utterances have soft targets")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 A folder of shards holds ``train/`` (and ``heldout/``, for the dev loss), each of them lhotse's Shar format: shard n is
 ``cuts.n.jsonl.gz`` and a tar file each of ``features``, ``alignment`` (pdf-ids of 10 ms), and ``soft_ids`` and
-``soft_probs`` where there are soft targets (dense ones: ``soft_probs`` alone). Beside them lie ``shards.json``, which
-is written last, ``utterances`` (a line an utterance, in the order of the shards: set, shard, frames, id) and the
-alignment's num_pdfs, priors.txt and tree.txt: the folder stands for the data and the alignment directory at once.
+``soft_probs`` where there are soft targets (dense ones: ``soft_probs`` alone). Utterances without transcripts are
+shuffled among those of ``train/``; their alignment is -1 at each frame. Beside them lie ``shards.json``, which
+is written last, ``utterances`` (a line an utterance, in the order of the shards: set, shard, frames, id; the first set
+without transcripts is untranscribed_1) and the alignment's num_pdfs, priors.txt and tree.txt: the folder stands for the
+data and the alignment directory at once.
 """
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ from typing import Dict, List, Tuple
 import numpy as np
 
 from essence_kd.am.settings import ShardSettings
-from essence_kd.am.sources import FeatureSource, load_cuts, split_heldout
-from essence_kd.am.targets import attach_alignments, open_soft, read_count
+from essence_kd.am.sources import FeatureSource, SourceOfSets, load_cuts, split_heldout
+from essence_kd.am.targets import TargetsOfSets, attach_alignments, open_soft, open_untranscribed, read_count
+from essence_kd.distill.losses import UNLABELLED
 from essence_kd.hmm.alignment_dir import tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
@@ -27,6 +30,7 @@ from essence_kd.io.text import read_lines
 
 INDEX = "shards.json"
 SETS = ("train", "heldout")
+UNTRANSCRIBED = "untranscribed_"  # and a number: the sets in ``utterances`` that lie in the shards of train
 FIELDS = ("alignment", "features", "soft_ids", "soft_probs")
 
 
@@ -58,13 +62,22 @@ def write_shards(data_dir, ali_dir, out_dir, **options) -> dict:
     num_pdfs = read_count(ali_dir / "num_pdfs")
     fields = {"num_pdfs": num_pdfs, "tree_hash": tree_hash(ali_dir),
               "frame_subsampling_factor": factor, "soft": None}
-    targets = None
+    cuts, _, without = attach_alignments(load_cuts(data_dir / "feats.scp"), ali_dir, num_pdfs, factor)
+    sources, targets, added = [FeatureSource(cuts, "none")], None, []
     if s.soft is not None:
         targets, temperature, _ = open_soft(s.soft, s.soft_kind, ali_dir, factor)
         fields["soft"] = {"kind": s.soft_kind, "temperature": temperature}
-    cuts, _, without = attach_alignments(load_cuts(data_dir / "feats.scp"), ali_dir, num_pdfs, factor)
+        added = open_untranscribed(s.untranscribed or (), data_dir, cuts, ali_dir, soft=(temperature, s.soft),
+                                   kind=s.soft_kind, factor=factor, min_confidence=s.min_confidence)
+    if added:
+        sources += [FeatureSource(more.cuts, "none") for more in added]
+        targets = TargetsOfSets([targets, *(more.targets for more in added)], [part.ids for part in sources])
+        fields.update(untranscribed_sets=len(added), untranscribed=sum(len(more.cuts) for more in added),
+                      left_out=sum(more.left_out for more in added))
+    source = SourceOfSets(sources)
     sets = dict(zip(SETS, split_heldout(cuts, s.heldout)))
-    alignments, source = IntVectorTable(str(ali_dir / "ali.scp")), FeatureSource(cuts, "none")
+    sets[SETS[0]] = [*sets[SETS[0]], *range(len(cuts), len(source))]
+    alignments = IntVectorTable(str(ali_dir / "ali.scp"))
     kinds = {"features": "numpy", "alignment": "numpy"}
     if targets is not None:
         kinds.update({"soft_probs": "numpy"} if targets.dense else {"soft_ids": "numpy", "soft_probs": "numpy"})
@@ -77,9 +90,10 @@ def write_shards(data_dir, ali_dir, out_dir, **options) -> dict:
         with SharWriter(str((out / name).absolute()), fields=kinds, shard_size=s.shard_size,
                         warn_unused_fields=False) as writer:
             for number, i in enumerate(order):
-                cut = cuts[i]
+                cut, set_of = source.cut(i), int(source.set_of[i])
                 count = cut.features.num_frames
-                arrays = {"alignment": np.asarray(alignments[cut.id], dtype=np.int32)}
+                arrays = {"alignment": np.full(count, UNLABELLED, np.int32) if set_of else
+                          np.asarray(alignments[cut.id], dtype=np.int32)}
                 if targets is not None:
                     read = targets.read(cut.id, -(-count // factor), num_pdfs)
                     names = ("soft_probs",) if targets.dense else ("soft_ids", "soft_probs")
@@ -88,13 +102,14 @@ def write_shards(data_dir, ali_dir, out_dir, **options) -> dict:
                 for field, array in arrays.items():
                     cut = cut.attach_tensor(field, array)
                 writer.write(cut)
-                lines.append(f"{name} {number // s.shard_size} {count} {cut.id}\n")
+                told = UNTRANSCRIBED + str(set_of) if set_of else name
+                lines.append(f"{told} {number // s.shard_size} {count} {cut.id}\n")
                 frames += count
     for name in ("num_pdfs", "priors.txt", "tree.txt"):
         if (ali_dir / name).is_file():
             write_text(out / name, (ali_dir / name).read_text(encoding="utf-8"))
     write_text(out / "utterances", "".join(lines))
-    fields.update(utterances=len(cuts), without_alignment=without, frames=frames, shard_size=s.shard_size,
+    fields.update(utterances=len(source), without_alignment=without, frames=frames, shard_size=s.shard_size,
                   feat_dim=cuts.feat_dim, utterances_sha256=sha256_file(out / "utterances"), seed=s.seed)
     write_sidecar(out / INDEX, fields)
     return fields
@@ -103,7 +118,7 @@ def write_shards(data_dir, ali_dir, out_dir, **options) -> dict:
 class ShardSource:
     """Features, labels and soft targets of a set's utterances by position; a shard is read whole and kept a while.
 
-    What :class:`~essence_kd.am.sources.FeatureSource` is to a data directory. ``shard`` (N,) int64 has the shard of
+    What :class:`~essence_kd.am.sources.SourceOfSets` is to data directories. ``shard`` (N,) int64 has the shard of
     each utterance, ascending.
     """
 
@@ -118,8 +133,11 @@ class ShardSource:
         self.feat_dim = read_index(folder)["feat_dim"]
         try:
             rows = [line.split(" ", 3) for _, line in read_lines(self.folder / "utterances")]
-            rows = [row for row in rows if row[0] == name and int(row[1]) % share[1] == share[0]]
+            rows = [row for row in rows if (row[0] == name or name == SETS[0] and row[0].startswith(UNTRANSCRIBED))
+                    and int(row[1]) % share[1] == share[0]]
             self.ids = [row[3] for row in rows]
+            self.set_of = np.array([0 if row[0] == name else int(row[0][len(UNTRANSCRIBED):]) for row in rows],
+                                   dtype=np.int64)
             self.shard = np.array([int(row[1]) for row in rows], dtype=np.int64)
             self.frames = np.array([int(row[2]) for row in rows], dtype=np.int64)
         except (ValueError, IndexError, OverflowError):

@@ -160,6 +160,32 @@ class FeatureSource:
         return self._means[speaker]
 
 
+class SourceOfSets:
+    """Several sources as one, set after set; ``set_of`` (N,) int64 has the set of each utterance."""
+
+    def __init__(self, sources: Sequence[FeatureSource]) -> None:
+        self.sources, self.mixer, self.feat_dim = sources, sources[0].mixer, sources[0].feat_dim
+        self.ids = [utt for source in sources for utt in source.ids]
+        self.frames = np.concatenate([source.frames for source in sources])
+        self.set_of = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
+        self._place = np.concatenate([np.arange(len(source)) for source in sources])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def cut(self, i: int):
+        """The MonoCut of utterance i."""
+        return self.sources[self.set_of[i]].cuts[int(self._place[i])]
+
+    def raw(self, i: int, rng: Optional[np.random.Generator] = None) -> np.ndarray:
+        """`FeatureSource.raw` of utterance i."""
+        return self.sources[self.set_of[i]].raw(int(self._place[i]), rng)
+
+    def load(self, i: int, rng: Optional[np.random.Generator] = None) -> np.ndarray:
+        """`FeatureSource.load` of utterance i."""
+        return self.sources[self.set_of[i]].load(int(self._place[i]), rng)
+
+
 def batches_by_length(frames: np.ndarray, window_frames: int, batch_frames: int) -> Iterator[Tuple[List[int], bool]]:
     """(positions of utterances of similar length, whether a window ends with them); ``frames`` (N,): their lengths.
 

@@ -4,13 +4,15 @@ Legend: R = ceil(T / factor) output rows of an utterance of T feature frames, C 
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from essence_kd.am.settings import SOFT_KINDS
-from essence_kd.am.sources import StoredCuts
+from essence_kd.am.sources import StoredCuts, load_cuts
+from essence_kd.distill.losses import UNLABELLED
 from essence_kd.hmm.alignment_dir import tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS
@@ -58,6 +60,25 @@ class DenseTargets:
             raise UserError(f"{self.scp}: utterance {utt} has a target that is negative or not finite: "
                             "these are not probabilities")
         return probs
+
+
+class TargetsOfSets:
+    """The soft targets of several sets as one; a set without any (None) has none at any frame."""
+
+    def __init__(self, targets: Sequence[Union[SparseTargets, DenseTargets, None]],
+                 ids: Iterable[Sequence[str]]) -> None:
+        """``ids``: the utterances of each set."""
+        self.dense = next(t for t in targets if t is not None).dense
+        self._of = {utt: found for found, utts in zip(targets, ids) for utt in utts}
+
+    def read(self, utt: str, rows: int, num_pdfs: int):
+        """What the targets of the utterance's set give; zeros where that has none."""
+        found = self._of[utt]
+        if found is not None:
+            return found.read(utt, rows, num_pdfs)
+        if self.dense:
+            return np.zeros((rows, num_pdfs), dtype=np.float32)
+        return np.zeros((rows, 1), dtype=np.int32), np.zeros((rows, 1), dtype=np.float32)
 
 
 def open_soft(soft, kind: str, ali_dir,
@@ -120,6 +141,65 @@ def attach_alignments(cuts: StoredCuts, ali_dir, num_pdfs: int,
         raise UserError(f"{scp}: no utterance of the data has an alignment")
     without = len(cuts) - len(kept)
     return cuts.take(kept) if without else cuts, hard, without
+
+
+@dataclass(frozen=True)
+class UntranscribedSet:
+    """Utterances without transcripts that have soft targets."""
+
+    folder: Path  # the data directory
+    scp: str  # of the targets
+    cuts: StoredCuts
+    targets: Union[SparseTargets, DenseTargets]
+    temperature: float  # that they were made at
+    sidecar: Dict[str, Any]  # of the targets
+    left_out: int  # utterances whose targets are unsure
+
+    def labels(self, factor: int) -> List[np.ndarray]:
+        """In the place of pdf-ids: UNLABELLED at each of an utterance's R rows, (R,) int32."""
+        return [np.full(-(-frames // factor), UNLABELLED, dtype=np.int32) for frames in self.cuts.frames]
+
+
+def open_untranscribed(sets, data_dir, cuts: StoredCuts, ali_dir, *, soft: Optional[Tuple[float, Any]], kind: str,
+                       factor: int, min_confidence: Optional[float]) -> List[UntranscribedSet]:
+    """Audio without transcripts, checked: ``sets`` are pairs of a data directory and the scp of its soft targets.
+
+    Args:
+        data_dir, cuts: what has a transcript; no utterance may be in two places.
+        soft: the temperature of its soft targets and what names them; None: there are none.
+        min_confidence: utterances whose targets have a smaller best probability, in the mean over frames, are left out.
+
+    Raises:
+        UserError: features of another size, an utterance that is in two directories or has no target of its length,
+            targets of another temperature, nothing left.
+    """
+    num_pdfs = read_count(Path(ali_dir) / "num_pdfs")
+    seen, found = dict.fromkeys(cuts.ids, data_dir), []
+    for folder, scp in sets:
+        more = load_cuts(Path(folder) / "feats.scp")
+        if more.feat_dim != cuts.feat_dim:
+            raise UserError(f"{folder}: features have {more.feat_dim} bins, those of {data_dir} {cuts.feat_dim}")
+        targets, temperature, sidecar = open_soft(scp, kind, ali_dir, factor)
+        soft = soft or (temperature, scp)
+        if temperature != soft[0]:
+            raise UserError(f"{scp}: soft targets of temperature {temperature:g}, those of {soft[1]} have {soft[0]:g}")
+        kept = []
+        for i, utt in enumerate(more.ids):
+            if utt in seen:
+                raise UserError(f"{folder}: utterance {utt} is in {seen[utt]}, too: it would be learnt from twice")
+            seen[utt] = folder
+            if utt not in targets.table:
+                raise UserError(f"{targets.scp}: no utterance {utt}, which {folder} has: make targets of all of it")
+            if min_confidence is not None:
+                read = targets.read(utt, -(-int(more.frames[i]) // factor), num_pdfs)
+                if (read if targets.dense else read[1]).max(axis=1, initial=0).mean() < min_confidence:
+                    continue
+            kept.append(i)
+        if not kept:
+            raise UserError(f"{folder}: no utterance has a mean best posterior of {min_confidence:g} or more")
+        found.append(UntranscribedSet(Path(folder), str(scp), more.take(kept) if len(kept) < len(more) else more,
+                                      targets, temperature, sidecar, len(more) - len(kept)))
+    return found
 
 
 def read_count(path) -> int:

@@ -23,7 +23,7 @@ import torch
 from essence_kd import __version__
 from essence_kd.am.checkpoints import (TrainingState, check_fingerprint, going_on, load_checkpoint, load_init,
                                        save)
-from essence_kd.am.dataset import Batch, epoch_batches
+from essence_kd.am.dataset import IGNORE, Batch, epoch_batches
 from essence_kd.am.inputs import TrainingSets, fingerprint, load_sets
 from essence_kd.am.models.acoustic_model import AcousticModel, look_ahead, mflop_per_frame, num_params
 from essence_kd.am.models.registry import build_model, model_settings
@@ -188,7 +188,7 @@ class Trainer:
             if now - said > SAY_EVERY:
                 said = now
                 self._say_how_far(len(plan), before + now - began)
-        line = self._close_epoch()
+        line = self._close_epoch(plan)
         line["seconds"] = round(before + time.monotonic() - began, 3)
         self._show_epoch(line)
         self._begin_epoch()
@@ -234,7 +234,7 @@ class Trainer:
         """(multitask loss, logits (N, C), hard labels (N,)) of a batch's N rows that count; the loss is a sum."""
         d = self.settings.distill
         # which rows count is looked up on the host: asking a GPU would wait for it
-        rows = torch.nonzero(batch.hard.flatten() >= 0)[:, 0].to(self.device, non_blocking=True)
+        rows = torch.nonzero(batch.hard.flatten() != IGNORE)[:, 0].to(self.device, non_blocking=True)
         batch = batch.to(self.device)
         hard, ids, probs = batch.hard.flatten()[rows], None, None
         if soft and batch.soft_probs is not None:
@@ -242,13 +242,14 @@ class Trainer:
             ids = None if batch.soft_ids is None else batch.soft_ids.flatten(0, 1)[rows]
             probs = retemper(probs, d.temperature, self.sets.soft_temperature)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = model(batch.feats, batch.lens, keep=batch.keep, select=batch.hard >= 0)
+            logits = model(batch.feats, batch.lens, keep=batch.keep, select=batch.hard != IGNORE)
         logits = logits.float()
         if probs is None:
             loss = multitask_loss(logits, hard, soft_weight=0.0)
         else:
-            loss = self.loss(logits, hard, ids, probs, soft_weight=d.soft_weight, temperature=d.temperature,
-                             mass=d.mass)
+            # without --soft, what has a transcript learns from it alone
+            loss = self.loss(logits, hard, ids, probs, soft_weight=0.0 if self.inputs.soft is None else d.soft_weight,
+                             temperature=d.temperature, mass=d.mass)
         return loss, logits, hard
 
     def _out_of_memory(self, error: RuntimeError, batch: Batch) -> Exception:
@@ -276,13 +277,14 @@ class Trainer:
         hard, correct, frames = self.processes.sums([hard, correct, frames])
         return hard / frames, correct / frames
 
-    def _close_epoch(self) -> dict:
+    def _close_epoch(self, plan: List[np.ndarray]) -> dict:
         """Count the epoch and evaluate it; its line of the history, whose ``seconds`` are still to be told."""
         state = self.state
         state.epoch += 1
         train, hard, soft, frames, waited = self.processes.sums(list(state.sums.values()))
         dev_loss, dev_acc = self._evaluate()
-        line = {"epoch": state.epoch, "train_loss": train / frames, "hard_loss": hard / frames,
+        transcribed = self.sets.train.rows(np.concatenate(plan), transcribed=True)
+        line = {"epoch": state.epoch, "train_loss": train / frames, "hard_loss": hard / transcribed,
                 "soft_loss": soft / frames if self.sets.has_soft else None, "dev_loss": dev_loss,
                 "dev_frame_acc": dev_acc, "seconds": 0.0, "data_seconds": round(waited / self.processes.world, 3),
                 "lr": state.optimiser.param_groups[0]["lr"]}
@@ -413,6 +415,10 @@ class Trainer:
                 "dev_loss": last["dev_loss"], "dev_frame_acc": last["dev_frame_acc"], "precision": self.precision,
                 "threads": s.threads, "device": str(self.device), "utterances": len(data.ids),
                 "frames": int(data.frames.sum()), "tool_version": __version__, "fingerprint": self.fingerprint}
+        if data.shares:
+            more = data.source.set_of > 0
+            info["untranscribed"] = {"utterances": int(more.sum()), "frames": int(data.frames[more].sum()),
+                                     "left_out": self.sets.left_out}
         if state.best is not None:
             info["best_epoch"] = state.best["epoch"]
             if "dev_wer" in last:

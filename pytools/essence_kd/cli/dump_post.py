@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from essence_kd.io.options import numbers
 from essence_kd.io.parallel import job_share
 
 HELP = "combine teachers and write the ensemble's posteriors, wide, whole, or as essence targets"
@@ -27,13 +28,6 @@ def _keep(text: str) -> int:
     return int(text)
 
 
-def _numbers(text: str) -> list:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: numbers with commas between") from None
-
-
 def add_arguments(parser) -> None:
     from essence_kd.am.dump import DumpSettings
     from essence_kd.distill.archives import WIDE
@@ -43,8 +37,8 @@ def add_arguments(parser) -> None:
 
     parser.add_argument("--combine", choices=COMBINE,
                         help=f"mean of the posteriors or of their logs, normalised (default: {DumpSettings.combine})")
-    parser.add_argument("--weights", type=_numbers, metavar="W,W,...", help="one weight per teacher")
-    parser.add_argument("--temperatures", type=_numbers, metavar="T,T,...",
+    parser.add_argument("--weights", type=numbers, metavar="W,W,...", help="one weight per teacher")
+    parser.add_argument("--temperatures", type=numbers, metavar="T,T,...",
                         help="a temperature a teacher, or one for all (default: --temperature, or 1)")
     parser.add_argument("--input", choices=KINDS,
                         help=f"what tables hold (default: {DumpSettings.input}); models give logits")

@@ -16,6 +16,11 @@ HELP = "write features, alignments and soft targets as lhotse Shar"
 def add_arguments(parser) -> None:
     parser.add_argument("--soft", metavar="SCP", help="soft targets, one row per output frame")
     parser.add_argument("--soft-kind", choices=SOFT_KINDS, help="Kaldi Posterior or matrices of probabilities")
+    parser.add_argument("--untranscribed", metavar=("DIR", "SCP"), nargs=2, action="append",
+                        help="data without transcripts, and its soft targets; may be repeated")
+    parser.add_argument("--min-confidence", type=float, metavar="P",
+                        help="leave out utterances without transcript whose soft target has a best probability below "
+                        "this in the mean over its frames")
     parser.add_argument("--shard-size", type=int, metavar="N", help="utterances a shard")
     parser.add_argument("--heldout", type=float, metavar="SHARE", help="share of utterances set apart for the dev loss")
     parser.add_argument("--seed", type=int, metavar="N", help="of the order of utterances")
@@ -32,4 +37,6 @@ def run(args) -> None:
 
     done = write_shards(args.data_dir, args.ali_dir, args.out_dir, **given(args, ShardSettings))
     print(f"{args.out_dir}: {done['utterances']} utterances, {done['frames'] / FRAMES_PER_HOUR:.2f} h, "
-          f"{done['without_alignment']} without alignment left out", file=sys.stderr)
+          f"{done['without_alignment']} without alignment left out"
+          + (f"; {done['untranscribed']} of them without transcripts, {done['left_out']} of unsure targets left out"
+             if "untranscribed" in done else ""), file=sys.stderr)

@@ -10,7 +10,7 @@ e.g.: essence train --model conf/models/student_tdnn.yaml --soft exp/mini/essenc
 from __future__ import annotations
 
 from essence_kd.am.settings import SOFT_KINDS, DistillSettings, TrainInputs, TrainSettings
-from essence_kd.io.options import given, tell_defaults
+from essence_kd.io.options import given, numbers, tell_defaults
 
 HELP = "train an acoustic model: a teacher, a baseline or a student"
 
@@ -33,6 +33,15 @@ def add_arguments(parser) -> None:
                         help=f"of the soft loss {_of_model(DistillSettings.temperature)}")
     parser.add_argument("--mass", metavar="NAME",
                         help=f"mass rule: what a pruned target sums to {_of_model(DistillSettings.mass)}")
+    parser.add_argument("--untranscribed", metavar=("DIR", "SCP"), nargs=2, action="append",
+                        help="data without transcripts, and its soft targets, from which alone it is learnt; may be "
+                        "repeated")
+    parser.add_argument("--shares", metavar="A,B,..", type=numbers,
+                        help="how much of DATA_DIR and of each --untranscribed an epoch draws, 1 being all of it once "
+                        "(default: all of each)")
+    parser.add_argument("--min-confidence", type=float, metavar="P",
+                        help="leave out utterances without transcript whose soft target has a best probability below "
+                        "this in the mean over its frames")
     parser.add_argument("--init", metavar="MODEL_DIR", help="start from this model's parameters")
     parser.add_argument("--dev-data", metavar="DIR", help="data for the dev loss (default: held out of DATA_DIR)")
     parser.add_argument("--dev-ali", metavar="DIR", help="its alignments")

@@ -4,9 +4,18 @@ A verb adds such options without a default, calls :func:`tell_defaults` for the 
 """
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import inspect
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, List
+
+
+def numbers(text: str) -> List[float]:
+    """The ``type`` of an option such as --weights 2,1. Raises argparse's error for what is no number."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: numbers with commas between") from None
 
 
 def defaults_of(function: Callable) -> Dict[str, Any]:

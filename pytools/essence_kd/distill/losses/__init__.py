@@ -30,13 +30,14 @@ from essence_kd.io.errors import UserError
 from essence_kd.io.registry import Registry
 
 PADDING = -100  # the hard label of a padded frame
+UNLABELLED = -1  # that of a frame without one, which learns from its soft target alone
 
 
 class MultitaskLoss(NamedTuple):
     """Sums over the frames that are not padding; divide by ``num_frames`` to report."""
 
-    total: Tensor  # (1 - soft_weight) * hard + soft_weight * T^2 * soft; float32 scalar with gradient
-    hard: Tensor  # cross-entropy against the alignment, detached
+    total: Tensor  # (1 - soft_weight) * hard + soft_weight * T^2 * soft, see `multitask`; float32 with gradient
+    hard: Tensor  # cross-entropy against the alignment, of frames that have a hard label, detached
     soft: Tensor  # the soft loss at temperature T (without T^2), detached
     num_frames: Tensor  # int64 scalar: frames that are not padding (on the device of the logits)
 
@@ -79,9 +80,7 @@ class Loss(Parametrised):
         if ids is not None:
             q, p = _pairs(q, rest, ids.long(), p)
         soft_terms = self.soft(q, p).masked_fill(~(valid & (q.sum(1) > 0)), 0)
-        hard_sum, soft_sum = hard_terms.sum(), soft_terms.sum()
-        total = (1 - soft_weight) * hard_sum + soft_weight * temperature ** 2 * soft_sum
-        return MultitaskLoss(total, hard_sum.detach(), soft_sum.detach(), valid.sum())
+        return multitask(hard_terms, soft_terms, hard, soft_weight, temperature)
 
 
 T = TypeVar("T", bound=Loss)
@@ -117,6 +116,21 @@ def make_loss(name: str, parameters: Mapping[str, Any], where: str) -> Loss:
         raise UserError(f"{where}: loss {name}: {error}") from None
 
 
+def multitask(hard_terms: Tensor, soft_terms: Optional[Tensor], hard: Tensor, soft_weight: float,
+              temperature: float) -> MultitaskLoss:
+    """The loss of N frames of their terms (N,), which are 0 where ``hard`` (N,) is PADDING; no soft terms: None.
+
+    Where ``hard`` is UNLABELLED, the soft term has weight 1 and the hard one none, whatever ``soft_weight`` says.
+    """
+    unlabelled = hard == UNLABELLED
+    hard_sum = hard_terms.masked_fill(unlabelled, 0).sum()
+    total, soft_sum = (1 - soft_weight) * hard_sum, torch.zeros_like(hard_sum)
+    if soft_terms is not None:
+        soft_sum, alone = soft_terms.sum(), soft_terms.masked_fill(~unlabelled, 0).sum()
+        total = total + soft_weight * temperature ** 2 * soft_sum + (1 - soft_weight) * temperature ** 2 * alone
+    return MultitaskLoss(total, hard_sum.detach(), soft_sum.detach(), (hard != PADDING).sum())
+
+
 def _pairs(q: Tensor, rest: Optional[Tensor], ids: Tensor, p: Tensor) -> Tuple[Tensor, Tensor]:
     """Target and student (N, k + 1) of the entries and of everything else; p (N, C). Padding may repeat an id."""
     here = q > 0
@@ -132,13 +146,13 @@ def loss_dtype(logits: Tensor) -> torch.dtype:
 
 
 def hard_labels(logits: Tensor, hard: Tensor, soft_weight: float) -> Tuple[Tensor, Tensor]:
-    """Which frames count (N,) bool, and their labels (N,) int64, 0 elsewhere. Raises ValueError."""
+    """Which frames count (N,) bool, and their labels (N,) int64, 0 where there is none. Raises ValueError."""
     if not 0 <= soft_weight <= 1:
         raise ValueError(f"soft_weight must be between 0 and 1, not {soft_weight}")
     if hard.dim() != 1 or hard.shape[0] != logits.shape[0]:
         raise ValueError(f"hard labels of shape {tuple(hard.shape)} do not fit logits of shape {tuple(logits.shape)}")
     valid = hard != PADDING
-    return valid, torch.where(valid, hard, torch.zeros_like(hard)).long()
+    return valid, torch.where(valid & (hard != UNLABELLED), hard, torch.zeros_like(hard)).long()
 
 
 def soft_target(logits: Tensor, ids: Optional[Tensor], probs: Tensor, temperature: float,

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from essence_kd.distill.essence import EssenceSettings
-from essence_kd.distill.losses import Loss, MultitaskLoss, hard_labels, loss_dtype, register_loss, soft_target
+from essence_kd.distill.losses import (Loss, MultitaskLoss, hard_labels, loss_dtype, multitask, register_loss,
+                                       soft_target)
 from essence_kd.distill.mass_rules import MassRule
 
 _CPU_BLOCK = 1 << 19  # elements of a block of rows: about what a core's second-level cache holds
@@ -189,7 +190,8 @@ def multitask_loss(logits: Tensor, hard: Tensor, ids: Optional[Tensor] = None, p
                    mass: Union[str, MassRule] = EssenceSettings.mass) -> MultitaskLoss:
     """(1 - soft_weight) CE(hard) + soft_weight T^2 CE(q, student at T), summed over the frames that count.
 
-    ``logits`` (N, C); ``hard`` (N,) pdf-ids, -100 where a frame is padding (left out of both terms); the soft target
+    ``logits`` (N, C); ``hard`` (N,) pdf-ids, -100 where a frame is padding (left out of both terms), -1 where it has no
+    hard label (its soft term then has weight 1, its hard one none); the soft target
     is ``ids`` and ``probs`` (N, k), or dense: ``ids`` None and ``probs`` (N, C), or none at all (``probs`` None: the
     hard loss alone, whatever ``soft_weight`` says must then be 0). T^2 keeps the soft gradient's size
     (Hinton et al. 2015). At T = 1 both terms share one softmax. Raises ValueError for shapes that do not fit.
@@ -212,11 +214,7 @@ def multitask_loss(logits: Tensor, hard: Tensor, ids: Optional[Tensor] = None, p
     elif soft_weight != 0:
         raise ValueError(f"soft_weight is {soft_weight} but there is no soft target")
     hard_terms, soft_terms = _Terms.apply(logits, labels, valid, ids, q, rest, float(temperature))
-    hard_sum, soft_sum = hard_terms.sum(), soft_terms.sum()
-    total = (1 - soft_weight) * hard_sum
-    if q is not None:
-        total = total + soft_weight * temperature ** 2 * soft_sum
-    return MultitaskLoss(total, hard_sum.detach(), soft_sum.detach(), valid.sum())
+    return multitask(hard_terms, None if q is None else soft_terms, hard, soft_weight, temperature)
 
 
 @register_loss
