@@ -3,7 +3,7 @@
 
     benchmarks/decoding.py --seconds 120 --beams 10,12 exp/mini data/mini       # after ./run.sh up to stage 9
 
-Prints a Markdown table: WER, utterances with the very words of kaldi-decoder, CPU seconds of one core a second of
+Prints a Markdown table: WER, utterances with the very words of kaldi-decoder, CPU seconds of one core per second of
 audio beyond starting, CPU seconds of starting. Each decoder is a process of its own on one thread; what it takes for
 the first utterance alone is subtracted, with that utterance's duration, and the rest of that is its start. Runs
 alternate between the decoders; the smallest of --repeats counts, since other work on the machine only adds.
@@ -124,8 +124,8 @@ class Bench:
 
 def compare(bench: Bench, beams: list, repeats: int) -> None:
     """All decoders that are there, at each beam."""
-    print("| beam | decoder | WER | same words | CPU s a second | of latgen-faster-mapped | start, CPU s | "
-          "active states a row |\n|---|---|---|---|---|---|---|---|", flush=True)
+    print("| beam | decoder | WER | same words | CPU s per second | of latgen-faster-mapped | start, CPU s | "
+          "active states per row |\n|---|---|---|---|---|---|---|---|", flush=True)
     for beam in beams:
         out = bench.here / f"beam{beam:g}"
         least: dict = {}

@@ -114,7 +114,7 @@ one_job() { # LOG COMMAND...: runs the command as a job of $cmd
   rm -f "$log.sh"
 }
 
-same_count() { # IN OUT: files with a line an utterance
+same_count() { # IN OUT: files with a line per utterance
   local in out
   in=$(wc -l <"$1") out=$(wc -l <"$2")
   [ "$in" -eq "$out" ] || fail "${2%/*}: $in utterances went in and $out came out"

@@ -8,7 +8,7 @@ help_message="Usage: ESSENCE/recipes/plugin/decode_student.sh [options] GRAPH DA
  DIR/decode_NAME gets lat.*.gz and what local/score.sh makes of them; logs: DIR/decode_NAME/log
   --nj N                          jobs, at most as many as there are speakers (default: 4)
   --cmd COMMAND                   how they run (default: run.pl where it is found, else on this machine)
-  --acwt X                        acoustic scale in the search (default: 0.1 a frame of 10 ms)
+  --acwt X                        acoustic scale in the search (default: 0.1 per frame of 10 ms)
   --beam X, --lattice-beam X      (default: 15, 8)
   --max-active N, --min-active N  (default: 7000, 200)
   --skip-scoring true|false       (default: false)

@@ -6,7 +6,7 @@ help_message="Usage: ESSENCE/recipes/plugin/essence_targets.sh [options] DATA AL
         data/train_sp_hires exp/tri3_ali_sp exp/nnet3/tdnn_lstm_sp exp/nnet3/blstm_sp exp/essence
  ALI: alignments of DATA by the model whose tree the teachers have (final.mdl, tree, ali.*.gz), or ESSENCE's own; of chain
    models, the directory of their tree
- TEACHER: an nnet3 directory (final.mdl, tree, cmvn_opts), an scp of matrices or of posteriors, a row a frame, or a model
+ TEACHER: an nnet3 directory (final.mdl, tree, cmvn_opts), an scp of matrices or of posteriors, a row per frame, or a model
    directory of ESSENCE; the rows of all come at one rate
  OUT gets post.scp (Kaldi Posterior archives), essence.json and ali (an alignment directory of ESSENCE); logs: OUT/log
 How it runs
@@ -14,12 +14,12 @@ How it runs
   --cmd COMMAND                   how they run (default: run.pl where it is found, else on this machine)
   --gpu true|false                jobs take a GPU each: '--gpu 1' to the queue, --use-gpu=yes to nnet3-compute (default: false)
 Targets
-  --top-k N                       classes a frame (default: 20)
+  --top-k N                       classes per frame (default: 20)
   --temperature T                 (default: 1)
   --combine mean|logmean          how several teachers are combined (default: mean)
   --weights 'W,W,...'             one weight per teacher (default: all the same)
   --input prob|log|logit          what matrices in scps hold (default: prob)
-  --frame-subsampling-factor N    feature frames a row of matrices (default: what a sidecar beside the scp says, else 1;
+  --frame-subsampling-factor N    feature frames per row of matrices (default: what a sidecar beside the scp says, else 1;
                                   directories say it themselves)
 nnet3 teachers
   --online-ivector-dir DIR        for the networks that take i-vectors (default: none)
@@ -57,7 +57,7 @@ if [ -n "$online_ivector_dir" ]; then
 fi
 default_cmd
 
-# What each teacher is: its kind, feature frames a row, and of nnet3 directories the size of an i-vector.
+# What each teacher is: its kind, feature frames per row, and of nnet3 directories the size of an i-vector.
 kinds=() factors=() ivectors=()
 look_at_nnet3() { # DIR
   local t=$1 info nodes name other tree dim rate

@@ -8,7 +8,7 @@ help_message="Usage: recipes/swbd/check.sh [options]
   --work-dir DIR           whose disk is looked at (default: this folder)
   --forecast true|false    print what the stages will take (default: true)
   --rates FILE             forecast at the speed of your GPU, as 'essence bench-train --json FILE' measured it there
-  --gpu-tflops N           without that, the speed that is assumed: 10^12 operations a second in training (default: 10,
+  --gpu-tflops N           without that, the speed that is assumed: 10^12 operations per second in training (default: 10,
                            a tenth of what a GPU with 100 in bfloat16 could do)"
 size=default
 fuse=false
@@ -94,10 +94,10 @@ free_mb=$(df --output=avail -m "$work_dir" | tail -n 1 | tr -d ' ')
 
 if [ "$forecast" = true ] && [ "$size" = default ]; then
   # 313 h in three versions (0.9, 1.0, 1.1 times as fast) are 313 (1/0.9 + 1 + 1/1.1) = 945 h: 340 M frames of 10 ms, 113 M
-  # rows of 30 ms; 11,500 leaves give about 8,800 pdfs. Features: 13 + 40 float32 a frame. Posteriors: 5 + 10 k bytes a row.
+  # rows of 30 ms; 11,500 leaves give about 8,800 pdfs. Features: 13 + 40 float32 per frame. Posteriors: 5 + 10 k bytes per row.
   # Parameters: conf/models/swbd_*.yaml. Training: 6 floating-point operations a parameter and row, and of rows 342/300,
   # since chunks of 300 frames have 42 of context; a forward pass: 2. Measured on mini on an idle machine: features of 1,000 h
-  # and essence of 130,000 rows a second. Assumed: the rest of the hours.
+  # and essence of 130,000 rows per second. Assumed: the rest of the hours.
   awk -v fuse="$fuse" -v tflops="$gpu_tflops" -v speed="$speed" -v device="$device" '
     function row(stage, what, gb, cpu, gpu) {
       printf "%5s  %-44s %9.0f %8.0f %8.1f\n", stage, what, gb, cpu, gpu
@@ -108,7 +108,7 @@ if [ "$forecast" = true ] && [ "$size" = default ]; then
       hour = tflops * 1e12 * 3600; train = 6 * 342 / 300
       print "Forecast. Disk and operations follow from the sizes of corpus and models."
       printf "%s hours: at %.3g TFLOP/s in training, %s.\n", device, tflops, speed
-      print "Core hours: features of 1,000 h an hour, essence of 130,000 rows a second: measured; alignment of 30 h an hour, the"
+      print "Core hours: features of 1,000 h per hour, essence of 130,000 rows per second: measured; alignment of 30 h per hour, the"
       print "rest as it stands: assumed."
       printf "%5s  %-44s %9s %8s %8s\n", "stage", "", "disk, GB", "core, h", device ", h"
       row(0, "data, dictionary, language models", 5, 4, 0)

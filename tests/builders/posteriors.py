@@ -9,7 +9,7 @@ from essence_kd.io.posterior import Posterior, PosteriorWriter
 
 
 def ragged(counts, seed: int = 0, zeros: float = 0.0) -> Posterior:
-    """A posterior with the given number of entries a frame; a share of `zeros` of its weights is exactly zero."""
+    """A posterior with the given number of entries per frame; a share of `zeros` of its weights is exactly zero."""
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     probs = rng.random(offsets[-1]).astype(np.float32)

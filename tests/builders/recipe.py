@@ -13,7 +13,7 @@ LITTLE = ["model.hidden=16", "optim.epochs=1", "data.cmn=none", "data.batch_fram
 
 
 def make_recipe(root):
-    """data/eval (features, text), exp/ali, exp/post.scp (two classes a row), exp/graph; the folder itself."""
+    """data/eval (features, text), exp/ali, exp/post.scp (two classes per row), exp/graph; the folder itself."""
     data, exp = root / "data" / "eval", root / "exp"
     data.mkdir(parents=True)
     (exp / "ali").mkdir(parents=True)

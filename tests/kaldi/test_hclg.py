@@ -221,7 +221,7 @@ def test_repeated_rows_carry_a_part_of_the_score(kaldi, tmp_path):
 
 
 def test_chain_models_need_no_repetition(tmp_path, capsys):
-    """HCLG and transition model of the chain form: 30 ms a row, told by the file beside final.mdl."""
+    """HCLG and transition model of the chain form: 30 ms per row, told by the file beside final.mdl."""
     topo, rows = {1: CHAIN, 2: CHAIN}, [(1, 0, 0, 1), (2, 0, 2, 3)]
     # transition-ids: phone 1: loop 1, on 2; phone 2: loop 3, on 4. "a" says phone 1, "b" phone 2.
     fst = make_fst([0, 0, 1, 1, 2, 2], [1, 2, 1, 0, 2, 0], [2, 4, 1, 0, 3, 0], [1, 2, 0, 0, 0, 0],

@@ -104,6 +104,6 @@ def test_audio_and_noise_that_do_not_fit(corpus, tmp_path):
     (hires / "segments").write_text(segments)
     write_wav(tmp_path / "n.wav", np.ones(500, np.int16), 16000)
     mixer = NoiseMixer(noise, 1.0, (5.0, 5.0), 8000)
-    refused(lambda: mixer(np.ones(100), np.random.default_rng(0)), "n1", "16000 samples a second, not 8000")
+    refused(lambda: mixer(np.ones(100), np.random.default_rng(0)), "n1", "16000 samples per second, not 8000")
     (tmp_path / "data" / "r0.wav").unlink()
     refused(run("data.features=on-the-fly"), "wav.scp", "r0", "no such audio file")

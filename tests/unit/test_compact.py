@@ -102,12 +102,12 @@ def test_divergence_from_the_original_is_small(tmp_path):
     post = essence(2000, 20, 8816)
     found = through(tmp_path, post)
     p, q = post.probs.reshape(-1, 20).astype(np.float64), found.probs.reshape(-1, 20).astype(np.float64)
-    assert (p * np.log(p / q)).sum(1).max() < 2.5e-5  # nats a frame: half the square of the largest error of ln p
+    assert (p * np.log(p / q)).sum(1).max() < 2.5e-5  # nats per frame: half the square of the largest error of ln p
 
 
 @pytest.mark.parametrize("k, fixed", [(20, True), (20, False), (100, True), (100, False), (300, False)])
 def test_size(tmp_path, k, fixed):
-    """At most 3.2 bytes an entry: at k = 20, 62 bytes a frame, and 63 where the number of entries varies."""
+    """At most 3.2 bytes per entry: at k = 20, 62 bytes per frame, and 63 where the number of entries varies."""
     frames = 400
     post = essence(frames, k, 8816)
     if not fixed:

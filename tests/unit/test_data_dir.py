@@ -115,7 +115,7 @@ def test_not_a_wav(data, tmp_path):
 
 def test_wrong_sample_rate(data, tmp_path):
     write_wav(tmp_path / "call1-B.wav", np.ones(4 * 16000, np.int16), 16000)
-    refused(data, "recording call1-B", "16000 samples a second, not 8000", "-r 8000")
+    refused(data, "recording call1-B", "16000 samples per second, not 8000", "-r 8000")
 
 
 def _header(channels=1, bits=16, encoding=1, rate=RATE):

@@ -109,7 +109,7 @@ def test_any_number_of_processes_gives_the_same(data):
     make_feats(data, kinds=["mfcc"], nj=7)
     again = dict(read_matrices(f"scp:{data}/feats.scp"))
     assert list(once) == list(again) and all((once[utt] == again[utt]).all() for utt in once)
-    assert len(list((data / "data").glob("raw_mfcc.*.ark"))) == 3  # one a recording; none is left over
+    assert len(list((data / "data").glob("raw_mfcc.*.ark"))) == 3  # one per recording; none is left over
 
 
 def test_jobs_of_a_cluster_leave_what_one_process_leaves(data, capsys):
@@ -177,7 +177,7 @@ def test_audio_of_another_rate(tmp_path):
     soundfile.write(tmp_path / "a.flac", samples, 16000)
     DataDir(tmp_path, {"s-a": str(tmp_path / "a.flac")}, {"s-a": "one"}, {"s-a": "s"}).write(tmp_path / "d")
     for call in (make_feats, validate_data_dir):
-        with pytest.raises(UserError, match="recording s-a.* has 16000 samples a second, not 8000: .*-r 8000.*"
+        with pytest.raises(UserError, match="recording s-a.* has 16000 samples per second, not 8000: .*-r 8000.*"
                                             "sample_rate=16000 in recipe.conf"):
             call(tmp_path / "d")
     assert validate_data_dir(tmp_path / "d", sample_rate=16000)["seconds"] == 2

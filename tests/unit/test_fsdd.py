@@ -175,7 +175,7 @@ def test_folders_that_are_not_the_dataset(tmp_path):
 
 def test_takes_that_are_broken(tmp_path):
     folder = make_takes(tmp_path / "r", ["ann", "bob"], takes=10, rate=16000)
-    with pytest.raises(UserError, match="16000 samples a second, not 8000"):
+    with pytest.raises(UserError, match="16000 samples per second, not 8000"):
         prepare_fsdd(folder, tmp_path / "data", "tiny")
     folder = make_takes(tmp_path / "r", ["ann", "bob"], takes=10)
     for file in folder.glob("3_ann_*.wav"):

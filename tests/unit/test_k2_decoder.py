@@ -131,8 +131,8 @@ def test_k2_lattices_and_report(corpus, k2_decoded):
     assert [block.split("\n")[0] for block in blocks if block] == list(corpus.scores)
     report = json.loads((folder / "all" / "decode.json").read_text())
     assert report["decoder"] == "k2" and report["lattice_states_per_frame"] > 1 and report["rtf"] > 0
-    assert (f" active states a frame, lattices of {report['lattice_states_per_frame']} states and "
-            f"{report['lattice_arcs_per_frame']} arcs a frame") in errors
+    assert (f" active states per frame, lattices of {report['lattice_states_per_frame']} states and "
+            f"{report['lattice_arcs_per_frame']} arcs per frame") in errors
 
 
 @pytest.mark.parametrize("settings", [
@@ -175,7 +175,7 @@ def test_k2_tells_active_states(corpus, k2, k2_decoded, tmp_path):
     report = json.loads((folder / "all" / "decode.json").read_text())
     assert 32 <= report["active_states_counted_at"] <= 64 < report["num_frames"]
     assert report["active_states_per_frame"] >= report["lattice_states_per_frame"]
-    assert f"about {report['active_states_per_frame']:.0f} active states a frame" in errors
+    assert f"about {report['active_states_per_frame']:.0f} active states per frame" in errors
     told = {}
     for name, more in {"one": ["--nj", 1], "two": ["--nj", 2], "none": ["--active-rows", 0]}.items():
         done = run_k2(k2, *more, "--beam", 8, corpus.folder / "graph",

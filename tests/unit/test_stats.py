@@ -150,7 +150,7 @@ def test_the_verb_writes_json_and_plot(data, tmp_path, capsys):
                  "--hours", "100", "--teacher", full, full]) == 0
     shown = capsys.readouterr().out
     for part in ("3 utterances, 18 frames, 40 pdfs", "k for 95% of the mass", "entropy", "aligned pdf-id",
-                 "another best", "bytes a frame: dense 160", "100 h at 30 ms: 12.0 M frames"):
+                 "another best", "bytes per frame: dense 160", "100 h at 30 ms: 12.0 M frames"):
         assert part in shown
     result = json.loads((tmp_path / "s.json").read_text())
     assert len(result["f_k"]) == PDFS and result["forecast"]["frames"] == 12e6

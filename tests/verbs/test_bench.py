@@ -17,7 +17,7 @@ def test_every_part_runs_and_is_reported(tmp_path, capsys):
     shown = capsys.readouterr().out
     for part in ("300 pdfs, k = 5, 64 frames, 1 threads", "torch.topk", "numpy.argpartition",
                  "torch: softmax, mean, topk", "write a Posterior archive", "torch, dense soft targets",
-                 "extra bytes a logit"):
+                 "extra bytes per logit"):
         assert part in shown
     results = json.loads((tmp_path / "b.json").read_text())["results"]
     assert all(row["speed"] > 0 for row in results)

@@ -230,7 +230,7 @@ def test_the_sources_sidecar_is_carried_on_and_obeyed(probs, tmp_path, capsys):
     for key in ("num_pdfs", "tree_hash", "frame_shift_ms", "combine", "weights", "temperature"):
         assert fields[key] == wide[key]
     status, told = run(capsys, "prune-post", "--top-k", "11", source, f"ark:{tmp_path}/x.ark")
-    assert status == 1 and "wide.json: the archive holds 10 classes a frame, --top-k asks for 11" in told
+    assert status == 1 and "wide.json: the archive holds 10 classes per frame, --top-k asks for 11" in told
     assert run(capsys, "prune-post", "--top-k", "4", "--temperature", "1", source, f"ark:{tmp_path}/t.ark")[0] == 0
     before, after = (dict(read_posteriors(f"ark:{tmp_path}/{n}.ark"))["utt0"].fixed_k()[1] for n in ("post", "t"))
     np.testing.assert_allclose(after, before ** 2 / (before ** 2).sum(axis=1, keepdims=True), rtol=1e-5)
@@ -314,7 +314,7 @@ def test_bad_sources_are_refused(full, tmp_path, capsys):
     empty = table(MatrixWriter, tmp_path / "empty", {})
     (tmp_path / "cut.ark").write_bytes((tmp_path / "full.ark").read_bytes()[:-7])
     (tmp_path / "dup.ark").write_bytes((tmp_path / "full.ark").read_bytes() * 2)
-    for source, message in ((post, "holds 3 classes a frame, --top-k asks for 20"),
+    for source, message in ((post, "holds 3 classes per frame, --top-k asks for 20"),
                             (minus, "utterance u: frame 0: pdf-id 3 has probability -0.25"),
                             (empty, "holds no utterance"), (f"ark:{tmp_path}/cut.ark", "cut short"),
                             (f"ark:{tmp_path}/dup.ark", "occurs twice"), (f"ark:{tmp_path}/none.ark", "cannot be read"),

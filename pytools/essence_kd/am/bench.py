@@ -80,7 +80,7 @@ class StepBench:
     def run(self, repeats: int) -> List[Dict[str, Any]]:
         """A result a kind of target: medians of a step's seconds and of its ratio to hard labels, a GPU's peak memory.
 
-        ``tflops`` (10^12 operations a second) counts a step as three forward passes over all frames of the batch.
+        ``tflops`` (10^12 operations per second) counts a step as three forward passes over all frames of the batch.
         Steps are taken in turns. On a CPU the seconds are the processor's, which other work on the machine disturbs
         less.
         """
@@ -111,7 +111,7 @@ class StepBench:
 
 def table(rows: List[Dict[str, Any]]) -> str:
     """The results in Markdown."""
-    lines = ["| targets | seconds a step | frames/s | against hard labels | targets of a batch | peak memory |",
+    lines = ["| targets | seconds per step | frames/s | against hard labels | targets of a batch | peak memory |",
              "|---|---|---|---|---|---|"]
     for r in rows:
         peak = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 1e9:.2f} GB"

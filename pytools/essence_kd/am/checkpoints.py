@@ -27,7 +27,7 @@ class TrainingState:
     optimiser: torch.optim.Optimizer
     epoch: int = 0  # epochs that are done
     step: int = 0  # steps of all epochs
-    history: List[dict] = field(default_factory=list)  # a line of progress.jsonl an epoch
+    history: List[dict] = field(default_factory=list)  # a line of progress.jsonl per epoch
     best: Optional[dict] = None  # early stopping: value, epoch and model of the best epoch so far
     stale: int = 0  # figures since then that were no better
     batch: int = 0  # batches of the epoch at work that are done

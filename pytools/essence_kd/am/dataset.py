@@ -73,7 +73,7 @@ class TrainingData:
     def __init__(self, source, hard: Optional[List[np.ndarray]], num_pdfs: int, factor: int, *, chunk_frames: int,
                  left_context: int, right_context: int, soft=None, preload_mb: int = 0,
                  sampler: str = "pooled", processes: int = 1, shares: Sequence[float] = ()) -> None:
-        """``hard`` has one int array (R,) an utterance, of UNLABELLED where it has no transcript; ``soft`` is None,
+        """``hard`` has one int array (R,) per utterance, of UNLABELLED where it has no transcript; ``soft`` is None,
         SparseTargets, DenseTargets or TargetsOfSets. ``shares``: how much of each of the source's sets an epoch draws;
         without any, all of each.
 

@@ -4,7 +4,7 @@ A folder of shards holds ``train/`` (and ``heldout/``, for the dev loss), each o
 ``cuts.n.jsonl.gz`` and a tar file each of ``features``, ``alignment`` (pdf-ids of 10 ms), and ``soft_ids`` and
 ``soft_probs`` where there are soft targets (dense ones: ``soft_probs`` alone). Utterances without transcripts are
 shuffled among those of ``train/``; their alignment is -1 at each frame. Beside them lie ``shards.json``, which
-is written last, ``utterances`` (a line an utterance, in the order of the shards: set, shard, frames, id; the first set
+is written last, ``utterances`` (a line per utterance, in the order of the shards: set, shard, frames, id; the first set
 without transcripts is untranscribed_1) and the alignment's num_pdfs, priors.txt and tree.txt: the folder stands for the
 data and the alignment directory at once.
 """

@@ -152,7 +152,7 @@ class Trainer:
         s, state = self.settings, self.state
         if state.step == 0:
             several = f", {self.processes.world} processes" if self.processes.world > 1 else ""
-            self.log.log(f"{s.arch}: {self.size} parameters, {self.mflop:.3f} MFLOP a frame, {self.precision} on "
+            self.log.log(f"{s.arch}: {self.size} parameters, {self.mflop:.3f} MFLOP per frame, {self.precision} on "
                          f"{self.device}, {s.threads} threads{several}, {s.optim.epochs} epochs")
         while state.epoch < s.optim.epochs and not self._stopped():
             self._train_epoch()

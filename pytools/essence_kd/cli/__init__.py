@@ -1,1 +1,1 @@
-"""The ``essence`` command: one file a verb."""
+"""The ``essence`` command: one file per verb."""

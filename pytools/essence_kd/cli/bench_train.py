@@ -48,7 +48,7 @@ def run(args) -> None:
     load = os.getloadavg()[0]
     rows = bench.run(args.repeats)
     device = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "CPU"
-    print(f"{settings.arch}, {bench.params} parameters, {bench.mflop:.1f} MFLOP a frame, {args.pdfs} pdfs; "
+    print(f"{settings.arch}, {bench.params} parameters, {bench.mflop:.1f} MFLOP per frame, {args.pdfs} pdfs; "
           f"batches of {bench.frames} frames; {device}, {bench.precision}, {settings.threads} threads of "
           f"{os.cpu_count()}; load {load:.1f} before, {os.getloadavg()[0]:.1f} after; PyTorch {torch.__version__}; "
           f"{rows[1]['tflops']:.3g} TFLOP/s with essence targets\n")

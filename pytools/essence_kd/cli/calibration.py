@@ -42,4 +42,4 @@ def run(args) -> None:
     write_text(args.out, json.dumps(found, indent=1) + "\n")
     for name, system in found["systems"].items():
         print(f"{name}: accuracy {100 * system['accuracy']:.1f} %, mean confidence {100 * system['confidence']:.1f} %, "
-              f"ECE {100 * system['ece']:.2f} %, {system['nll']:.3f} nats a frame, {system['frames']:,} frames")
+              f"ECE {100 * system['ece']:.2f} %, {system['nll']:.3f} nats per frame, {system['frames']:,} frames")

@@ -8,7 +8,7 @@
 A line of jobs.txt: SCORES OUT_DIR [SWEEP_JSON|- [DATA_DIR|-]]; the graph is loaded once for all of them.
 
 OUT_DIR gets hyp.txt (every utterance of the scores), hyp.ctm and decode.json. A path costs the graph's weights plus
-the word insertion penalty a word, less acoustic scale x score. k2 is taken from this Python, from $ESSENCE_K2_PYTHON,
+the word insertion penalty per word, less acoustic scale x score. k2 is taken from this Python, from $ESSENCE_K2_PYTHON,
 or from .venv-k2 of the work directory or the checkout. kaldi-lattice runs a compiled Kaldi's latgen-faster-mapped on
 HCLG.fst, final.mdl and phones/word_boundary.int of GRAPH_DIR and leaves lat.gz and log/, too; SCORES may be
 'lat:gunzip -c DIR/lat.*.gz |' then, lattices that Kaldi's scripts made of DATA_DIR's utterances.
@@ -33,7 +33,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("scores", metavar="SCORES-RSPECIFIER", nargs="?",
                         help="matrices: one row per frame, one column per pdf")
     parser.add_argument("out_dir", metavar="OUT_DIR", nargs="?")
-    parser.add_argument("--jobs-file", metavar="FILE", help="several sets, one a line (see above)")
+    parser.add_argument("--jobs-file", metavar="FILE", help="several sets, one per line (see above)")
     parser.add_argument("--decoder", metavar="NAME", default="auto",
                         help=f"{', '.join(DECODERS.names(plugins=False))}, one of a plugin (ESSENCE_PLUGINS), or "
                         f"%(default)s (default): {AUTO[0]} where it can be had, else {AUTO[1]} with a notice")

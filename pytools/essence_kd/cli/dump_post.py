@@ -47,7 +47,7 @@ def add_arguments(parser) -> None:
                         help=f"of the log prior (default: {DumpSettings.prior_scale:g})")
     parser.add_argument("--feats", metavar="scp:FILE", help="features for model directories")
     parser.add_argument("--keep", type=_keep, default=None, metavar="N|all",
-                        help=f"entries a frame of the wide archive (default: {WIDE}, or all there are); all: matrices")
+                        help=f"entries per frame of the wide archive (default: {WIDE}, or all); all: matrices")
     parser.add_argument("--full-wspecifier", metavar="WSPECIFIER", help="write the whole posteriors, too, as matrices")
     parser.add_argument("--fuse", action="store_true",
                         help="write essence targets (the options below), not a wide archive")

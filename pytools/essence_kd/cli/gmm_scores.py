@@ -18,7 +18,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("data_dir", metavar="DATA", help="data directory with feats.scp, cmvn.scp, utt2spk")
     parser.add_argument("gmm_dir", metavar="GMM_DIR")
     parser.add_argument("wspecifier", metavar="SCORES-WSPECIFIER")
-    parser.add_argument("--frame-subsampling-factor", type=int, metavar="N", dest="factor", help="feature frames a row")
+    parser.add_argument("--frame-subsampling-factor", type=int, metavar="N", dest="factor",
+                        help="feature frames per row")
     parser.add_argument("--hyp", metavar="TEXT", help="hypotheses of a first pass, which adapt a tri3 to speakers; "
                         "without them its scores are those of a first pass")
     parser.add_argument("--lang", metavar="LANG", dest="lang_dir", help="lang directory of --hyp")

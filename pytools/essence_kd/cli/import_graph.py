@@ -27,7 +27,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--lang", metavar="DIR", help="phones.txt and phones/word_boundary.int, for the words' times "
                         "(default: the directory of HCLG.fst)")
     parser.add_argument("--frame-subsampling-factor", type=int, metavar="N", dest="factor",
-                        help="feature frames of 10 ms a row that the graph expects (default: see above)")
+                        help="feature frames of 10 ms per row that the graph expects (default: see above)")
     parser.add_argument("--ali-dir", metavar="ALI", help="alignment of the networks to decode: its ali.json gives "
                         "tree_hash, and its num_pdfs must be that of final.mdl")
 

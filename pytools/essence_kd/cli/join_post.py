@@ -26,6 +26,6 @@ def run(args) -> None:
 
     fields = join(args.scps, args.out, ali_dir=args.ali_dir, utts=args.utts, models=args.model,
                   frame_shift_ms=args.frame_shift_ms)
-    mass = "" if fields["mean_mass"] is None else f", mass {fields['mean_mass']:.4f} a frame"
+    mass = "" if fields["mean_mass"] is None else f", mass {fields['mean_mass']:.4f} per frame"
     what = "posteriors" if fields.get("kind") in ("wide", "dense") else "essence targets"
     print(f"{args.out}: {what} of {fields['num_utts']} utterances, {fields['num_frames']} frames{mass}")

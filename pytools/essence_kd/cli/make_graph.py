@@ -16,7 +16,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("gmm_dir", metavar="GMM_DIR")
     parser.add_argument("graph_dir", metavar="GRAPH_DIR", help="graph.npz, words.txt and graph.json are written there")
     parser.add_argument("--frame-subsampling-factor", type=int, metavar="N", dest="factor",
-                        help="feature frames a row of scores; 1: the plain topology")
+                        help="feature frames per row of scores; 1: the plain topology")
     parser.add_argument("--ali-dir", metavar="ALI", help="alignment whose counts give the transition probabilities")
     parser.add_argument("--transition-scale", type=float, metavar="S",
                         help="of the log probability of all transitions but self-loops")

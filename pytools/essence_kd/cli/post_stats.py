@@ -5,7 +5,7 @@
   essence post-stats --teacher-input logit --teacher scp:t1.scp --teacher scp:t2.scp scp:full.scp
 
 Mean retained mass f_k, the k for 90, 95 and 99 % of the mass, entropy, agreement with an alignment, disagreement of
-teachers, bytes a frame in every form, and what a corpus of --hours would take. A table on stdout; --json has it all.
+teachers, bytes per frame in every form, and what a corpus of --hours would take. A table on stdout; --json has it all.
 """
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def report(result) -> str:
         differs = result["disagreement"]["top1_differs"]
         for i, (name, kl) in enumerate(zip(names, result["disagreement"]["kl_from_ensemble_nats"])):
             lines.append(f"{name}: KL from the ensemble {kl:.3f} nats; another best class in {differs[i][-1]:.1%}")
-    lines.append("bytes a frame: " + ", ".join(f"{form} {size:g}" for form, size in result["bytes_per_frame"].items()))
+    lines.append("bytes per frame: "
+                 + ", ".join(f"{form} {size:g}" for form, size in result["bytes_per_frame"].items()))
     if "forecast" in result:
         ahead = result["forecast"]
         sizes = ", ".join(f"{form} {ahead[form + '_bytes'] / 1e9:.4g} GB" for form in result["bytes_per_frame"])

@@ -59,7 +59,7 @@ class Espeak:
     def speak(
         self, text: str, *, rate: int = 175, pitch: int = 50, pitch_range: int = 50, volume: int = 60
     ) -> np.ndarray:
-        """Speech in the voice set last: int16 at 22,050 Hz. rate in words a minute, the others 0 to 100."""
+        """Speech in the voice set last: int16 at 22,050 Hz. rate in words per minute, the others 0 to 100."""
         for parameter, value in ((_RATE, rate), (_VOLUME, volume), (_PITCH, pitch), (_RANGE, pitch_range)):
             self._lib.espeak_SetParameter(parameter, int(value), 0)
         data = _respell(text).encode()

@@ -134,7 +134,7 @@ def make_feats(path: str | Path, kinds: Sequence[str] = KINDS, nj: int = 2,
                options: FeatureOptions = FeatureOptions()) -> dict[str, float]:
     """Computes features of a data directory: feats.scp (MFCC) in it, feats.scp (filterbank) in DIR_hires, a copy of it.
 
-    Also writes utt2num_frames and utt2dur to both. Archives lie in DIR/data, one a process and kind. Utterances that
+    Also writes utt2num_frames and utt2dur to both. Archives lie in DIR/data, one per process and kind. Utterances that
     are too short for a frame are counted, listed on stderr and left out; more than 5 % of them raise a UserError.
     Returns utterances, too_short, frames and seconds.
     """
@@ -299,7 +299,7 @@ def copy_data_dir(source: Path, target: Path) -> None:
 
 
 def compute_cmvn(path: str | Path) -> dict[str, int]:
-    """Kaldi's compute-cmvn-stats --spk2utt: cmvn.scp, a line a speaker, and data/cmvn.ark.
+    """Kaldi's compute-cmvn-stats --spk2utt: cmvn.scp, a line per speaker, and data/cmvn.ark.
 
     A speaker's matrix is 2 x (dim + 1) float64: the sum of the frames and their number, the sum of their squares and 0.
     Returns speakers, utterances and missing (utterances of utt2spk without features, which are counted on stderr).

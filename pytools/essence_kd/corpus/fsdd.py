@@ -225,7 +225,7 @@ def _take(path: str, speed: str = "1") -> np.ndarray:
     """A take at 8 kHz, so many times as fast, at a common level; short fades, so that no click gives its ends away."""
     rate, samples = read_wav(path)
     if rate != SAMPLE_RATE:
-        raise UserError(f"{path}: has {rate} samples a second, not {SAMPLE_RATE}: resample it, "
+        raise UserError(f"{path}: has {rate} samples per second, not {SAMPLE_RATE}: resample it, "
                         f"for example with 'sox {path} -r {SAMPLE_RATE} out.wav'")
     voice = (samples if speed == "1" else change_speed(samples, speed)).astype(np.float32)
     voice /= np.sqrt(np.mean(voice**2)) + 1e-6

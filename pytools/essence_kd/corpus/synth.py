@@ -60,7 +60,7 @@ SIZES = {
 class Population:
     """Who speaks in a set, and over what lines. Pairs are ranges.
 
-    women, men: variants of eSpeak's voices, in no other set. accents: weights. rate: words a minute. pitch,
+    women, men: variants of eSpeak's voices, in no other set. accents: weights. rate: words per minute. pitch,
     pitch_range: eSpeak's 0 to 100. formants: factor on all formants (the length of the vocal tract). fillers:
     probability of a filler before a word. repeats: probability that a sentence starts over.
     """

@@ -47,7 +47,7 @@ def path_words(graph: Graph, path: np.ndarray) -> np.ndarray:
 
 
 def label_frames(graph: Graph, path: np.ndarray) -> np.ndarray:
-    """The row at which each word label of a path is emitted (int64, one a word): rows consumed before its arc."""
+    """The row at which each word label of a path is emitted (int64, one per word): rows consumed before its arc."""
     consumed = np.cumsum(graph.ilabel[path] > 0) - (graph.ilabel[path] > 0)
     return consumed[graph.olabel[path] > 0]
 

@@ -25,11 +25,11 @@ class DecodeOptions:
     """Settings of a decoding. Beams are in units of cost after scaling (natural logarithms)."""
 
     acoustic_scale: float = _setting(0.4, "multiplies the scores")
-    word_insertion_penalty: float = _setting(0.0, "cost a word; positive: fewer words")
+    word_insertion_penalty: float = _setting(0.0, "cost per word; positive: fewer words")
     beam: float = _setting(10.0, "search beam: paths so much worse than the best of a row are dropped")
     output_beam: float = _setting(5.0, "lattice beam: what is kept around the best path")
-    max_active: int = _setting(7000, "graph states kept a row (advisory in k2)")
-    min_active: int = _setting(30, "graph states kept a row, whatever the beam")
+    max_active: int = _setting(7000, "graph states kept per row (advisory in k2)")
+    min_active: int = _setting(30, "graph states kept per row, whatever the beam")
     retry_factor: float = _setting(2.0, "an utterance without a path is decoded once more with a beam so many times "
                                    "wider, and the square of it times as many active states")
     frame_shift_ms: float = _setting(0.0, "between two rows of the scores; 0: what their sidecar says, else what the "

@@ -127,10 +127,10 @@ class DecodedSet:
         out = self.job.out_dir
         print(f"essence decode: {out}: {report['num_utts']} utterances, {report['audio_seconds']:.0f} s of "
               f"audio, {report['num_words']} words, RTF {report['rtf']} with {self.kind.name}"
-              + (f", about {report['active_states_per_frame']:.0f} active states a frame"
+              + (f", about {report['active_states_per_frame']:.0f} active states per frame"
                  if report["active_states_per_frame"] is not None else "")
               + (f", lattices of {report['lattice_states_per_frame']} states and {report['lattice_arcs_per_frame']} "
-                 "arcs a frame" if report["lattice_states_per_frame"] else "")
+                 "arcs per frame" if report["lattice_states_per_frame"] else "")
               + (f"; long ones in pieces: {report['num_pieces']}" if report["num_pieces"] > report["num_utts"] else ""),
               file=sys.stderr)
         for key, why in (("no_path_utts", "an empty hypothesis (no path survived the search)"),

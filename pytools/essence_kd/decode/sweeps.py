@@ -30,7 +30,7 @@ def is_far(scale: float, other: float) -> bool:
 
 
 def sweep_lattices(points: Points, options: DecodeOptions, count: int, together: bool) -> list[Grid]:
-    """Grids of ``count`` jobs, each from one lattice an utterance, made near the best scale (of each job, or of all).
+    """Grids of ``count`` jobs, each from one lattice per utterance, made near the best scale (of each job, or of all).
 
     Lattices are made at the options' scale, with the sweep's output beam, and once more where the best is far away.
     """

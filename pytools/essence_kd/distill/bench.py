@@ -329,7 +329,7 @@ def table(rows: List[Dict[str, Any]]) -> str:
             section = row["section"]
             memory = "extra_bytes_per_logit" in row
             lines += ["", f"**{section}**", "",
-                      "| | speed | ours is faster by |" + (" extra bytes a logit |" if memory else ""),
+                      "| | speed | ours is faster by |" + (" extra bytes per logit |" if memory else ""),
                       "|---|---|---|" + ("---|" if memory else "")]
         ratio = row["ours_is_faster_by"]
         line = f"| {row['name']} | {row['speed']:,.0f} {row['unit']} | {'' if ratio is None else f'{ratio:.1f} x'} |"

@@ -1,6 +1,6 @@
 """Selection of the essence of a posterior: what a rule keeps of each frame, and what the mass rule makes of it.
 
-Legend: T frames, C pdfs, k entries a frame. A posterior is a row of C probabilities; its essence is a few
+Legend: T frames, C pdfs, k entries per frame. A posterior is a row of C probabilities; its essence is a few
 (pdf-id, probability) pairs, ordered by falling probability, ties by rising pdf-id. Values are compared as float32,
 the type in which they are stored. Rules are in rules/, mass rules in mass_rules/; the definition is `reference_select`.
 """
@@ -85,7 +85,7 @@ class EssenceSettings:
 
 def reference_select(probs: np.ndarray, settings: EssenceSettings, utt: str = "",
                      teachers: Sequence[np.ndarray] = ()) -> Frames:
-    """The definition of selection over one posterior: (T, C) float32 -> a list of (pdf-id, probability) a frame.
+    """The definition of selection over one posterior: (T, C) float32 -> a list of (pdf-id, probability) per frame.
 
     Probabilities before the mass rule, save that a rule may have changed what it kept. A rule that would leave a frame
     without entries keeps its largest.

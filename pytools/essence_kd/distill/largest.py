@@ -1,9 +1,9 @@
 """The k largest of each row, ordered by falling value, ties by rising pdf-id.
 
-Legend: T frames, C pdfs, R rows of a block, k entries a frame. A frame is cut into blocks of columns, the k-th largest
-of the blocks' maxima is a bound that at least k elements reach and few others do, and only those few are looked at one
-by one. The maxima cost one pass over the memory, the rest does not depend on C. The result is that of a sort, ties
-included.
+Legend: T frames, C pdfs, R rows of a block, k entries per frame. A frame is cut into blocks of columns, the k-th
+largest of the blocks' maxima is a bound that at least k elements reach and few others do, and only those few are
+looked at one by one. The maxima cost one pass over the memory, the rest does not depend on C. The result is that of a
+sort, ties included.
 
 The pass is done by compiled kernels (io/kernels.c) where there are any, by NumPy where there are none, and NumPy
 always has the last word on a row that the kernels refuse: it says what is wrong with it.

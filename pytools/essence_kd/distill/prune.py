@@ -35,7 +35,7 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
     beside = sidecar_path(rspecifier)
     if rule.exact and source.get("selection") == rule.name and \
             source.get("k", 0) < min(rule.exact, source.get("num_pdfs") or rule.exact):
-        raise UserError(f"{beside}: the archive holds {source['k']} classes a frame, "
+        raise UserError(f"{beside}: the archive holds {source['k']} classes per frame, "
                         f"--{rule.name} asks for {rule.exact}")
     rescaled = (source.get("mean_mass") is not None and source["mean_mass"] < 0.9999 and source.get("mass") is not None
                 and MASS_RULES.get(source["mass"], str(beside)).rescales)
@@ -87,7 +87,7 @@ def prune(rspecifier: str, wspecifier: str, settings: EssenceSettings, *, kind: 
         if not tally.num_utts:
             raise UserError(f"{rspecifier}: holds no utterance")
         if rule.exact and most and most == least and most < min(rule.exact, num_pdfs or 1 << 31):
-            raise UserError(f"{rspecifier}: holds {most} classes a frame, --{rule.name} asks for {rule.exact}")
+            raise UserError(f"{rspecifier}: holds {most} classes per frame, --{rule.name} asks for {rule.exact}")
     if target is not None:
         fields = {name: source[name] for name in CARRIED if name in source}
         fields.update(describe(settings), **tally.fields(), kind="essence", source=rspecifier,

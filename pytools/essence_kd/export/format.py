@@ -85,7 +85,7 @@ class Source:
 
     @property
     def factor(self) -> int:
-        """Feature frames a row of scores."""
+        """Feature frames per row of scores."""
         return self.model.frame_subsampling_factor
 
     @property

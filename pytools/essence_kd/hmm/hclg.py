@@ -18,7 +18,7 @@ from essence_kd.io.text import BLANKS, is_number, read_text
 
 
 def read_factor(model: str | Path) -> int:
-    """Feature frames a row of scores: the file frame_subsampling_factor beside a final.mdl (chain models), else 1."""
+    """Feature frames per row of scores: the file frame_subsampling_factor beside a final.mdl (chain models), else 1."""
     path = Path(model).parent / "frame_subsampling_factor"
     if not path.exists():
         return 1
@@ -74,7 +74,7 @@ def import_graph(hclg: str | Path, mdl: str | Path, words_txt: str | Path, *, la
     Args:
       mdl: a final.mdl with the transition model that HCLG.fst was made with.
       lang: where phones.txt and phones/word_boundary.int are; None: beside HCLG.fst, where mkgraph.sh puts them.
-      factor: feature frames of 10 ms a row that the graph expects; None: what stands beside final.mdl, else 1.
+      factor: feature frames of 10 ms per row that the graph expects; None: what stands beside final.mdl, else 1.
       meta: more entries of the graph's ``meta``, e.g. tree_hash.
 
     Costs are HCLG's own. Raises UserError for files that are broken or do not belong together.

@@ -1,10 +1,10 @@
-"""The compact archive: the same posteriors in 3 bytes an entry and 2 a frame, for large corpora.
+"""The compact archive: the same posteriors in 3 bytes per entry and 2 per frame, for large corpora.
 
 One utterance is, behind its id and a blank (all numbers little-endian):
 
     6 bytes  MAGIC, ``\\0BEPC1``
     4        CRC-32 of everything behind this field
-    1        layout: 0 = every frame has k entries; 1, 2 = a count of 1 or 2 bytes a frame
+    1        layout: 0 = every frame has k entries; 1, 2 = a count of 1 or 2 bytes per frame
     1        bits of a pdf-id (w)
     1        bytes of an entry (b: 3 or 4)
     1        0
@@ -74,7 +74,7 @@ def _frame_reduce(function: np.ufunc, values: np.ndarray, offsets: np.ndarray) -
 
 
 def _spread(per_frame: np.ndarray, offsets: np.ndarray, k: int | None) -> np.ndarray:
-    """One value a frame -> one value an entry."""
+    """One value per frame -> one value per entry."""
     return np.repeat(per_frame, k if k is not None else np.diff(offsets))
 
 

@@ -539,7 +539,7 @@ static inline __m256i two_loads(const uint8_t *low, const uint8_t *high) {
 
 #define ALL_ONES(bits) (((bits) & 0x7F800000u) + 0x00800000u) /* an exponent of ones overflows into the sign */
 
-/* The entries of T frames whose offsets are known (NULL: k a frame). Returns 1, or 0 when a cell is not marked as 32
+/* The entries of T frames whose offsets are known (NULL: k per frame). Returns 1, or 0 when a cell is not marked as 32
    bits wide, a pdf-id is not below the smallest normal float, or a weight is not finite. */
 int64_t posterior_entries(const uint8_t *restrict data, int64_t T, int64_t k, const int64_t *offsets,
                           int32_t *restrict ids, float *restrict probs) {

@@ -231,8 +231,8 @@ def the_channel(wanted: Optional[int], channels: int, name: str) -> int:
 def expect_rate(rate: int, wanted: int, name: str) -> None:
     """UserError that begins with ``name`` where audio has another rate (Hz) than is wanted."""
     if rate != wanted:
-        raise UserError(f"{name} has {rate} samples a second, not {wanted}: resample it, for example with 'sox FILE -r "
-                        f"{wanted} -t wav - |', or have sample_rate={rate} in recipe.conf (--sample-rate)")
+        raise UserError(f"{name} has {rate} samples per second, not {wanted}: resample it, for example with 'sox FILE "
+                        f"-r {wanted} -t wav - |', or have sample_rate={rate} in recipe.conf (--sample-rate)")
 
 
 def change_speed(samples: np.ndarray, factor: str) -> np.ndarray:

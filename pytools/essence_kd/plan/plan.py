@@ -53,7 +53,7 @@ class Target:
     label: str  # in words
     options: List[str] = field(default_factory=list)  # of prune-post and dump-post, that select it
     mass: Optional[str] = None  # mass rule of pruned targets
-    k: Optional[int] = None  # classes a frame, where the rule fixes it
+    k: Optional[int] = None  # classes per frame, where the rule fixes it
     teachers: List[str] = field(default_factory=list)  # systems
     combine: str = "mean"
     sets: List[str] = field(default_factory=list)
@@ -124,7 +124,7 @@ class Plan:
     fuse: bool
     lm_order: int
     rescore_lm_order: int  # 0: words are not rescored
-    post_keep: int  # classes a frame in the wide archive
+    post_keep: int  # classes per frame in the wide archive
     clips: int  # so many utterances gained, and lost, sound in the report
     disk_mb: int
     data: str

@@ -43,7 +43,7 @@ class Recipe:
     lm_order: str
     rescore_lm_order: str
     clips: int  # so many utterances gained, and lost, sound in the report
-    post_keep: int  # classes a frame in the wide archive
+    post_keep: int  # classes per frame in the wide archive
     disk_mb: int
     options: List[str] = field(default_factory=list)  # of prepare_data.sh, which run.sh takes, too
     sample_rate: int = SAMPLE_RATE  # Hz of the audio

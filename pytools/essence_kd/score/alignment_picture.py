@@ -84,7 +84,7 @@ def word_spans(phones: Sequence[Span], words: Sequence[str], lexicon: dict[str, 
       lexicon: word -> its pronunciations.
 
     Returns:
-      A span a word; empty when no choice of pronunciations fits the phones.
+      A span per word; empty when no choice of pronunciations fits the phones.
     """
     labels = [p.label for p in phones]
     dead: set[tuple[int, int]] = set()

@@ -42,7 +42,7 @@ class Calibration:
         self.nll -= float(log_probs[rows, labels].sum(dtype=np.float64))
 
     def as_dict(self) -> dict[str, Any]:
-        """frames, accuracy, mean confidence, ece, nll a frame, and the bins as [frames, mean confidence, accuracy]."""
+        """frames, accuracy, mean confidence, ece, nll per frame, the bins as [frames, mean confidence, accuracy]."""
         total = int(self.frames.sum())
         some = np.maximum(self.frames, 1)
         bins = [[int(n), round(float(c), 5), round(float(a), 5)]
@@ -57,7 +57,7 @@ def calibrate(rspecifiers: dict[str, list[str]], alignments: list[str], factor: 
     """Calibration of systems over the same sets, ``nj`` systems at a time: tables are pipes that take their time.
 
     Args:
-      rspecifiers: system -> tables of log-probabilities (ceil(T / factor), C), one a set.
+      rspecifiers: system -> tables of log-probabilities (ceil(T / factor), C), one per set.
       alignments: an scp of pdf-ids (T,) a set, 10 ms apart; utterances without an alignment are left out and counted.
       factor: feature frames an output row.
 

@@ -153,7 +153,7 @@ class Axis:
 
 
 def bar_rows(rows: Sequence[tuple[str, float, str, str]], *, title: str = "") -> str:
-    """Horizontal bars: (name, value, text, CSS class) a row, from zero to the largest."""
+    """Horizontal bars: (name, value, text, CSS class) per row, from zero to the largest."""
     most = max([value for _, value, _, _ in rows] + [0.0]) or 1.0
     out = [f'<div class="rows bars" role="img" aria-label="{esc(title)}">']
     for name, value, text, css in rows:

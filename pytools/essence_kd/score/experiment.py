@@ -133,7 +133,7 @@ def shown_from(path: Path) -> Iterator[None]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file, one a line."""
+    """Objects of a JSON-lines file, one per line."""
     rows = []
     for number, line in read_lines(path):
         try:
@@ -357,6 +357,6 @@ def score_by_time(exp: Experiment, data_dir: Path) -> None:
 
 
 def say(notices: Sequence[str]) -> None:
-    """Print notices to stderr, one a line."""
+    """Print notices to stderr, one per line."""
     for notice in notices:
         print(f"essence report: {notice}", file=sys.stderr)

@@ -132,13 +132,13 @@ def _essence(content: Content) -> Values | None:
             marks = [(k, curve[k - 1], f"k = {k}: {100 * curve[k - 1]:.1f} %", ESSENCE_COLOUR)]
         chart = line_chart([Series("f_k", range(1, len(curve) + 1), curve, ESSENCE_COLOUR)], log_x=True,
                            x_ticks=[t for t in chosen if t <= len(curve)], points=marks,
-                           y_range=(min(0.5, 0.98 * min(curve)), 1.0), x_label="k, classes kept a frame",
+                           y_range=(min(0.5, 0.98 * min(curve)), 1.0), x_label="k, classes kept per frame",
                            y_label="f_k, mean mass of the k largest posteriors",
                            title="Mean mass of the k largest posteriors against k")
     facts = []
     for label, key in (("Selection", "selection"), ("k", "k"), ("Mass rule", "mass"), ("Temperature", "temperature"),
                        ("Combination", "combine"), ("Classes", "num_pdfs"), ("Frames", "num_frames"),
-                       ("Retained mass", "mean_mass"), ("Bytes a frame", "bytes_per_frame")):
+                       ("Retained mass", "mean_mass"), ("Bytes per frame", "bytes_per_frame")):
         value = essence.get(key)
         if key == "mean_mass" and value is not None:
             value = f"{100 * value:.2f} %"
@@ -169,7 +169,7 @@ def _curve(found: dict[str, Any], column: str, label: str) -> Values | None:
     every = [y for s in series for y in s.y] + [d[1] for d in dots]
     room = 0.08 * (max(every) - min(every)) or 0.5
     chart = line_chart(series, log_x=True, x_ticks=ks, points=dots, y_range=(min(every) - room, max(every) + room),
-                       x_label="k, classes kept a frame", y_label=f"WER in percent, {label}", height=260,
+                       x_label="k, classes kept per frame", y_label=f"WER in percent, {label}", height=260,
                        title="Word error rate against k")
     return {"chart": chart, "legend": legend(series)}
 

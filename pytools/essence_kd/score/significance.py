@@ -34,7 +34,7 @@ def bootstrap_sums(values: np.ndarray, groups: Sequence[Hashable] | None = None,
     Resampling whole groups (speakers) keeps the dependence between utterances of one speaker in the interval.
 
     Args:
-      values: (U, S), a row an utterance, a column a quantity (errors of a system, reference words).
+      values: (U, S), a row per utterance, a column per quantity (errors of a system, reference words).
       groups: group of each row; None makes each row its own group.
 
     Returns:

@@ -193,7 +193,7 @@ class FrameDropout(SharedDropout):
 
     @staticmethod
     def mask_shape(x: torch.Tensor) -> Tuple[int, int, int]:
-        """One number a row."""
+        """One number per row."""
         return x.size(0), x.size(1), 1
 
 

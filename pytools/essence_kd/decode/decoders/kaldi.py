@@ -1,4 +1,4 @@
-"""Decoding with Kaldi's FasterDecoder (the kaldi-decoder wheel): a best path an utterance, on one CPU core.
+"""Decoding with Kaldi's FasterDecoder (the kaldi-decoder wheel): a best path per utterance, on one CPU core.
 
 The graph becomes an OpenFst transducer whose output labels are arc indices + 1, so that the best path
 names the arcs of ``hmm.graph.Graph``.

@@ -1,7 +1,7 @@
 """Decoding with a compiled Kaldi: latgen-faster-mapped on HCLG.fst, lattices, and what Kaldi's tools make of them.
 
 A graph directory holds what the other decoders read (graph.npz, words.txt) and what Kaldi's programs read: HCLG.fst,
-final.mdl and phones/word_boundary.int. Costs are those of decode.lattice: graph + penalty a word - scale x score, in
+final.mdl and phones/word_boundary.int. Costs are those of decode.lattice: graph + penalty per word - scale x score, in
 the search, too, as with the other decoders: Kaldi's own scripts add the penalty to lattices alone, whose best path may
 be lost by then. The lattices that are kept do not have it in their costs.
 
@@ -267,8 +267,8 @@ class KaldiLatticeDecoder(ArchiveDecoder):
     def sweep(self, jobs: List[Job], reference: Dict[str, List[str]], pooled=None) -> List[dict]:
         """A sweep.json for every job, and its decoding at the best setting; ``pooled`` is refused.
 
-        As with k2, one lattice an utterance serves the whole grid; where the best scale is far from the one that it was
-        made at, the lattices are made once more there.
+        As with k2, one lattice per utterance serves the whole grid; where the best scale is far from the one that
+        it was made at, the lattices are made once more there.
         """
         if pooled is not None:
             raise UserError(f"--pooled does not go with --decoder {self.name}; essence pool-sweeps adds its sweeps")

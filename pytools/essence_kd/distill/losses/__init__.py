@@ -13,7 +13,7 @@ somebody else's adds one like this, and is named in the environment variable ESS
         def soft(self, q, p):
             return ((q - p) ** 2).sum(1)
 
-Legend: N frames (time and batch flattened), C pdfs, k entries a frame, T temperature, logits (N, C). Losses are sums
+Legend: N frames (time and batch flattened), C pdfs, k entries per frame, T temperature, logits (N, C). Losses are sums
 over frames; whoever reports divides by the frames.
 """
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """cross-entropy: hard and soft cross-entropy fused, without a dense target.
 
-Legend: N frames (time and batch flattened), C pdfs, k entries a frame, T temperature, z logits (N, C),
+Legend: N frames (time and batch flattened), C pdfs, k entries per frame, T temperature, z logits (N, C),
 p = softmax(z / T), q the soft target, M = sum of q over a frame's entries.
 
     soft loss of a frame    -sum_c q(c) log p(c)                        gradient (M p - q) / T

@@ -3,7 +3,7 @@
 A rule says what is stored of the kept probabilities (`MassRule.apply`), and what the loss makes of what is stored
 (`MassRule.target`). ``@register_mass_rule`` adds one from any module (distill/rules has an example).
 
-Legend: T frames, n entries of all frames together; in the loss N frames, k entries a frame.
+Legend: T frames, n entries of all frames together; in the loss N frames, k entries per frame.
 """
 from __future__ import annotations
 

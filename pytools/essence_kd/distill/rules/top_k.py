@@ -16,7 +16,7 @@ class TopK(PrefixRule):
 
     name = "top-k"
     by_order = True
-    top_k: int = parameter(20, "classes a frame", lambda k: k >= 1, "1 or more", key="k")
+    top_k: int = parameter(20, "classes per frame", lambda k: k >= 1, "1 or more", key="k")
 
     def label(self, base: Any = None) -> str:
         return f"k{self.top_k}"
