@@ -35,7 +35,7 @@ MKGRAPH_NEEDS = (*(f"src/fstbin/{name}" for name in (
 
 
 def write_language(folder: Path, num_words: int, sentences: int, seed: int) -> None:
-    """folder/dict and folder/text: a lexicon of random pronunciations and text of about ten words a sentence."""
+    """folder/dict and folder/text: a lexicon of random pronunciations and text of about ten words per sentence."""
     rng = np.random.default_rng(seed)
     (folder / "dict").mkdir(parents=True, exist_ok=True)
     lines = ["<unk> SPN"]

@@ -181,7 +181,7 @@ def _ensemble(settings: DumpSettings, described: Dict[str, Any]) -> Ensemble:
 
 
 def _aligned(settings: DumpSettings) -> Iterator[Tuple[str, List[np.ndarray]]]:
-    """(utterance, one matrix a teacher); utterances in the order of the first teacher. Raises UserError."""
+    """(utterance, one matrix per teacher); utterances in the order of the first teacher. Raises UserError."""
     names = settings.teachers
     tables = {}
     for i, name in enumerate(names[1:], 1):

@@ -17,7 +17,7 @@ from essence_kd.io.specifiers import read_scp
 from essence_kd.io.tables import MatrixPlaces
 from essence_kd.io.text import read_map
 
-FRAME_SHIFT = FRAME_SHIFT_MS / 1000  # seconds a feature frame
+FRAME_SHIFT = FRAME_SHIFT_MS / 1000  # seconds per feature frame
 FRAMES_PER_HOUR = 3_600_000 / FRAME_SHIFT_MS
 
 

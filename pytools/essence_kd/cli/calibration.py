@@ -12,7 +12,8 @@ HELP = "reliability and expected calibration error of frame posteriors, against 
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--ali", metavar="SCP", action="append", required=True, help="pdf-ids, one a feature frame")
+    parser.add_argument("--ali", metavar="SCP", action="append", required=True,
+                        help="pdf-ids, one per feature frame")
     parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--nj", type=int, default=1, metavar="N", help="systems at a time (default: %(default)s)")
     parser.add_argument("out", metavar="OUT_JSON", type=Path)

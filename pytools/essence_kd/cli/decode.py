@@ -10,8 +10,8 @@ A line of jobs.txt: SCORES OUT_DIR [SWEEP_JSON|- [DATA_DIR|-]]; the graph is loa
 OUT_DIR gets hyp.txt (every utterance of the scores), hyp.ctm and decode.json. A path costs the graph's weights plus
 the word insertion penalty per word, less acoustic scale x score. k2 is taken from this Python, from $ESSENCE_K2_PYTHON,
 or from .venv-k2 of the work directory or the checkout. kaldi-lattice runs a compiled Kaldi's latgen-faster-mapped on
-HCLG.fst, final.mdl and phones/word_boundary.int of GRAPH_DIR and leaves lat.gz and log/, too; SCORES may be
-'lat:gunzip -c DIR/lat.*.gz |' then, lattices that Kaldi's scripts made of DATA_DIR's utterances.
+HCLG.fst, final.mdl and phones/word_boundary.int of GRAPH_DIR, and also leaves lat.gz and log/. Its SCORES may be
+lattices that Kaldi's scripts made of DATA_DIR's utterances: 'lat:gunzip -c DIR/lat.*.gz |'.
 """
 from __future__ import annotations
 

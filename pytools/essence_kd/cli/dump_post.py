@@ -39,7 +39,7 @@ def add_arguments(parser) -> None:
                         help=f"mean of the posteriors or of their logs, normalised (default: {DumpSettings.combine})")
     parser.add_argument("--weights", type=numbers, metavar="W,W,...", help="one weight per teacher")
     parser.add_argument("--temperatures", type=numbers, metavar="T,T,...",
-                        help="a temperature a teacher, or one for all (default: --temperature, or 1)")
+                        help="a temperature per teacher, or one for all (default: --temperature, or 1)")
     parser.add_argument("--input", choices=KINDS,
                         help=f"what tables hold (default: {DumpSettings.input}); models give logits")
     parser.add_argument("--priors", metavar="FILE", help="one prior per line, divided out of every teacher")

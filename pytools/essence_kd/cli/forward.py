@@ -18,7 +18,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--output", choices=("loglike", "logprob", "prob", "logit"),
                         help="loglike: log p - prior-scale log prior")
     parser.add_argument("--combine", choices=COMBINE, help="how the posteriors of several models become one")
-    parser.add_argument("--weights", metavar="W,W,..", help="a weight a model (default: all the same)")
+    parser.add_argument("--weights", metavar="W,W,..", help="a weight per model (default: all the same)")
     parser.add_argument("--prior-scale", type=float, metavar="S", help="of the log prior")
     parser.add_argument("--prior-floor", type=float, metavar="P", help="least prior of a pdf")
     parser.add_argument("--batch-frames", type=int, metavar="N", help="feature frames of a batch")

@@ -1,4 +1,4 @@
-"""Aligns a data directory with a GMM-HMM: one pdf-id a feature frame.
+"""Aligns a data directory with a GMM-HMM: one pdf-id per feature frame.
 
 e.g.: essence gmm-align --nj 2 data/mini/train_sp data/mini/lang exp/mini/gmm exp/mini/ali
 """

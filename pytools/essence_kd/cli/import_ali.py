@@ -21,7 +21,7 @@ def add_arguments(parser) -> None:
                         help="alignments may have a pdf-id every N feature frames, as those of a chain model's tree; "
                              "it is then repeated")
     parser.add_argument("data_dir", metavar="DATA", help="data directory with utt2spk and, if possible, utt2num_frames")
-    parser.add_argument("alignments", metavar="ALI-RSPECIFIER", help="vectors of pdf-ids, one a feature frame")
+    parser.add_argument("alignments", metavar="ALI-RSPECIFIER", help="vectors of pdf-ids, one per feature frame")
     parser.add_argument("ali_dir", metavar="ALI_DIR", help="ali.ark, ali.scp, priors.txt, tree.txt ... go there")
     tell_defaults(parser, import_alignments)
 

@@ -12,7 +12,7 @@ HELP = "perplexity of texts under an ARPA language model"
 
 def add_arguments(parser) -> None:
     parser.add_argument("arpa", metavar="ARPA", help="any ARPA file, gzip or not")
-    parser.add_argument("texts", metavar="TEXT", nargs="+", help="Kaldi text files, or files with a sentence a line")
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help="Kaldi text files, or files with a sentence per line")
     parser.add_argument("--ids", choices=("auto", "true", "false"), help="do lines begin with ids?")
     tell_defaults(parser, lm.read_text)
 

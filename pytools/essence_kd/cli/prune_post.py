@@ -1,4 +1,4 @@
-"""Prunes posteriors to essence targets: a few (pdf-id, probability) pairs a frame, as a Kaldi Posterior archive.
+"""Prunes posteriors to essence targets: a few (pdf-id, probability) pairs per frame, as a Kaldi Posterior archive.
 
   essence prune-post --top-k 20 scp:wide.scp ark,scp:post.ark,post.scp
   essence prune-post --input logit 'ark:nnet3-compute exp/tdnn/final.raw scp:feats.scp ark:- |' ark:post.ark

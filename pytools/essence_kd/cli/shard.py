@@ -21,10 +21,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--min-confidence", type=float, metavar="P",
                         help="leave out utterances without transcript whose soft target has a best probability below "
                         "this in the mean over its frames")
-    parser.add_argument("--shard-size", type=int, metavar="N", help="utterances a shard")
+    parser.add_argument("--shard-size", type=int, metavar="N", help="utterances per shard")
     parser.add_argument("--heldout", type=float, metavar="SHARE", help="share of utterances set apart for the dev loss")
     parser.add_argument("--seed", type=int, metavar="N", help="of the order of utterances")
-    parser.add_argument("--frame-subsampling-factor", type=int, metavar="N", help="feature frames an output frame")
+    parser.add_argument("--frame-subsampling-factor", type=int, metavar="N", help="feature frames per output frame")
     parser.add_argument("data_dir", metavar="DATA_DIR")
     parser.add_argument("ali_dir", metavar="ALI_DIR")
     parser.add_argument("out_dir", metavar="OUT_DIR")

@@ -2,7 +2,7 @@
 
 e.g.: essence train-lm --words data/mini/lang/words.txt --test data/mini/dev/text data/mini/lm_text lm.arpa.gz
 
-The text is a Kaldi text file or has a sentence a line; prints the perplexity of the training text and of each --test.
+The text is a Kaldi text file or has a sentence per line; prints the perplexity of the training text and of each --test.
 """
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entries that frames keep: few (pdf-id, probability) pairs a frame, by falling probability, ties by rising pdf-id.
+"""The entries that frames keep: few (pdf-id, probability) pairs per frame, by falling probability and rising id.
 
 Legend: T frames, n entries of all frames together, W the most entries of a frame.
 """

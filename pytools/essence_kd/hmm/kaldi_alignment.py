@@ -44,7 +44,7 @@ def import_alignments(data_dir: str | Path, rspecifier: str, transitions: str | 
                       factor: int = 1) -> Tuple[int, int]:
     """Write ali.ark/.scp, priors.txt, num_pdfs, tree.txt, failed.txt and ali.json; returns (utterances, missing ones).
 
-    rspecifier: vectors of pdf-ids, one a feature frame (10 ms), in any order; transitions: the printout of
+    rspecifier: vectors of pdf-ids, one per feature frame (10 ms), in any order; transitions: the printout of
     show-transitions of their model; factor: a vector may have an element every so many feature frames, as
     utt2num_frames tells, and each element is then repeated. Utterances of the data without an alignment go to
     failed.txt, alignments of utterances that the data lack are left out. Raises UserError for alignments of other data

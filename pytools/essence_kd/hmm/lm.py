@@ -81,7 +81,7 @@ def _read(path: str | Path) -> str:
 
 
 def read_text(path: str | Path, ids: str = "auto", words: Dict[str, int] | None = None) -> List[Tuple[str, List[str]]]:
-    """(utterance-id or line number, words) of a Kaldi ``text`` or of a file with a sentence a line.
+    """(utterance-id or line number, words) of a Kaldi ``text`` or of a file with a sentence per line.
 
     ids: "true" (each line begins with an utterance-id), "false", or "auto": they are there when all first fields
     differ and none of them is a word of the vocabulary (without a vocabulary: when the file is named ``text``); stderr
