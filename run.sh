@@ -35,6 +35,7 @@ num_leaves=
 lm_order=
 rescore_lm_order=
 decoder=auto
+all_labels=false
 ablation=false
 grid=conf/ablation.yaml
 }
@@ -66,6 +67,7 @@ What is trained and decoded
   --student 'A B ..'          likewise; each is trained beside its twin, which learns from hard labels alone
   --combine mean|logmean      how teachers are combined (default: $combine)
   --top-k 'N ..', --temperature T, --soft-weight A   the distillation (default: conf/essence.yaml)
+  --all-labels true|false     also a student of every soft label, to compare with (default: $all_labels)
   --fuse true|false           dump essence targets without the wide archive (default: $fuse)
   --gmm KIND                  the GMM of --engine native that aligns: mono, tri1 (tied triphones), tri2 (and
                               LDA+MLLT), tri3 (and speaker adaptation) (default: the recipe's)

@@ -5,8 +5,9 @@ cmd=local/jobs.sh
 forward_cmd=
 help_message="Usage: local/dump_posteriors.sh [options] PLAN
  e.g.: local/dump_posteriors.sh --nj 2 exp/mini/plan.json
- leaves EXP/posteriors/wide.{scp,N.ark} (the largest of a frame, post_keep of recipe.conf) and full.{scp,N.ark} (dense, for
- the full-soft student); with --fuse true of run.sh the essence targets alone (post.{scp,N.ark}), in their own directory.
+ leaves EXP/posteriors/wide.{scp,N.ark} (the largest of each frame, post_keep of recipe.conf) and, where something learns
+ from every label, full.{scp,N.ark} (dense); with --fuse true of run.sh the essence targets alone (post.{scp,N.ark}), in
+ their own directory.
  What an utterance gets does not depend on --nj, to the last bit. An interrupted stage goes on with the jobs that are
  missing. Logs: EXP/posteriors/log
   --nj N                   jobs (default: $nj)
@@ -25,7 +26,9 @@ if [ "$fuse" = true ]; then
 else
   found=$(rows 'targets[name=wide]' scp,teachers)
   IFS=$'\t' read -r scp teachers <<<"$found"
-  keep=$post_keep out=$exp/${scp%/*} names=(full wide) settings="keep=$keep"
+  keep=$post_keep out=$exp/${scp%/*} names=(wide) settings="keep=$keep"
+  dense=$(rows 'targets[name=full]' scp)
+  [ -z "$dense" ] || names=(full wide) settings+=" and all"
   num_pdfs=$(cat "$ali/num_pdfs")
   [ "$keep" -le "$num_pdfs" ] || keep=$num_pdfs
 fi
@@ -51,7 +54,8 @@ for ((j = 1; j <= count; j++)); do
     # shellcheck disable=SC2206  # options are words
     work+=(--fuse $options)
   else
-    work+=(--keep "$keep" --full-wspecifier "$(table full "$j")")
+    work+=(--keep "$keep")
+    [ -z "$dense" ] || work+=(--full-wspecifier "$(table full "$j")")
   fi
   printf '%q ' "${work[@]}" "${models[@]}" "$(table "${names[-1]}" "$j")" >>"$list"
   echo >>"$list"
@@ -72,9 +76,9 @@ for name in "${names[@]}"; do
 done
 if [ "$fuse" = false ]; then
   # Means of 20,000 utterances say what those of more do, without reading terabytes in one job.
-  every=$((($(wc -l <"$out/full.scp") + 19999) / 20000))
+  every=$((($(wc -l <"$out/wide.scp") + 19999) / 20000))
   one_job "$out/log/post_stats.log" essence post-stats --every $every --alignment "scp:$ali/ali.scp" \
-    --json "$out/post_stats.json" --plot "$out/post_stats.png" "scp:$out/full.scp"
+    --json "$out/post_stats.json" --plot "$out/post_stats.png" "scp:$out/${names[0]}.scp"
 fi
 mark_done "$out" "$fp" "${outputs[@]}"
 remove_parts

@@ -12,7 +12,7 @@ trap 'failed_at $? $LINENO "$BASH_COMMAND"' ERR
 run_start=$SECONDS
 export ESSENCE_ALLOW_PIPES=$allow_pipes
 plan_args=(--root "$PWD") recipe_args=()
-for v in stage stop_stage nj corpus size engine seed teachers student combine top_k temperature soft_weight fuse \
+for v in stage stop_stage nj corpus size engine seed teachers student combine top_k temperature soft_weight fuse all_labels \
   gmm num_leaves lm_order rescore_lm_order decoder ablation grid; do
   [ -z "${!v}" ] || plan_args+=("--${v//_/-}=${!v}")
 done
@@ -43,7 +43,7 @@ fi
 [ $status -eq 0 ] || exit $status
 eval "$told" # name, description, disk_mb, nnet3, rescore
 if [ -x "recipes/$corpus/check.sh" ]; then
-  "recipes/$corpus/check.sh" --size "$size" --fuse "$fuse" --forecast "$check" \
+  "recipes/$corpus/check.sh" --size "$size" --fuse "$fuse" --all-labels "$all_labels" --forecast "$check" \
     --work-dir "$(existing "$work_dir")" || exit 1
 fi
 if [ "$engine" = kaldi ]; then

@@ -4,7 +4,8 @@ help_message="Usage: recipes/swbd/check.sh [options]
  e.g.: recipes/swbd/check.sh --size default     # or ./run.sh --corpus swbd --engine kaldi --check true
  Paths are those of recipes/swbd/recipe.conf. Ends with status 1 where something is missing.
   --size default|made_up   (default: default)
-  --fuse true|false        of run.sh: essence targets without the archives of all posteriors (default: false)
+  --fuse true|false        of run.sh: essence targets without the archive of the 100 largest (default: false)
+  --all-labels true|false  of run.sh: also a student of every soft label (default: false)
   --work-dir DIR           whose disk is looked at (default: this folder)
   --forecast true|false    print what the stages will take (default: true)
   --rates FILE             forecast at the speed of your GPU, as 'essence bench-train --json FILE' measured it there
@@ -12,6 +13,7 @@ help_message="Usage: recipes/swbd/check.sh [options]
                            a tenth of what a GPU with 100 in bfloat16 could do)"
 size=default
 fuse=false
+all_labels=false
 work_dir=$PWD
 forecast=true
 rates=
@@ -98,7 +100,7 @@ if [ "$forecast" = true ] && [ "$size" = default ]; then
   # Parameters: conf/models/swbd_*.yaml. Training: 6 floating-point operations a parameter and row, and of rows 342/300,
   # since chunks of 300 frames have 42 of context; a forward pass: 2. Measured on mini on an idle machine: features of 1,000 h
   # and essence of 130,000 rows per second. Assumed: the rest of the hours.
-  awk -v fuse="$fuse" -v tflops="$gpu_tflops" -v speed="$speed" -v device="$device" '
+  awk -v fuse="$fuse" -v all_labels="$all_labels" -v tflops="$gpu_tflops" -v speed="$speed" -v device="$device" '
     function row(stage, what, gb, cpu, gpu) {
       printf "%5s  %-44s %9.0f %8.0f %8.1f\n", stage, what, gb, cpu, gpu
       disk += gb; core += cpu; card += gpu
@@ -117,9 +119,9 @@ if [ "$forecast" = true ] && [ "$size" = default ]; then
       row(4, "GMM to tri4, alignment", 30, (40 * 313 + 3 * hours) / 30, 0)
       row(5, "three teachers (96 M parameters), 6 epochs", 1, 0, train * teachers * rows * 6 / hour)
       row(6, "their posteriors, the 100 largest", fuse == "true" ? 0 : rows * 1005 / 1e9, 0, 2 * teachers * rows / hour)
-      row("", "all posteriors, for student_full (none with --fuse)", fuse == "true" ? 0 : rows * pdfs * 4 / 1e9, 0, 0)
+      row("", "all posteriors, with --all-labels true", all_labels == "false" ? 0 : rows * pdfs * 4 / 1e9, 0, 0)
       row(7, "essence targets, k = 20", rows * 205 / 1e9, rows / 130000 / 3600, 0)
-      row(8, "baseline and students (11.5 M), 8 epochs", 1, 0, (fuse == "true" ? 2 : 3) * train * student * rows * 8 / hour)
+      row(8, "baseline and students (11.5 M), 8 epochs", 1, 0, (all_labels == "false" ? 2 : 3) * train * student * rows * 8 / hour)
       row(9, "HCLG, decoding of dev and eval2000, 8 h", 10, 60, 2 * (2 * teachers + 3 * student) * rows * 8 / hours / hour)
       printf "%5s  %-44s %9.0f %8.0f %8.1f\n", "", "together", disk, core, card
     }'

@@ -89,7 +89,7 @@ def make_recipe(**values):
                      "sizes": ["default", "tiny"], "engines": ["native", "kaldi"], "train_set": "train",
                      "dev_set": "dev", "eval_sets": ["eval_swbd", "eval_che"], "untranscribed_sets": [],
                      "labels": LABELS,
-                     "teachers": "teacher_cnn_tdnn teacher_tdnn_lstm teacher_blstm", "student": STUDENT,
+                     "teachers": "cnn_tdnn tdnn_lstm blstm", "student": STUDENT,
                      "lm_order": "2", "rescore_lm_order": "", "clips": 0, "post_keep": 100, "disk_mb": 1, **values})
 
 
@@ -97,7 +97,7 @@ def make_options(**values):
     """Options of run.sh, as text."""
     return Options(**{"corpus": "mini", "size": "default", "engine": "native", "stage": "0", "stop_stage": "10",
                       "nj": "2", "seed": "1", "decoder": "kaldi", "combine": "mean", "fuse": "false",
-                      "ablation": "false", "grid": "conf/ablation.yaml", **values})
+                      "ablation": "false", "all_labels": "true", "grid": "conf/ablation.yaml", **values})
 
 
 def planned(work, points=None, seeds=(1,), *, recipe=None, **options):

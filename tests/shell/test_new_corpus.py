@@ -14,7 +14,7 @@ description="two words in noise"
 train_set=learn dev_set=tune eval_sets="easy hard" untranscribed_sets="more"
 labels="easy=E"
 lm_order=2
-teachers="teacher_blstm"
+teachers="blstm"
 student=student_tdnn
 post_keep=10 disk_mb=100 sample_rate=16000
 """

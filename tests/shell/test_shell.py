@@ -352,7 +352,7 @@ def test_run_sh_refuses_nonsense_before_any_work(shell, tmp_path, args, message)
     (["--top-k", "5 20", "--fuse", "true"], "give one --top-k"),
     (["--temperature", "0"], "--temperature must"),
     (["--soft-weight", "2"], "--soft-weight must"),
-    (["--teachers", "teacher_blstm teacher_blstm"], "--teachers names teacher_blstm twice"),
+    (["--teachers", "blstm blstm"], "--teachers names blstm twice"),
 ])
 def test_settings_that_make_no_sense_are_refused_before_the_first_stage(shell, tmp_path, args, message):
     done = shell("./run.sh", "--work-dir", tmp_path, *args)

@@ -108,19 +108,19 @@ def test_points_follow_what_run_sh_was_asked_for(tmp_path):
 
 
 def test_another_student_or_loss_is_another_system(tmp_path):
-    grid = [{"select": ["hard", "top-k"]}, {"select": ["hard", "top-k"], "student": "student_tdnn_lstm"},
+    grid = [{"select": ["hard", "top-k"]}, {"select": ["hard", "top-k"], "student": "tdnn_f"},
             {"loss": "reverse-kl"}]
     plan = planned(tmp_path, grid)
     found = {name: plan.system(seeds[1]) for name, seeds in runs(plan).items()}
-    assert list(found) == ["hard", "k20", "hard_student_tdnn_lstm", "k20_student_tdnn_lstm", "k20_reverse-kl"]
+    assert list(found) == ["hard", "k20", "hard_tdnn_f", "k20_tdnn_f", "k20_reverse-kl"]
     assert [s.name for s in found.values()][:2] == ["baseline", "student_essence"]
     other, student, loss = list(found.values())[2:]
-    assert (other.role, other.model, other.point) == ("twin", "student_tdnn_lstm", True)
-    assert (student.model, student.targets, student.twin) == ("student_tdnn_lstm", "essence_k20", other.name)
+    assert (other.role, other.model, other.point) == ("twin", "tdnn_f", True)
+    assert (student.model, student.targets, student.twin) == ("tdnn_f", "essence_k20", other.name)
     assert (loss.model, loss.loss, loss.targets, loss.twin) == ("student_tdnn", "reverse-kl", "essence_k20", "baseline")
-    two = planned(tmp_path, grid, student="student_tdnn student_tdnn_lstm")  # the main run has both
-    assert [seeds[1] for seeds in runs(two).values()] == ["baseline", "student_essence", "baseline_tdnn_lstm",
-                                                          "student_essence_tdnn_lstm", "ablation/k20_reverse-kl/seed_1"]
+    two = planned(tmp_path, grid, student="student_tdnn tdnn_f")  # the main run has both
+    assert [seeds[1] for seeds in runs(two).values()] == ["baseline", "student_essence", "baseline_tdnn_f",
+                                                          "student_essence_tdnn_f", "ablation/k20_reverse-kl/seed_1"]
 
 
 def test_a_student_has_the_twin_of_its_network_and_seed_wherever_the_grid_has_it(tmp_path):
@@ -161,7 +161,7 @@ def test_every_grid_of_the_checkout_makes_a_plan(tmp_path):
 
 def test_a_grid_that_its_run_cannot_have_is_refused(tmp_path):
     refused(lambda: planned(tmp_path, [{"select": "hard"}], fuse="true"), "--ablation prunes the wide archive")
-    refused(lambda: planned(tmp_path, [{"teachers": "3"}], recipe=make_recipe(teachers="teacher_blstm")),
+    refused(lambda: planned(tmp_path, [{"teachers": "3"}], recipe=make_recipe(teachers="blstm")),
             "grid.yaml: point 1", "numbers of the 1 teachers")
     with pytest.raises(OptionError, match="no conf/models/nothing.yaml for model 'nothing'"):
         planned(tmp_path, [{"student": "nothing"}])

@@ -14,10 +14,11 @@ from essence_kd.plan.plan import FILE, Ablation, Plan, Point, Run, check_plan, r
 from essence_kd.plan.recipe import Recipe
 
 OPTIONS = Options(corpus="mini", size="default", engine="native", stage="0", stop_stage="10", nj="2", seed="1",
-                  decoder="auto", combine="mean", fuse="false", ablation="false", grid="conf/ablation.yaml")
+                  decoder="auto", combine="mean", fuse="false", all_labels="true", ablation="false",
+                  grid="conf/ablation.yaml")
 RECIPE = Recipe(Path("recipe.conf"), "a corpus", ["default", "tiny"], ["native", "kaldi"],
                 "train", "dev", ["fri", "sat"],
-                ["found"], {"fri": "FRI"}, "teacher_cnn_tdnn teacher_blstm", "student_tdnn", "2", "", 6, 100, 4000)
+                ["found"], {"fri": "FRI"}, "cnn_tdnn blstm", "student_tdnn", "2", "", 6, 100, 4000)
 ABLATION = Ablation({"top_k": 20}, [Point("k5", "k = 5", {"top_k": 5}, "essence_k20", [Run(1, "student_essence")])])
 
 
@@ -56,7 +57,13 @@ def test_the_usual_run():
     assert {s.scale_group for s in plan.systems if s.role != "gmm"} == {"networks"}
     assert systems["gmm"].scale_group == "gmm"
     assert {m.name: m.kind for m in plan.models} == dict.fromkeys(
-        ["teacher_cnn_tdnn", "teacher_blstm", "student_tdnn"], "torch")
+        ["cnn_tdnn", "blstm", "student_tdnn"], "torch")
+
+
+def test_a_student_of_every_label_comes_when_asked_for():
+    plan, without = made(), made(all_labels="false")
+    assert [s for s in plan.systems if s.name != "student_full"] == without.systems
+    assert [t for t in plan.targets if t.name != "full"] == without.targets
 
 
 def test_sets_and_systems_are_found_by_role_in_their_order(tmp_path):
@@ -89,17 +96,17 @@ def test_size_and_engine_are_in_the_names_of_directories_where_they_are_not_the_
 
 
 def test_several_students_each_beside_its_twin_and_several_k():
-    plan = made(student="student_tdnn teacher_cnn_tdnn student_tdnn_lstm", top_k="20 5")
+    plan = made(student="student_tdnn cnn_tdnn tdnn_f", top_k="20 5")
     systems = by_name(plan.systems)
     twins = {s.name: s.twin for s in plan.systems if s.role == "student"}
     assert twins == {
         "student_full": "baseline", "student_essence": "baseline", "student_essence_k5": "baseline",
         # the first teacher is the same network on hard labels alone: it is not trained twice
-        "student_full_teacher_cnn_tdnn": "teacher_1", "student_essence_teacher_cnn_tdnn": "teacher_1",
-        "student_essence_teacher_cnn_tdnn_k5": "teacher_1",
-        "student_full_tdnn_lstm": "baseline_tdnn_lstm", "student_essence_tdnn_lstm": "baseline_tdnn_lstm",
-        "student_essence_tdnn_lstm_k5": "baseline_tdnn_lstm"}
-    assert [s.name for s in plan.systems if s.role == "twin"] == ["baseline", "baseline_tdnn_lstm"]
+        "student_full_cnn_tdnn": "teacher_1", "student_essence_cnn_tdnn": "teacher_1",
+        "student_essence_cnn_tdnn_k5": "teacher_1",
+        "student_full_tdnn_f": "baseline_tdnn_f", "student_essence_tdnn_f": "baseline_tdnn_f",
+        "student_essence_tdnn_f_k5": "baseline_tdnn_f"}
+    assert [s.name for s in plan.systems if s.role == "twin"] == ["baseline", "baseline_tdnn_f"]
     assert systems["student_essence_k5"].targets == "essence_k5"
     for name, twin in twins.items():
         assert (systems[name].model, systems[name].seed) == (systems[twin].model, systems[twin].seed)
@@ -107,21 +114,21 @@ def test_several_students_each_beside_its_twin_and_several_k():
 
 
 def test_fused_targets_have_no_archive_to_be_pruned_from():
-    plan = made(fuse="true")
+    plan = made(fuse="true", all_labels="false")
     assert [(t.name, t.stage, t.source) for t in plan.targets] == [("essence_k20", 6, None)]
     assert "student_full" not in by_name(plan.systems)
     with pytest.raises(OptionError, match="one --top-k"):
-        made(fuse="true", top_k="5 20")
+        made(fuse="true", all_labels="false", top_k="5 20")
 
 
 def test_options_win_over_the_recipe_and_conf():
     plan = made(top_k="7", temperature="2", soft_weight="0.5", lm_order="3", rescore_lm_order="4",
-                teachers="teacher_blstm", student="student_tdnn_lstm", seed="9")
+                teachers="blstm", student="tdnn_lstm", seed="9")
     essence = by_name(plan.systems)["student_essence"]
     assert (essence.targets, essence.temperature, essence.soft_weight, essence.model, essence.seed) == (
-        "essence_k7", 2.0, 0.5, "student_tdnn_lstm", 9)
+        "essence_k7", 2.0, 0.5, "tdnn_lstm", 9)
     assert (plan.lm_order, plan.rescore_lm_order, plan.seed) == (3, 4, 9)
-    assert [s.model for s in plan.systems if s.role == "teacher"] == ["teacher_blstm"]
+    assert [s.model for s in plan.systems if s.role == "teacher"] == ["blstm"]
     assert made(rescore_lm_order="0", recipe=replace(RECIPE, rescore_lm_order="4")).rescore_lm_order == 0
     assert made(teachers="torch").systems == made().systems
     nnet3 = made(teachers="nnet3", engine="kaldi")
@@ -131,7 +138,7 @@ def test_options_win_over_the_recipe_and_conf():
 @pytest.mark.parametrize("options, words", [
     ({"temperature": "0"}, "--temperature must be above 0"),
     ({"soft_weight": "2"}, "--soft-weight must be from 0 to 1"),
-    ({"teachers": "teacher_blstm teacher_blstm"}, "names teacher_blstm twice"),
+    ({"teachers": "blstm blstm"}, "names blstm twice"),
     ({"student": "student_tdnn student_tdnn"}, "names a model twice"),
     ({"student": "nnet3/tdnn", "engine": "kaldi"}, "students are models of conf/models"),
     ({"student": "nnet3/tdnn"}, "student nnet3/tdnn: students are models of conf/models"),

@@ -15,7 +15,7 @@ RECIPE = """sizes="default tiny"
 description="two words"
 train_set=learn dev_set=tune eval_sets="easy hard"
 lm_order=2
-teachers="teacher_blstm teacher_tdnn_lstm"
+teachers="blstm tdnn_lstm"
 student=student_tdnn
 post_keep=10 disk_mb=100
 """
@@ -70,6 +70,8 @@ def recipe(tmp_path):
     ({"gmm": "tri2", "engine": "kaldi"}, "--gmm tri2 needs --engine native: the engine kaldi trains tri3"),
     ({"fuse": "yes"}, "--fuse takes true or false, not 'yes'"),
     ({"ablation": "1"}, "--ablation takes true or false, not '1'"),
+    ({"all_labels": "yes"}, "--all-labels takes true or false, not 'yes'"),
+    ({"all_labels": "true", "fuse": "true"}, "--all-labels needs the dense archive, which --fuse true does not leave"),
     ({"ablation": "true", "fuse": "true"}, "--ablation prunes the wide archive, which --fuse true does not leave"),
     ({"grid": "no.yaml"}, "no grid 'no.yaml'"),
     ({"student": "student_tdnn student_tdnn"}, "--student names a model twice: 'student_tdnn student_tdnn'"),
@@ -121,7 +123,7 @@ def test_what_it_allows(recipe):
 
 @pytest.mark.parametrize("models, engine, message", [
     (["nope"], "native", "no conf/models/nope.yaml for model 'nope'"),
-    (["teacher_blstm", "nope"], "kaldi", "no conf/models/nope.yaml for model 'nope'"),
+    (["blstm", "nope"], "kaldi", "no conf/models/nope.yaml for model 'nope'"),
     (["../models/student_tdnn"], "native", "'../models/student_tdnn' is no model"),
     (["nnet3/../nnet3/tdnn"], "kaldi", "'nnet3/../nnet3/tdnn' is no model"),
     (["nnet3/tdnn"], "native", "teacher nnet3/tdnn needs --engine kaldi"),
@@ -164,7 +166,7 @@ def test_a_recipe_says_what_its_corpus_has(recipe):
     assert dataclasses.asdict(found) == {
         "path": found.path, "description": "two words", "sizes": ["default", "tiny"], "engines": ["native", "kaldi"],
         "train_set": "learn", "dev_set": "tune", "eval_sets": ["easy", "hard"], "untranscribed_sets": ["more"],
-        "labels": {"easy": "E", "hard": "H"}, "teachers": "teacher_blstm teacher_tdnn_lstm", "student": "student_tdnn",
+        "labels": {"easy": "E", "hard": "H"}, "teachers": "blstm tdnn_lstm", "student": "student_tdnn",
         "lm_order": "2", "rescore_lm_order": "4", "clips": 4, "post_keep": 7, "disk_mb": 1, "sample_rate": 8000,
         "gmm": "tri1",
         "options": ["its_own", "other"]}

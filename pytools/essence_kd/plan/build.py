@@ -87,11 +87,21 @@ def _soft(settings: EssenceSettings, target: Target) -> dict:
             "mass": target.mass}
 
 
-def _main_targets(builder: _Builder, base: Sequence[EssenceSettings], post_keep: int, fuse: bool) -> List[Target]:
-    """Stage 6 and 7 of the main run: every label, the wide archive, and essence targets; the latter are returned."""
+def _needs_dense(options: Options, base: Sequence[EssenceSettings],
+                 grid: Sequence[Tuple[GridPoint, List[int]]]) -> bool:
+    """Whether anything learns from every label of the ensemble, or is pruned by a rule that may keep any of them."""
+    pruned = [*base, *(point.essence for point, _ in grid if point.target and not point.teachers)]
+    return options.all_labels == "true" or any(s.select == "all" or s.rule().needs_every_class for s in pruned)
+
+
+def _main_targets(builder: _Builder, base: Sequence[EssenceSettings], post_keep: int, fuse: bool,
+                  dense: bool) -> List[Target]:
+    """Stage 6 and 7 of the main run: every label if ``dense``, the wide archive, and essence targets, which are
+    returned."""
     common = {"teachers": builder.teachers, "combine": builder.combine, "sets": builder.sets, "stage": 6}
     if not fuse:
-        builder.target(Target("full", "dense", f"{POSTERIORS}/full.scp", "all", "every soft label", **common))
+        if dense:
+            builder.target(Target("full", "dense", f"{POSTERIORS}/full.scp", "all", "every soft label", **common))
         builder.target(Target("wide", "post", f"{POSTERIORS}/wide.scp", "wide", f"the {post_keep} largest",
                               ["--keep", str(post_keep)], **common))
     elif len(base) > 1:
@@ -106,9 +116,12 @@ def _main_targets(builder: _Builder, base: Sequence[EssenceSettings], post_keep:
 
 
 def _main_systems(builder: _Builder, students: Sequence[str], essences: Sequence[Target],
-                  base: Sequence[EssenceSettings]) -> None:
-    """The ensemble, and beside each student its twin. The first of several students and k have the short names."""
-    full = next((t for t in builder.targets.values() if t.name == "full"), None)
+                  base: Sequence[EssenceSettings], all_labels: bool) -> None:
+    """Each student beside its twin, and that of every soft label where it is asked for.
+
+    The first of several students and k have the short names.
+    """
+    full = next(t for t in builder.targets.values() if t.name == "full") if all_labels else None
     of_first: List[Tuple[System, ...]] = []
     for number, model in enumerate(students):
         suffix = f"_{model.replace('student_', '', 1)}" if number else ""
@@ -190,8 +203,8 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
         if taken != system:
             raise OptionError(f"--teachers names {model} twice: with one seed both would be the same")
     builder.systems.append(System("ensemble", "ensemble", "Ensemble", NETWORKS, True, teachers=builder.teachers))
-    essences = _main_targets(builder, base, recipe.post_keep, fuse)
-    _main_systems(builder, students, essences, base)
+    essences = _main_targets(builder, base, recipe.post_keep, fuse, _needs_dense(options, base, grid or ()))
+    _main_systems(builder, students, essences, base, options.all_labels == "true")
     ablation = _ablation(builder, grid, base[0], students[0]) if grid else None
     name = run_name(options)
     roles = {"train": [recipe.train_set], "dev": [recipe.dev_set], "test": recipe.eval_sets,

@@ -42,6 +42,7 @@ class Options:
     fuse: str
     ablation: str
     grid: str
+    all_labels: str = "false"
     gmm: str = ""
     num_leaves: str = ""
     lm_order: str = ""
@@ -128,11 +129,13 @@ def check_options(options: Options, root: Path) -> None:
         raise OptionError(f"--decoder {options.decoder} needs --engine kaldi")
     if options.engine == "kaldi" and not pipes_allowed():
         raise OptionError("--allow-pipes false goes with --engine native alone: Kaldi's scripts are made of pipes")
-    for name in ("fuse", "ablation"):
+    for name in ("fuse", "ablation", "all_labels"):
         if getattr(options, name) not in ("true", "false"):
-            raise OptionError(f"--{name} takes true or false, not '{getattr(options, name)}'")
+            raise OptionError(f"--{name.replace('_', '-')} takes true or false, not '{getattr(options, name)}'")
     if options.ablation == "true" and options.fuse == "true":
         raise OptionError("--ablation prunes the wide archive, which --fuse true does not leave")
+    if options.all_labels == "true" and options.fuse == "true":
+        raise OptionError("--all-labels needs the dense archive, which --fuse true does not leave")
     if not (root / options.grid).is_file():
         raise OptionError(f"no grid '{options.grid}'")
     if len(options.student.split()) != len(set(options.student.split())):
