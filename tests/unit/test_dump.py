@@ -326,6 +326,9 @@ def test_a_model_and_a_table(models, tmp_path):
 
 @pytest.mark.parametrize("combine_rule", ["mean", "logmean"])
 def test_the_fused_path_of_a_device_gives_the_hosts_answer(models, tmp_path, combine_rule):
+    yaml = tmp_path / "a" / "model.yaml"
+    yaml.write_text(yaml.read_text().replace("cmn: none", "cmn: online\nedge_rows: [4, 3]\nonline_cmn: {prior: 9, "
+                                             "window: 20, look_ahead: 2, mean: [1, 2, 3, 4, 5, 6, 7, 8]}"))
     """Run on the CPU here: the path is the same on a GPU."""
     import torch
 

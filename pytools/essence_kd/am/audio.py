@@ -6,6 +6,7 @@ from typing import Callable, Optional, Tuple
 
 import numpy as np
 
+from essence_kd.am.cmn import Cmn
 from essence_kd.am.sources import FeatureSource
 from essence_kd.corpus.features import FeatureExtractor, FeatureOptions
 from essence_kd.io.data_dir import DataDir, read_wav_scp
@@ -42,7 +43,7 @@ class NoiseMixer:
 class AudioSource(FeatureSource):
     """Filterbanks of cuts by position, computed from the audio of their data directory when they are asked for."""
 
-    def __init__(self, cuts, cmn: str, data_dir, mixer: Optional[Callable] = None,
+    def __init__(self, cuts, cmn: Cmn, data_dir, mixer: Optional[Callable] = None,
                  options: Optional[FeatureOptions] = None) -> None:
         """``cuts`` (of feats.scp) say how many frames there must be; ``mixer``: a NoiseMixer.
 
@@ -74,7 +75,7 @@ class AudioSource(FeatureSource):
         return feats
 
 
-def audio_source(cuts, cmn: str, data_dir, augment) -> AudioSource:
+def audio_source(cuts, cmn: Cmn, data_dir, augment) -> AudioSource:
     """The source that the settings ``augment`` (noise, noise_share, snr_low, snr_high) describe."""
     source = AudioSource(cuts, cmn, data_dir)
     if augment.noise:

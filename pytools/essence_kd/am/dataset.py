@@ -72,13 +72,15 @@ class TrainingData:
 
     def __init__(self, source, hard: Optional[List[np.ndarray]], num_pdfs: int, factor: int, *, chunk_frames: int,
                  left_context: int, right_context: int, soft=None, preload_mb: int = 0,
-                 sampler: str = "pooled", processes: int = 1, shares: Sequence[float] = ()) -> None:
+                 sampler: str = "pooled", processes: int = 1, shares: Sequence[float] = (),
+                 repeat_edges: bool = False) -> None:
         """``hard`` has one int array (R,) per utterance, of UNLABELLED where it has no transcript; ``soft`` is None,
         SparseTargets, DenseTargets or TargetsOfSets. ``shares``: how much of each of the source's sets an epoch draws;
         without any, all of each.
 
         Features and soft targets that together need at most ``preload_mb`` are read once and kept in memory. A source
         with shards holds its labels itself (``hard`` is None) and has a plan of its own for each of ``processes``.
+        ``repeat_edges``: beyond an utterance its first and last frame are the context, which is then always whole.
         """
         self.source, self.num_pdfs, self.factor, self.soft, self.sampler = source, num_pdfs, factor, soft, sampler
         self.ids, self.frames, self.feat_dim = source.ids, source.frames, source.feat_dim
@@ -87,6 +89,7 @@ class TrainingData:
         self.hard = None if hard is None else np.concatenate(hard).astype(np.int32, copy=False)
         self.left = -(-left_context // factor)  # rows
         self.right = -(-right_context // factor)
+        self.repeat_edges = repeat_edges
         self.chunks = self._cut_chunks(max(1, chunk_frames // factor))
         self._feats: Optional[List[np.ndarray]] = None
         self._soft: Optional[list] = None
@@ -270,17 +273,20 @@ class TrainingData:
         parts = []
         for utt, first, last in self.chunks[everything[numbers]]:
             total = self.row_start[utt + 1] - self.row_start[utt]
-            begin, end = max(0, first - self.left), min(total, last + self.right)
+            begin, end = first - self.left, last + self.right
+            if not self.repeat_edges:
+                begin, end = max(0, begin), min(total, end)
             parts.append((int(utt), int(first), int(last), int(begin), int(end)))
         size = len(parts)
-        lens = [min(int(self.frames[u]), e * self.factor) - b * self.factor for u, _, _, b, e in parts]
+        last_frame = [e * self.factor if self.repeat_edges else int(self.frames[u]) for u, _, _, _, e in parts]
+        lens = [min(most, e * self.factor) - b * self.factor for most, (_, _, _, b, e) in zip(last_frame, parts)]
         frames, rows = max(lens), max(e - b for _, _, _, b, e in parts)
         feats = np.zeros((size, frames, self.feat_dim), dtype=np.float32)
         hard = np.full((size, rows), IGNORE, dtype=np.int64)
         for i, (utt, first, last, begin, end) in enumerate(parts):
             mixes = noise is not None and self.source.mixer is not None
             draw = np.random.default_rng([*noise, utt]) if mixes else None
-            feats[i, :lens[i]] = self.features(utt, draw)[begin * self.factor:begin * self.factor + lens[i]]
+            feats[i, :lens[i]] = _frames(self.features(utt, draw), begin * self.factor, lens[i])
             hard[i, first - begin:last - begin] = self.labels(utt)[first:last]
         soft_ids, soft_probs = self._soft_of(parts, rows)
         keep = None
@@ -319,6 +325,13 @@ class TrainingData:
             probs = torch.zeros(1, 1, k)
         return Batch(feats, torch.tensor([self.factor]), torch.full((1, 1), IGNORE), ids, probs,
                      None if augment is None else torch.ones_like(feats), [])
+
+
+def _frames(feats: np.ndarray, begin: int, count: int) -> np.ndarray:
+    """``count`` frames of an utterance (T, F) from number ``begin`` on; beyond it lie its first and last ones."""
+    if begin >= 0 and begin + count <= len(feats):
+        return feats[begin:begin + count]
+    return feats[np.clip(np.arange(begin, begin + count), 0, len(feats) - 1)]
 
 
 class _Batches(torch.utils.data.Dataset):

@@ -246,13 +246,15 @@ def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,
     """
     import torch
 
+    from essence_kd.am.cmn import cmn_of_model
     from essence_kd.am.forward import load_model, share
     from essence_kd.am.sources import FeatureSource, load_cuts
     from essence_kd.distill import on_device
 
     models = [load_model(teacher, device) for teacher in settings.teachers]
     cuts = load_cuts(feats_path(settings.feats))
-    sources = {model[1]["cmn"]: FeatureSource(cuts, model[1]["cmn"]) for model in models}
+    kinds = [cmn_of_model(model[1], teacher) for teacher, model in zip(settings.teachers, models)]
+    sources = {cmn: FeatureSource(cuts, cmn) for cmn in kinds}
     some = next(iter(sources.values()))
     for teacher, (model, _) in zip(settings.teachers, models):
         if some.feat_dim != model.feat_dim:
@@ -279,7 +281,7 @@ def device_entries(settings: DumpSettings, ensemble: Ensemble, k: int,
             select = (torch.arange(int(rows.max()))[None] < rows[:, None]).to(device, non_blocking=True)
             on = {cmn: feats.to(device, non_blocking=True) for cmn, feats in padded.items()}
             lens = lens.to(device, non_blocking=True)
-            logits = [model(on[about["cmn"]], lens, select=select) for model, about in models]
+            logits = [model(on[cmn], lens, select=select) for cmn, (model, _) in zip(kinds, models)]
             return on_device.top_k(on_device.combine(ensemble, logits, priors), k)
 
     ready: Dict[int, Tuple[np.ndarray, np.ndarray]] = {}

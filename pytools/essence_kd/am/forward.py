@@ -11,6 +11,7 @@ import torch
 
 from essence_kd.am import nnet3
 from essence_kd.am.checkpoints import load_checkpoint
+from essence_kd.am.cmn import cmn_of_model
 from essence_kd.am.models import read_model_yaml
 from essence_kd.am.models.registry import build_model
 from essence_kd.am.processes import device_of
@@ -83,7 +84,16 @@ def load_model(model_dir, device: Union[str, torch.device] = "cpu") -> Tuple[tor
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{model_dir / 'final.pt'}: not the parameters of {model_dir / 'model.yaml'}: "
                         f"{reason}") from None
+    model.edge_rows = _edge_rows(settings, model_dir / "model.yaml")
     return model.to(device).eval(), settings
+
+
+def _edge_rows(settings: dict, where: Path) -> Tuple[int, int]:
+    """The rows of repeated frames that a model.yaml, ``where``, asks for at both ends of an utterance."""
+    rows = settings.get("edge_rows", [0, 0])
+    if len(rows) != 2 or not all(type(row) is int and 0 <= row < 10_000 for row in rows):
+        raise UserError(f"{where}: edge_rows is {rows}: expected rows at the beginning and at the end; train again")
+    return rows[0], rows[1]
 
 
 def iter_logits(model_dir, feats_scp, *, batch_frames: int = ForwardSettings.batch_frames, device: Optional[str] = None,
@@ -108,7 +118,7 @@ def iter_logits(model_dir, feats_scp, *, batch_frames: int = ForwardSettings.bat
         torch.set_num_threads(max(1, threads))
     device = device_of(device)
     model, settings = load_model(model_dir, device)
-    source = FeatureSource(load_cuts(feats_scp), settings["cmn"])
+    source = FeatureSource(load_cuts(feats_scp), cmn_of_model(settings, model_dir))
     if source.feat_dim != model.feat_dim:
         raise UserError(f"{feats_scp}: features have {source.feat_dim} bins, but the model {model_dir} takes "
                         f"{model.feat_dim}")
@@ -165,6 +175,13 @@ class Scorer:
             self.ensemble = Ensemble([Scale("logit") for _ in about], weights, settings.combine)
         except ValueError as error:
             raise UserError(f"--weights {settings.weights}: {error}") from None
+        self.timing = []
+        if settings.stream:
+            from essence_kd.am.stream import Timing
+
+            if not settings.chunk_ms >= FRAME_SHIFT_MS:
+                raise UserError(f"--chunk-ms {settings.chunk_ms:g}: must be at least {FRAME_SHIFT_MS:g}, a frame")
+            self.timing = [Timing(settings.chunk_ms) for _ in about]
         self.priors = None
         if settings.output == "loglike":
             self.priors = read_log_priors(Path(model_dirs[0]) / "priors.txt", self.about["num_pdfs"],
@@ -172,10 +189,8 @@ class Scorer:
 
     def utterances(self, data_dir) -> Iterator[Tuple[str, np.ndarray]]:
         """(utterance, scores (ceil(T / factor), num_pdfs) float32), in the order of the data directory's feats.scp."""
-        s = self.settings
-        for together in zip(*(iter_logits(model_dir, Path(data_dir) / "feats.scp", batch_frames=s.batch_frames,
-                                          device=s.device, threads=s.threads) for model_dir in self.model_dirs)):
-            utt, logits = together[0]
+        for together in zip(*self._logits(Path(data_dir) / "feats.scp")):
+            s, (utt, logits) = self.settings, together[0]
             if len(together) > 1:  # the log of the combined posterior has the same softmax as logits would
                 try:
                     mean = combine(self.ensemble, [matrix for _, matrix in together], threads=s.threads)
@@ -183,6 +198,17 @@ class Scorer:
                     raise frame_error(" + ".join(self.model_dirs), utt, error) from None
                 logits = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
             yield utt, scores(logits, s.output, self.priors, s.prior_scale)
+
+    def _logits(self, feats_scp: Path) -> List[Iterator[Tuple[str, np.ndarray]]]:
+        """Of each model, every (utterance, logits)."""
+        s = self.settings
+        if s.stream:
+            from essence_kd.am import stream
+
+            return [stream.iter_logits(model_dir, feats_scp, timing, s.device, s.threads)
+                    for model_dir, timing in zip(self.model_dirs, self.timing)]
+        return [iter_logits(model_dir, feats_scp, batch_frames=s.batch_frames, device=s.device, threads=s.threads)
+                for model_dir in self.model_dirs]
 
     def write(self, data_dir, wspecifier: str) -> str:
         """Write the scores of a data directory, and their sidecar; a line that tells how much it was and how fast."""
@@ -198,8 +224,9 @@ class Scorer:
                                     "num_pdfs": self.about["num_pdfs"], "tree_hash": self.about.get("tree_hash"),
                                     "frame_shift_ms": shift, "num_utts": utterances, "num_frames": rows})
         seconds, audio = time.monotonic() - began, rows * shift / 1000
+        chunks = "".join(f"; {timing.line()}" for timing in self.timing)
         return (f"{data_dir}: {utterances} utterances, {audio:.0f} s of audio in {seconds:.1f} s: "
-                f"{audio / seconds:.0f} x real time")
+                f"{audio / seconds:.0f} x real time{chunks}")
 
 
 def scores(logits: np.ndarray, output: str, priors: Optional[np.ndarray] = None,

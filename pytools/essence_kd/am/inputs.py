@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
+from essence_kd.am.cmn import Cmn, cmn_of_training
 from essence_kd.am.dataset import TrainingData
 from essence_kd.am.processes import Processes
-from essence_kd.am.settings import TrainInputs, TrainSettings
+from essence_kd.am.settings import DataSettings, TrainInputs, TrainSettings
 from essence_kd.am.shards import ShardSource, ShardTargets, is_sharded, read_index
 from essence_kd.am.sources import FRAMES_PER_HOUR, FeatureSource, SourceOfSets, load_cuts, split_heldout
 from essence_kd.am.targets import TargetsOfSets, attach_alignments, open_soft, open_untranscribed, read_count
@@ -32,6 +33,7 @@ class TrainingSets:
     dev_divided: bool  # whether each process has dev utterances of its own
     dev_utterances: int  # of all processes together
     num_pdfs: int
+    cmn: Cmn  # what is taken from the features; a running mean begins with that of the training data
     tree_hash: Optional[str]
     without_alignment: int  # utterances that were left out
     left_out: int = 0  # utterances without transcript whose soft targets are unsure
@@ -97,11 +99,14 @@ class _Loader:
         if inputs.dev_data is None:
             chosen, held = split_heldout(cuts, s.data.heldout)
             if held:
-                dev = FeatureSource(cuts.take(held), s.data.cmn), [hard[i] for i in held]
+                dev = cuts.take(held), [hard[i] for i in held]
             cuts, hard = cuts.take(chosen), [hard[i] for i in chosen]
-        source, shares = self._source(cuts, self.data_dir), inputs.shares_of(1 + len(added))
+        cmn = cmn_of_training(s.data, lambda: FeatureSource(cuts, "none"))
+        if dev is not None:
+            dev = FeatureSource(dev[0], cmn), dev[1]
+        source, shares = self._source(cuts, cmn, self.data_dir), inputs.shares_of(1 + len(added))
         if added:
-            source = SourceOfSets([source, *(self._source(more.cuts, more.folder) for more in added)])
+            source = SourceOfSets([source, *(self._source(more.cuts, cmn, more.folder) for more in added)])
             soft = TargetsOfSets([soft, *(more.targets for more in added)], [part.ids for part in source.sources])
             temperature = added[0].temperature
         for more in added:
@@ -113,14 +118,13 @@ class _Loader:
                           soft_temperature=temperature, soft_mass=mass,
                           untranscribed_mass=[more.sidecar.get("mean_mass") for more in added])
 
-    def _source(self, cuts, data_dir) -> FeatureSource:
+    def _source(self, cuts, cmn: Cmn, data_dir) -> FeatureSource:
         """Features of some utterances of a data directory, stored or computed from its audio."""
-        s = self.settings
-        if s.data.features != "on-the-fly":
-            return FeatureSource(cuts, s.data.cmn)
+        if self.settings.data.features != "on-the-fly":
+            return FeatureSource(cuts, cmn)
         from essence_kd.am.audio import audio_source
 
-        return audio_source(cuts, s.data.cmn, data_dir, s.augment)
+        return audio_source(cuts, cmn, data_dir, self.settings.augment)
 
     def from_shards(self) -> TrainingSets:
         """Of data in shards, which hold alignments and soft targets, too."""
@@ -135,7 +139,8 @@ class _Loader:
             raise UserError(f"{folder}: shards hold what has no transcript: essence shard --untranscribed writes it")
         mine = {"num_pdfs": self.num_pdfs, "frame_subsampling_factor": self.factor, "tree_hash": self.tree_hash}
         check_match(folder / "shards.json", index, "this training", mine, mine)
-        source = ShardSource(folder, "train", d.cmn, d.shards_at_once)
+        cmn = cmn_of_training(d, lambda: ShardSource(folder, "train", "none", d.shards_at_once))
+        source = ShardSource(folder, "train", cmn, d.shards_at_once)
         soft, temperature = None, 1.0
         if inputs.soft is not None:
             if Path(inputs.soft).resolve() != folder.resolve() or index["soft"] is None:
@@ -147,7 +152,7 @@ class _Loader:
             raise UserError(f"{folder}: has utterances without transcripts: train with --soft {folder}")
         dev = None
         if inputs.dev_data is None:  # each process takes its own shards
-            held = ShardSource(folder, "heldout", d.cmn, 1, (self.processes.rank, self.processes.world))
+            held = ShardSource(folder, "heldout", cmn, 1, (self.processes.rank, self.processes.world))
             dev = (held, None) if len(held) else None
         return self._sets(source, None, soft, dev, True, shares=shares if len(shares) > 1 else (),
                           left_out=index.get("left_out", 0), without_alignment=index["without_alignment"],
@@ -164,18 +169,19 @@ class _Loader:
         train = self._data(source, hard, soft, preload=alone and d.features == "precomputed", shares=shares)
         if self.inputs.dev_data is not None:
             cuts, labels, _ = self._labelled(self.inputs.dev_data, self.inputs.dev_ali)
-            dev, divided = (FeatureSource(cuts, d.cmn), labels), False
+            dev, divided = (FeatureSource(cuts, source.cmn), labels), False
         dev = None if dev is None else self._data(*dev, None, preload=divided or alone)
         count = 0 if dev is None else len(dev.ids)
         return TrainingSets(train, dev, divided, int(self.processes.sums([count])[0]) if divided else count,
-                            self.num_pdfs, self.tree_hash, **more)
+                            self.num_pdfs, source.cmn, self.tree_hash, **more)
 
     def _data(self, source, hard, soft, preload: bool, shares: Sequence[float] = ()) -> TrainingData:
         d = self.settings.data
         return TrainingData(source, hard, self.num_pdfs, self.factor, chunk_frames=d.chunk_frames,
                             left_context=d.left_context, right_context=d.right_context, soft=soft,
                             preload_mb=d.preload_mb if preload else 0, sampler=d.sampler,
-                            processes=self.processes.world, shares=shares)
+                            processes=self.processes.world, shares=shares,
+                            repeat_edges=d.edges == "repeat")
 
 
 def fingerprint(inputs: TrainInputs, settings: TrainSettings, sets: TrainingSets, precision: str,
@@ -188,6 +194,11 @@ def fingerprint(inputs: TrainInputs, settings: TrainSettings, sets: TrainingSets
         values["data"].pop(key)
     if settings.early_stopping.metric == "none":
         values.pop("early_stopping")
+    if settings.data.cmn != "online":
+        for key in ("cmn_prior", "cmn_window", "cmn_look_ahead"):
+            values["data"].pop(key)
+    if settings.data.edges == DataSettings.edges:
+        values["data"].pop("edges")
     data, noise = sets.train, settings.augment.noise
     ids = hashlib.sha256("\n".join(data.ids).encode())
     ids.update(data.frames.tobytes())

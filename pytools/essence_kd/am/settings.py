@@ -22,7 +22,11 @@ class DataSettings:
     right_context: int = 21
     batch_frames: int = 9600  # frames of a batch, context and padding included
     sampler: str = "pooled"  # or bucketing: lhotse's DynamicBucketingSampler
-    cmn: str = "utterance"  # mean subtraction: none, utterance or speaker
+    cmn: str = "utterance"  # mean subtraction: none, utterance, speaker, or online: a running mean, for streaming
+    cmn_prior: int = 200  # online: frames that the mean of the training data counts as
+    cmn_window: int = 600  # online: frames that the running mean is of, at most: the last ones
+    cmn_look_ahead: int = 0  # online: frames after the one at hand that are among them
+    edges: str = "zeros"  # what left_context and right_context are beyond an utterance: zeros, or repeat: end frames
     heldout: float = 0.05  # share of original utterances kept for the dev loss
     preload_mb: int = 3000  # features and soft targets up to this size are kept in memory
     workers: int = 1  # processes that read batches when they are not
@@ -182,6 +186,8 @@ class ForwardSettings:
     prior_scale: float = 1.0
     prior_floor: float = PRIOR_FLOOR
     batch_frames: int = 30000  # feature frames of a batch, padding included
+    stream: bool = False  # every utterance by itself and in chunks, as while it is spoken
+    chunk_ms: float = 300.0  # of a stream
     threads: int = 1  # on a CPU
     device: Optional[str] = None  # None: cuda where there is one, else cpu
 
@@ -194,6 +200,10 @@ def check_settings(s: TrainSettings) -> None:
            ("data.left_context", s.data.left_context >= 0, "at least 0"),
            ("data.right_context", s.data.right_context >= 0, "at least 0"),
            ("data.workers", s.data.workers >= 0, "at least 0"),
+           ("data.cmn_prior", s.data.cmn_prior >= 0, "at least 0"),
+           ("data.cmn_look_ahead", s.data.cmn_look_ahead >= 0, "at least 0"),
+           ("data.cmn_window", s.data.cmn_window > s.data.cmn_look_ahead, "above data.cmn_look_ahead"),
+           ("data.edges", s.data.edges in ("zeros", "repeat"), "zeros or repeat"),
            *((f"augment.{name}", getattr(s.augment, name) >= 0, "at least 0")
              for name in ("freq_masks", "freq_width", "time_masks", "time_width")),
            ("augment.noise_share", 0 <= s.augment.noise_share <= 1, "from 0 to 1"),

@@ -18,6 +18,7 @@ from typing import Dict, List, Tuple
 
 import numpy as np
 
+from essence_kd.am.cmn import Cmn, OnlineMean, without_mean
 from essence_kd.am.settings import ShardSettings
 from essence_kd.am.sources import FeatureSource, SourceOfSets, load_cuts, split_heldout
 from essence_kd.am.targets import TargetsOfSets, attach_alignments, open_soft, open_untranscribed, read_count
@@ -124,11 +125,11 @@ class ShardSource:
 
     mixer = None  # noise is for sources of audio
 
-    def __init__(self, folder, name: str, cmn: str, keep: int, share: Tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, folder, name: str, cmn: Cmn, keep: int, share: Tuple[int, int] = (0, 1)) -> None:
         """``name``: train or heldout; ``keep``: shards in memory at a time; ``share``: (rank, n), every n-th shard."""
-        if cmn not in ("none", "utterance"):
+        if not isinstance(cmn, OnlineMean) and cmn not in ("none", "utterance"):
             raise UserError(f"data.cmn: '{cmn}' cannot be had from shards, in which a speaker's utterances lie far "
-                            "apart; there is none and utterance")
+                            "apart; there is none, utterance and online")
         self.folder, self.name, self.cmn, self.keep = Path(folder), name, cmn, keep
         self.feat_dim = read_index(folder)["feat_dim"]
         try:
@@ -154,8 +155,7 @@ class ShardSource:
 
     def load(self, i: int) -> np.ndarray:
         """Features of utterance i, (T, F) float32, mean removed."""
-        feats = self.raw(i)
-        return feats - feats.mean(axis=0) if self.cmn == "utterance" else feats
+        return without_mean(self.raw(i), self.cmn)
 
     def labels(self, i: int, factor: int) -> np.ndarray:
         """pdf-ids (R,) int32 of utterance i."""

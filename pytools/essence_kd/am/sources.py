@@ -11,6 +11,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from essence_kd.am.cmn import Cmn, check_cmn, without_mean
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS, SAMPLE_RATE
 from essence_kd.io.specifiers import read_scp
@@ -103,13 +104,13 @@ def _column(path: Path, ids: List[str]) -> List[str]:
 
 
 class FeatureSource:
-    """Features of cuts by position, float32 (T, F), their mean removed: of nothing, the utterance or the speaker."""
+    """Features of cuts by position, float32 (T, F), their mean removed: of nothing, the utterance, the speaker, or a
+    running one."""
 
     mixer = None  # what mixes noise into audio, in a source of audio
 
-    def __init__(self, cuts: StoredCuts, cmn: str) -> None:
-        if cmn not in ("none", "utterance", "speaker"):
-            raise UserError(f"data.cmn: '{cmn}' is none of none, utterance, speaker")
+    def __init__(self, cuts: StoredCuts, cmn: Cmn) -> None:
+        check_cmn(cmn)
         self.cuts, self.cmn, self._matrices = cuts, cmn, MatrixPlaces()
         self.ids, self.frames, self.feat_dim = cuts.ids, cuts.frames, cuts.feat_dim
         self._means: Dict[str, np.ndarray] = {}
@@ -137,11 +138,9 @@ class FeatureSource:
     def load(self, i: int, rng: Optional[np.random.Generator] = None) -> np.ndarray:
         """Features of cut i, (T, F) float32, mean removed."""
         feats = self.raw(i, rng)
-        if self.cmn == "utterance":
-            feats = feats - feats.mean(axis=0)
-        elif self.cmn == "speaker":
-            feats = feats - self._speaker_mean(self.cuts.speakers[i])
-        return feats
+        if self.cmn == "speaker":
+            return feats - self._speaker_mean(self.cuts.speakers[i])
+        return without_mean(feats, self.cmn)
 
     def padded(self, positions: Sequence[int]) -> np.ndarray:
         """(B, T, F) float32: features of some cuts, mean removed, zero beyond the end of each."""
@@ -164,7 +163,8 @@ class SourceOfSets:
     """Several sources as one, set after set; ``set_of`` (N,) int64 has the set of each utterance."""
 
     def __init__(self, sources: Sequence[FeatureSource]) -> None:
-        self.sources, self.mixer, self.feat_dim = sources, sources[0].mixer, sources[0].feat_dim
+        first = sources[0]
+        self.sources, self.mixer, self.cmn, self.feat_dim = sources, first.mixer, first.cmn, first.feat_dim
         self.ids = [utt for source in sources for utt in source.ids]
         self.frames = np.concatenate([source.frames for source in sources])
         self.set_of = np.repeat(np.arange(len(sources)), [len(source) for source in sources])

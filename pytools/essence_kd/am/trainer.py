@@ -23,6 +23,7 @@ import torch
 from essence_kd import __version__
 from essence_kd.am.checkpoints import (TrainingState, check_fingerprint, going_on, load_checkpoint, load_init,
                                        save)
+from essence_kd.am.cmn import OnlineMean
 from essence_kd.am.dataset import IGNORE, Batch, epoch_batches
 from essence_kd.am.inputs import TrainingSets, fingerprint, load_sets
 from essence_kd.am.models.acoustic_model import AcousticModel, look_ahead, mflop_per_frame, num_params
@@ -396,11 +397,20 @@ class Trainer:
         resolved["model"] = model_settings(s.arch, s.model, "model")
         dump_settings({"arch": s.arch, "model": resolved["model"], "feat_dim": self.sets.train.feat_dim,
                        "num_pdfs": self.sets.num_pdfs, "frame_subsampling_factor": s.frame_subsampling_factor,
-                       "cmn": s.data.cmn, "tree_hash": self.sets.tree_hash,
+                       "cmn": s.data.cmn, **self._streaming(), "tree_hash": self.sets.tree_hash,
                        "train": {k: v for k, v in resolved.items()
                                  if k not in ("arch", "model", "frame_subsampling_factor")}},
                       folder / "model.yaml")
         save({k: v.cpu() for k, v in self.state.final.state_dict().items()}, folder / "final.pt")
+
+    def _streaming(self) -> dict:
+        """What model.yaml says of a running mean and of repeated frames, where the model has them."""
+        data, cmn, said = self.sets.train, self.sets.cmn, {}
+        if isinstance(cmn, OnlineMean):
+            said["online_cmn"] = {**vars(cmn), "mean": list(cmn.mean)}
+        if data.repeat_edges:
+            said["edge_rows"] = [data.left, data.right]
+        return said
 
     def _finish(self) -> dict:
         """Write the model and info.json, and take away what only a training at work needs."""
@@ -409,6 +419,8 @@ class Trainer:
             state.final.load_state_dict(state.best["model"])
             last = state.history[state.best["epoch"] - 1]
         ahead = look_ahead(state.final)
+        if ahead is not None and s.data.cmn == "online":
+            ahead += s.data.cmn_look_ahead
         info = {"params": self.size, "mflop_per_frame": round(self.mflop, 6),
                 "look_ahead_ms": None if ahead is None else round(FRAME_SHIFT_MS * ahead), "epochs": state.epoch,
                 "seconds": round(sum(h["seconds"] for h in state.history), 1), "steps": state.step,

@@ -22,6 +22,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--prior-scale", type=float, metavar="S", help="of the log prior")
     parser.add_argument("--prior-floor", type=float, metavar="P", help="least prior of a pdf")
     parser.add_argument("--batch-frames", type=int, metavar="N", help="feature frames of a batch")
+    parser.add_argument("--stream", action="store_const", const=True,
+                        help="compute each utterance in chunks, as while it is spoken, and tell what a chunk takes")
+    parser.add_argument("--chunk-ms", type=float, metavar="MS", help="of --stream")
     parser.add_argument("--threads", type=int, metavar="N", help="on a CPU")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--also", nargs=2, action="append", default=[], metavar=("DATA_DIR", "SCORES-WSPECIFIER"),

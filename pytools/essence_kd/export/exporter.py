@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterator, Optional
 
 import numpy as np
 
+from essence_kd.am.cmn import cmn_of_model, without_mean
 from essence_kd.corpus.features import FeatureOptions
 from essence_kd.export.format import FORMATS, TOLERANCE, ExportSettings, Format, Source, Written, runtime
 from essence_kd.hmm.alignment_dir import read_log_priors
@@ -115,8 +116,7 @@ def torch_scores(made: Format, feats: np.ndarray) -> np.ndarray:
     from essence_kd.am.forward import scores
 
     source, settings = made.source, made.settings
-    if source.about["cmn"] == "utterance":
-        feats = feats - feats.mean(axis=0)
+    feats = without_mean(feats, cmn_of_model(source.about, source.model_dir))
     with torch.inference_mode():
         logits = source.model(torch.from_numpy(feats)[None], torch.tensor([len(feats)]))[0].numpy()
     return np.float32(settings.acoustic_scale) * scores(logits, "loglike", source.log_priors, settings.prior_scale)
@@ -126,7 +126,7 @@ def trial_features(source: Source) -> Iterator[np.ndarray]:
     """Features float32 (T, feat_dim) like the model's training data, T from LENGTHS."""
     rng = np.random.default_rng(1)
     mean, std = source.model.feat_mean.numpy(), 1 / source.model.feat_inv_std.numpy()
-    level = 15 if source.about["cmn"] == "utterance" else 0  # of log-mels of speech at 16 bits
+    level = 0 if source.about["cmn"] == "none" else 15  # of log-mels of speech at 16 bits
     for frames in LENGTHS:
         yield (level + mean + std * rng.standard_normal((frames, len(mean)))).astype(np.float32)
 

@@ -8,7 +8,8 @@ from essence_kd.io.errors import UserError
 from essence_kd.io.settings import read_yaml
 
 _NEEDED = ("num_pdfs", "frame_subsampling_factor")
-_KINDS = {"arch": str, "num_pdfs": int, "feat_dim": int, "frame_subsampling_factor": int, "cmn": str, "model": dict}
+_KINDS = {"arch": str, "num_pdfs": int, "feat_dim": int, "frame_subsampling_factor": int, "cmn": str, "model": dict,
+          "online_cmn": dict, "edge_rows": list}
 
 
 def read_model_yaml(model_dir) -> dict:

@@ -7,13 +7,15 @@ from typing import Optional
 import torch
 from torch import nn
 
-from essence_kd.am.models.layers import length_mask
+from essence_kd.am.models.layers import length_mask, num_rows
 
 
 class AcousticModel(nn.Module):
     """Log-mel features to pdf logits, one row every ``frame_subsampling_factor`` frames.
 
     The buffers ``feat_mean`` and ``feat_inv_std`` (feat_dim,) hold the global normalisation of the training data.
+    ``edge_rows``: of how many rows at both ends of an utterance the frames are its first and its last one, repeated;
+    beyond these, and with (0, 0), there are zeros in every layer. Training sets none: its chunks have such frames.
     """
 
     def __init__(self, encoder: nn.Module, feat_dim: int, num_pdfs: int, frame_subsampling_factor: int) -> None:
@@ -21,6 +23,7 @@ class AcousticModel(nn.Module):
         self.feat_dim, self.num_pdfs, self.frame_subsampling_factor = feat_dim, num_pdfs, frame_subsampling_factor
         self.register_buffer("feat_mean", torch.zeros(feat_dim))
         self.register_buffer("feat_inv_std", torch.ones(feat_dim))
+        self.edge_rows = (0, 0)
         self.encoder = encoder
         self.output = nn.Linear(encoder.output_dim, num_pdfs)
 
@@ -37,6 +40,10 @@ class AcousticModel(nn.Module):
         Returns:
             (B, R, num_pdfs), R = ceil(T / frame_subsampling_factor), or (select.sum(), num_pdfs).
         """
+        before, after = self.edge_rows
+        rows = num_rows(feats.size(1), self.frame_subsampling_factor)
+        if before or after:
+            feats, lens, keep = self._with_edges(feats, lens, rows, keep)
         x = (feats - self.feat_mean) * self.feat_inv_std
         mask = length_mask(lens, feats.size(1))
         if keep is not None:
@@ -44,7 +51,17 @@ class AcousticModel(nn.Module):
         if mask is not None:
             x = torch.where(mask.bool(), x, torch.zeros((), dtype=x.dtype, device=x.device))
         hidden = self.encoder(x, lens)
+        if before or after:
+            hidden = hidden[:, before:before + rows]
         return self.output(hidden if select is None else hidden[select])
+
+    def _with_edges(self, feats, lens, rows: int, keep):
+        """Features, lengths and mask with the frames of ``edge_rows`` around; ``rows`` of the longest utterance."""
+        factor, (before, after) = self.frame_subsampling_factor, self.edge_rows
+        frames = torch.arange(-before * factor, (rows + after) * factor, device=feats.device)
+        index = torch.minimum(frames[None].clamp(min=0), lens[:, None] - 1)[:, :, None].expand(-1, -1, feats.size(2))
+        lens = (num_rows(lens, factor) + before + after) * factor
+        return feats.gather(1, index), lens, None if keep is None else keep.gather(1, index)
 
     def constrain(self) -> None:
         """Apply the layers' constraints on parameters (the semi-orthogonal one of TDNN-F), after some of the steps."""

@@ -8,6 +8,8 @@
 
         def forward(self, x, lens): ...  # (B, T, feat_dim), (B,) frames -> (B, ceil(T / factor), output_dim)
 
+An encoder with LSTM layers that run forward tells its layers (``stages()``, a list of modules ``(x, None) -> rows`` and
+of nn.LSTM) for utterances that come in parts; of others am.stream finds out what a row depends on.
 A layer may have ``constrain()``, called after some of the steps, and ``flops(output)``, the operations that made its
 output, where they are not those of its parts (linear, convolution, LSTM).
 """

@@ -45,6 +45,10 @@ class Encoder(nn.Module):
         self.frame_dropout = FrameDropout(settings.frame_dropout)
         self.output_dim = dim
 
+    def stages(self) -> List[nn.Module]:
+        """The layers in their order, for utterances that come in parts (am.stream)."""
+        return [self.input, *(layer for layers in zip(self.tdnn, self.lstm, self.norm) for layer in layers)]
+
     def forward(self, x: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
         mask = length_mask(num_rows(lens, self.factor), num_rows(x.size(1), self.factor))
         x = self.input(x, mask)
