@@ -129,10 +129,13 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4, factors=SET
         {"f_k": [1 - 0.4 / k for k in range(1, 101)], "k_for_mass": {"0.9": {"mean": 4}, "0.99": {"mean": None}},
          "perplexity": 3.14159, "alignment": {"recall_at_k": {"1": 0.71, "20": 0.995}}}))
     (exp / "calibration").mkdir()
+    teacher = next(iter(plan.main_systems("ensemble")), None)
+    teacher = teacher and teacher.name
     bins = [[100 * b, (b + 0.5) / 15, (b + 0.3) / 15] for b in range(15)]
-    (exp / "calibration" / "calibration.json").write_text(json.dumps({"labels": ["ali.scp"], "systems": {
+    (exp / "calibration" / "calibration.json").write_text(json.dumps({"labels": ["ali.scp"], "reference": teacher, "systems": {
         name: {"frames": 10500, "accuracy": 0.5, "confidence": 0.52, "ece": 0.0123, "nll": 1.875, "bins": bins,
-               "without_alignment": 0} for name in (pruned.twin, pruned.name)}}))
+               "without_alignment": 0, "same_best": 0.8125, "divergence": 0.375}
+        for name in (pruned.twin, pruned.name)}}))
     (exp / "ablation").mkdir()
     (exp / "ablation" / "results.json").write_text(json.dumps(make_ablation(exp, plan)))
     (exp / "stages.jsonl").write_text("".join(json.dumps(s) + "\n" for s in (

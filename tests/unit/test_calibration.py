@@ -8,7 +8,7 @@ import pytest
 
 from essence_kd.cli.main import main
 from essence_kd.io.tables import IntVectorWriter, MatrixWriter
-from essence_kd.score.calibration import BINS, Calibration
+from essence_kd.score.calibration import BINS, Calibration, Fidelity
 
 
 def posteriors(rng, rows, classes=7):
@@ -102,3 +102,37 @@ def test_other_lengths_and_other_trees_are_refused(tables, capsys):
     assert main(options) == 1
     told = capsys.readouterr().err.splitlines()
     assert "has 10 rows, x has 7" in told[0] and "pdf-id 7, x has 7 pdfs" in told[1]
+
+
+def test_fidelity_is_that_of_a_loop_over_frames(tables):
+    rng = np.random.default_rng(4)
+    teacher, network = posteriors(rng, 500), posteriors(rng, 500)
+    found = Fidelity()
+    found.add(teacher[:200], network[:200])
+    found.add(teacher[200:], network[200:])
+    same = np.mean([t.argmax() == n.argmax() for t, n in zip(teacher, network)])
+    divergence = np.mean([sum(np.exp(t[c]) * (t[c] - n[c]) for c in range(7)) for t, n in zip(teacher, network)])
+    assert found.as_dict() == {"same_best": round(same, 5), "divergence": pytest.approx(divergence, abs=1e-4)}
+    itself = Fidelity()
+    itself.add(teacher, teacher)
+    assert itself.as_dict() == {"same_best": 1.0, "divergence": 0.0}
+
+
+def test_the_verb_compares_with_a_reference(tables, capsys):
+    out = tables / "out.json"
+    options = ["calibration", "--ali", f"{tables}/dev.ali.scp", str(out)]
+    dev, other = f"scp:{tables}/dev.scp", tables / "other"
+    with MatrixWriter(f"ark:{other}.ark") as writer:
+        for utt in "abc":
+            writer.write(utt, posteriors(np.random.default_rng(ord(utt)), 7))
+    assert main([*options, "--reference", "e", f"e=ark:{other}.ark", f"x={dev}", f"y=ark:{other}.ark"]) == 0
+    found = json.loads(out.read_text())
+    assert found["reference"] == "e" and "same_best" not in found["systems"]["e"]
+    assert found["systems"]["y"]["same_best"] == 1 and found["systems"]["y"]["divergence"] == 0
+    assert found["systems"]["x"]["same_best"] < 1 and found["systems"]["x"]["divergence"] > 0.1
+    assert "y: accuracy" in (said := capsys.readouterr().out) and "best class that of e in 100.0 %" in said
+    for table, words in ((f"ark:{other}.ark", "--reference z: none of the systems e, x"),
+                         (f"scp:{tables}/eval.scp", "different data")):
+        name = "z" if "none" in words else "x"
+        assert main([*options, "--reference", name, f"e={table}", f"x={dev}"]) == 1
+        assert words in capsys.readouterr().err

@@ -16,6 +16,9 @@ def add_arguments(parser) -> None:
                         help="pdf-ids, one per feature frame")
     parser.add_argument("--frame-subsampling-factor", type=int, default=3, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--nj", type=int, default=1, metavar="N", help="systems at a time (default: %(default)s)")
+    parser.add_argument("--reference", metavar="NAME",
+                        help="the system, such as the ensemble, that the others' fidelity to it is measured of; its "
+                        "tables are read once for each of them: files, rather than pipes that compute")
     parser.add_argument("out", metavar="OUT_JSON", type=Path)
     parser.add_argument("tables", metavar="NAME=RSPECIFIER", nargs="+",
                         help="log-probabilities, one row per output frame")
@@ -39,8 +42,15 @@ def run(args) -> None:
     for name, given in tables.items():
         if len(given) != len(args.ali):
             raise UserError(f"{name} has {len(given)} tables, but there are {len(args.ali)} --ali")
-    found = calibrate(tables, args.ali, args.frame_subsampling_factor, args.nj)
+    if args.reference not in (None, *tables):
+        raise UserError(f"--reference {args.reference}: none of the systems {', '.join(tables)}")
+    found = calibrate(tables, args.ali, args.frame_subsampling_factor, args.nj, args.reference)
     write_text(args.out, json.dumps(found, indent=1) + "\n")
     for name, system in found["systems"].items():
-        print(f"{name}: accuracy {100 * system['accuracy']:.1f} %, mean confidence {100 * system['confidence']:.1f} %, "
-              f"ECE {100 * system['ece']:.2f} %, {system['nll']:.3f} nats per frame, {system['frames']:,} frames")
+        line = (f"{name}: accuracy {100 * system['accuracy']:.1f} %, mean confidence "
+                f"{100 * system['confidence']:.1f} %, ECE {100 * system['ece']:.2f} %, {system['nll']:.3f} nats per "
+                f"frame, {system['frames']:,} frames")
+        if "same_best" in system:
+            line += (f"; best class that of {args.reference} in {100 * system['same_best']:.1f} %, divergence from it "
+                     f"{system['divergence']:.3f} nats per frame")
+        print(line)

@@ -156,6 +156,15 @@ class Analysis:
         return [row for row in rows if row]
 
 
+def detectable(comparisons: Sequence[dict[str, Any]]) -> list[tuple[str, str, float]]:
+    """(a, b, points) of each pair: the smallest difference that all test sets together can tell at one seed, which is
+    half of its 95 % interval."""
+    found: dict[tuple[str, str], float] = {}
+    for row in comparisons:  # the total comes last
+        found[row["a"], row["b"]] = (row["high"] - row["low"]) / 2
+    return [(a, b, points) for (a, b), points in found.items()]
+
+
 def hub5_header(exp: Experiment) -> str:
     """How the test sets were scored by time."""
     rules = sorted(set(exp.hub5_rules.values()))
@@ -204,7 +213,9 @@ def results_text(analysis: Analysis, header: str, comparisons: Sequence[dict[str
         lines += ["", wer.aligned_table(rows, right=(2, 3, 4, 5))]
         units = ", ".join(f"{analysis.labels[s]}: {analysis.unit[s]}" for s in exp.sets)
         lines += ["", f"# Intervals: paired bootstrap, {analysis.draws:,} draws of {units}. "
-                      "p matched pairs: NIST's sentence-segment test."]
+                      "p matched pairs: NIST's sentence-segment test.",
+                  "# The smallest difference that one seed can tell, half of the interval over all test sets: "
+                  + ", ".join(f"{a} - {b} {points:.1f}" for a, b, points in detectable(comparisons)) + "."]
     if exp.notices:
         lines += [""] + [f"# {notice}" for notice in exp.notices]
     return "\n".join(lines) + "\n"

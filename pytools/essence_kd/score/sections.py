@@ -13,7 +13,7 @@ from essence_kd.score.alignment_picture import FRAME_SECONDS, AlignedUtterance, 
 from essence_kd.score.charts import Axis, Series, bar_rows, legend, line_chart, number, png_gray, ticks
 from essence_kd.score.experiment import Experiment, System, as_base
 from essence_kd.score.labels import DASH, ESSENCE_COLOUR, asked, bytes_text, group, shown, time_text
-from essence_kd.score.results import TOTAL, Analysis, hub5_header
+from essence_kd.score.results import TOTAL, Analysis, detectable, hub5_header
 
 Values = dict[str, Any]  # what a template is given
 
@@ -105,6 +105,8 @@ def _differences(content: Content) -> Values | None:
     return {"blocks": [{"a": shown(content.exp, a), "b": shown(content.exp, b), "rows": rows}
                        for (a, b), rows in blocks.items()],
             "labels": axis.labels(), "draws": analysis.draws,
+            "detectable": [(shown(content.exp, a).label, shown(content.exp, b).label, points)
+                           for a, b, points in detectable(comparisons)],
             "units": [(s, analysis.unit[s]) for s in content.exp.test_sets]}
 
 
@@ -239,13 +241,16 @@ def _calibration(content: Content, least: int = 50) -> Values | None:
         here = shown(content.exp, name)
         seen = [(c, a) for n, c, a in found["bins"] if n >= least]
         series.append(Series(here.label, [c for c, _ in seen], [a for _, a in seen], here.css))
-        rows.append({"system": here, "nats": found["nll"],
+        rows.append({"system": here, "nats": found["nll"], "same": found.get("same_best"),
+                     "divergence": found.get("divergence"),
                      "percent": [100 * found[key] for key in ("accuracy", "confidence", "ece")]})
     chart = line_chart(series, x_range=(0, 1), y_range=(0, 1), x_ticks=[0, 0.2, 0.4, 0.6, 0.8, 1], height=300,
                        x_label="confidence: posterior of the best class", y_label="share of frames with that class",
                        title="Reliability diagram")
     first = next(iter(systems.values()))
+    reference = content.exp.calibration.get("reference")
     return {"chart": chart, "legend": legend(series), "rows": rows, "frames": first["frames"],
+            "reference": shown(content.exp, reference).label if reference else None,
             "bins": len(first["bins"]), "least": least}
 
 
