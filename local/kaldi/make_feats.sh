@@ -17,7 +17,7 @@ for set in $sets; do
   if [[ " $untranscribed_sets " == *" $set "* ]]; then texts=() check=(--need-text false); fi
   need 0 "$data/$set/wav.scp" "${texts[@]}"
   read_by_feats "$data/$set"
-  fp=$(fingerprint feats "kaldi rate=$sample_rate $audio" "$data" "${tables[@]}" conf/mfcc.conf)
+  fp=$(fingerprint feats "kaldi rate=$sample_rate $audio" "${tables[@]}" conf/mfcc.conf)
   if is_done "$data/$set" "$fp" && is_done "$data/${set}_hires" "$fp"; then
     echo "$0: features of $data/$set are up to date"
     continue

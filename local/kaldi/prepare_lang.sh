@@ -11,7 +11,7 @@ help_message="Usage: local/kaldi/prepare_lang.sh [options] PLAN
 [ $# -eq 1 ] || usage
 read_plan "$1"
 need 0 "$data" "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/$dev_set/text"
-lang_fp=$(fingerprint lang kaldi "$data" "$data"/dict/*.txt)
+lang_fp=$(fingerprint lang kaldi "$data"/dict/*.txt)
 enter_recipe_dir
 # What stands for unknown words: <unk>, or the first word that is a silence phone other than silence itself.
 oov=$(awk 'FILENAME ~ /silence_phones/ { if (FILENAME !~ /nonsilence/) for (i = 1; i <= NF; i++) silence[$i] = 1; next }
@@ -32,7 +32,7 @@ fi
 text=data/lm_text ids=auto
 [ -f "$text" ] || text=data/$train_set/text ids=true
 [ ! -f data/lm_arpa.gz ] || text=data/lm_arpa.gz
-fp=$(fingerprint lm "kaldi order=$lm_order" "$data" "$data/lang" "$text")
+fp=$(fingerprint lm "kaldi order=$lm_order" "$data/lang" "$text")
 if is_done data/lm "$fp"; then
   echo "$0: $data/lm is up to date"
 else

@@ -16,7 +16,7 @@ for set in $sets; do
   if [[ " $untranscribed_sets " == *" $set "* ]]; then texts=() check=(--need-text false); fi
   need 0 "$data" "$dir/wav.scp" "$dir/utt2spk" "${texts[@]}"
   read_by_feats "$dir"
-  fp=$(fingerprint feats "rate=$sample_rate $audio" "$data" "${tables[@]}")
+  fp=$(fingerprint feats "rate=$sample_rate $audio" "${tables[@]}")
   if is_done "$dir" "$fp" && is_done "${dir}_hires" "$fp"; then echo "$0: features of $dir are up to date"; continue; fi
   # stages 1 and 4 map words that the lexicon lacks
   essence validate-data --lexicon "$data/dict/lexicon.txt" --allow-oov true --sample-rate "$sample_rate" \

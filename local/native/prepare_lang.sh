@@ -11,7 +11,7 @@ help_message="Usage: local/native/prepare_lang.sh [options] PLAN
 read_plan "$1"
 need 0 "$data" "$data/dict/lexicon.txt" "$data/$train_set/text" "$data/$dev_set/text"
 
-fp=$(fingerprint lang "" "$data" "$data"/dict/*.txt)
+fp=$(fingerprint lang "" "$data"/dict/*.txt)
 if is_done "$data/lang" "$fp"; then
   echo "$0: $data/lang is up to date"
 else
@@ -23,7 +23,7 @@ fi
 text=$data/lm_text ids=auto
 [ -f "$text" ] || text=$data/$train_set/text ids=true
 [ ! -f "$data/lm_arpa.gz" ] || text=$data/lm_arpa.gz
-fp=$(fingerprint lm "order=$lm_order" "$data" "$data/lang" "$text")
+fp=$(fingerprint lm "order=$lm_order" "$data/lang" "$text")
 if is_done "$data/lm" "$fp"; then
   echo "$0: $data/lm is up to date"
 else
