@@ -113,5 +113,7 @@ if [ "$force" = true ]; then
   : >"$ESSENCE_FORCE"  # what is older is made anew
 fi
 export ESSENCE_FORCE
-plan=$(essence plan --work-dir "$work_dir" "${plan_args[@]}") || exit $?
+told=$(essence plan --forecast --work-dir "$work_dir" "${plan_args[@]}") || exit $?
+eval "$told" # plan, forecast, stage_seconds
 echo "$0: $corpus ($size): $description; engine $engine, seed $seed, $nj jobs; results go to $exp"
+echo "$0: $forecast"

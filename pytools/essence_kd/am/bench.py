@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from dataclasses import replace
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -16,6 +17,8 @@ from essence_kd.am.settings import TrainSettings
 from essence_kd.distill.losses import make_loss
 from essence_kd.distill.losses.cross_entropy import multitask_loss
 from essence_kd.io.errors import UserError
+from essence_kd.io.resources import model_file
+from essence_kd.io.settings import load_settings
 
 BASE = "hard labels alone"
 
@@ -107,6 +110,22 @@ class StepBench:
                          "tflops": 3e-6 * self.mflop * self.frames / statistics.median(times), "target_bytes": held,
                          "ratio": statistics.median(a / b for a, b in zip(times, seconds[BASE])), "peak_bytes": peak})
         return rows
+
+
+def step_seconds(steps: int = 12) -> float:
+    """Seconds of a training step of conf/models/student_tdnn.yaml on one core: the median of so many, in a second or two.
+
+    The clock's seconds, not the processor's: what else the machine does counts.
+    """
+    settings = replace(load_settings(TrainSettings, model_file("student_tdnn")), threads=1)
+    bench = StepBench(settings, pdfs=400, k=20, feat_dim=40, chunks=7, device="cpu")
+    bench.model.train()
+    times = []
+    for _ in range(steps + 2):
+        began = time.perf_counter()
+        bench.step(*bench.targets["essence, k = 20"])
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[2:])
 
 
 def table(rows: List[Dict[str, Any]]) -> str:

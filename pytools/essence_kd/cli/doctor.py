@@ -199,11 +199,12 @@ def _sclite() -> Found:
 
 
 def _cores() -> Found:
+    from essence_kd.io import parallel
     from essence_kd.io.resources import checkout
 
     root = checkout()
     counted = _output(str(root / "local" / "cores.sh")) if root else ""
-    cores = int(counted) if counted.isdigit() else len(os.sched_getaffinity(0))
+    cores = int(counted) if counted.isdigit() else parallel.cores()
     model, flags = "", set()
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
         for line in stream:

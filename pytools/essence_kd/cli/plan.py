@@ -22,6 +22,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--work-dir", required=True, help="where data/ and exp/ go")
     parser.add_argument("--check-only", action="store_true",
                         help="write nothing and read no YAML: print what run.sh needs to know before any set-up")
+    parser.add_argument("--forecast", action="store_true",
+                        help="print for run.sh, beside the path, how long the stages take on this machine")
     parser.add_argument("--dry-run", action="store_true", help="write nothing, and say what the plan has")
 
 
@@ -72,5 +74,28 @@ def run(args) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_plan(plan, path)
     kernels()  # compiled once, before jobs ask for them side by side; where they cannot be, the user is told
-    print(path)
+    if args.forecast:
+        print("\n".join(_forecast(plan, args.root, options, path)))
+    else:
+        print(path)
     return 0
+
+
+def _forecast(plan, root, options, path) -> list:
+    """Lines NAME=VALUE: the plan's path, what is said of the time, and the seconds of each stage."""
+    import os
+    import shlex
+
+    from essence_kd.io.parallel import cores
+    from essence_kd.plan.forecast import forecast
+
+    def step() -> float:
+        from essence_kd.am.bench import step_seconds
+
+        return step_seconds()
+
+    told, seconds = forecast(plan, root, int(options.stage), int(options.stop_stage), min(int(options.nj), cores()),
+                             force=bool(os.environ.get("ESSENCE_FORCE")), step=step)
+    each = " ".join(str(round(seconds.get(stage, 0))) for stage in range(int(options.stop_stage) + 1))
+    return [f"{name}={shlex.quote(str(value))}" for name, value in
+            (("plan", path), ("forecast", told), ("stage_seconds", each))]

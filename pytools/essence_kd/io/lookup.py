@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any
 
 from essence_kd.io.errors import UserError
-from essence_kd.io.text import read_text
+from essence_kd.io.text import read_lines, read_text
 
 _PART = re.compile(r"\.?([^.\[\]]+)|\[([^\[\]=]+)=([^\[\]]*)\]")
 
@@ -21,6 +22,20 @@ def read_values(path: str) -> Any:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file, one per line."""
+    rows = []
+    for number, line in read_lines(path):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: line {number} is not JSON ({error}); remove the line") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number}: expected a JSON object; remove the line")
+        rows.append(row)
+    return rows
 
 
 def look_up(values: Any, key: str, where: str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.lookup import read_json_lines
 from essence_kd.io.provenance import read_sidecar, sidecar_path
 from essence_kd.io.settings import read_yaml
 from essence_kd.io.text import is_number, read_lines, read_words
@@ -130,20 +131,6 @@ def shown_from(path: Path) -> Iterator[None]:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: has values that its stage does not write ({type(error).__name__}: {error}); remove "
                         "it and run its stage again") from error
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file, one per line."""
-    rows = []
-    for number, line in read_lines(path):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error}); remove the line") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number}: expected a JSON object; remove the line")
-        rows.append(row)
-    return rows
 
 
 def load_system(exp_dir: Path, entry: Entry, sets: Sequence[str]) -> System:
