@@ -15,12 +15,12 @@ from essence_kd.decode.options import DecodeOptions
 from essence_kd.decode.sweeps import pool_sweeps, read_best
 from essence_kd.distill.essence import EssenceSettings
 from essence_kd.io.errors import UserError
-from essence_kd.io.lookup import as_text, look_up, read_values
+from essence_kd.io.lookup import as_text, look_up, read_json_lines, read_values
 from essence_kd.io.provenance import check_match, read_sidecar, write_sidecar
 from essence_kd.io.settings import dump_settings, from_dict, load_settings, read_yaml, to_dict
 from essence_kd.plan.grid import GridSettings, expand
 from essence_kd.plan.plan import read_plan, write_plan
-from essence_kd.score.experiment import _load_stages, read_json, read_json_lines
+from essence_kd.score.experiment import _load_stages, read_json
 from fuzz.driver import SEPARATOR, file, folder, target
 
 

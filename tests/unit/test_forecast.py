@@ -31,7 +31,7 @@ def run(tmp_path):
         path = tmp_path / "exp" / name / "stages.jsonl"
         with path.open("a") as stream:
             for stage, seconds, ended, *unfinished in rows:
-                row = {"stage": stage, "seconds": seconds, "ended": ended, **({"unfinished": True} if unfinished else {})}
+                row = {"stage": stage, "seconds": seconds, "ended": ended, **dict.fromkeys(unfinished, True)}
                 stream.write(json.dumps(row) + "\n")
 
     ask.note, ask.plan = note, plan

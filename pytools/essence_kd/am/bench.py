@@ -113,7 +113,7 @@ class StepBench:
 
 
 def step_seconds(steps: int = 12) -> float:
-    """Seconds of a training step of conf/models/student_tdnn.yaml on one core: the median of so many, in a second or two.
+    """Seconds of a training step of conf/models/student_tdnn.yaml on one core: the median of so many steps.
 
     The clock's seconds, not the processor's: what else the machine does counts.
     """

@@ -1,4 +1,4 @@
-"""Systems side by side: word error rates, what they cost, and whether they differ from the first by more than chance."""
+"""Systems side by side: word error rates, what they cost, and whether chance explains the differences."""
 from __future__ import annotations
 
 import os
@@ -103,5 +103,5 @@ def compare_text(folders: Sequence[Path], *, draws: int = significance.DRAWS) ->
         rows.append([f"  p, {test}", *(p_text(c[key]) if c else NONE for c in found)])
     units = ", ".join(f"{analysis.labels[name]}: {analysis.unit[name]}" for name in exp.sets)
     lines = [wer.aligned_table(rows, right=range(1, len(rows[0]))), "",
-             f"# Intervals: paired bootstrap, {draws:,} draws of {units}. p matched pairs: NIST's sentence-segment test."]
+             f"# Intervals: paired bootstrap, {draws:,} draws of {units}. Matched pairs: NIST's sentence-segment test."]
     return "\n".join([*lines, *(f"# {notice}" for notice in exp.notices)]) + "\n"
