@@ -176,7 +176,8 @@ def _describe(made: Format, folder: Path, written: Written, worst: float, test_w
     fields = {"kind": "export", "format": made.name, **about, "row_ms": source.row_ms,
               "front_end": dataclasses.asdict(ends) if about["feat_dim"] == ends.num_mel_bins_fbank else None,
               "acoustic_scale": settings.acoustic_scale, "prior_scale": settings.prior_scale,
-              "word_insertion_penalty": settings.word_insertion_penalty, "beam": settings.beam, "max_active": settings.max_active, "int8": settings.int8,
+              "word_insertion_penalty": settings.word_insertion_penalty, "beam": settings.beam,
+              "max_active": settings.max_active, "int8": settings.int8,
               "largest_difference": float(f"{worst:.3g}"), "test_wavs": test_wavs, **written.fields}
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*"))
              if file.is_file()}
