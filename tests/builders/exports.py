@@ -1,9 +1,14 @@
-"""Untrained models that hear 40 log-mels, and audio for them."""
+"""Untrained models that hear 40 log-mels, audio for them, and sherpa-onnx with what was exported."""
+import json
+import types
+
 import numpy as np
 import torch
 
 from essence_kd.am.models.registry import build_model
+from essence_kd.corpus.features import num_frames
 from essence_kd.io.settings import dump_settings
+from essence_kd.io.wave import read_audio, write_wav
 
 SIZES = {"tdnn": {"hidden": 24, "dilations": [1, 2, 0], "bottleneck": 12},
          "tdnn_f": {"hidden": 20, "bottleneck": 8, "dilations": [1, 0, 3], "prefinal": 12},
@@ -34,3 +39,52 @@ def make_model(folder, arch="tdnn", *, num_pdfs=12, cmn="utterance", tree_hash="
     priors = np.arange(num_pdfs) / np.arange(num_pdfs).sum()
     (folder / "priors.txt").write_text("".join(f"{p:.9g}\n" for p in priors))
     return folder
+
+
+def make_wavs(folder, count, rate=8000):
+    """A data directory of ``count`` recordings of coloured noise, 0.8 to 2.5 s long; the folder."""
+    rng = np.random.default_rng(3)
+    folder.mkdir(parents=True)
+    names = [f"utt{i:02d}" for i in range(count)]
+    for name in names:
+        length = int(rate * rng.uniform(0.8, 2.5))
+        loud = np.interp(np.arange(length), np.linspace(0, length, 12), rng.uniform(500, 6000, 12))
+        sound = np.convolve(rng.standard_normal(length), rng.standard_normal(9) / 3, mode="same")
+        write_wav(folder / f"{name}.wav", np.clip(loud * sound, -32000, 32000).astype(np.int16), rate)
+    (folder / "wav.scp").write_text("".join(f"{name} {folder / name}.wav\n" for name in names))
+    for table in ("utt2spk", "spk2utt", "text"):
+        (folder / table).write_text("".join(f"{name} {name}\n" for name in names))
+    return folder
+
+
+def sherpa_recognizer(out, snip_edges=True):
+    """A recogniser of the Python package sherpa_onnx for a folder of --format sherpa, as its README.md has it."""
+    from sherpa_onnx.lib import _sherpa_onnx as sherpa
+
+    told = json.loads((out / "export.json").read_text())
+    program, model = told["program"], sherpa.OfflineWenetCtcModelConfig(str(out / told["model"]))
+    return sherpa.OfflineRecognizer(sherpa.OfflineRecognizerConfig(
+        feat_config=sherpa.FeatureExtractorConfig(
+            sampling_rate=program["sample-rate"], feature_dim=program["feat-dim"], low_freq=float(program["low-freq"]),
+            high_freq=float(program["high-freq"]), snip_edges=snip_edges),
+        model_config=sherpa.OfflineModelConfig(wenet_ctc=model, tokens=str(out / "tokens.txt")),
+        ctc_fst_decoder_config=sherpa.OfflineCtcFstDecoderConfig(graph=str(out / "HLG.fst"), max_active=7000),
+        rule_fsts=str(out / "words_only.fst")))
+
+
+def sherpa_texts(out, data, batch, **options):
+    """Utterance -> words, and utterance -> its result (with the number of frames), of a directory of whole wavs."""
+    recognizer, words, results = sherpa_recognizer(out, **options), {}, {}
+    lines = [line.split() for line in (data / "wav.scp").read_text().splitlines()]
+    for first in range(0, len(lines), batch):
+        streams = []
+        for _, path in lines[first:first + batch]:
+            rate, samples = read_audio(path)
+            streams.append((recognizer.create_stream(), num_frames(len(samples))))
+            streams[-1][0].accept_waveform(rate, samples[:, 0].astype(np.float32) / 32768)
+        recognizer.decode_streams([stream for stream, _ in streams])
+        for (utt, _), (stream, frames) in zip(lines[first:], streams):
+            found = stream.result
+            words[utt] = found.text.split()
+            results[utt] = types.SimpleNamespace(timestamps=found.timestamps, tokens=found.tokens, frames=frames)
+    return words, results

@@ -1,0 +1,159 @@
+"""--format sherpa: the graph without epsilons, and the export in the unmodified sherpa-onnx."""
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import refused
+from builders.decoding import best_cost
+from builders.exports import make_model, make_wavs, sherpa_recognizer, sherpa_texts
+from builders.graphs import as_fst, loop_graph, random_path, scores_of, write_graph
+
+import essence_kd
+from essence_kd.corpus.features import make_feats
+from essence_kd.decode.decoders.kaldi import load_kaldi
+from essence_kd.export.epsilon_free import without_epsilons
+from essence_kd.export.exporter import export
+from essence_kd.export.format import ExportSettings
+from essence_kd.export.formats.sherpa import free_marks, spelling
+from essence_kd.hmm.fst import read_fst, to_kaldifst
+from essence_kd.hmm.graph import Graph
+
+
+def decoded(fst, scores):
+    """(output labels, cost) of the best path by kaldi-decoder at a wide beam."""
+    kaldi_decoder, kaldifst = load_kaldi()
+    graph = kaldifst.StdConstFst(to_kaldifst(fst))
+    decoder = kaldi_decoder.FasterDecoder(graph, kaldi_decoder.FasterDecoderOptions(beam=60.0, max_active=10 ** 6))
+    scores = np.ascontiguousarray(scores, np.float32)
+    decoder.decode(kaldi_decoder.DecodableCtc(scores))
+    ok, best = decoder.get_best_path()
+    _, _, labels, weight = kaldifst.get_linear_symbol_sequence(best)
+    return labels, weight.value1 + weight.value2
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_graph_without_epsilons_has_the_same_words_at_the_same_costs(moved):
+    rng = np.random.default_rng(0)
+    graph = loop_graph(num_words=40, num_phones=10, seed=1, lengths=(1, 3), moved=moved)
+    free = without_epsilons(graph)
+    assert (graph.ilabel == 0).any() and (free.fst.ilabel > 0).all()
+    assert any(len(phrase) > 1 for phrase in free.phrases) or not moved
+    for _ in range(12):
+        path = random_path(graph, int(rng.integers(1, 6)), rng)
+        scores = scores_of(graph, path, rng, strength=6.0)
+        labels, cost = decoded(free.fst, scores)
+        words = [word for label in labels for word in free.phrases[label]]
+        assert words == decoded(as_fst(graph), scores)[0]
+        np.testing.assert_allclose(cost, best_cost(graph, scores, 1.0, 0.0), rtol=1e-5)
+
+
+def test_epsilons_at_the_start_and_at_the_end():
+    """start -a-> 1 -eps:w1-> 2 -b-> 3 -eps:w2-> end, and start -eps:w3-> 2: words at both edges stay, at their costs."""
+    columns = {"src": [0, 0, 1, 2, 3], "dst": [1, 2, 2, 3, 4], "ilabel": [1, 0, 0, 2, 0], "olabel": [0, 3, 1, 0, 2],
+               "weight": [0.5, 1.0, 2.0, 0.25, 4.0]}
+    graph = Graph(**{name: np.array(value, np.float32 if name == "weight" else np.int32)
+                     for name, value in columns.items()}, unit=np.array([1, 0, 0, 2, 0], np.int32),
+                  begin=np.zeros(5, np.uint8), final=np.array([np.inf] * 4 + [8], np.float32),
+                  unit_phone=np.arange(3, dtype=np.int32), unit_state=np.zeros(3, np.int32),
+                  unit_pdf=np.arange(-1, 2, dtype=np.int32), phones=np.array(["<eps>", "a", "b"]),
+                  phone_kind=np.zeros(3, np.uint8), words=np.array(["<eps>", "w1", "w2", "w3"]),
+                  meta={"num_pdfs": 2, "frame_subsampling_factor": 3})
+    free = without_epsilons(graph)
+    found = {}
+    for rows in (1, 2):
+        labels, cost = decoded(free.fst, np.zeros((rows, 2)))
+        found[rows] = [word for label in labels for word in free.phrases[label]], float(cost)
+    assert found == {1: ([3, 2], 1.0 + 0.25 + 4 + 8), 2: ([1, 2], 0.5 + 2 + 0.25 + 4 + 8)}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A graph with homophones and words on epsilons, an untrained model, audio, and the export."""
+    root = tmp_path_factory.mktemp("sherpa")
+    graph = loop_graph(num_words=30, num_phones=8, seed=2, lengths=(1, 3), moved=True)
+    graph.words[4] = "\u00e9t\u00e9"  # UTF-8
+    graph.meta.update(tree_hash="cafe", frame_subsampling_factor=3)
+    write_graph(root / "graph", graph)
+    model = make_model(root / "model", num_pdfs=graph.num_pdfs, hidden=48, dilations=[1, 2], bottleneck=0)
+    data = make_wavs(root / "data", 10)
+    make_feats(data, kinds=["fbank"], nj=1)
+    settings = ExportSettings(acoustic_scale=0.7, word_insertion_penalty=0.5, beam=12.0, test_data=str(data))
+    export("sherpa", model, root / "out", root / "graph", settings)
+    scores = essence_kd.forward(model, root / "data_hires")
+    words = essence_kd.decode(root / "graph", scores, decoder="kaldi", acoustic_scale=0.7, word_insertion_penalty=0.5,
+                              beam=12.0)
+    return dataclasses.make_dataclass("Corpus", ["root", "model", "data", "settings", "words"])(
+        root, model, data, settings, words)
+
+
+def test_sherpa_onnx_has_the_words_of_essence_decode(corpus):
+    """One by one and in a batch; its dither may change an utterance's."""
+    assert sum(map(len, corpus.words.values())) > 20
+    for batch in (1, 10):
+        found, _ = sherpa_texts(corpus.root / "out", corpus.data, batch)
+        assert list(found) == list(corpus.words)
+        assert sum(found[utt] == corpus.words[utt] for utt in found) >= 9, (found, corpus.words)
+
+
+def test_times_are_rows(corpus):
+    """A timestamp is a row of 30 ms of the utterance."""
+    _, results = sherpa_texts(corpus.root / "out", corpus.data, 1)
+    for utt, result in results.items():
+        rows = np.array(result.timestamps) / 0.03
+        assert len(rows) == len(result.tokens) and np.allclose(rows, rows.round(), atol=1e-3)
+        assert (np.diff(rows) > 0.5).all() and rows[-1] < -(-result.frames // 3)
+
+
+def test_the_program_on_the_command_line(corpus):
+    """The command of README.md, on test_wavs/, all files at once."""
+    out = corpus.root / "out"
+    block = (out / "README.md").read_text().split("sherpa-onnx-bin\n", 1)[1].split("\n\n", 1)[0]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(["bash", "-c", block], cwd=out, capture_output=True, text=True, env={"PATH": path})
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line)["text"].split() for line in (done.stdout + done.stderr).splitlines()
+            if line.startswith("{")]
+    found, _ = sherpa_texts(out, corpus.data, 1, snip_edges=False)
+    assert len(said) == 3 and sum(a == b for a, b in zip(said, found.values())) >= 2, (said, found)
+
+
+def test_it_is_the_same_at_every_export_and_small_in_8_bits(corpus, tmp_path):
+    again, int8 = tmp_path / "again", tmp_path / "int8"
+    export("sherpa", corpus.model, again, corpus.root / "graph", corpus.settings)
+    for path in sorted((corpus.root / "out").rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (again / path.relative_to(corpus.root / "out")).read_bytes(), path
+    export("sherpa", corpus.model, int8, corpus.root / "graph", dataclasses.replace(corpus.settings, int8="dynamic"))
+    found, _ = sherpa_texts(int8, corpus.data, 10)
+    assert len(found) == 10 and any(found.values())
+
+
+def test_silence_zeros_and_nothing_at_all(corpus):
+    """What is no speech gets an answer, too, and breaks nothing."""
+    recognizer = sherpa_recognizer(corpus.root / "out")
+    for samples in (np.zeros(8000), np.ones(4000), np.zeros(300)):
+        stream = recognizer.create_stream()
+        stream.accept_waveform(8000, samples.astype(np.float32))
+        recognizer.decode_streams([stream])
+        assert isinstance(stream.result.text, str)
+
+
+def test_marks_are_characters_that_no_word_has(tmp_path):
+    assert free_marks(["<eps>", "a@b", "c#"]) == ("|", "^")
+    refused(lambda: free_marks(["<eps>", "@#|^~_=+*%"]), "only $ is free")
+    fst = spelling("@", "#")
+    assert fst.num_arcs == 255 and {(fst.ilabel[i], fst.olabel[i]) for i in (63, 34, 64)} == {
+        (64, 0), (35, 32), (65, 65)}
+
+
+def test_what_is_refused(corpus, tmp_path):
+    refused(lambda: export("sherpa", corpus.model, tmp_path / "out"), "needs a graph")
+    other = make_model(tmp_path / "other", num_pdfs=json.loads((corpus.root / "out" / "export.json").read_text())[
+        "num_pdfs"], tree_hash="f00d")
+    refused(lambda: export("sherpa", other, tmp_path / "out", corpus.root / "graph"), "tree_hash differs")
+    assert read_fst(corpus.root / "out" / "HLG.fst").ilabel.min() > 1  # neither epsilon nor blank
