@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("model_dir", metavar="MODEL_DIR")
     parser.add_argument("graph_dir", metavar="GRAPH_DIR")
     parser.add_argument("data", metavar="DATA", nargs="+", help="sets, whose features lie in DATA_hires")
-    parser.add_argument("--out", metavar="OUT", nargs="+", required=True, help="folders of essence export --format onnx")
+    parser.add_argument("--out", metavar="OUT", nargs="+", required=True, help="of essence export --format onnx")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     told = [json.loads((Path(out) / "export.json").read_text(encoding="utf-8")) for out in args.out]

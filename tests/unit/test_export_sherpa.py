@@ -53,7 +53,7 @@ def test_a_graph_without_epsilons_has_the_same_words_at_the_same_costs(moved):
 
 
 def test_epsilons_at_the_start_and_at_the_end():
-    """start -a-> 1 -eps:w1-> 2 -b-> 3 -eps:w2-> end, and start -eps:w3-> 2: words at both edges stay, at their costs."""
+    """0 -a-> 1 -eps:w1-> 2 -b-> 3 -eps:w2-> end, and 0 -eps:w3-> 2: words at both edges stay, at their costs."""
     columns = {"src": [0, 0, 1, 2, 3], "dst": [1, 2, 2, 3, 4], "ilabel": [1, 0, 0, 2, 0], "olabel": [0, 3, 1, 0, 2],
                "weight": [0.5, 1.0, 2.0, 0.25, 4.0]}
     graph = Graph(**{name: np.array(value, np.float32 if name == "weight" else np.int32)
