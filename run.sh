@@ -71,8 +71,8 @@ What is trained and decoded
   --fuse true|false           dump essence targets without the wide archive (default: $fuse)
   --gmm KIND                  the GMM of --engine native that aligns: mono, tri1 (tied triphones), tri2 (and
                               LDA+MLLT), tri3 (and speaker adaptation) (default: the recipe's)
-  --num-leaves N              leaves of its decision trees, the senones, at most (default: one per 600 frames of
-                              training data, of splits that gain 300 or more)
+  --num-leaves N              leaves of its decision trees, the senones, at most (default: the recipe's, or one per
+                              600 frames of training data, of splits that gain 300 or more)
   --lm-order N                order of the n-gram in the decoding graph (default: the recipe's)
   --rescore-lm-order N        rescore the words with a larger n-gram; 0: do not (default: the recipe's)
   --decoder NAME              k2, kaldi, auto (k2 where it could be set up, else kaldi-decoder), or, with

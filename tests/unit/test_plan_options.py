@@ -160,7 +160,7 @@ def test_the_name_of_a_run(changes, name):
 
 def test_a_recipe_says_what_its_corpus_has(recipe):
     found = recipe('labels="easy=E hard=H"\nuntranscribed_sets="more"\noptions="its_own other"\nclips=4\n'
-                   'rescore_lm_order=4\ngmm=tri1\n'
+                   'rescore_lm_order=4\ngmm=tri1\nnum_leaves=900\n'
                    'if [ $size = tiny ]; then disk_mb=1; fi; if [ $fuse = true ]; then post_keep=7; fi\n',
                    size="tiny", fuse="true")
     assert dataclasses.asdict(found) == {
@@ -168,7 +168,7 @@ def test_a_recipe_says_what_its_corpus_has(recipe):
         "train_set": "learn", "dev_set": "tune", "eval_sets": ["easy", "hard"], "untranscribed_sets": ["more"],
         "labels": {"easy": "E", "hard": "H"}, "teachers": "blstm tdnn_lstm", "student": "student_tdnn",
         "lm_order": "2", "rescore_lm_order": "4", "clips": 4, "post_keep": 7, "disk_mb": 1, "sample_rate": 8000,
-        "gmm": "tri1",
+        "gmm": "tri1", "num_leaves": 900,
         "options": ["its_own", "other"]}
     least = recipe()
     assert (least.engines, least.untranscribed_sets, least.labels) == (["native", "kaldi"], [], {})

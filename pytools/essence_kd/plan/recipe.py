@@ -15,10 +15,10 @@ from essence_kd.io.text import read_text
 
 # Variables of recipe.conf. Lists are words with blanks between.
 TEXT = ("description", "student", "gmm", "lm_order", "rescore_lm_order")
-NUMBERS = ("post_keep", "disk_mb", "clips", "sample_rate")
+NUMBERS = ("post_keep", "disk_mb", "clips", "sample_rate", "num_leaves")
 LISTS = ("sizes", "engines", "train_set", "dev_set", "eval_sets", "untranscribed_sets", "teachers", "options")
 OPTIONAL = {"rescore_lm_order": "", "gmm": DEFAULT, "engines": "native kaldi", "untranscribed_sets": "", "options": "",
-            "labels": "", "clips": "0", "sample_rate": str(SAMPLE_RATE)}
+            "labels": "", "clips": "0", "sample_rate": str(SAMPLE_RATE), "num_leaves": "0"}
 PAIRS = ("labels",)
 SET_NAME = re.compile(r"\w[\w.+-]*")  # directories are called so, and stages have them as words
 NOT_A_SET = ("dict", "download", "lang", "lang_rescore", "lm", "lm_rescore", "total")  # DATA and tables have these
@@ -48,6 +48,7 @@ class Recipe:
     options: List[str] = field(default_factory=list)  # of prepare_data.sh, which run.sh takes, too
     sample_rate: int = SAMPLE_RATE  # Hz of the audio
     gmm: str = DEFAULT  # the last one that the native engine trains
+    num_leaves: int = 0  # of its trees; 0: by the frames of training
 
 
 def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:
