@@ -132,7 +132,8 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4, factors=SET
     teacher = next(iter(plan.main_systems("ensemble")), None)
     teacher = teacher and teacher.name
     bins = [[100 * b, (b + 0.5) / 15, (b + 0.3) / 15] for b in range(15)]
-    (exp / "calibration" / "calibration.json").write_text(json.dumps({"labels": ["ali.scp"], "reference": teacher, "systems": {
+    (exp / "calibration" / "calibration.json").write_text(json.dumps({
+        "labels": ["ali.scp"], "reference": teacher, "systems": {
         name: {"frames": 10500, "accuracy": 0.5, "confidence": 0.52, "ece": 0.0123, "nll": 1.875, "bins": bins,
                "without_alignment": 0, "same_best": 0.8125, "divergence": 0.375}
         for name in (pruned.twin, pruned.name)}}))
