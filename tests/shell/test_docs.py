@@ -81,3 +81,20 @@ def test_readme_is_short_and_every_lab_note_is_listed():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
     index = (ROOT / "docs" / "lab-notes" / "README.md").read_text(encoding="utf-8")
     assert [note.name for note in NOTES if note.name != "README.md" and f"({note.name})" not in index] == []
+
+
+@pytest.mark.parametrize("doc", DOCS + NOTES, ids=lambda p: p.name)
+def test_lines_of_prose_are_at_most_120_characters(doc):
+    text = re.sub(r"(?s)```.*?```", lambda block: "\n" * block.group().count("\n"), doc.read_text(encoding="utf-8"))
+    assert [n for n, line in enumerate(text.splitlines(), 1)
+            if len(line) > 120 and not line.startswith(("|", "    "))] == []
+
+
+def test_a_rate_says_per():
+    """20 classes per frame, not 20 classes a frame: in documents, and in what the programs say."""
+    rate = re.compile(r"\b(bytes|classes|entries|frames|lines|nats|rows|samples|seconds|states|utterances|words) an? "
+                      r"(batch|entry|epoch|feature frame|file|frame|line|row|second|sentence|step|utterance)\b")
+    files = [*DOCS, *NOTES, *(ROOT / "pytools").rglob("*.py"), *(ROOT / "local").rglob("*.sh"),
+             *(ROOT / "recipes").rglob("*.sh"), ROOT / "run.sh"]
+    found = [f"{path}: {match.group()}" for path in files for match in rate.finditer(path.read_text(encoding="utf-8"))]
+    assert found == []

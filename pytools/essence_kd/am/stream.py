@@ -3,7 +3,7 @@
 A part is computed with the frames before it that its rows depend on, which are kept; LSTM layers keep their state. The
 rows are those of the whole utterance (am.forward), whatever the parts.
 
-Legend: T feature frames of an utterance, F feature bins, f frames a row, C pdfs.
+Legend: T feature frames of an utterance, F feature bins, f frames per row, C pdfs.
 """
 from __future__ import annotations
 

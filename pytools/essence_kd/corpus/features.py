@@ -51,8 +51,8 @@ class FeatureOptions:
 
     def __post_init__(self) -> None:
         if not self.low_freq < self.top_freq <= self.sample_frequency / 2:
-            raise UserError(f"audio of {self.sample_frequency} samples a second has no bands from {self.low_freq:g} to "
-                            f"{self.top_freq:g} Hz: correct the sample rate")
+            raise UserError(f"audio of {self.sample_frequency} samples per second has no bands from "
+                            f"{self.low_freq:g} to {self.top_freq:g} Hz: correct the sample rate")
 
     @property
     def top_freq(self) -> float:
