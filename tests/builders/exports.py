@@ -18,8 +18,9 @@ SIZES = {"tdnn": {"hidden": 24, "dilations": [1, 2, 0], "bottleneck": 12},
          "conformer": {"hidden": 8, "heads": 2, "feed_forward": 12, "blocks": 1}}
 
 
-def make_model(folder, arch="tdnn", *, num_pdfs=12, cmn="utterance", tree_hash="cafe", feat_dim=40, **options):
-    """A model directory with random parameters, and priors of which one is 0; the folder."""
+def make_model(folder, arch="tdnn", *, num_pdfs=12, cmn="utterance", tree_hash="cafe", feat_dim=40, about=None,
+               **options):
+    """A model directory with random parameters, and priors of which one is 0; the folder. about: more of model.yaml."""
     torch.manual_seed(1)
     options = {**SIZES[arch], **options}
     model = build_model(arch, options, feat_dim=feat_dim, num_pdfs=num_pdfs, frame_subsampling_factor=3)
@@ -34,8 +35,9 @@ def make_model(folder, arch="tdnn", *, num_pdfs=12, cmn="utterance", tree_hash="
                 value.uniform_(-1, 1)
     folder.mkdir(parents=True)
     torch.save(model.state_dict(), folder / "final.pt")
-    dump_settings({"arch": arch, "model": options, "feat_dim": feat_dim, "num_pdfs": num_pdfs,
-                   "frame_subsampling_factor": 3, "cmn": cmn, "tree_hash": tree_hash}, folder / "model.yaml")
+    told = {"arch": arch, "model": options, "feat_dim": feat_dim, "num_pdfs": num_pdfs, "frame_subsampling_factor": 3,
+            "cmn": cmn, "tree_hash": tree_hash, **(about or {})}
+    dump_settings(told, folder / "model.yaml")
     priors = np.arange(num_pdfs) / np.arange(num_pdfs).sum()
     (folder / "priors.txt").write_text("".join(f"{p:.9g}\n" for p in priors))
     return folder

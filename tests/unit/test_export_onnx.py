@@ -49,6 +49,16 @@ def test_other_contexts_and_norms(options, tmp_path):
     check_scores(model, tmp_path / "out", features([1, 2, 3, 40, 100], seed=1), tmp_path)
 
 
+@pytest.mark.parametrize(["arch", "edges", "look_ahead"], [
+    ("tdnn", [0, 0], 0), ("tdnn", [2, 3], 21), ("tdnn_lstm", [4, 0], 0)], ids=str)
+def test_streaming_students(arch, edges, look_ahead, tmp_path):
+    """A running mean, and end frames repeated beyond the edges."""
+    online = {"prior": 30, "window": 120, "look_ahead": look_ahead, "mean": np.linspace(8, 14, 40).tolist()}
+    model = make_model(tmp_path / "model", arch, cmn="online", about={"online_cmn": online, "edge_rows": edges})
+    export("onnx", model, tmp_path / "out", settings=ExportSettings(acoustic_scale=0.5))
+    check_scores(model, tmp_path / "out", features([1, 2, 3, 29, 122, 400], seed=1), tmp_path)
+
+
 def test_the_file_suits_old_runtimes_and_is_the_same_at_every_export(tmp_path):
     import onnx
 

@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from essence_kd import __version__
+from essence_kd.am.cmn import Cmn, OnlineMean
 from essence_kd.am.models.acoustic_model import AcousticModel
 from essence_kd.am.models.layers import Convolutions, FactoredTdnn, FrontEnd, MaskedBatchNorm, SplicedLinear, Tdnn
 
@@ -81,15 +82,45 @@ class Network(OnnxGraph):
 
     # ---- from features to scores
 
-    def scores(self, feats: str, *, utterance_mean: bool, log_priors: np.ndarray, acoustic_scale: float,
+    def scores(self, feats: str, *, cmn: Cmn, log_priors: np.ndarray, acoustic_scale: float,
                name: str = "scores") -> str:
         """acoustic scale x (log p - ``log_priors``) of features (1, T, F): (1, R, C), R = ceil(T / factor)."""
-        if utterance_mean:
+        if cmn == "utterance":
             feats = self.add("Sub", feats, self.add("ReduceMean", feats, axes=[1], keepdims=1))
+        elif isinstance(cmn, OnlineMean):
+            feats = self.add("Sub", feats, self.running_mean(feats, cmn))
         x = self.logits(self.normalised(feats))
         x = self.add("LogSoftmax", x, axis=-1)
         x = self.add("Sub", x, self.constant(log_priors))
         return self.add("Mul", x, self.constant(acoustic_scale), name=name)
+
+    def frames(self, x: str) -> str:
+        """T of (1, T, channels): int64, a scalar."""
+        return self.add("Gather", self.add("Shape", x), self.constant(1, np.int64))
+
+    def running_mean(self, x: str, cmn: OnlineMean) -> str:
+        """What OnlineMean takes off features (1, T, F), by their sums in double precision."""
+        def at(index: str) -> str:
+            return self.add("Gather", sums, index, axis=1)
+
+        def double(value: str) -> str:
+            return self.add("Cast", value, to=11)  # TensorProto.DOUBLE
+
+        begins, one = self.add("Pad", double(x), self.ints(0, 1, 0, 0, 0, 0)), self.constant(1, np.int64)
+        sums = self.add("CumSum", begins, one)  # of the frames before each, and of all: (1, T + 1, F)
+        count = self.frames(x)
+        next_frames = self.add("Range", self.constant(1 + cmn.look_ahead, np.int64),
+                               self.add("Add", count, self.constant(1 + cmn.look_ahead, np.int64)), one)
+        end = self.add("Min", next_frames, count)
+        window, none = self.constant(cmn.window, np.int64), self.constant(0, np.int64)
+        begin = self.add("Max", self.add("Sub", end, window), none)
+        held = self.add("Sub", end, begin)
+        prior = self.add("Min", self.add("Sub", window, held), self.constant(cmn.prior, np.int64))
+        column = self.ints(1)
+        of_prior = self.add("Mul", self.add("Unsqueeze", double(prior), column), self.constant(cmn.mean, np.float64))
+        total = self.add("Add", self.add("Sub", at(end), at(begin)), of_prior)
+        frames = self.add("Unsqueeze", double(self.add("Add", held, prior)), column)
+        return self.add("Cast", self.add("Div", total, frames), to=1)  # TensorProto.FLOAT
 
     def normalised(self, x: str) -> str:
         """Features (1, T, F) less the global mean, over the standard deviation."""
@@ -98,8 +129,23 @@ class Network(OnnxGraph):
 
     def logits(self, x: str) -> str:
         """Normalised features (1, T, F) to (1, R, C)."""
-        return self.linear(ENCODERS[_architecture(self.model.encoder)](self, self.model.encoder, x),
-                           self.model.output)
+        before, after = self.model.edge_rows
+        if before or after:
+            x = self.with_edges(x, before, after)
+        x = ENCODERS[_architecture(self.model.encoder)](self, self.model.encoder, x)
+        if before or after:
+            x = self.add("Slice", x, self.ints(before), self.ints(-after if after else _END), self.ints(1))
+        return self.linear(x, self.model.output)
+
+    def with_edges(self, x: str, before: int, after: int) -> str:
+        """(1, T, F) with the first frame ``before`` rows long in front, the last one up to ``after`` rows behind."""
+        factor, last = self.model.frame_subsampling_factor, self.add("Sub", self.frames(x), self.constant(1, np.int64))
+        step = self.constant(factor, np.int64)
+        rows = self.add("Add", self.add("Div", last, step), self.constant(1 + after, np.int64))  # ceil(T / factor) ...
+        frames = self.add("Range", self.constant(-before * factor, np.int64), self.add("Mul", rows, step),
+                          self.constant(1, np.int64))
+        inside = self.add("Min", self.add("Max", frames, self.constant(0, np.int64)), last)
+        return self.add("Gather", x, inside, axis=1)
 
     # ---- layers; x is (1, T or R, channels)
 

@@ -40,6 +40,12 @@ FRONT_END = """Features are Kaldi's (`fbank.conf`), of samples at 16-bit scale:
     --dither=0 --snip-edges=true --window-type=povey --use-energy=false"""
 
 
+MEAN = {"utterance": " The mean of the utterance is taken off inside.",
+        "online": " The running mean is taken off inside, as for an utterance that begins here."}
+
+CMN = ("none", "utterance", "online")  # what the graph takes off
+
+
 def front_end_text(options) -> str:
     """What README.md says of the features."""
     return FRONT_END.format(**asdict(options), high=f"{options.top_freq:g}")
@@ -52,6 +58,7 @@ class Onnx(Format):
     name = "onnx"
     architectures = ("tdnn", "tdnn_f", "cnn_tdnn", "tdnn_lstm", "blstm")
     packages = {"onnx": "onnx", "onnxruntime": "onnxruntime"}
+    cmn = CMN
     needs_front_end = False
     int8 = INT8
 
@@ -73,7 +80,7 @@ class Onnx(Format):
             file=self.file, arch=source.about["arch"], num_pdfs=source.model.num_pdfs, feat_dim=source.model.feat_dim,
             factor=source.factor, row_ms=source.row_ms, acoustic_scale=settings.acoustic_scale,
             prior_scale=settings.prior_scale, worst="{worst}",
-            mean=" The mean of the utterance is taken off inside." if source.about["cmn"] == "utterance" else "",
+            mean=MEAN.get(source.about["cmn"], ""),
             front_end=front_end_text(ends) if known else "Features are those that the model was trained on."),
             {"model": self.file})
 
@@ -110,8 +117,10 @@ def calibration_of(made: Format):
 
 def score_settings(made: Format) -> Dict[str, Any]:
     """Arguments of Network.scores."""
+    from essence_kd.am.cmn import cmn_of_model
+
     source, settings = made.source, made.settings
-    return {"utterance_mean": source.about["cmn"] == "utterance", "acoustic_scale": settings.acoustic_scale,
+    return {"cmn": cmn_of_model(source.about, source.model_dir), "acoustic_scale": settings.acoustic_scale,
             "log_priors": np.float32(settings.prior_scale) * source.log_priors}
 
 
