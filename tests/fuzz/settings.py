@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-import yaml as _  # noqa: F401 - what settings import, too
+import yaml as _yaml  # noqa: F401 - what settings import, too
 
 from essence_kd.am.models import read_model_yaml
 from essence_kd.am.models.registry import model_settings

@@ -152,14 +152,14 @@ def test_a_users_mistake_is_one_line(shell, tmp_path):
 def test_a_source_archive_can_be_installed_from(tmp_path):
     shutil.copytree(ROOT / "pytools", tmp_path / "pytools", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    for name in ("setup.py", "MANIFEST.in", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", "."], cwd=tmp_path, check=True,
                    capture_output=True)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"conf/requirements/core.txt", "conf/requirements/recipe.txt", "conf/models/student_tdnn.yaml",
-            "pytools/essence_kd/io/kernels.c", "pytools/essence_kd/score/templates/report.html"} <= names
+    assert {"pyproject.toml", "conf/requirements/core.txt", "conf/requirements/recipe.txt",
+            "conf/models/student_tdnn.yaml", "pytools/essence_kd/py.typed", "pytools/essence_kd/io/kernels.c", "pytools/essence_kd/score/templates/report.html"} <= names
 
 
 @pytest.mark.parametrize("verb", ["join-post", "gmm-align"])

@@ -187,7 +187,7 @@ def test_ids_and_words_that_look_like_commands(shell, folder):
     for name in plans.SETS:
         made.write(data / name)
     (data / "dict").mkdir()
-    write_table(data / "dict" / "lexicon.txt", {name: "AH" for name in NAMES})
+    write_table(data / "dict" / "lexicon.txt", dict.fromkeys(NAMES, "AH"))
     (data / ".marker").write_text("done made\n")
     plan = plans.write(plans.make_plan(folder / "work" / "exp" / "mini", data=str(data)))
     done = shell("local/native/make_feats.sh", "--nj", "2", f"{plan.exp}/plan.json", cwd=ROOT)

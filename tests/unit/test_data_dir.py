@@ -239,7 +239,7 @@ def test_segments_beyond_the_recording(data):
     ("1.5 1e300", "ann-2 ends at 1.*, but recording call1-A ends at 4.00")])
 def test_segments_that_are_refused(data, times, words):
     edit(data / "segments", "1.50 4.00", times)
-    refused(data, f"segments: ann-2|recording call1-A, of which ann-2", words)
+    refused(data, "segments: ann-2|recording call1-A, of which ann-2", words)
 
 
 def test_times_keep_all_their_digits(data, tmp_path):

@@ -276,7 +276,7 @@ def test_ragged_targets_are_padded(tmp_path, corpus):
 
 def test_global_statistics(corpus):
     data = training_data(corpus)
-    every = np.concatenate([m for m in (data.features(i) for i in range(len(data.ids)))]).astype(np.float64)
+    every = np.concatenate([data.features(i) for i in range(len(data.ids))]).astype(np.float64)
     mean, std = data.global_stats()
     np.testing.assert_allclose(mean, every.mean(0), rtol=1e-6)
     np.testing.assert_allclose(std, every.std(0), rtol=1e-5)

@@ -42,7 +42,7 @@ def two(tmp_path):
 
 
 def entries(path):
-    return {utt: post for utt, post in read_posteriors(path)}
+    return dict(read_posteriors(path))
 
 
 def test_a_wide_archive_has_the_largest_at_their_true_probability(two, tmp_path):

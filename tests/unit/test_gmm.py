@@ -585,7 +585,7 @@ def test_hypotheses_and_another_lang(adapted, tmp_path, capsys):
 @pytest.mark.parametrize("change, options, told", [
     (lambda f, t, s: f.update({u: np.ones_like(x) for u, x in f.items()}), ["--kind", "tri2"],
      "LDA cannot be estimated from them; --kind tri1"),
-    (lambda f, t, s: t.update({u: "<unk>" for u in t}), ["--kind", "tri2"], "data: LDA needs aligned frames"),
+    (lambda f, t, s: t.update(dict.fromkeys(t, "<unk>")), ["--kind", "tri2"], "data: LDA needs aligned frames"),
     (lambda f, t, s: None, ["--num-leaves", "3"], "3 leaves cannot hold the 22 roots"),
     (lambda f, t, s: None, ["--lda-dim", "0"], "--lda-dim 0: must be at least 1"),
 ])

@@ -247,7 +247,7 @@ def test_checkpoints_are_read(tmp_path):
 def test_npz_with_objects(tmp_path, marker):
     objects = np.empty(1, dtype=object)
     objects[0] = Payload(marker)
-    np.savez(tmp_path / "graph.npz", **{name: objects for name in ("src", "dst", "meta", "words", "arcs")})
+    np.savez(tmp_path / "graph.npz", **dict.fromkeys(("src", "dst", "meta", "words", "arcs"), objects))
     refused(lambda: load_graph(tmp_path / "graph.npz"), tmp_path / "graph.npz")
     (tmp_path / "pickled.npz").write_bytes(pickle.dumps(Payload(marker)))
     refused(lambda: load_graph(tmp_path / "pickled.npz"), tmp_path / "pickled.npz")

@@ -153,7 +153,7 @@ def test_training_sees_what_forward_sees(corpus, trained):
     data.repeat_edges = True
     logits = dict(iter_logits(trained, corpus.data / "feats.scp"))
     model.edge_rows = (0, 0)
-    for i, (utt, _, last) in enumerate(data.chunks):
+    for i, (utt, _, _) in enumerate(data.chunks):
         batch = data.batch([i])
         with torch.inference_mode():
             mine = model(batch.feats, batch.lens, select=batch.hard >= 0)

@@ -209,7 +209,7 @@ def test_archives_cut_short_behind_matrices_that_stay_in_them(here, monkeypatch)
     wanted = some_matrices()
     write_matrices("ark:m.ark", wanted)
     whole = Path("m.ark").read_bytes()
-    for size in range(0, len(whole)):
+    for size in range(len(whole)):
         Path("cut.ark").write_bytes(whole[:size])
         try:
             found = stored_or_read("ark:cut.ark")

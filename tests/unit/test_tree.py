@@ -19,7 +19,7 @@ from essence_kd.hmm.tree_building import (
 from essence_kd.io.errors import UserError
 
 PHONES = range(1, 7)  # 1: silence
-STATES = {phone: 3 for phone in PHONES}
+STATES = dict.fromkeys(PHONES, 3)
 ROOTS = [(True, True, [1]), (True, True, [2, 3]), (True, True, [4, 5, 6])]
 QUESTIONS = [[2, 3], [4], [5, 6], [2, 4], [1]]
 

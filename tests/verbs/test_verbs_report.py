@@ -273,7 +273,7 @@ def test_results_text_has_the_labels_of_the_sets(free):
     assert [place for _, place in lines] == [
         f"{exp}/{name}{place}" for name in FREE_RATES
         for place in ("/decode_fri", "/decode_sat", " (total of fri and sat)", "/decode_tune")]
-    shown = dict((place, float(rate)) for rate, place in lines)
+    shown = {place: float(rate) for rate, place in lines}
     assert shown[f"{exp}/alice/decode_sat"] == pytest.approx(found["systems"]["alice"]["sat"]["wer"], abs=0.006)
     header = next(line for line in text.splitlines() if line.startswith("system "))
     assert header.split()[1:] == "parameters Friday 95 % Saturday 95 % total 95 % tune 95 %".split()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from builders import ROOT, table
 from builders.experiment import make_experiment
 from builders.recipe import make_recipe
 
+import essence_kd
 from essence_kd.io.posterior import read_posteriors
 from essence_kd.io.settings import read_yaml
 from essence_kd.io.tables import MatrixWriter
@@ -30,7 +32,7 @@ def wheel(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
     for folder in ("pytools", "conf"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("setup.py", "MANIFEST.in", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md"):
         shutil.copy(ROOT / name, source)
     code = "from setuptools.build_meta import build_wheel; build_wheel('.')"
     subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
@@ -68,10 +70,19 @@ def essence(wheel, tmp_path_factory):
 def test_the_wheel_has_what_the_verbs_need(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {path.relative_to(ROOT / "pytools").as_posix() for path in (ROOT / "pytools" / "essence_kd").rglob("*")
-               if path.is_file() and path.suffix in (".py", ".c", ".html")}
+               if path.is_file() and path.suffix in (".py", ".c", ".html", ".typed")}
     settings = {f"essence_kd/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     found = {name for name in names if ".dist-info/" not in name}
     assert found == package | settings and len(settings) > 10
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    assert f"\nVersion: {essence_kd.__version__}\n" in metadata and wheel.name.split("-")[1] == essence_kd.__version__
+    told = re.findall(r"^Requires-Dist: ([^;\n ]+)", metadata, re.M)
+    for kind in ("core", "recipe", "test", "export"):
+        for line in (ROOT / "conf" / "requirements" / f"{kind}.txt").read_text().splitlines():
+            need = re.match(r"[\w.\[\]-]+", line)
+            assert need is None or any(name.startswith(need[0].split("[")[0]) for name in told), line
+    assert re.search(r'^Requires-Dist: kaldi-decoder==\S+; extra == "recipe"$', metadata, re.M)
 
 
 def test_the_command(essence):

@@ -283,7 +283,7 @@ class TrainingData:
         frames, rows = max(lens), max(e - b for _, _, _, b, e in parts)
         feats = np.zeros((size, frames, self.feat_dim), dtype=np.float32)
         hard = np.full((size, rows), IGNORE, dtype=np.int64)
-        for i, (utt, first, last, begin, end) in enumerate(parts):
+        for i, (utt, first, last, begin, _) in enumerate(parts):
             mixes = noise is not None and self.source.mixer is not None
             draw = np.random.default_rng([*noise, utt]) if mixes else None
             feats[i, :lens[i]] = _frames(self.features(utt, draw), begin * self.factor, lens[i])
@@ -292,7 +292,10 @@ class TrainingData:
         keep = None
         if augment is not None:
             keep = spec_augment(lens, frames, self.feat_dim, augment, rng, numbers, len(everything))
-        tensor = (lambda a: None if a is None else torch.from_numpy(a))
+
+        def tensor(array: Optional[np.ndarray]) -> Optional[torch.Tensor]:
+            return None if array is None else torch.from_numpy(array)
+
         return Batch(torch.from_numpy(feats), torch.tensor(lens, dtype=torch.int64), torch.from_numpy(hard),
                      tensor(soft_ids), tensor(soft_probs), tensor(keep), [self.ids[p[0]] for p in parts])
 

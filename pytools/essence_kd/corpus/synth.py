@@ -198,16 +198,17 @@ def plan_calls(seed: int, size: Size, eval_seed: int = 0) -> tuple[list[Call], l
     calls: list[Call] = []
     vocabulary: set[str] = set()
     seen: set[str] = set()  # sentences that the sets to come must not have
+    mine: set[str] = set()  # sentences of the set at hand
     first = 1
     for corpus_set in SETS:
         if corpus_set == TESTS[0]:
-            extra = _extra_sentences(grammar, rng, topics, size, mine, vocabulary)  # mine: dev's
+            extra = _extra_sentences(grammar, rng, topics, size, mine, vocabulary)  # mine: still dev's
             seen.update(extra)
             rng = random.Random(f"mini tests {seed} {eval_seed}")
         speakers = make_speakers(rng, POPULATIONS[corpus_set], size.speakers[corpus_set], first)
         first += len(speakers)
         written, turn_of = 0, 0
-        mine: set[str] = set()
+        mine = set()
         while written < size.words[corpus_set] or (corpus_set != "train" and turn_of < len(speakers)):
             budget = size.next_call(corpus_set, written, turn_of)
             pair = (speakers[turn_of % len(speakers)], speakers[(turn_of + 1) % len(speakers)])

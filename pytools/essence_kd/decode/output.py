@@ -102,7 +102,10 @@ class DecodedSet:
         lost = [utt for utt in found if not any(found[utt])]
         gaps = [utt for utt in found if any(found[utt]) and not all(found[utt])]
         sizes = [(o.states, o.arcs) for o in outcomes if o.states is not None]
-        per_row = (lambda i: round(sum(size[i] for size in sizes) / max(rows, 1), 2) if sizes else None)
+
+        def per_row(i: int) -> float | None:
+            return round(sum(size[i] for size in sizes) / max(rows, 1), 2) if sizes else None
+
         return {
             "decoder": self.kind.name, "decoder_version": self.kind.version(),
             "graph": str(self.graph_path), "num_pdfs": self.graph.num_pdfs,

@@ -62,7 +62,7 @@ class Alignments:
     def get(self, utt: str) -> Optional[np.ndarray]:
         """(T,) int32, or None where the utterance is not aligned; each is asked for once."""
         if self.table is not None:
-            return self.table[utt] if utt in self.table else None
+            return self.table[utt] if utt in self.table else None  # noqa: SIM401 - a table has no get
         if utt in self._passed:
             return self._passed.pop(utt)
         for other, value in self._stream:
