@@ -13,7 +13,7 @@ from essence_kd.hmm.fst import Fst, from_kaldifst, make_fst, sort_arcs, to_kaldi
 from essence_kd.hmm.gmm import Gmm
 from essence_kd.hmm.graph import Graph, UnitHmms
 from essence_kd.hmm.transition_model import TransitionModel
-from essence_kd.hmm.tree import monophone_tree
+from essence_kd.hmm.tree import STATE, Split, Table, Tree, monophone_tree
 
 LEXICON = {"red": ["R E D"], "read": ["R E D", "R I D"], "reader": ["R I D A"], "a": ["A"], "dear": ["D I A"],
            "add": ["A D D"], "era": ["E R A"], "<unk>": ["SPN"]}
@@ -64,6 +64,24 @@ def random_model(lang, tree, seed=0):
         transitions.probs[first:last] = rng.dirichlet(np.full(last - first, 5.0))
     return Gmm(lang.phones, tree, transitions, np.arange(pdfs + 1), np.ones(pdfs), rng.normal(size=(pdfs, 6)),
                np.ones((pdfs, 6)))
+
+
+def triphone_tree(lang):
+    """A tree that asks for the left and the right neighbour, by hand."""
+    names = lang.phone_ids
+    red = tuple(sorted(names[f"R_{kind}"] for kind in "BEIS"))
+    silent = (0, *sorted(lang.silence))
+    phones = sorted(lang.topo)
+    at = iter(range(10 ** 6))
+
+    def node(phone):
+        states = len(lang.topo[phone])
+        if phone in lang.silence:
+            return Table(STATE, [next(at) for _ in range(states)])
+        return Split(0, red, Table(STATE, [next(at) for _ in range(states)]),
+                     Split(2, silent, next(at), Table(STATE, [next(at) for _ in range(states)])))
+
+    return Tree(Table(1, [node(phone) if phone in phones else None for phone in range(phones[-1] + 1)]))
 
 
 def pdf_table(model):

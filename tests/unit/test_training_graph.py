@@ -1,14 +1,13 @@
 """Training graphs and their best paths: against kaldi-hmm-gmm's compiler and aligner, and NumPy against the kernel."""
 import numpy as np
 import pytest
-from builders.graphs import TEXT, make_lang, make_model, random_model
+from builders.graphs import TEXT, make_lang, make_model, random_model, triphone_tree
 from builders.kaldi_gmm import acoustic_model, graph_compiler, transition_model
 
 from essence_kd.hmm.fst import read_fst, to_kaldifst
 from essence_kd.hmm.gmm import Scorer
 from essence_kd.hmm.training_graph import PhoneGraphs, StateGraphs
 from essence_kd.hmm.transition_model import ContextStates
-from essence_kd.hmm.tree import STATE, Split, Table, Tree
 from essence_kd.hmm.viterbi import _best_path, best_path
 
 SCALE, LOOP_SCALE = 1.0, 0.1
@@ -53,24 +52,6 @@ def test_alignments_are_kaldis(setup, text):
     path, cost = best_path(graph, Scorer(model).log_likelihoods(feats, graph.pdfs))
     assert graphs.transition_ids(phones, path).tolist() == list(tids)
     assert -cost == pytest.approx(like, rel=1e-4)
-
-
-def triphone_tree(lang):
-    """A tree that asks for the left and the right neighbour, by hand."""
-    names = lang.phone_ids
-    red = tuple(sorted(names[f"R_{kind}"] for kind in "BEIS"))
-    silent = (0, *sorted(lang.silence))
-    phones = sorted(lang.topo)
-    at = iter(range(10 ** 6))
-
-    def node(phone):
-        states = len(lang.topo[phone])
-        if phone in lang.silence:
-            return Table(STATE, [next(at) for _ in range(states)])
-        return Split(0, red, Table(STATE, [next(at) for _ in range(states)]),
-                     Split(2, silent, next(at), Table(STATE, [next(at) for _ in range(states)])))
-
-    return Tree(Table(1, [node(phone) if phone in phones else None for phone in range(phones[-1] + 1)]))
 
 
 def test_triphones_know_their_neighbours(setup):

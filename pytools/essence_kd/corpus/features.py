@@ -87,6 +87,13 @@ def mel_banks(num_bins: int, fft_size: int, options: FeatureOptions) -> np.ndarr
     return np.vstack([weights, np.zeros(num_bins)]).astype(np.float32)  # Kaldi leaves the Nyquist bin out
 
 
+def dct_matrix(num_bins: int, num_ceps: int) -> np.ndarray:
+    """(num_bins, num_ceps) float64: log-mels times this are cepstra without lifter; its columns are orthonormal."""
+    dct = np.sqrt(2.0 / num_bins) * np.cos(np.pi / num_bins * np.outer(np.arange(num_bins) + 0.5, np.arange(num_ceps)))
+    dct[:, 0] = np.sqrt(1.0 / num_bins)
+    return dct
+
+
 class FeatureExtractor:
     """Computes the wanted kinds of features of an utterance in one pass."""
 
@@ -101,9 +108,7 @@ class FeatureExtractor:
         self._prepare = (centred - options.preemphasis * shifted) * hann**0.85  # (n, n)
         self._banks = {"mfcc": mel_banks(options.num_mel_bins_mfcc, self._fft_size, options),
                        "fbank": mel_banks(options.num_mel_bins_fbank, self._fft_size, options)}
-        bins, ceps = options.num_mel_bins_mfcc, np.arange(options.num_ceps)
-        dct = np.sqrt(2.0 / bins) * np.cos(np.pi / bins * np.outer(np.arange(bins) + 0.5, ceps))
-        dct[:, 0] = np.sqrt(1.0 / bins)
+        dct, ceps = dct_matrix(options.num_mel_bins_mfcc, options.num_ceps), np.arange(options.num_ceps)
         lifter = 1 + 0.5 * options.cepstral_lifter * np.sin(np.pi * ceps / options.cepstral_lifter)
         self._dct = (dct * lifter).astype(np.float32)  # (mel bins, cepstra)
 

@@ -40,6 +40,21 @@ class BinaryReader:
         """A float32."""
         return self._number("<f")
 
+    def double(self) -> float:
+        """A float64."""
+        return self._number("<d", 8)
+
+    def boolean(self) -> bool:
+        """A truth value, a letter."""
+        self._at += 1
+        return {b"T": True, b"F": False}[self._data[self._at - 1:self._at]]
+
+    def line(self) -> str:
+        """What is left of a line, without its end."""
+        end = self._data.index(b"\n", self._at)
+        text, self._at = self._data[self._at:end].decode("ascii"), end + 1
+        return text
+
     def _array(self, kind: str, count: int) -> np.ndarray:
         if count < 0:  # for NumPy: all there is
             raise ValueError(f"a vector of {count} numbers")
@@ -167,6 +182,21 @@ class ObjectWriter:
     def real(self, value: float) -> "ObjectWriter":
         """A float32."""
         self._parts.append(struct.pack("<bf", 4, value))
+        return self
+
+    def double(self, value: float) -> "ObjectWriter":
+        """A float64."""
+        self._parts.append(struct.pack("<bd", 8, value))
+        return self
+
+    def boolean(self, value: bool) -> "ObjectWriter":
+        """A truth value."""
+        self._parts.append(b"T" if value else b"F")
+        return self
+
+    def line(self, text: str) -> "ObjectWriter":
+        """A line of text."""
+        self._parts.append(text.encode("ascii") + b"\n")
         return self
 
     def integers(self, values: Sequence[int]) -> "ObjectWriter":
