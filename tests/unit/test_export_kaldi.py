@@ -5,6 +5,7 @@ import wave
 import numpy as np
 import pytest
 import torch
+import vosk
 from builders import refused
 from builders.exports import make_model
 from builders.graphs import paths_agree
@@ -21,12 +22,6 @@ from essence_kd.hmm.hclg import import_graph
 from essence_kd.hmm.kaldi_objects import BinaryReader, ObjectWriter
 from essence_kd.hmm.lang import load_lang
 from essence_kd.hmm.transition_model import read_transition_model, write_transition_model
-
-try:
-    import vosk
-except ImportError:
-    vosk = None
-
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory):
@@ -206,7 +201,6 @@ def heard_by_vosk(folder, wav):
     return [word for result in results for word in json.loads(result)["alternatives"][0].get("result", [])]
 
 
-@pytest.mark.skipif(vosk is None, reason="there is no package vosk (conf/requirements/export.txt)")
 @pytest.mark.parametrize("cmn,arch", [("online", "tdnn"), ("none", "tdnn"), ("online", "tdnn_f")])
 def test_vosk_says_the_words_of_the_best_path(language, tmp_path, cmn, arch):
     root, graph = language

@@ -9,14 +9,17 @@ from builders.exports import SIZES, make_model
 from builders.training_data import make_data
 
 from essence_kd.am.cmn import OnlineMean
+from essence_kd.am.dataset import TrainingData
 from essence_kd.am.forward import iter_logits, load_model
 from essence_kd.am.models.acoustic_model import look_ahead
 from essence_kd.am.settings import ForwardSettings, TrainSettings
+from essence_kd.am.sources import FeatureSource, load_cuts
 from essence_kd.am.stream import StreamingModel
+from essence_kd.am.targets import attach_alignments
 from essence_kd.am.trainer import train
 from essence_kd.cli.main import main
 from essence_kd.io.settings import dump_settings, load_settings, read_yaml
-from essence_kd.io.tables import MatrixTable
+from essence_kd.io.tables import MatrixTable, read_matrices
 
 C = 12
 STREAM = ["tdnn", "tdnn_f", "cnn_tdnn", "tdnn_lstm", "conformer"]
@@ -124,11 +127,15 @@ def test_a_trained_model_tells_its_mean(corpus, trained):
     assert "online_cmn" in load_model(trained)[1]
 
 
-def test_chunks_of_training_have_repeated_frames(corpus):
-    from test_dataset import training_data
+def training_data(corpus, cmn, chunk_frames, context):
+    """Training data whose chunks have repeated frames."""
+    cuts, hard, _ = attach_alignments(load_cuts(corpus.data / "feats.scp"), corpus.ali, C, 3)
+    return TrainingData(FeatureSource(cuts, cmn), hard, C, 3, chunk_frames=chunk_frames, left_context=context,
+                        right_context=context, repeat_edges=True)
 
-    data = training_data(corpus)
-    data.repeat_edges = True
+
+def test_chunks_of_training_have_repeated_frames(corpus):
+    data = training_data(corpus, "none", 60, 9)
     utt = 0
     feats, total = data.features(utt), int(data.row_start[1])
     numbers = np.flatnonzero(data.chunks[:, 0] == utt)
@@ -145,12 +152,9 @@ def test_chunks_of_training_have_repeated_frames(corpus):
 
 def test_training_sees_what_forward_sees(corpus, trained):
     """Of an utterance that is one chunk, the logits of training are those of forward."""
-    from test_dataset import training_data
-
     model, about = load_model(trained)
     online = OnlineMean(30, 90, 0, tuple(about["online_cmn"]["mean"]))
-    data = training_data(corpus, cmn=online, chunk_frames=3000, context=12)
-    data.repeat_edges = True
+    data = training_data(corpus, online, 3000, 12)
     logits = dict(iter_logits(trained, corpus.data / "feats.scp"))
     model.edge_rows = (0, 0)
     for i, (utt, _, _) in enumerate(data.chunks):
@@ -165,8 +169,6 @@ def test_forward_in_chunks(corpus, trained, tmp_path, capsys):
         assert main(["forward", *options, str(trained), str(corpus.data), f"ark:{tmp_path}/{name}.ark"]) == 0
     said = capsys.readouterr().err
     assert "chunks of 70 ms" in said and "a row waits for 110 ms of audio" in said
-    from essence_kd.io.tables import read_matrices
-
     whole = dict(read_matrices(f"ark:{tmp_path}/whole.ark"))
     parts = dict(read_matrices(f"ark:{tmp_path}/parts.ark"))
     assert list(whole) == list(parts) == list(corpus.frames)
