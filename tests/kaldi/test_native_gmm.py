@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import ROOT
 from builders.gmm_corpus import make_dict, synthesise, write_data
 from builders.graphs import paths_agree
 from graph_building import MKGRAPH_NEEDS, kaldi_environment, mkgraph
@@ -12,6 +13,7 @@ from graph_building import MKGRAPH_NEEDS, kaldi_environment, mkgraph
 from essence_kd.hmm import graph as R
 from essence_kd.hmm import lang as L
 from essence_kd.hmm import lm
+from essence_kd.hmm.alignment_dir import tree_hash
 from essence_kd.hmm.feature_transforms import estimate_lda, estimate_mllt, read_matrix
 from essence_kd.hmm.fst import write_fst
 from essence_kd.hmm.gmm import load_gmm
@@ -216,6 +218,22 @@ def test_kaldi_reads_the_directory(corpus, tmp_path, kind):
     assert set(ours) == set(theirs)
     same = np.concatenate([ours[utt] == theirs[utt] for utt in ours])
     assert same.mean() > 0.999  # float32 and float64 may decide otherwise where two paths cost the same
+
+
+def test_the_plugin_takes_the_directory(corpus, tmp_path):
+    """The alignments that training leaves are imported as those of a Kaldi recipe are: the same pdf-ids and tree."""
+    root, _ = corpus
+    script = tmp_path / "import.sh"
+    script.write_text(f"nj=1\n. {ROOT}/recipes/plugin/common.sh\nimport_ali {root}/data {root}/tri2 {tmp_path}/ali 1\n")
+    kaldi(f"bash {script}", tmp_path)
+    model = load_gmm(root / "tri2")
+    tids = dict(read_int_vectors(f"ark:gunzip -c {root}/tri2/ali.1.gz |"))
+    found = dict(read_int_vectors(f"scp:{tmp_path}/ali/ali.scp"))
+    assert set(found) == set(tids)
+    for utt, pdfs in found.items():
+        np.testing.assert_array_equal(pdfs, model.transitions.pdf[tids[utt]])
+    assert int((tmp_path / "ali" / "num_pdfs").read_text()) == model.num_pdfs
+    assert tree_hash(tmp_path / "ali") is not None
 
 
 @pytest.mark.parametrize("kind", ["mono", "tri2"])
