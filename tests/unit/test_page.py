@@ -116,6 +116,21 @@ def test_headline_says_what_came_out(tmp_path, rates, title):
     assert re.search(title, found)
 
 
+def test_headline_tells_of_other_students_beside_their_twins(tmp_path):
+    rates = {"baseline": 0.3, "student_essence": 0.2, "student_full": 0.1, "ensemble": 0.2}
+    exp, _ = make_experiment(tmp_path, rates, seed=5)
+    experiment = load_experiment(exp)
+    experiment.plan.targets[0].kind = "post"  # student_full learns from it: another student of an essence now
+    analysis = Analysis(experiment, draws=500)
+    student, _, dense, _ = labels.asked(experiment)
+    other = next(s.name for s in experiment.plan.main_systems("student") if s.name != student)
+    lines = page.headline(analysis, analysis.comparisons())[1]
+    assert dense is None
+    label, twin = experiment.plan.system(other).label, experiment.plan.system(experiment.plan.system(other).twin).label
+    assert any(re.match(rf"{label}: from \d+\.\d % \({twin}, the same network on hard labels\) to \d", line)
+               for line in lines)
+
+
 def test_every_section_has_its_template_and_what_is_not_escaped_is_our_own():
     names = {path.stem for path in TEMPLATES.glob("*.html")}
     assert names == {section.name for section in sections.SECTIONS} | {"report", "macros"}

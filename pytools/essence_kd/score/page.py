@@ -75,6 +75,18 @@ def headline(analysis: Analysis, comparisons: Sequence[dict[str, Any]],
         lines.append({-1: "Pruning helped", 1: "Pruning cost accuracy",
                       0: "Pruning neither helped nor hurt measurably"}[verdict(found)]
                      + f": with every soft label the same student gets {rate(dense)} %.")
+    for system in analysis.exp.plan.main_systems("student"):  # others, each beside its own twin
+        found = find(system.name, system.twin)
+        if found is None or system.name in (student, dense):
+            continue
+        line = (f"{system.label}: from {rate(system.twin)} % ({analysis.exp.plan.system(system.twin).label}, the same "
+                f"network on hard labels) to {rate(system.name)} %, {points(found['diff'])} points, "
+                f"{points(found['low'])} to {points(found['high'])}")
+        against = find(system.name, ensemble)
+        if against:
+            line += {-1: "; better than the ensemble", 1: "; worse than the ensemble",
+                     0: "; not to be told from the ensemble"}[verdict(against)]
+        lines.append(line + ".")
     return title, lines
 
 
