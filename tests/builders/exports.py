@@ -4,9 +4,10 @@ import types
 
 import numpy as np
 import torch
+from builders.graphs import loop_graph, write_graph
 
 from essence_kd.am.models.registry import build_model
-from essence_kd.corpus.features import num_frames
+from essence_kd.corpus.features import make_feats, num_frames
 from essence_kd.io.settings import dump_settings
 from essence_kd.io.wave import read_audio, write_wav
 
@@ -57,6 +58,18 @@ def make_wavs(folder, count, rate=8000):
     for table in ("utt2spk", "spk2utt", "text"):
         (folder / table).write_text("".join(f"{name} {name}\n" for name in names))
     return folder
+
+
+def make_system(root):
+    """A graph with homophones and words on epsilons (``graph``), a model (``model``), audio and features (``data``,
+    ``data_hires``) in a folder, which is returned."""
+    graph = loop_graph(num_words=30, num_phones=8, seed=2, lengths=(1, 3), moved=True)
+    graph.words[4] = "\u00e9t\u00e9"  # UTF-8
+    graph.meta.update(tree_hash="cafe", frame_subsampling_factor=3)
+    write_graph(root / "graph", graph)
+    make_model(root / "model", num_pdfs=graph.num_pdfs, hidden=48, dilations=[1, 2], bottleneck=0)
+    make_feats(make_wavs(root / "data", 10), kinds=["fbank"], nj=1)
+    return root
 
 
 def sherpa_recognizer(out, snip_edges=True):

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from builders import refused
 from builders.decoding import best_cost
-from builders.exports import make_model, make_wavs, sherpa_recognizer, sherpa_texts
-from builders.graphs import as_fst, loop_graph, random_path, scores_of, write_graph
+from builders.exports import make_model, make_system, sherpa_recognizer, sherpa_texts
+from builders.graphs import as_fst, loop_graph, random_path, scores_of
 
 import essence_kd
-from essence_kd.corpus.features import make_feats
 from essence_kd.decode.decoders.kaldi import load_kaldi
 from essence_kd.export.epsilon_free import without_epsilons
 from essence_kd.export.exporter import export
@@ -75,13 +74,8 @@ def test_epsilons_at_the_start_and_at_the_end():
 def corpus(tmp_path_factory):
     """A graph with homophones and words on epsilons, an untrained model, audio, and the export."""
     root = tmp_path_factory.mktemp("sherpa")
-    graph = loop_graph(num_words=30, num_phones=8, seed=2, lengths=(1, 3), moved=True)
-    graph.words[4] = "\u00e9t\u00e9"  # UTF-8
-    graph.meta.update(tree_hash="cafe", frame_subsampling_factor=3)
-    write_graph(root / "graph", graph)
-    model = make_model(root / "model", num_pdfs=graph.num_pdfs, hidden=48, dilations=[1, 2], bottleneck=0)
-    data = make_wavs(root / "data", 10)
-    make_feats(data, kinds=["fbank"], nj=1)
+    make_system(root)
+    model, data = root / "model", root / "data"
     settings = ExportSettings(acoustic_scale=0.7, word_insertion_penalty=0.5, beam=12.0, test_data=str(data))
     export("sherpa", model, root / "out", root / "graph", settings)
     scores = essence_kd.forward(model, root / "data_hires")

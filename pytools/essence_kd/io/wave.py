@@ -194,17 +194,28 @@ def read_audio(source: str) -> tuple[int, np.ndarray]:
         rate, samples = read_audio(source)
         return rate, np.stack([change_speed(channel, factor) for channel in samples.T], axis=1)
     with _opened(source) as stream:
-        start = stream.tell()
-        header = _header(stream, source)
-        if header is not None and header.plain:
-            block = 2 * header.channels
-            data = stream.read(header.length)
-            rate, samples = header.rate, np.frombuffer(data, "<i2", len(data) // block * header.channels)
-            samples = samples.reshape(-1, header.channels)
-        else:
-            rate, samples = read_sound(_other(stream, start, header), source)
+        return _samples(stream, source)
+
+
+def read_bytes(data: bytes, name: str) -> tuple[int, np.ndarray]:
+    """``read_audio`` of the bytes of a file, ``name`` in messages."""
+    if not data:
+        raise UserError(f"{name}: is empty: no audio has come")
+    return _samples(io.BytesIO(data), name)
+
+
+def _samples(stream: BinaryIO, name: str) -> tuple[int, np.ndarray]:
+    start = stream.tell()
+    header = _header(stream, name)
+    if header is not None and header.plain:
+        block = 2 * header.channels
+        data = stream.read(header.length)
+        rate, samples = header.rate, np.frombuffer(data, "<i2", len(data) // block * header.channels)
+        samples = samples.reshape(-1, header.channels)
+    else:
+        rate, samples = read_sound(_other(stream, start, header), name)
     if not len(samples):
-        raise UserError(f"{source}: holds no samples: remove the recording or make it again")
+        raise UserError(f"{name}: holds no samples: remove the recording or make it again")
     return rate, samples
 
 
