@@ -13,6 +13,7 @@ BLOCK_MS = 100
 ABOVE = 8.0  # dB over the noise: speech
 _RISE = 0.02  # dB a block that the estimate of the noise goes up
 _LEAST = 20.0  # dB of int16 samples that the noise is taken to have
+_AT_FIRST = 40.0  # dB that the noise has at most before it is known: a stream may begin with speech
 _MARGIN = 2  # blocks of quiet that stay before and behind an utterance
 
 
@@ -22,14 +23,14 @@ class Endpointer:
     def __init__(self, rate: int, pause: float = 0.6, longest: float = 30.0) -> None:
         self.block = rate * BLOCK_MS // 1000
         self._pause, self._longest = pause * 1000 / BLOCK_MS, longest * 1000 / BLOCK_MS
-        self._noise: Optional[float] = None
+        self._noise = _AT_FIRST
         self._held: list = []  # blocks of the utterance, or the last ones before it
         self._speaking, self._quiet, self.first = False, 0, 0
 
     def add(self, samples: np.ndarray) -> Optional[Tuple[int, np.ndarray]]:
         """A block of int16 samples -> (number of its first sample, samples) of an utterance that ends with it."""
         level = 10 * np.log10(np.square(samples.astype(np.float64)).mean() + 1) if len(samples) else 0.0
-        self._noise = level if self._noise is None else min(level, self._noise + _RISE)
+        self._noise = min(level, self._noise + _RISE)
         loud = level > max(self._noise, _LEAST) + ABOVE
         self._held.append(samples)
         if not self._speaking:
