@@ -1,4 +1,5 @@
 """Utterances that come in parts: running means, repeated frames, and scores that are those of the whole."""
+import re
 import shutil
 
 import numpy as np
@@ -168,7 +169,12 @@ def test_forward_in_chunks(corpus, trained, tmp_path, capsys):
     for name, options in (("whole", []), ("parts", ["--stream", "--chunk-ms", "70"])):
         assert main(["forward", *options, str(trained), str(corpus.data), f"ark:{tmp_path}/{name}.ark"]) == 0
     said = capsys.readouterr().err
-    assert "chunks of 70 ms" in said and "a row waits for 110 ms of audio" in said
+    chunks = sum(-(-frames // 7) for frames in corpus.frames.values())
+    assert f"; {chunks} chunks of 70 ms" in said and "a row waits for 110 ms of audio" in said
+    assert main(["forward", "--stream", "--also", str(corpus.data), f"ark:{tmp_path}/more.ark", str(trained),
+                 str(corpus.data), f"ark:{tmp_path}/twice.ark"]) == 0
+    told = re.findall("; ([0-9]+) chunks of 300 ms", capsys.readouterr().err)
+    assert len(told) == 2 and told[0] == told[1]  # each set tells its own
     whole = dict(read_matrices(f"ark:{tmp_path}/whole.ark"))
     parts = dict(read_matrices(f"ark:{tmp_path}/parts.ark"))
     assert list(whole) == list(parts) == list(corpus.frames)

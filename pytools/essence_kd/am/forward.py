@@ -175,13 +175,9 @@ class Scorer:
             self.ensemble = Ensemble([Scale("logit") for _ in about], weights, settings.combine)
         except ValueError as error:
             raise UserError(f"--weights {settings.weights}: {error}") from None
-        self.timing = []
-        if settings.stream:
-            from essence_kd.am.stream import Timing
-
-            if not settings.chunk_ms >= FRAME_SHIFT_MS:
-                raise UserError(f"--chunk-ms {settings.chunk_ms:g}: must be at least {FRAME_SHIFT_MS:g}, a frame")
-            self.timing = [Timing(settings.chunk_ms) for _ in about]
+        self.timing = []  # of a stream: how long the chunks of each model took
+        if settings.stream and not settings.chunk_ms >= FRAME_SHIFT_MS:
+            raise UserError(f"--chunk-ms {settings.chunk_ms:g}: must be at least {FRAME_SHIFT_MS:g}, a frame")
         self.priors = None
         if settings.output == "loglike":
             self.priors = read_log_priors(Path(model_dirs[0]) / "priors.txt", self.about["num_pdfs"],
@@ -205,6 +201,7 @@ class Scorer:
         if s.stream:
             from essence_kd.am import stream
 
+            self.timing = [stream.Timing(s.chunk_ms) for _ in self.model_dirs]
             return [stream.iter_logits(model_dir, feats_scp, timing, s.device, s.threads)
                     for model_dir, timing in zip(self.model_dirs, self.timing)]
         return [iter_logits(model_dir, feats_scp, batch_frames=s.batch_frames, device=s.device, threads=s.threads)
