@@ -214,7 +214,7 @@ def resampled(samples: np.ndarray, rate: int, wanted: int, name: str) -> np.ndar
     if rate == wanted:
         return samples
     if rate < wanted:
-        raise UserError(f"{name}: has {rate} samples a second, but the model hears {wanted}: what is above "
+        raise UserError(f"{name}: has {rate} samples per second, but the model hears {wanted}: what is above "
                         f"{rate // 2} Hz is missing; recognise it with a model for {rate}")
     from scipy.signal import resample_poly
 
