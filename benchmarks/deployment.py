@@ -78,7 +78,7 @@ def main() -> None:
             for matrix in feats:
                 score(matrix)
             spent[name] = min(spent[name], time.process_time() - began)
-    print("| network | bytes | CPU ms a second of audio | times as fast | largest difference | same best pdf |",
+    print("| network | bytes | CPU ms per second of audio | times as fast | largest difference | same best pdf |",
           *(f" WER {Path(data).name} | same words |" for data in args.data), sep="")
     print("|---|---|---|---|---|---|", *("---|---|" for _ in args.data), sep="")
     reference: dict = {}

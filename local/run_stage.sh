@@ -109,9 +109,9 @@ run_stage() {
   fi
   at_stage=
 }
-# Three things to look at when all is done.
+# Four things to look at when all is done; the last one to speak to.
 look_next() {
-  local student twin k=5
+  local student twin rate k=5
   IFS=$'\t' read -r student twin <<<"$(essence get --fields name,twin "$plan" 'systems[role=student]' | tail -n 1)"
   if [ "$top_k" = "$k" ]; then k=10; fi
   echo "$0: look next at"
@@ -122,6 +122,11 @@ look_next() {
     echo "  2. local/bin/essence compare $exp: its systems side by side"
   fi
   echo "  3. ./run.sh --stage 7 --top-k $k: other essence targets, their student and its errors; or docs/corpora.md: your data"
+  if [ -n "$student" ]; then
+    rate=$(essence get "$plan" sample_rate)
+    echo "  4. speak to it (pip install sounddevice): local/bin/essence recognize --mic --sample-rate $rate" \
+      "--scale-from $exp/scales/networks.json $exp/$student $exp/graph; docs/deploy.md: phone, server"
+  fi
 }
 run_end() {
   if [ "$stop_stage" -eq 10 ] && [ -f "$exp/RESULTS" ]; then

@@ -96,7 +96,7 @@ def test_files_of_other_formats_rates_and_channels(system, tmp_path, capsys, mon
     write_wav(tmp_path / "fast.wav", np.repeat(samples, 2), 16000)
     assert recognize(capsys, *model, tmp_path / "fast.wav").out.split()[0] == "fast"
     write_wav(tmp_path / "slow.wav", samples, 6000)
-    assert "has 6000 samples a second, but the model hears 8000" in recognize(
+    assert "has 6000 samples per second, but the model hears 8000" in recognize(
         capsys, *model, tmp_path / "slow.wav", status=1).err
 
 
