@@ -56,7 +56,7 @@ How it runs
   --nj N                      jobs side by side (default: the number of cores, $nj)
   --cmd COMMAND               how jobs run (default: on this machine, by local/jobs.sh, or Kaldi's run.pl)
   --check true|false          only name what is missing here, and forecast large corpora (default: $check)
-  --force true|false          make anew what is up to date, of the stages that run (default: $force)
+  --force true|false          make again what is up to date, of the stages that run (default: $force)
   --allow-pipes true|false    whether commands in wav.scp and scp files run; SECURITY.md says what else runs code
                               (default: $allow_pipes)
   --work-dir DIR              where data/, exp/ and .venv go (default: this folder)

@@ -139,7 +139,7 @@ def test_shards_that_do_not_fit_or_are_broken(corpus, shards, tmp_path):
         return lambda: train(settings("data.preload_mb=0", *more), folder, ali or folder, tmp_path / "m", soft=soft)
 
     refused(begin(ali=corpus.ali), "name them as ALI_DIR too")
-    refused(begin(soft=corpus.post(4)), "soft targets of shards lie in them")
+    refused(begin(soft=corpus.post(4)), "soft targets of shards are in them")
     refused(begin(shards, None, None, "data.cmn=speaker"), "speaker", "none, utterance and online")
     refused(begin(shards, None, None, "data.features=on-the-fly"), "precomputed")
     refused(begin(shards, None, None, "frame_subsampling_factor=4"), "frame_subsampling_factor differs", "3", "4")

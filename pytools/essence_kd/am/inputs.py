@@ -144,7 +144,7 @@ class _Loader:
         soft, temperature = None, 1.0
         if inputs.soft is not None:
             if Path(inputs.soft).resolve() != folder.resolve() or index["soft"] is None:
-                raise UserError(f"--soft {inputs.soft}: soft targets of shards lie in them (--soft {folder}; "
+                raise UserError(f"--soft {inputs.soft}: soft targets of shards are in them (--soft {folder}; "
                                 "essence shard --soft writes them)")
             soft, temperature = ShardTargets(source, index["soft"]["kind"] == "dense"), index["soft"]["temperature"]
         shares = inputs.shares_of(1 + index.get("untranscribed_sets", 0))

@@ -36,7 +36,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--jobs-file", metavar="FILE", help="several sets, one per line (see above)")
     parser.add_argument("--decoder", metavar="NAME", default="auto",
                         help=f"{', '.join(DECODERS.names(plugins=False))}, one of a plugin (ESSENCE_PLUGINS), or "
-                        f"%(default)s (default): {AUTO[0]} where it can be had, else {AUTO[1]} with a notice")
+                        f"%(default)s (default): {AUTO[0]} where it is installed, else {AUTO[1]} with a notice")
     parser.add_argument("--scale-from", metavar="SWEEP_JSON", help="take scale and penalty from a sweep's best")
     parser.add_argument("--data", metavar="DATA_DIR", help="write hyp.ctm in times and channels of the recordings that "
                         "segments and reco2file_and_channel name (default: every utterance is a recording)")
@@ -121,7 +121,7 @@ def _read_jobs(args) -> list:
             raise UserError("give SCORES-RSPECIFIER and OUT_DIR, or --jobs-file")
         return [Job(args.scores, Path(args.out_dir), _path(args.scale_from), _path(args.data))]
     if args.scores is not None or args.scale_from or args.data:
-        raise UserError("with --jobs-file, scores, directories, --scale-from and --data stand in the file")
+        raise UserError("with --jobs-file, scores, directories, --scale-from and --data belong in the file")
     jobs = []
     for number, line in read_lines(args.jobs_file):
         try:

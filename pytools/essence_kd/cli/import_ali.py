@@ -19,7 +19,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--transitions", required=True, metavar="FILE", help="what Kaldi's show-transitions printed")
     parser.add_argument("--frame-subsampling-factor", type=int, metavar="N", dest="factor",
                         help="alignments may have a pdf-id every N feature frames, as those of a chain model's tree; "
-                             "it is then repeated")
+                             "it is repeated")
     parser.add_argument("data_dir", metavar="DATA", help="data directory with utt2spk and, if possible, utt2num_frames")
     parser.add_argument("alignments", metavar="ALI-RSPECIFIER", help="vectors of pdf-ids, one per feature frame")
     parser.add_argument("ali_dir", metavar="ALI_DIR", help="ali.ark, ali.scp, priors.txt, tree.txt ... go there")

@@ -67,7 +67,7 @@ def verb_parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     module.add_arguments(parser)
     parser.add_argument("--allow-pipes", choices=("true", "false"), metavar="true|false",
-                        help="whether commands that stand in the place of files run, in tables and in wav.scp "
+                        help="whether commands in the place of files are run, in tables and in wav.scp "
                              f"(default: the environment variable {ALLOW_PIPES}, else true)")
     return parser
 
@@ -105,7 +105,7 @@ def _run(argv: list[str]) -> int:
               "have local/setup_env.sh make the environment anew", file=sys.stderr)
         return 1
     except MemoryError as error:
-        print(f"essence {verb}: not enough memory: {error or 'no more could be had'}", file=sys.stderr)
+        print(f"essence {verb}: not enough memory: {error or 'no more is there'}", file=sys.stderr)
         return 1
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of our stdout has gone

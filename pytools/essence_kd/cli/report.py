@@ -13,7 +13,7 @@ def add_arguments(parser) -> None:
     from essence_kd.score.significance import DRAWS
 
     parser.add_argument("exp_dir", metavar="EXP_DIR", type=Path,
-                        help="exp/CORPUS, where plan.json lies; RESULTS is written there")
+                        help="exp/CORPUS, where plan.json is; RESULTS is written there")
     parser.add_argument("report_dir", metavar="REPORT_DIR", type=Path, nargs="?",
                         help="where results.json and report.html go (default: EXP_DIR/report)")
     parser.add_argument("--systems", metavar="'NAME NAME ...'",

@@ -13,7 +13,7 @@ HELP = "mean WER over seeds and paired tests of the points of an ablation"
 def add_arguments(parser) -> None:
     from essence_kd.score.significance import DRAWS
 
-    parser.add_argument("exp_dir", metavar="EXP_DIR", type=Path, help="exp/CORPUS, where plan.json lies")
+    parser.add_argument("exp_dir", metavar="EXP_DIR", type=Path, help="exp/CORPUS, where plan.json is")
     parser.add_argument("--against", metavar="POINT", action="append", default=[],
                         help="compare all with this point, too; may be repeated")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of the bootstrap (%(default)s)")

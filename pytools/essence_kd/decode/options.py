@@ -64,7 +64,7 @@ class DecodeOptions:
             if not value >= 0:
                 raise UserError(f"--{name} is {value}, but must be at least 0")
         if not 0 <= self.min_active <= self.max_active:
-            raise UserError(f"--min-active is {self.min_active}, but must lie between 0 and --max-active "
+            raise UserError(f"--min-active is {self.min_active}, but must be between 0 and --max-active "
                             f"({self.max_active})")
         if not self.sweep_scales or not self.sweep_penalties or not all(0 < s < math.inf for s in self.sweep_scales) \
                 or not all(map(math.isfinite, self.sweep_penalties)):

@@ -158,7 +158,7 @@ def pool_sweeps(paths, out) -> dict:
             raise UserError(f"{path}: not a whole sweep.json of 'essence decode --sweep'") from None
     common = set.intersection(*(set(points) for points, _ in grids))
     if not common:
-        raise UserError(f"{', '.join(map(str, paths))}: these sweeps have no setting in common; sweep them anew")
+        raise UserError(f"{', '.join(map(str, paths))}: these sweeps have no setting in common; sweep them again")
     table = sweep_table(*pool([({p: n for p, n in points.items() if p in common}, words) for points, words in grids]))
     text = json.dumps(table, indent=1) + "\n"
     if not Path(out).is_file() or Path(out).read_text(encoding="utf-8") != text:

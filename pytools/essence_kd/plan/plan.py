@@ -237,9 +237,9 @@ def read_plan(path: Path) -> Plan:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run.sh, or 'essence plan', writes it") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); run.sh writes it anew") from None
+        raise UserError(f"{path}: not JSON ({error}); run.sh writes it again") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object; run.sh writes it anew")
+        raise UserError(f"{path}: expected a JSON object; run.sh writes it again")
     plan = from_dict(Plan, values, str(path))
     check_plan(plan, str(path))
     return plan
