@@ -20,6 +20,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--wav-only", choices=("true", "false"),
                         help="audio files must be 16-bit PCM WAV, which is all that Kaldi reads")
     parser.add_argument("--max-overshoot", type=float, help="seconds by which a segment may end after its recording")
+    parser.add_argument("--apart-from", action="append", metavar="DIR",
+                        help="refuse utterances, recordings and audio that this data directory has; may be repeated")
+    parser.add_argument("--no-sentence-of", action="append", metavar="DIR",
+                        help="likewise, and sentences of three words or more; may be repeated")
     parser.add_argument("data", metavar="DATA_DIR", nargs="+")
     tell_defaults(parser, validate_data_dir)
 

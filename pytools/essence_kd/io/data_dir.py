@@ -231,6 +231,8 @@ def validate_data_dir(
     run_pipes: bool = False,
     max_overshoot: float = MAX_OVERSHOOT,
     wav_only: bool = False,
+    apart_from: Optional[Iterable[str | Path]] = None,
+    no_sentence_of: Optional[Iterable[str | Path]] = None,
 ) -> dict[str, Any]:
     """Checks a data directory; raises UserError at the first fault, one line with the file, the id and the fix.
 
@@ -238,6 +240,8 @@ def validate_data_dir(
     words (<s>, #0 ...) and characters that cannot be seen are refused in text. Headers of audio files are read; pipes
     are only run when run_pipes is true (make-feats runs them anyway).
     max_overshoot: seconds by which a segment may end after its recording. wav_only: files must be 16-bit PCM WAV.
+    apart_from: data directories with which no utterance, recording or audio file may be shared. no_sentence_of:
+    likewise, and no sentence of three words or more.
     Returns counts: utterances, speakers, recordings, words, oov_words (a Counter of words that the lexicon lacks),
     seconds (-1 where pipes were not run).
     """
@@ -257,6 +261,10 @@ def validate_data_dir(
             f"{path}/segments: {utt} is cut from recording {utts[utt][0]}, which wav.scp lacks: add it there"
         )
     seconds = _check_audio(path, data, sample_rate, run_pipes, max_overshoot, wav_only)
+    for other in (*(apart_from or ()), *(no_sentence_of or ())):
+        _check_apart(path, data, DataDir.load(other))
+    for other in no_sentence_of or ():
+        _check_sentences(path, data, DataDir.load(other))
     oov = _check_words(path, data, lexicon, allow_oov)
     return {"utterances": len(utts), "speakers": len(set(data.utt2spk.values())), "recordings": len(data.wav_scp),
             "words": sum(len(split(words)) for words in data.text.values()), "oov_words": oov, "seconds": seconds}
@@ -283,6 +291,27 @@ def _check_speakers(path: Path, data: DataDir) -> None:
     uniq = data.extra.get("utt2uniq")
     if uniq is not None:
         same_ids(path / "utt2uniq", uniq, path / "utt2spk", data.utt2spk)
+
+
+def _check_apart(path: Path, data: DataDir, other: DataDir) -> None:
+    """UserError where something is in both: what nobody transcribed must not hold what is tested."""
+    for what, table, here, there in (
+            ("utterance", "utt2spk", data.utt2spk, other.utt2spk), ("recording", "wav.scp", data.wav_scp, other.wav_scp),
+            ("the audio", "wav.scp", set(data.wav_scp.values()), set(other.wav_scp.values()))):
+        both = set(here) & set(there)
+        if both:
+            raise UserError(f"{path}/{table}: {what} {_first(both)} is also in {other.path}, with which it must share "
+                            "nothing: leave it out here")
+
+
+def _check_sentences(path: Path, data: DataDir, other: DataDir) -> None:
+    """UserError where a sentence of three words or more is in both; shorter ones, such as 'yes', tell little."""
+    heard = {words for words in other.text.values() if len(split(words)) >= 3}
+    both = {utt: words for utt, words in data.text.items() if words in heard}
+    if both:
+        utt = min(both, key=_order)
+        raise UserError(f"{path}/text: {_first(both)} says '{both[utt]}', which is also in {other.path}: leave out what is "
+                        "tested")
 
 
 def _check_audio(path: Path, data: DataDir, sample_rate: int, run_pipes: bool, max_overshoot: float,
