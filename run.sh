@@ -36,6 +36,9 @@ lm_order=
 rescore_lm_order=
 decoder=auto
 all_labels=false
+untranscribed=false
+min_confidence=
+teacher_hears=
 ablation=false
 grid=conf/ablation.yaml
 }
@@ -67,6 +70,12 @@ What is trained and decoded
   --student 'A B ..'          likewise; each is trained beside its twin, which learns from hard labels alone
   --combine mean|logmean      how teachers are combined (default: $combine)
   --top-k 'N ..', --temperature T, --soft-weight A   the distillation (default: conf/essence.yaml)
+  --untranscribed true|false  also students that learn from audio without transcripts, where the recipe has such sets
+                              (default: $untranscribed)
+  --min-confidence P          of it, leave out utterances of which the ensemble is less sure: the mean over frames of
+                              the best class's posterior (default: leave out none)
+  --teacher-hears 'SET=SET'   of an untranscribed set, the rendering that its targets are made of; same: what students
+                              hear (default: the recipe's)
   --all-labels true|false     also a student of every soft label, to compare with (default: $all_labels)
   --fuse true|false           dump essence targets without the wide archive (default: $fuse)
   --gmm KIND                  the GMM of --engine native that aligns: mono, tri1 (tied triphones), tri2 (and

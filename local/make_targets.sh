@@ -19,26 +19,29 @@ read_trainings
 
 # What only points of an ablation learn from is made when one of them waits for it.
 trained() { # TARGET: are all systems that learn from it?
-  local row
+  local row targets untranscribed
   while IFS= read -r row; do
+    IFS=$'\t' read -r _ _ _ targets _ _ _ _ untranscribed _ <<<"$row"
+    [[ " $targets $untranscribed " == *" $1 "* ]] || continue
     read_training "$row"
     is_done "$exp/$sys" "$fp" || return 1
-  done < <(rows "systems[targets=$1]" "$training_fields")
+  done < <(rows 'systems[role=student]' "$training_fields")
 }
 list=$(mktemp "$exp/target_list.XXXXXX")
 trap 'rm -f "$list"*' EXIT
-todo=() fps=() outputs=()
+todo=() fps=() outputs=() made_of=()
 : >"$list.forward"
-found=$(rows 'targets[stage=7]' name,kind,scp,source,keep,combine,teachers,options)
-while IFS=$'\t' read -r name kind scp source keep combine teachers options; do
+found=$(rows 'targets[stage=7]' name,kind,scp,source,keep,combine,sets,teachers,options)
+while IFS=$'\t' read -r name kind scp source keep combine set teachers options; do
   [ -n "$name" ] || continue
   out=$exp/${scp%/*} stem=${scp##*/} stem=${stem%.scp}
   table=ark,scp:$out/$stem.ark,$out/$stem.scp models=()
   for t in $teachers; do models+=("$exp/$t"); done
-  inputs=("${models[@]}" "$train") dump=(essence dump-post --combine "$combine" --feats "scp:$train/feats.scp")
+  feats=$(teacher_feats "$set")
+  inputs=("${models[@]}" "$feats") dump=(essence dump-post --combine "$combine" --feats "scp:$feats/feats.scp")
   if [ "$source" != - ]; then
-    need 6 "$exp/posteriors"
-    inputs=("$exp/posteriors")
+    inputs=("${target_scp[$source]%/*}")
+    need 6 "${inputs[@]}"
   fi
   target_fp=$(fingerprint targets "$kind $options combine=$combine source=$source" "${inputs[@]}")
   if is_done "$out" "$target_fp"; then echo "$0: $out is up to date"; continue; fi
@@ -58,7 +61,7 @@ while IFS=$'\t' read -r name kind scp source keep combine teachers options; do
     printf '%q ' "${dump[@]}" --fuse $options "${models[@]}" "$table" >>"$list.forward"
     echo >>"$list.forward"
   fi
-  todo+=("$out") fps+=("$target_fp") outputs+=("$stem")
+  todo+=("$out") fps+=("$target_fp") outputs+=("$stem") made_of+=("$feats")
 done <<<"$found"
 [ ${#todo[@]} -eq 0 ] || echo "$0: making ${#todo[@]} soft targets; logs: $exp/log/targets.*.log"
 if [ -s "$list" ]; then
@@ -77,7 +80,9 @@ fi
 in=$(wc -l <"$exp/ali/ali.scp")
 for i in "${!todo[@]}"; do
   out=${todo[i]} stem=${outputs[i]}
-  same_count "$train/feats.scp" "$out/$stem.scp"
+  same_count "${made_of[i]}/feats.scp" "$out/$stem.scp"
   mark_done "$out" "${fps[i]}" "$stem.ark" "$stem.scp"
-  echo "$0: soft targets of $(wc -l <"$out/$stem.scp") utterances ($in aligned) are in $out"
+  aligned=''
+  if [ "${made_of[i]}" = "$train" ]; then aligned=" ($in aligned)"; fi
+  echo "$0: soft targets of $(wc -l <"$out/$stem.scp") utterances$aligned are in $out"
 done

@@ -35,9 +35,11 @@ todo=() fps=() nnet3=()
 found=$(rows "systems[role=$(IFS='|'; echo "$*")]" "$training_fields")
 while IFS= read -r row; do
   [ -n "$row" ] || continue
-  IFS=$'\t' read -r sys model _ targets _ <<<"$row"
+  IFS=$'\t' read -r sys model _ targets _ _ _ _ untranscribed _ <<<"$row"
   if [ "${model_kind[$model]}" = nnet3 ]; then nnet3+=("$sys:${model#*/}"); continue; fi
-  [ "$targets" = - ] || need 6-7 "${target_scp[$targets]%/*}"
+  for target in $targets $untranscribed; do
+    [ "$target" = - ] || need 6-7 "${target_scp[$target]%/*}"
+  done
   read_training "$row"
   if is_done "$exp/$sys" "$fp"; then echo "$0: $exp/$sys is up to date"; continue; fi
   resume "$exp/$sys" "$fp"

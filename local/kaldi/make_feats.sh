@@ -13,9 +13,7 @@ read_plan "$1"
 need 0 "$data"
 enter_recipe_dir
 for set in $sets; do
-  texts=("$data/$set/text") check=()
-  if [[ " $untranscribed_sets " == *" $set "* ]]; then texts=() check=(--need-text false); fi
-  need 0 "$data/$set/wav.scp" "${texts[@]}"
+  need 0 "$data/$set/wav.scp" "$data/$set/text"
   read_by_feats "$data/$set"
   fp=$(fingerprint feats "kaldi rate=$sample_rate $audio" "${tables[@]}" conf/mfcc.conf)
   if is_done "$data/$set" "$fp" && is_done "$data/${set}_hires" "$fp"; then
@@ -23,8 +21,20 @@ for set in $sets; do
     continue
   fi
   # Kaldi maps unknown words
-  essence validate-data --lexicon data/dict/lexicon.txt --sample-rate "$sample_rate" --allow-oov true --wav-only true "${check[@]}" "data/$set"
+  essence validate-data --lexicon data/dict/lexicon.txt --sample-rate "$sample_rate" --allow-oov true --wav-only true "data/$set"
   kaldi_feats "$set"
   mark_done "$data/${set}_hires" "$fp" feats.scp cmvn.scp
   mark_done "$data/$set" "$fp" feats.scp cmvn.scp
 done
+# Of audio without transcripts, only filterbanks
+# shellcheck source=local/untranscribed.sh
+. "$ESSENCE_ROOT/local/untranscribed.sh" || exit 1
+read_heard
+for set in $untranscribed_sets $renderings; do
+  cut_fingerprint "$set" kaldi
+  if is_done "$data/${set}_cut_hires" "$fp"; then echo "$0: features of $data/${set}_cut are up to date"; continue; fi
+  cut_set "$set"
+  fbank_feats "${set}_cut"
+  mark_done "$data/${set}_cut_hires" "$fp" feats.scp cmvn.scp
+done
+same_frames

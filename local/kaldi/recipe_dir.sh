@@ -48,8 +48,11 @@ kaldi_feats() { # SET [OWN]: a directory of data/; OWN: true for a set that is n
     echo "$0: data/$set: Kaldi made no features of $((in - out)) of $in utterances; logs: $PWD/exp/make_mfcc/$set"
     [ "${2:-false}" = false ] || utils/fix_data_dir.sh "data/$set"
   fi
-  n=$nj
-  local dir=exp/make_fbank/$set j
+  fbank_feats "$set"
+}
+
+fbank_feats() { # SET: leaves data/SET_hires
+  local set=$1 n=$nj dir=exp/make_fbank/$1 j
   rm -rf "$dir" "data/${set}_hires"
   mkdir -p "$dir"
   for ((j = 1; j <= n; j++)); do printf 'OMP_NUM_THREADS=1 essence make-feats --kinds fbank --sample-rate %s --job %s/%s %q\n' "$sample_rate" "$j" "$n" "data/$set"; done >"$dir/jobs"

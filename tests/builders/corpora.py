@@ -1,7 +1,7 @@
 """Small corpora: recordings that sound like speech, and the corpus mini in a size of its own."""
 import numpy as np
 
-from essence_kd.corpus.synth import SIZES, Size, synthesize
+from essence_kd.corpus.synth import SIZES, Size, synthesize, synthesize_untranscribed
 from essence_kd.io.data_dir import DataDir
 from essence_kd.io.wave import write_wav
 
@@ -12,6 +12,7 @@ MICRO = Size(
     call=70,
     topics=2,
     lm_sentences=50,
+    untranscribed=(80, 2),
 )
 
 
@@ -41,11 +42,11 @@ def make_recordings(folder):
     return folder / "data"
 
 
-def make_mini(out, nj=2):
-    """The corpus mini with four speakers of training, written to ``out``; what ``synthesize`` counted."""
+def make_mini(out, nj=2, untranscribed=False):
+    """The corpus mini with four speakers of training in ``out``, or its set without transcripts; its counts."""
     SIZES["micro"] = MICRO
     try:
-        return synthesize(out, "micro", seed=3, nj=nj)
+        return (synthesize_untranscribed if untranscribed else synthesize)(out, "micro", seed=3, nj=nj)
     finally:
         del SIZES["micro"]
 

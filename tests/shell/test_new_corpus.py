@@ -50,7 +50,23 @@ for table, text in {"silence_phones": "SIL\\nSPN\\n", "optional_silence": "SIL\\
     (words / f"{table}.txt").write_text(text)
 P
 """.replace("WORD", "one")
-SETS = ("learn", "tune", "easy", "hard", "more")
+SETS = ("learn", "tune", "easy", "hard")
+MORE = """#!/usr/bin/env bash
+help_message="Usage: recipes/words/prepare_untranscribed.sh [options] DATA"
+size=default
+nj=1
+loudness=900
+. local/stage.sh
+[ $# -eq 1 ] || usage
+for set in found found_clean; do
+  mkdir "$1/$set"
+  for u in 0 1; do
+    cp "$1/learn/learn-u$u.flac" "$1/$set/found-u$u.flac"
+    echo "found-u$u $1/$set/found-u$u.flac" >>"$1/$set/wav.scp"
+    echo "found-u$u found" >>"$1/$set/utt2spk"
+  done
+done
+"""
 
 
 @pytest.fixture
@@ -81,7 +97,7 @@ def words_of(data):
 
 
 def test_a_corpus_is_two_files(run, checkout, tmp_path):
-    work, to_2 = tmp_path / "work", ("--corpus", "words", "--stop-stage", "2")
+    work, to_2 = tmp_path / "work", ("--corpus", "words", "--stop-stage", "2", "--untranscribed", "true")
     data = work / "data" / "words"
     assert "Corpus words\n  --loudness N  " in run("--help").stdout
     for options, message in ((("--loudness", "9"), "corpus mini has no option --loudness"),
@@ -104,6 +120,7 @@ def test_a_corpus_is_two_files(run, checkout, tmp_path):
         for folder in (data / name, data / f"{name}_hires"):
             assert len((folder / "feats.scp").read_text().splitlines()) == 3
             assert (folder / ".marker").read_text().startswith("done ")
+    assert len((data / "more_cut_hires" / "feats.scp").read_text().splitlines()) == 3
     assert not (data / "more" / "text").exists() and words_of(data) >= {"one", "two"}
     noise = (data / "learn" / "learn-u0.flac").read_bytes()
     done = run(*to_2, "--loudness", "500")
@@ -158,13 +175,31 @@ def test_what_was_changed_by_hand_counts(run, tmp_path):
     os.utime(data / "tune" / "tune-u0.flac", (0, 0))  # another recording of the same size
     (data / "easy" / "segments").write_text("".join(f"easy-u{i} easy-u{i} 0 0.5\n" for i in range(3)))
     done = run(*to_2)
-    assert stages(done) == [2] and re.findall(r"features of \S+/(\w+) are up to date", done.stdout) == ["learn", "hard", "more"]
+    assert stages(done) == [2] and re.findall(r"features of \S+/(\w+) are up to date", done.stdout) == ["learn", "hard"]
     done = run(*to_2)
     assert stages(done) == [] and "--force true makes all anew" in done.stdout
     assert stages(run(*to_2, "--force", "true")) == [0, 1, 2] and text.read_text() == was
     text.write_text("x")
     os.utime(text, (0, 0))  # not by hand: what a crash has cut short is made anew
     assert stages(run("--corpus", "words", "--stop-stage", "0")) == [0] and text.read_text() == was
+
+
+def test_audio_without_transcripts_comes_on_request_and_makes_nothing_stale(run, checkout, tmp_path):
+    mine, data = checkout / "recipes" / "words", tmp_path / "work" / "data" / "words"
+    to_2, more = ("--corpus", "words", "--stop-stage", "2"), ("--untranscribed", "true")
+    (mine / "recipe.conf").write_text(CONF.replace('"more"', '"more found" teacher_hears="found=found_clean"'))
+    (mine / "prepare_untranscribed.sh").write_text(MORE)
+    (mine / "prepare_untranscribed.sh").chmod(0o755)
+    assert stages(run(*to_2)) == [0, 1, 2] and not (data / "found").exists() and not (data / "more_cut").exists()
+    markers = {name: (data / name / ".marker").read_bytes() for name in (*SETS, "learn_hires")}
+    done = run(*to_2, *more)
+    assert stages(done) == [0, 2] and done.stdout.count("are up to date") == 4
+    for name in ("more", "found", "found_clean"):
+        count = 3 if name == "more" else 2
+        assert len((data / f"{name}_cut_hires" / "feats.scp").read_text().splitlines()) == count
+        assert not (data / name / "feats.scp").exists()
+    assert markers == {name: (data / name / ".marker").read_bytes() for name in markers}
+    assert stages(run(*to_2, *more)) == []
 
 
 def said(done):

@@ -89,6 +89,36 @@ def test_equal_points_and_systems_of_the_main_run_are_one_system(tmp_path):
     assert not any(s.chooses_scale for s in more)
 
 
+def test_points_with_untranscribed_audio_and_the_twin_that_had_its_one_best_labels(tmp_path):
+    grid = [{"select": ["hard", "all", "top-k"], "untranscribed": [False, True]},
+            {"select": "random-prune", "min_post": 0.1, "untranscribed": True}]
+    recipe = make_recipe(untranscribed_sets=["found"])
+    plan = planned(tmp_path, grid, recipe=recipe, untranscribed="true")
+    assert {name: seeds[1] for name, seeds in runs(plan).items()} == {
+        "hard": "baseline", "hard_untranscribed": "ablation/hard_untranscribed/seed_1", "all": "student_full",
+        "all_untranscribed": "student_full_untranscribed", "k20": "student_essence",
+        "k20_untranscribed": "student_essence_untranscribed",
+        "random0.1_untranscribed": "ablation/random0.1_untranscribed/seed_1"}
+    control = plan.system("ablation/hard_untranscribed/seed_1")
+    assert (control.role, control.targets, control.soft_weight, control.temperature, control.mass, control.twin,
+            control.untranscribed) == ("student", None, None, 1.0, "renorm", "baseline",
+                                       ["ablation/targets/one_best_found"])
+    labels = plan.target("ablation/targets/one_best_found")
+    assert labels.options == ["--select", "top-k", "--mass", "renorm", "--top-k", "1"] and labels.source == "wide_found"
+    assert labels.sets == ["found"] and not labels.keep
+    # whatever a rule is applied to is there of the other audio, too; nothing else is made for the control alone
+    assert plan.target("ablation/targets/random0.1_found").source == "full_found"
+    assert "ablation/targets/one_best" not in [t.name for t in plan.targets]
+    points = {p.name: p for p in plan.ablation.points}
+    assert points["hard_untranscribed"].label == \
+        "Hard labels alone (baseline), one-best labels of untranscribed audio"
+    assert points["k20_untranscribed"].settings["untranscribed"] is True
+    assert "untranscribed" not in points["k20"].settings
+    # of a run without such audio, the grid has the other points
+    assert list(runs(planned(tmp_path, grid, recipe=recipe))) == ["hard", "all", "k20"]
+    refused(lambda: planned(tmp_path, [{"untranscribed": "yes"}]), "point 1", "untranscribed: expected true or false")
+
+
 def test_the_same_point_twice_in_a_grid_has_one_system_a_seed(tmp_path):
     grid = [{"top_k": [5, 5]}, {"top_k": 5, "select": "top-k", "seeds": [3, 1]}, {"mass": "renorm"}]
     plan = planned(tmp_path, grid, [1, 2])

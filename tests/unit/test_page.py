@@ -89,7 +89,8 @@ def test_only_points_like_the_base_are_other_seeds_of_the_main_run():
     """A point with another loss, student or members is none, though all else is as in the base."""
     base = {"select": "top-k", "top_k": 20}
     assert as_base({"settings": {**base, "teachers": [], "loss": None, "student": None}}, base)
-    for more in ({"teachers": [1]}, {"loss": "reverse-kl"}, {"student": "tdnn_lstm"}, {"top_k": 5}):
+    for more in ({"teachers": [1]}, {"loss": "reverse-kl"}, {"student": "tdnn_lstm"}, {"top_k": 5},
+                 {"untranscribed": True}):
         assert not as_base({"settings": {**base, **more}}, base)
     assert as_base({"settings": {**base, "top_k": 5}}, base, "top_k")
 

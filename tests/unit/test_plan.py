@@ -34,8 +34,7 @@ def test_the_usual_run():
     plan = made()
     assert (plan.data, plan.exp) == ("/place/data/mini", "/place/exp/mini")
     assert [(s.name, s.role, s.label) for s in plan.sets] == [
-        ("train", "train", "train"), ("dev", "dev", "dev"), ("fri", "test", "FRI"), ("sat", "test", "sat"),
-        ("found", "untranscribed", "found")]
+        ("train", "train", "train"), ("dev", "dev", "dev"), ("fri", "test", "FRI"), ("sat", "test", "sat")]
     assert [(s.name, s.role) for s in plan.systems] == [
         ("gmm", "gmm"), ("teacher_1", "teacher"), ("teacher_2", "teacher"), ("ensemble", "ensemble"),
         ("baseline", "twin"),
@@ -113,6 +112,37 @@ def test_several_students_each_beside_its_twin_and_several_k():
     assert len({s.label for s in plan.systems}) == len(plan.systems)
 
 
+def test_each_student_is_there_without_and_with_untranscribed_audio():
+    recipe = replace(RECIPE, untranscribed_sets=["found", "more"], teacher_hears={"found": "found_clean"})
+    plan = made(recipe, untranscribed="true", min_confidence="0.4", student="student_tdnn tdnn_lstm")
+    assert [(s.name, s.role, s.teacher_hears) for s in plan.sets[4:]] == [
+        ("found", "untranscribed", "found_clean"), ("more", "untranscribed", None), ("found_clean", "rendering", None)]
+    names = [s.name for s in plan.systems if s.role == "student"]
+    assert names == ["student_full", "student_full_untranscribed", "student_essence", "student_essence_untranscribed",
+                     "student_full_tdnn_lstm", "student_full_tdnn_lstm_untranscribed", "student_essence_tdnn_lstm",
+                     "student_essence_tdnn_lstm_untranscribed"]
+    systems, targets = by_name(plan.systems), by_name(plan.targets)
+    for name in names[::2]:
+        same, more = systems[name], systems[f"{name}_untranscribed"]
+        assert more == replace(same, name=more.name, label=f"{same.label}, with untranscribed audio",
+                               untranscribed=[f"{same.targets}_found", f"{same.targets}_more"], min_confidence=0.4)
+    assert {n: (t.kind, t.scp, t.source, t.sets, t.stage) for n, t in targets.items()} == {
+        "full": ("dense", "posteriors/full.scp", None, ["train"], 6),
+        "wide": ("post", "posteriors/wide.scp", None, ["train"], 6),
+        "essence_k20": ("post", "essence_k20/post.scp", "wide", ["train"], 7),
+        **{f"full_{u}": ("dense", f"posteriors_{u}/full.scp", None, [u], 6) for u in ("found", "more")},
+        **{f"wide_{u}": ("post", f"posteriors_{u}/wide.scp", None, [u], 6) for u in ("found", "more")},
+        **{f"essence_k20_{u}": ("post", f"essence_k20_{u}/post.scp", f"wide_{u}", [u], 7) for u in ("found", "more")}}
+    # what is there without it is as it is without it
+    plain = made(student="student_tdnn tdnn_lstm")
+    assert [s for s in plan.systems if not s.untranscribed] == plain.systems and plan.targets[:3] == plain.targets
+    same = made(recipe, untranscribed="true", teacher_hears="same")
+    assert {s.teacher_hears for s in same.sets} == {None} and not same.sets_of("rendering")
+    fused = made(recipe, untranscribed="true", fuse="true", all_labels="false", student="student_tdnn")
+    assert [(t.name, t.stage, t.source) for t in fused.targets] == [
+        (f"essence_k20{u}", 6, None) for u in ("", "_found", "_more")]
+
+
 def test_fused_targets_have_no_archive_to_be_pruned_from():
     plan = made(fuse="true", all_labels="false")
     assert [(t.name, t.stage, t.source) for t in plan.targets] == [("essence_k20", 6, None)]
@@ -144,6 +174,12 @@ def test_options_win_over_the_recipe_and_conf():
     ({"student": "nnet3/tdnn", "engine": "kaldi"}, "students are models of conf/models"),
     ({"student": "nnet3/tdnn"}, "student nnet3/tdnn: students are models of conf/models"),
     ({"recipe_options": {"fsdd_dir": ""}}, "corpus mini has no option --fsdd-dir"),
+    ({"untranscribed": "yes"}, "--untranscribed takes true or false, not 'yes'"),
+    ({"min_confidence": "0.5"}, "--min-confidence is of the utterances of --untranscribed true"),
+    ({"teacher_hears": "found=clean", "untranscribed": "true"}, "--teacher-hears 'found=clean': neither same nor"),
+    ({"min_confidence": "2", "untranscribed": "true"}, "--min-confidence is 2, but must be from 0 to 1"),
+    ({"untranscribed": "true", "recipe": replace(RECIPE, untranscribed_sets=[])},
+     "corpus mini has no untranscribed audio: recipe.conf names no untranscribed_sets"),
 ])
 def test_what_makes_no_sense_is_refused(options, words):
     with pytest.raises(OptionError, match=words):
@@ -195,6 +231,9 @@ def test_a_file_that_is_no_plan_is_refused_by_name(tmp_path, spoil, words):
     (lambda v: v["targets"][2].update(teachers=["ann"]), "a teacher of target essence_k20 is 'ann'"),
     (lambda v: v["targets"][2].update(sets=["fri"]), "a set of target essence_k20 is 'fri'"),
     (lambda v: v["targets"][1].update(name="full"), "target 'full' comes twice"),
+    (lambda v: v["sets"][2].update(teacher_hears="moon"), "the rendering of set eval_swbd is 'moon'"),
+    (lambda v: v["systems"][5].update(untranscribed=["some"]), "targets of untranscribed audio of system student_full"),
+    (lambda v: v["systems"][5].update(untranscribed=["full"]), "is of ['train'], and must be of one untranscribed set"),
     (lambda v: v["models"].append(v["models"][0]), "model 'teacher_1' comes twice"),
     (lambda v: v["ablation"]["points"][0]["runs"][0].update(system="k5"), "a system of point k5 is 'k5'"),
     (lambda v: v["ablation"]["points"][0].update(targets="k5"), "the targets of point k5 is 'k5'"),

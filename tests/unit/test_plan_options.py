@@ -168,7 +168,7 @@ def test_a_recipe_says_what_its_corpus_has(recipe):
         "train_set": "learn", "dev_set": "tune", "eval_sets": ["easy", "hard"], "untranscribed_sets": ["more"],
         "labels": {"easy": "E", "hard": "H"}, "teachers": "blstm tdnn_lstm", "student": "student_tdnn",
         "lm_order": "2", "rescore_lm_order": "4", "clips": 4, "post_keep": 7, "disk_mb": 1, "sample_rate": 8000,
-        "gmm": "tri1", "num_leaves": 900,
+        "gmm": "tri1", "num_leaves": 900, "teacher_hears": {},
         "options": ["its_own", "other"]}
     least = recipe()
     assert (least.engines, least.untranscribed_sets, least.labels) == (["native", "kaldi"], [], {})
@@ -199,6 +199,10 @@ def test_a_recipe_says_what_its_corpus_has(recipe):
     ("eval_sets='lang'\n", None, ["a set cannot be called 'lang'"]),
     ("eval_sets='tune_hires'\n", None, ["a set cannot be called 'tune_hires'", "from set 'tune'"]),
     ("untranscribed_sets='learn_sp'\n", None, ["a set cannot be called 'learn_sp'"]),
+    ("untranscribed_sets='a a_cut'\n", None, ["a set cannot be called 'a_cut'", "from set 'a'"]),
+    ("untranscribed_sets='a'\nteacher_hears='a'\n", None, ["teacher_hears are pairs such as 'found=found_clean'"]),
+    ("untranscribed_sets='a'\nteacher_hears='b=c'\n", None, ["teacher_hears: 'b' is none of untranscribed_sets"]),
+    ("untranscribed_sets='a'\nteacher_hears='a=tune'\n", None, ["set 'tune' comes twice", "teacher_hears"]),
     ("dev_set='a b'\n", None, ["dev_set is 'a b': name one"]),
     ("eval_sets=' '\n", None, ["eval_sets is ' ': name at least one"]),
     ("teachers=\n", None, ["teachers is '': name at least one"]),

@@ -59,10 +59,10 @@ def load_sets(inputs: TrainInputs, settings: TrainSettings, processes: Processes
     more = ""
     if data.shares:
         alone = data.source.set_of > 0
-        more = (f"({alone.sum()} of them, {data.frames[alone].sum() / FRAMES_PER_HOUR:.2f} h, without transcripts"
+        more = (f" ({alone.sum()} of them, {data.frames[alone].sum() / FRAMES_PER_HOUR:.2f} h, without transcripts"
                 + (f"; {sets.left_out} left out, whose mean best posterior is below {inputs.min_confidence:g}"
-                   if inputs.min_confidence is not None else "") + ") ")
-    log(f"{len(data.ids)} utterances, {data.frames.sum() / FRAMES_PER_HOUR:.2f} h to train on, {more}"
+                   if inputs.min_confidence is not None else "") + ")")
+    log(f"{len(data.ids)} utterances, {data.frames.sum() / FRAMES_PER_HOUR:.2f} h to train on{more}, "
         f"{sets.dev_utterances} for the dev loss, {sets.without_alignment} without alignment, "
         f"{sets.num_pdfs} pdfs; {'in memory' if data.in_memory else 'read from disk'}; "
         f"{time.monotonic() - began:.1f} s to load")

@@ -2,13 +2,15 @@
 
 DIR gets Kaldi data directories (train, dev, eval_swbd, eval_che), dict/, lm_text (training transcripts and more
 sentences of the same grammar, none of the tests), speakers.json and lines.json (who speaks, over what line) and wav/.
+With --untranscribed it gets untranscribed and untranscribed_clean instead: audio of train's population that nobody
+transcribed, over its lines and with 15 dB less noise, frame by frame the same.
 """
 from __future__ import annotations
 
 import sys
 import time
 
-from essence_kd.corpus.synth import SIZES, synthesize
+from essence_kd.corpus.synth import SIZES, synthesize, synthesize_untranscribed
 from essence_kd.io.options import given, tell_defaults
 
 HELP = "make the synthetic telephone corpus 'mini'"
@@ -19,6 +21,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--seed", type=int, help="another seed, another corpus")
     parser.add_argument("--eval-seed", type=int, metavar="N",
                         help="another one, other test sets of the same populations; train and dev stay")
+    parser.add_argument("--untranscribed", action="store_true", help="add the audio without transcripts, nothing else")
     parser.add_argument("--nj", type=int, help="processes")
     parser.add_argument("dir", metavar="DIR")
     tell_defaults(parser, synthesize)
@@ -26,7 +29,8 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     start = time.monotonic()
-    counts = synthesize(args.dir, **given(args, synthesize))
+    make = synthesize_untranscribed if args.untranscribed else synthesize
+    counts = make(args.dir, **given(args, make))
     for name, c in counts.items():
         print(f"{args.dir}/{name}: {c['utterances']} utterances, {c['words']} words, {c['speakers']} speakers, "
               f"{c['seconds'] / 60:.1f} min", file=sys.stderr)

@@ -35,8 +35,8 @@ def energies(samples: np.ndarray, rate: int) -> np.ndarray:
 def pieces(level: np.ndarray, most: int) -> Optional[List[Tuple[int, int]]]:
     """Where there is speech: (first frame, last frame + 1) of pieces of at most ``most`` frames.
 
-    level: what `energies` gives, (T,). An utterance of at most ``most`` frames is not cut: None, or no piece where it is
-    silent. In a longer one, frames are speech that are louder than a third of the way from its soft ones (10th
+    level: what `energies` gives, (T,). An utterance of at most ``most`` frames is not cut: None, or no piece where it
+    is silent. In a longer one, frames are speech that are louder than a third of the way from its soft ones (10th
     percentile) to its loud ones (95th). Speech of more than ``most`` frames without a pause is cut where it is softest.
     """
     if not len(level) or level.max() < 20 * np.log10(SILENT_RMS):
@@ -47,7 +47,8 @@ def pieces(level: np.ndarray, most: int) -> Optional[List[Tuple[int, int]]]:
     soft = max(soft, 0.0)  # digital silence is as soft as it likes
     if loud - soft < RANGE_DB or loud < 20 * np.log10(SILENT_RMS):
         return []
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], level > soft + (loud - soft) / 3, [False]]).astype(np.int8)))
+    speech = np.concatenate([[False], level > soft + (loud - soft) / 3, [False]])
+    edges = np.flatnonzero(np.diff(speech.astype(np.int8)))
     runs: List[List[int]] = []
     for first, last in zip(edges[::2].tolist(), edges[1::2].tolist()):
         if runs and first - runs[-1][1] < PAUSE:
@@ -75,8 +76,8 @@ def segment(source: str | Path, target: str | Path, *, max_seconds: float = MAX_
             audio_of: str | Path | None = None, sample_rate: int = SAMPLE_RATE, nj: int = 2) -> Dict[str, float]:
     """Write ``target``, a data directory of the speech of ``source``: utterances of more than ``max_seconds`` are cut.
 
-    A piece is called UTTERANCE-FIRST-LAST, with its times in the utterance in hundredths of a second; utt2uniq maps it to
-    its utterance. Silent utterances are left out. Texts are not taken along.
+    A piece is called UTTERANCE-FIRST-LAST, with its times in the utterance in hundredths of a second; utt2uniq maps it
+    to its utterance. Silent utterances are left out. Texts are not taken along.
 
     Args:
         audio_of: another rendering of the same utterances, by whose audio it is decided: both are then cut alike.

@@ -9,7 +9,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class Size:
     call: int
     topics: int
     lm_sentences: int
+    untranscribed: tuple[int, int]  # words and speakers of the audio without transcripts, which comes on request
 
     def next_call(self, corpus_set: str, written: int, spoken: int) -> int:
         """Words of the next call of a set that has ``written`` words, when ``spoken`` of its speakers have had one."""
@@ -48,11 +49,14 @@ class Size:
 
 SIZES = {
     "tiny": Size({"train": 1500, "dev": 420, "eval_swbd": 420, "eval_che": 420},
-                 {"train": 20, "dev": 6, "eval_swbd": 6, "eval_che": 6}, call=130, topics=3, lm_sentences=500),
+                 {"train": 20, "dev": 6, "eval_swbd": 6, "eval_che": 6}, call=130, topics=3, lm_sentences=500,
+                 untranscribed=(700, 10)),
     "default": Size({"train": 9600, "dev": 2000, "eval_swbd": 2200, "eval_che": 2400},
-                    {"train": 52, "dev": 16, "eval_swbd": 32, "eval_che": 32}, call=200, topics=10, lm_sentences=1500),
+                    {"train": 52, "dev": 16, "eval_swbd": 32, "eval_che": 32}, call=200, topics=10, lm_sentences=1500,
+                    untranscribed=(19200, 104)),
     "full": Size({"train": 103000, "dev": 5000, "eval_swbd": 10500, "eval_che": 10500},
-                 {"train": 240, "dev": 16, "eval_swbd": 40, "eval_che": 40}, call=300, topics=12, lm_sentences=5000),
+                 {"train": 240, "dev": 16, "eval_swbd": 40, "eval_che": 40}, call=300, topics=12, lm_sentences=5000,
+                 untranscribed=(206000, 480)),
 }
 
 
@@ -108,7 +112,11 @@ POPULATIONS = {
 LEXICON_ACCENTS = ("en-us", "en-us", "en-us-nyc", "en-gb-x-rp")  # weights of pronunciations by repetition
 SETS = tuple(POPULATIONS)
 TESTS = ("eval_swbd", "eval_che")
+UNTRANSCRIBED = "untranscribed"  # a set of train's population, without transcripts
+RENDERINGS = {"untranscribed_clean": 15.0}  # the same once more, with so many dB less noise
+EVAL_DRAWS = 10  # eval seeds 0 to 9: none of their sentences is in the set without transcripts
 STRAY = 0.5  # of the things and deeds, from another topic than the call's: perplexity
+FIRST_UNTRANSCRIBED = 5001  # number of the first speaker there
 CALLS_A_SHARD = 2  # calls spoken by one process, in order
 
 
@@ -225,6 +233,34 @@ def plan_calls(seed: int, size: Size, eval_seed: int = 0) -> tuple[list[Call], l
     return calls, extra
 
 
+def plan_untranscribed(seed: int, size: Size, eval_seed: int = 0) -> list[Call]:
+    """Conversations for the set without transcripts: of train's population, by other speakers.
+
+    What they say is drawn by a stream of its own. No sentence of three words or more is train's, dev's, of the LM text
+    or of the test sets of ``eval_seed`` and of eval seeds 0 to 9, for all of which these are the same conversations.
+    """
+    seen: set[str] = set()
+    for draw in sorted({*range(EVAL_DRAWS), eval_seed}):
+        calls, extra = plan_calls(seed, size, draw)
+        seen.update(extra, (words for call in calls for _, words, _ in call.turns))
+    grammar, rng = Grammar(STRAY), random.Random(f"mini untranscribed {seed}")
+    topics = sorted(grammar.topics)
+    random.Random(f"mini text {seed}").shuffle(topics)  # as plan_calls chooses them
+    topics = topics[: size.topics]
+    count, number = size.untranscribed
+    speakers = make_speakers(rng, POPULATIONS["train"], number, FIRST_UNTRANSCRIBED)
+    found: list[Call] = []
+    written = 0
+    while written < count or 2 * len(found) < number:
+        pair = (speakers[2 * len(found) % number], speakers[(2 * len(found) + 1) % number])
+        budget = min(size.call, max(60, count - written))
+        turns = _write_call(grammar, rng, topics[len(found) % len(topics)], topics, pair, budget,
+                            lambda s: len(s.split()) < 3 or s not in seen)
+        found.append(Call(f"pool{len(found) + 1:04d}", UNTRANSCRIBED, pair, turns, (seed, len(found), 0, 1)))
+        written += sum(len(words.split()) for _, words, _ in turns)
+    return found
+
+
 def _extra_sentences(grammar: Grammar, rng: random.Random, topics: list[str], size: Size, seen: set[str],
                      vocabulary: set[str]) -> list[str]:
     """Sentences for the language model, of known words, none of which is in ``seen``."""
@@ -301,6 +337,8 @@ def _speak(espeak, rng: np.random.Generator, speaker: Speaker, text: str) -> np.
 def speak_calls(calls: list[Call], wav_dir: str) -> tuple[list[Utterance], dict[str, dict]]:
     """Speaks, mixes and writes ``wav_dir/SET/CALL-SIDE.wav``; returns utterances, and recording -> what its line is.
 
+    What has no transcripts is written in each of RENDERINGS, too.
+
     Meant for a process of its own: what eSpeak computes depends on what it spoke before.
     """
     from essence_kd.corpus.espeak import Espeak
@@ -337,12 +375,17 @@ def speak_calls(calls: list[Call], wav_dir: str) -> tuple[list[Utterance], dict[
             active = np.zeros(len(voices[key]), bool)
             for start, end, _ in placed[key]:
                 active[start:end] = True
-            rng = np.random.default_rng([*call.seed, 2 + side])
             others = [crowd[k] for k in sorted(crowd) if k != key]
-            samples, drawn = channel.record(rng, POPULATIONS[call.corpus_set].condition, voices[key], active, others)
-            folder = Path(wav_dir) / call.corpus_set
-            folder.mkdir(parents=True, exist_ok=True)
-            write_wav(folder / f"{recording}.wav", samples, SAMPLE_RATE)
+            population = POPULATIONS["train" if call.corpus_set == UNTRANSCRIBED else call.corpus_set]
+            renderings = RENDERINGS if call.corpus_set == UNTRANSCRIBED else {}
+            for name, less_noise in {**renderings, call.corpus_set: 0.0}.items():  # with the same draws
+                rng = np.random.default_rng([*call.seed, 2 + side])
+                condition = population.condition
+                condition = replace(condition, snr_db=tuple(snr + less_noise for snr in condition.snr_db))
+                samples, drawn = channel.record(rng, condition, voices[key], active, others)
+                folder = Path(wav_dir) / name
+                folder.mkdir(parents=True, exist_ok=True)
+                write_wav(folder / f"{recording}.wav", samples, SAMPLE_RATE)
             utterances.extend(_segments(rng, speaker, recording, placed[key], len(samples)))
             lines[recording] = {
                 "speaker": speaker.name,
@@ -425,16 +468,39 @@ def synthesize(out: str | Path, size: str = "default", seed: int = 1, eval_seed:
     return counts
 
 
+def synthesize_untranscribed(out: str | Path, size: str = "default", seed: int = 1, eval_seed: int = 0,
+                             nj: int = 2) -> dict[str, dict[str, float]]:
+    """Adds the set without transcripts to a corpus in ``out``, and each of RENDERINGS of it: data directories without
+    text, with the same utterances, speakers and times. What is there stays. Returns what `synthesize` does.
+    """
+    if size not in SIZES:
+        raise UserError(f"there is no size '{size}' of the mini corpus: it has {', '.join(SIZES)}")
+    out = Path(out).absolute()
+    calls = plan_untranscribed(seed, SIZES[size], eval_seed)
+    names = (UNTRANSCRIBED, *RENDERINGS)
+    for name in names:
+        shutil.rmtree(out / name, ignore_errors=True)
+        shutil.rmtree(out / "wav" / name, ignore_errors=True)
+    shards = [calls[i: i + CALLS_A_SHARD] for i in range(0, len(calls), CALLS_A_SHARD)]
+    spoken = run_jobs(speak_calls, [(shard, str(out / "wav")) for shard in shards], nj)
+    people = {speaker.name: speaker for call in calls for speaker in call.sides}
+    genders = {name: who.gender for name, who in people.items()}
+    utterances = [u for found, _ in spoken for u in found]
+    return {name: write_set(out / name, utterances, out / "wav" / name, genders, transcribed=False) for name in names}
+
+
 def _work(kind: str, *args):
     return _pronounce(*args) if kind == "lexicon" else speak_calls(*args)
 
 
 def write_set(
-    path: Path, utterances: list[Utterance], wav_dir: Path, genders: dict[str, str] | None = None
+    path: Path, utterances: list[Utterance], wav_dir: Path, genders: dict[str, str] | None = None,
+    transcribed: bool = True,
 ) -> dict[str, float]:
     """Writes one data directory with segments, stm, reco2file_and_channel and, where known, spk2gender.
 
-    Returns its counts. A recording is named FILE-CHANNEL, with a channel of one letter.
+    Without transcripts it has neither text nor stm. Returns its counts. A recording is named FILE-CHANNEL, with a
+    channel of one letter.
     """
     recordings = sorted({u.recording for u in utterances})
     speakers = {u.speaker for u in utterances}
@@ -442,7 +508,8 @@ def write_set(
     if genders is not None:
         extra["spk2gender"] = {speaker: genders[speaker] for speaker in speakers}
     data = DataDir(
-        path, {reco: str(wav_dir / f"{reco}.wav") for reco in recordings}, {u.name: u.words for u in utterances},
+        path, {reco: str(wav_dir / f"{reco}.wav") for reco in recordings},
+        {u.name: u.words for u in utterances if transcribed},
         {u.name: u.speaker for u in utterances}, {u.name: (u.recording, u.start, u.end) for u in utterances}, extra)
     label = {speaker: f"<O,{genders[speaker].upper()}>" if genders else "<O>" for speaker in speakers}
     ordered = sorted(utterances, key=lambda u: (u.recording, u.start))
@@ -451,7 +518,7 @@ def write_set(
         [
             f"{u.recording[:-2]} {u.recording[-1]} {u.speaker} {u.start:.2f} {u.end:.2f} {label[u.speaker]} {u.words}"
             for u in ordered
-        ],
+        ] if transcribed else None,
     )
     return {
         "words": sum(len(u.words.split()) for u in utterances),

@@ -296,7 +296,8 @@ def _check_speakers(path: Path, data: DataDir) -> None:
 def _check_apart(path: Path, data: DataDir, other: DataDir) -> None:
     """UserError where something is in both: what nobody transcribed must not hold what is tested."""
     for what, table, here, there in (
-            ("utterance", "utt2spk", data.utt2spk, other.utt2spk), ("recording", "wav.scp", data.wav_scp, other.wav_scp),
+            ("utterance", "utt2spk", data.utt2spk, other.utt2spk),
+            ("recording", "wav.scp", data.wav_scp, other.wav_scp),
             ("the audio", "wav.scp", set(data.wav_scp.values()), set(other.wav_scp.values()))):
         both = set(here) & set(there)
         if both:
@@ -310,8 +311,8 @@ def _check_sentences(path: Path, data: DataDir, other: DataDir) -> None:
     both = {utt: words for utt, words in data.text.items() if words in heard}
     if both:
         utt = min(both, key=_order)
-        raise UserError(f"{path}/text: {_first(both)} says '{both[utt]}', which is also in {other.path}: leave out what is "
-                        "tested")
+        raise UserError(f"{path}/text: {_first(both)} says '{both[utt]}', which is also in {other.path}: leave out "
+                        "what is tested")
 
 
 def _check_audio(path: Path, data: DataDir, sample_rate: int, run_pipes: bool, max_overshoot: float,

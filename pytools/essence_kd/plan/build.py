@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from essence_kd.am.settings import TrainSettings
 from essence_kd.decode.decoder import DECODERS
@@ -12,7 +12,7 @@ from essence_kd.hmm.gmm_kinds import KINDS
 from essence_kd.io.settings import load_settings, to_dict
 from essence_kd.plan.grid import GridPoint, GridSettings, expand, rule_label
 from essence_kd.plan.options import DECODERS as USUAL_DECODERS
-from essence_kd.plan.options import (OptionError, Options, check_models, check_options, check_recipe, model_file,
+from essence_kd.plan.options import (SAME, OptionError, Options, check_models, check_options, check_recipe, model_file,
                                      model_names, run_name, student_names)
 from essence_kd.plan.plan import Ablation, Model, Plan, Point, Run, Set, System, Target, check_plan
 from essence_kd.plan.recipe import Recipe, read_recipe
@@ -29,23 +29,48 @@ class _Builder:
     combine: str
     teachers: List[str] = field(default_factory=list)
     sets: List[str] = field(default_factory=list)
+    untranscribed: List[str] = field(default_factory=list)  # sets
+    min_confidence: Optional[float] = None
     targets: Dict[tuple, Target] = field(default_factory=dict)
     systems: List[System] = field(default_factory=list)
     trained: Dict[tuple, str] = field(default_factory=dict)
 
     def target(self, target: Target) -> Target:
         """The target, or the earlier one that holds the same."""
-        key = (target.kind, target.select, tuple(target.options), tuple(target.teachers))
+        key = (target.kind, target.select, tuple(target.options), tuple(target.teachers), tuple(target.sets))
         return self.targets.setdefault(key, target)
+
+    def beside(self, target: Target) -> List[str]:
+        """The names of what ``target`` is for the training set, of each untranscribed set."""
+        found = []
+        for name in self.untranscribed:
+            source = target.source and f"{target.source}_{name}"
+            if source:
+                self.beside(next(t for t in self.targets.values() if t.name == target.source))
+            folder, _, file = target.scp.rpartition("/")
+            made = replace(target, name=f"{target.name}_{name}", scp=f"{folder}_{name}/{file}", sets=[name],
+                           source=source)
+            found.append(self.target(made).name)
+        return found
+
+    def with_untranscribed(self, system: System, target: Target) -> System:
+        """The system that learns from the untranscribed sets, too."""
+        return replace(system, name=f"{system.name}_untranscribed", label=f"{system.label}, with untranscribed audio",
+                       untranscribed=self.beside(target), min_confidence=self.min_confidence)
 
     def train(self, system: System) -> str:
         """The name of the system, or of the earlier one that is trained alike."""
-        key = (system.model, system.seed, system.targets, system.loss, system.soft_weight, system.temperature,
-               system.mass)
+        key = _training(system)
         if key not in self.trained:
             self.trained[key] = system.name
             self.systems.append(system)
         return self.trained[key]
+
+
+def _training(system: System) -> tuple:
+    """What the training of a system depends on."""
+    return (system.model, system.seed, system.targets, system.loss, system.soft_weight, system.temperature, system.mass,
+            tuple(system.untranscribed), system.min_confidence)
 
 
 def essence_settings(options: Options, root: Path) -> List[EssenceSettings]:
@@ -66,14 +91,14 @@ def essence_settings(options: Options, root: Path) -> List[EssenceSettings]:
 
 
 def _pruned(settings: EssenceSettings, builder: _Builder, place: str, label: str, **more) -> Target:
-    """Targets that a rule selects, in the directory ``place`` of EXP."""
+    """Targets that a rule selects, in the directory ``place`` of EXP; the builder has not been told of them."""
     rule = settings.rule()
     given = {"select": settings.select, "mass": settings.mass,
              **{name: getattr(settings, name) for name in rule.parameters if hasattr(settings, name)}}
     words = [word for name, value in given.items() for word in ("--" + name.replace("_", "-"), str(value))]
     words += [word for name, value in settings.parameters.items() for word in ("--set", f"{name}={value}")]
-    return builder.target(Target(place, "post", f"{place}/post.scp", settings.select, label, words, settings.mass,
-                                 rule.exact, combine=builder.combine, sets=builder.sets, **more))
+    return Target(place, "post", f"{place}/post.scp", settings.select, label, words, settings.mass, rule.exact,
+                  combine=builder.combine, sets=builder.sets, **more)
 
 
 def _source(settings: EssenceSettings) -> str:
@@ -110,8 +135,9 @@ def _main_targets(builder: _Builder, base: Sequence[EssenceSettings], post_keep:
     for settings in base:
         source = None if fuse or settings.rule().needs_teachers else _source(settings)
         place = "essence_" + rule_label(settings, EssenceSettings())
-        found.append(_pruned(settings, builder, place, settings.rule().title(), teachers=builder.teachers,
-                             source=source, stage=6 if fuse else 7))
+        target = _pruned(settings, builder, place, settings.rule().title(), teachers=builder.teachers, source=source,
+                         stage=6 if fuse else 7)
+        found.append(builder.target(target))
     return found
 
 
@@ -129,14 +155,17 @@ def _main_systems(builder: _Builder, students: Sequence[str], essences: Sequence
         common = {"model": model, "seed": builder.seed}
         twin = builder.train(System(f"baseline{suffix}", "twin", f"Baseline{note}", NETWORKS, True, **common))
         common["twin"] = twin
-        found = []
+        found, wanted = [], []
         if full:
-            found.append(System(f"student_full{suffix}", "student", f"Student, all soft labels{note}", NETWORKS, False,
-                                **common, **_soft(base[0], full)))
+            wanted.append((full, base[0], f"student_full{suffix}", f"Student, all soft labels{note}"))
         for turn, (target, settings) in enumerate(zip(essences, base)):
             name = f"student_essence{suffix}" + (target.name.replace("essence", "", 1) if turn else "")
             label = f"Student, essence{note}" + (f", {target.label}" if len(base) > 1 else "")
+            wanted.append((target, settings, name, label))
+        for target, settings, name, label in wanted:
             found.append(System(name, "student", label, NETWORKS, False, **common, **_soft(settings, target)))
+            if builder.untranscribed:
+                found.append(builder.with_untranscribed(found[-1], target))
         of_first.append(tuple(found))
     for found in of_first:
         for system in found:
@@ -157,21 +186,30 @@ def _ablation(builder: _Builder, points: Sequence[Tuple[GridPoint, List[int]]], 
                                                teachers, builder.combine, builder.sets, None, keep=False))
             else:
                 run_teachers = bool(point.teachers) or settings.rule().needs_teachers
-                target = _pruned(settings, builder, place, settings.rule().title(), teachers=teachers, keep=False,
-                                 source=None if run_teachers else _source(settings))
-        told = {**to_dict(settings), "teachers": list(point.teachers), "loss": point.loss, "student": point.student}
+                target = builder.target(_pruned(settings, builder, place, settings.rule().title(), teachers=teachers,
+                                                keep=False, source=None if run_teachers else _source(settings)))
+        told = {**to_dict(settings), "teachers": list(point.teachers), "loss": point.loss, "student": point.student,
+                **({"untranscribed": True} if point.untranscribed else {})}
         entry = Point(point.name, point.title, told, target and target.name)
         found.append(entry)
         turns += [(turn, seed, point, target, entry) for turn, seed in enumerate(seeds)]
     for _, seed, point, target, entry in sorted(turns, key=lambda row: row[0]):
         model = point.student or student
         soft = _soft(point.essence, target) if target else {}
-        system = System(f"ablation/{point.name}/seed_{seed}", "student" if target else "twin", point.name, NETWORKS,
+        learns = target
+        if point.untranscribed and target is None:
+            one = replace(base, select="top-k", top_k=1, mass="renorm", parameters={})
+            learns = _pruned(one, builder, "ablation/targets/one_best", one.rule().title(), teachers=builder.teachers,
+                             keep=False, source=_source(one))
+            soft = {"temperature": 1.0, "mass": one.mass}
+        if point.untranscribed:
+            soft.update(untranscribed=builder.beside(learns), min_confidence=builder.min_confidence)
+        system = System(f"ablation/{point.name}/seed_{seed}", "student" if learns else "twin", point.name, NETWORKS,
                         False, model, seed, loss=point.loss, point=True, **soft)
         entry.runs.append(Run(seed, builder.train(system)))
     for system in builder.systems:
-        if system.point and system.targets:  # the grid may have its twin later
-            system.twin = builder.trained.get((system.model, system.seed, None, None, None, None, None))
+        if system.point and system.role == "student":  # the grid may have its twin later
+            system.twin = builder.trained.get(_training(System("", "", "", "", False, system.model, system.seed)))
     for entry in found:
         entry.runs.sort(key=lambda run: run.seed)
     return Ablation(to_dict(base), found)
@@ -186,7 +224,8 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
     base = essence_settings(options, root)
     grid = None
     if options.ablation == "true":
-        grid = expand(load_settings(GridSettings, root / options.grid), base[0], len(teachers), options.grid)
+        grid = expand(load_settings(GridSettings, root / options.grid), base[0], len(teachers), options.grid,
+                      options.untranscribed == "true")
     models = list(dict.fromkeys([*teachers, *students, *(p.student for p, _ in grid or () if p.student)]))
     check_models(models, options.engine, root)
     if options.decoder not in USUAL_DECODERS and options.decoder not in DECODERS:
@@ -195,7 +234,12 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
         if not model.startswith("nnet3/"):
             load_settings(TrainSettings, model_file(root, model))
     seed, fuse = int(options.seed), options.fuse == "true"
-    builder = _Builder(seed, options.combine, [f"teacher_{n}" for n, _ in enumerate(teachers, 1)], [recipe.train_set])
+    untranscribed = recipe.untranscribed_sets if options.untranscribed == "true" else []
+    hears = recipe.teacher_hears if untranscribed else {}
+    if options.teacher_hears:
+        hears = dict(pair.split("=") for pair in options.teacher_hears.split() if pair != SAME)
+    builder = _Builder(seed, options.combine, [f"teacher_{n}" for n, _ in enumerate(teachers, 1)], [recipe.train_set],
+                       untranscribed, float(options.min_confidence) if options.min_confidence else None)
     builder.systems.append(System("gmm", "gmm", "GMM", "gmm", True))
     for system, model in zip(builder.teachers, teachers):
         label = system.replace("_", " ").capitalize()
@@ -208,7 +252,7 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
     ablation = _ablation(builder, grid, base[0], students[0]) if grid else None
     name = run_name(options)
     roles = {"train": [recipe.train_set], "dev": [recipe.dev_set], "test": recipe.eval_sets,
-             "untranscribed": recipe.untranscribed_sets}
+             "untranscribed": untranscribed, "rendering": list(dict.fromkeys(hears.values()))}
     plan = Plan(
         corpus=options.corpus, size=options.size, description=recipe.description, engine=options.engine, seed=seed,
         decoder=options.decoder, combine=options.combine, fuse=fuse,
@@ -219,7 +263,7 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
         recipe_options=[f"{name}={value}" for name, value in options.recipe_options.items()],
         num_leaves=int(options.num_leaves or recipe.num_leaves),
         data=str(work_dir / "data" / name), exp=str(work_dir / "exp" / name),
-        sets=[Set(s, role, recipe.labels.get(s, s)) for role, names in roles.items() for s in names],
+        sets=[Set(s, role, recipe.labels.get(s, s), hears.get(s)) for role, names in roles.items() for s in names],
         models=[Model(m, "nnet3" if m.startswith("nnet3/") else "torch", str(model_file(root, m).relative_to(root)))
                 for m in models],
         targets=list(builder.targets.values()), systems=builder.systems, ablation=ablation)

@@ -38,6 +38,7 @@ class GridPoint:
     base: EssenceSettings
     student: Optional[str] = None  # a model of conf/models; None: the student of the run
     loss: Optional[str] = None  # a registered loss; None: what the model's file says
+    untranscribed: bool = False  # also learns from the untranscribed sets; select: hard: from their one-best labels
 
     @property
     def target(self) -> str:
@@ -56,8 +57,8 @@ class GridPoint:
             name += f"_T{e.temperature:g}"
         if e.soft_weight != base.soft_weight:
             name += f"_a{e.soft_weight:g}"
-        return name + "".join(f"_{word}" for word in (self.loss, self.student) if word)
-
+        return name + "".join(f"_{word}" for word in (self.loss, self.student,
+                                                      "untranscribed" * self.untranscribed) if word)
 
     @property
     def title(self) -> str:
@@ -72,7 +73,10 @@ class GridPoint:
             text += f", \u03b1 = {e.soft_weight:g}"
         if self.teachers:
             text += f", teacher{'s' if len(self.teachers) > 1 else ''} {' and '.join(map(str, self.teachers))}"
-        return text + "".join(f", {word}" for word in (self.loss, self.student) if word)
+        more = ""
+        if self.untranscribed:
+            more = "one-best labels of untranscribed audio" if e.select == "hard" else "with untranscribed audio"
+        return text + "".join(f", {word}" for word in (self.loss, self.student, more) if word)
 
 
 def make_point(values: Dict[str, Any], base: EssenceSettings, num_teachers: int, where: str) -> GridPoint:
@@ -80,6 +84,9 @@ def make_point(values: Dict[str, Any], base: EssenceSettings, num_teachers: int,
     values = dict(values)
     teachers = str(values.pop("teachers", ALL_TEACHERS))
     student, loss = values.pop("student", None), values.pop("loss", None)
+    untranscribed = values.pop("untranscribed", False)
+    if not isinstance(untranscribed, bool):
+        raise UserError(f"{where}: untranscribed: expected true or false, found {untranscribed!r}")
     if loss is not None:
         from essence_kd.distill.losses import LOSSES  # PyTorch comes with them
 
@@ -106,12 +113,15 @@ def make_point(values: Dict[str, Any], base: EssenceSettings, num_teachers: int,
     else:
         numbers, loss = (), None
     kept = {name: value for name, value in to_dict(essence).items() if name in matters}
-    return GridPoint(replace(base, **kept), numbers, base, student, loss)
+    return GridPoint(replace(base, **kept), numbers, base, student, loss, untranscribed)
 
 
-def expand(grid: GridSettings, base: EssenceSettings, num_teachers: int,
-           where: str) -> List[Tuple[GridPoint, List[int]]]:
-    """Every point with its seeds, in the order of the grid; a point that comes twice is there once, with all seeds."""
+def expand(grid: GridSettings, base: EssenceSettings, num_teachers: int, where: str,
+           untranscribed: bool = False) -> List[Tuple[GridPoint, List[int]]]:
+    """Every point with its seeds, in the order of the grid; a point that comes twice is there once, with all seeds.
+
+    ``untranscribed``: whether the run has such audio; without, points that learn from it are left out.
+    """
     found: Dict[str, Tuple[GridPoint, List[int]]] = {}
     for number, line in enumerate(grid.points, 1):
         here = f"{where}: point {number}"
@@ -122,6 +132,8 @@ def expand(grid: GridSettings, base: EssenceSettings, num_teachers: int,
         choices = [value if isinstance(value, list) else [value] for value in line.values()]
         for chosen in itertools.product(*choices):
             point = make_point(dict(zip(line, chosen)), base, num_teachers, here)
+            if point.untranscribed and not untranscribed:
+                continue
             _, known = found.setdefault(point.name, (point, []))
             known += [s for s in seeds if s not in known]
     if not found:

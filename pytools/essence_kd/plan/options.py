@@ -17,6 +17,7 @@ ENGINES = ("native", "kaldi")
 DECODERS = ("auto", "k2", "kaldi", "kaldi-lattice")  # that need no plugin
 KALDIS_DECODER = "kaldi-lattice"  # needs the engine kaldi
 COMBINE = ("mean", "logmean")
+SAME = "same"  # --teacher-hears: what students hear
 NNET3 = "nnet3"  # the name of all nnet3 teachers together
 NNET3_TEACHERS = ("nnet3/tdnn", "nnet3/tdnn_lstm", "nnet3/blstm")
 OF_RUN_SH = ("allow_pipes", "check", "cmd", "config", "force", "help", "work_dir")  # that the plan does not ask for
@@ -52,6 +53,9 @@ class Options:
     top_k: str = ""
     temperature: str = ""
     soft_weight: str = ""
+    untranscribed: str = "false"
+    min_confidence: str = ""
+    teacher_hears: str = ""
     recipe_options: Dict[str, str] = field(default_factory=dict)  # options that the recipe declares, by name
 
 
@@ -111,7 +115,7 @@ def check_options(options: Options, root: Path) -> None:
         whole_number("rescore_lm_order", options.rescore_lm_order)
     for k in options.top_k.split():
         whole_number("top_k", k, 1)
-    for name in ("temperature", "soft_weight"):
+    for name in ("temperature", "soft_weight", "min_confidence"):
         if getattr(options, name):
             number(name, getattr(options, name))
     if options.corpus not in corpora(root):
@@ -129,7 +133,9 @@ def check_options(options: Options, root: Path) -> None:
         raise OptionError(f"--decoder {options.decoder} needs --engine kaldi")
     if options.engine == "kaldi" and not pipes_allowed():
         raise OptionError("--allow-pipes false goes with --engine native alone: Kaldi's scripts are made of pipes")
-    for name in ("fuse", "ablation", "all_labels"):
+    if options.min_confidence and not 0 <= float(options.min_confidence) <= 1:
+        raise OptionError(f"--min-confidence is {options.min_confidence}, but must be from 0 to 1")
+    for name in ("fuse", "ablation", "all_labels", "untranscribed"):
         if getattr(options, name) not in ("true", "false"):
             raise OptionError(f"--{name.replace('_', '-')} takes true or false, not '{getattr(options, name)}'")
     if options.ablation == "true" and options.fuse == "true":
@@ -169,6 +175,19 @@ def check_recipe(options: Options, recipe: Recipe) -> None:
     for name in options.recipe_options:
         if name not in recipe.options:
             raise OptionError(f"corpus {options.corpus} has no option --{name.replace('_', '-')}")
+    if options.untranscribed == "true" and not recipe.untranscribed_sets and options.size in recipe.sizes:
+        raise OptionError(f"corpus {options.corpus} has no untranscribed audio: {recipe.path} names no "
+                          "untranscribed_sets")
+    for name in ("min_confidence", "teacher_hears"):
+        if getattr(options, name) and options.untranscribed != "true":
+            raise OptionError(f"--{name.replace('_', '-')} is of the utterances of --untranscribed true")
+    if options.teacher_hears not in ("", SAME):
+        for pair in options.teacher_hears.split():
+            name, _, heard = pair.partition("=")
+            if name not in recipe.untranscribed_sets or heard not in recipe.teacher_hears.values():
+                raise OptionError(f"--teacher-hears '{pair}': neither {SAME} nor a pair of an untranscribed set "
+                                  f"({' '.join(recipe.untranscribed_sets)}) and a rendering that the recipe has "
+                                  f"({' '.join(recipe.teacher_hears.values())})")
     if options.engine not in recipe.engines:
         raise OptionError(f"corpus {options.corpus} needs --engine {' '.join(recipe.engines)}")
     if options.size not in recipe.sizes:

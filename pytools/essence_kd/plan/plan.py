@@ -15,7 +15,7 @@ from essence_kd.io.frames import SAMPLE_RATE
 from essence_kd.io.provenance import write_text
 from essence_kd.io.settings import from_dict, to_dict
 
-SET_ROLES = ("train", "dev", "test", "untranscribed")
+SET_ROLES = ("train", "dev", "test", "untranscribed", "rendering")  # rendering: of another set, for teachers alone
 SYSTEM_ROLES = ("gmm", "teacher", "ensemble", "twin", "student")
 TARGET_KINDS = ("dense", "post")  # float matrices of every probability; Kaldi Posterior archives
 FILE = "plan.json"
@@ -31,6 +31,7 @@ class Set:
     name: str
     role: str
     label: str  # its short name in tables
+    teacher_hears: Optional[str] = None  # the rendering of the same utterances that teachers make its targets of
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Model:
 
 @dataclass
 class Target:
-    """Soft targets of the training data, from the posteriors of teachers."""
+    """Soft targets of the training data, or of an untranscribed set, from the posteriors of teachers."""
 
     name: str
     kind: str  # of TARGET_KINDS
@@ -80,6 +81,8 @@ class System:
     temperature: Optional[float] = None
     mass: Optional[str] = None
     twin: Optional[str] = None  # of a student: the same network, trained on hard labels alone
+    untranscribed: List[str] = field(default_factory=list)  # targets of untranscribed sets: it learns from these, too
+    min_confidence: Optional[float] = None  # of these, least mean best posterior of an utterance
     point: bool = False  # of the ablation alone: left out of the tables of the main run
 
 
@@ -175,6 +178,7 @@ def check_plan(plan: Plan, where: str) -> None:
                 raise UserError(f"{where}: {what} '{name}' comes twice")
     for s in plan.sets:
         known(f"the role of set {s.name}", s.role, SET_ROLES)
+        known(f"the rendering of set {s.name}", s.teacher_hears, [None, *plan.sets_of("rendering")])
     for role in ("train", "dev"):
         if len(plan.sets_of(role)) != 1:
             raise UserError(f"{where}: exactly one set must have the role {role}")
@@ -193,6 +197,11 @@ def check_plan(plan: Plan, where: str) -> None:
         known(f"the twin of system {s.name}", s.twin, [None, *systems])
         for name in s.teachers:
             known(f"a teacher of system {s.name}", name, systems)
+        for name in s.untranscribed:
+            known(f"targets of untranscribed audio of system {s.name}", name, targets)
+            if len(plan.target(name).sets) != 1 or plan.target(name).sets[0] not in plan.sets_of("untranscribed"):
+                raise UserError(f"{where}: target {name} of system {s.name} is of {plan.target(name).sets}, and must "
+                                "be of one untranscribed set")
         if s.role == "student" and s.targets is None and s.twin is None:
             raise UserError(f"{where}: student {s.name} has neither targets nor a twin")
     for point in plan.ablation.points if plan.ablation else ():

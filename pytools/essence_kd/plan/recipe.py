@@ -18,8 +18,8 @@ TEXT = ("description", "student", "gmm", "lm_order", "rescore_lm_order")
 NUMBERS = ("post_keep", "disk_mb", "clips", "sample_rate", "num_leaves")
 LISTS = ("sizes", "engines", "train_set", "dev_set", "eval_sets", "untranscribed_sets", "teachers", "options")
 OPTIONAL = {"rescore_lm_order": "", "gmm": DEFAULT, "engines": "native kaldi", "untranscribed_sets": "", "options": "",
-            "labels": "", "clips": "0", "sample_rate": str(SAMPLE_RATE), "num_leaves": "0"}
-PAIRS = ("labels",)
+            "labels": "", "teacher_hears": "", "clips": "0", "sample_rate": str(SAMPLE_RATE), "num_leaves": "0"}
+PAIRS = ("labels", "teacher_hears")
 SET_NAME = re.compile(r"\w[\w.+-]*")  # directories are called so, and stages have them as words
 NOT_A_SET = ("dict", "download", "lang", "lang_rescore", "lm", "lm_rescore", "total")  # DATA and tables have these
 _VARIABLES = (*TEXT, *NUMBERS, *LISTS, *PAIRS)
@@ -49,6 +49,7 @@ class Recipe:
     sample_rate: int = SAMPLE_RATE  # Hz of the audio
     gmm: str = DEFAULT  # the last one that the native engine trains
     num_leaves: int = 0  # of its trees; 0: by the frames of training
+    teacher_hears: Dict[str, str] = field(default_factory=dict)  # untranscribed set -> the set that teachers hear of it
 
 
 def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:
@@ -81,35 +82,42 @@ def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:
             raise UserError(f"{path}: {name} is '{found[name]}', not the order of an n-gram")
     if found["gmm"] not in KINDS:
         raise UserError(f"{path}: gmm is '{found['gmm']}', none of {', '.join(KINDS)}")
-    labels = [pair.split("=", 1) for pair in found["labels"].split()]
-    if any(len(pair) != 2 for pair in labels):
-        raise UserError(f"{path}: labels are pairs such as 'eval_swbd=SWBD', not '{found['labels']}'")
+    pairs = {}
+    for name, example in zip(PAIRS, ("eval_swbd=SWBD", "found=found_clean")):
+        parts = [pair.split("=", 1) for pair in found[name].split()]
+        if any(len(pair) != 2 for pair in parts):
+            raise UserError(f"{path}: {name} are pairs such as '{example}', not '{found[name]}'")
+        pairs[name] = dict(parts)
     if size in found["sizes"].split():
-        _check_sets(path, found, dict(labels))
+        _check_sets(path, found, **pairs)
     return Recipe(
-        path=path, labels=dict(labels), **{name: found[name] for name in (*TEXT, "train_set", "dev_set", "teachers")},
+        path=path, **pairs, **{name: found[name] for name in (*TEXT, "train_set", "dev_set", "teachers")},
         **{name: int(found[name]) for name in NUMBERS},
         **{name: found[name].split() for name in ("sizes", "engines", "eval_sets", "untranscribed_sets", "options")})
 
 
-def _check_sets(path: Path, found: Dict[str, str], labels: Dict[str, str]) -> None:
+def _check_sets(path: Path, found: Dict[str, str], labels: Dict[str, str], teacher_hears: Dict[str, str]) -> None:
     """Whether the sets can be told apart, on disk and in tables. Raises UserError."""
     for name in ("train_set", "dev_set", "eval_sets", "teachers", "student"):
         count = len(found[name].split())
         if not count or (count > 1 and name in ("train_set", "dev_set")):
             raise UserError(f"{path}: {name} is '{found[name]}': name {'one' if count else 'at least one'}")
     names = [s for role in ("train_set", "dev_set", "eval_sets", "untranscribed_sets") for s in found[role].split()]
+    names += dict.fromkeys(teacher_hears.values())
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{path}: set '{name}' comes twice among train_set, dev_set, eval_sets and "
-                            "untranscribed_sets")
+            raise UserError(f"{path}: set '{name}' comes twice among train_set, dev_set, eval_sets, "
+                            "untranscribed_sets and what teacher_hears has")
         if not SET_NAME.fullmatch(name) or name in NOT_A_SET:
             raise UserError(f"{path}: a set cannot be called '{name}': write letters, digits, '_', '.', '+' and '-', "
                             f"and none of {', '.join(NOT_A_SET)}")
-        for made in (name + "_hires", name + "_sp", name + "_sp_hires"):
+        for made in (name + end for end in ("_hires", "_sp", "_sp_hires", "_cut", "_cut_hires")):
             if made in names:
                 raise UserError(f"{path}: a set cannot be called '{made}': stages make data of that name from set "
                                 f"'{name}'")
+    for name in teacher_hears:
+        if name not in found["untranscribed_sets"].split():
+            raise UserError(f"{path}: teacher_hears: '{name}' is none of untranscribed_sets")
     for name in labels:
         if name not in names:
             raise UserError(f"{path}: labels: there is no set '{name}' (there are: {', '.join(names)})")

@@ -105,7 +105,7 @@ def set_labels(plan: Plan) -> dict[str, str]:
 def as_base(point: dict[str, Any], base: dict[str, Any], *but: str) -> bool:
     """Does a point of the ablation have the settings that all start from, leaving those named in ``but`` aside?"""
     settings = point["settings"]
-    return not any(settings.get(key) for key in ("teachers", "loss", "student")) \
+    return not any(settings.get(key) for key in ("teachers", "loss", "student", "untranscribed")) \
         and all(settings.get(key) == value for key, value in base.items() if key not in but)
 
 
