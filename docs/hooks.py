@@ -15,7 +15,15 @@ from griffe import Extension
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
-OUTSIDE = {"README.md": "index.md", "SECURITY.md": "SECURITY.md", "tests/README.md": "tests/README.md"}
+OUTSIDE = {**{path.name: path.name for path in ROOT.glob("*.md")}, "README.md": "index.md",
+           "tests/README.md": "tests/README.md"}
+
+
+def on_config(config):
+    """Pages of the checkout's own folder that mkdocs.yml does not name come last."""
+    config.nav[-1]["Background"].extend(page for page in sorted(OUTSIDE.values()) if "/" not in page
+                                        and page not in ("index.md", "SECURITY.md"))
+    return config
 
 
 class Examples(Extension):
