@@ -51,7 +51,7 @@ FEATS = {"none": "scp:data/feats.scp", "utterance": "ark:compute-cmvn-stats scp:
 
 @pytest.mark.parametrize("arch,cmn,options", [
     ("tdnn", "online", {}), ("tdnn", "none", {"norm": "batch"}), ("tdnn_f", "utterance", {}),
-    ("tdnn_f", "none", {"norm": "batch"})])
+    ("tdnn_f", "none", {"norm": "batch"}), ("cnn_tdnn", "online", {})])
 def test_scores_are_pytorchs(room, tmp_path, arch, cmn, options):
     """Inside and at the edges; and Kaldi would write the file as it is, to the byte."""
     root, graph, feats = room

@@ -26,7 +26,7 @@ _GLOBAL_FRAMES = 10_000.0  # that the statistics of the global mean stand for
 class KaldiFormat(Format):
     """A network of Kaldi's nnet3 with its transition model and HCLG.fst."""
 
-    architectures = ("tdnn", "tdnn_f")
+    architectures = ("tdnn", "tdnn_f", "cnn_tdnn")
     needs_graph = True
     features: ClassVar[str]  # fbank, or mfcc: as many cepstra as mel bins, which the network turns into log-mels
 

@@ -1,7 +1,7 @@
 """Kaldi's nnet3 networks: components and the nodes that join them, as they are written, read again and computed.
 
-Formats: Kaldi's nnet3/nnet-nnet.cc, nnet-simple-component.cc, nnet-normalize-component.cc, nnet-descriptor.cc. What is
-written is what nnet3-am-copy would write, to the byte.
+Formats: Kaldi's nnet3/nnet-nnet.cc, nnet-simple-component.cc, nnet-normalize-component.cc,
+nnet-convolutional-component.cc, nnet-descriptor.cc. What is written is what nnet3-am-copy would write, to the byte.
 """
 from __future__ import annotations
 
@@ -115,28 +115,34 @@ class LogSoftmax(_Nonlinear):
 
 @dataclass
 class Normalize:
-    """Each row scaled to a root of the mean square of ``target_rms``."""
+    """Each block of columns of a row scaled to a root of the mean square of ``target_rms``."""
 
     dim: int
     target_rms: float
+    block: int  # columns of a block, a divisor of dim
 
     def write(self, out: ObjectWriter) -> None:
-        out.token("<InputDim>").integer(self.dim).token("<TargetRms>").real(self.target_rms)
-        out.token("<AddLogStddev>").boolean(False)
+        out.token("<InputDim>").integer(self.dim)
+        if self.block != self.dim:
+            out.token("<BlockDim>").integer(self.block)
+        out.token("<TargetRms>").real(self.target_rms).token("<AddLogStddev>").boolean(False)
 
     @classmethod
     def read(cls, reader: BinaryReader) -> "Normalize":
         expect(reader, "<InputDim>")
-        dim = reader.integer()
-        expect(reader, "<TargetRms>")
+        dim = block = reader.integer()
+        if expect(reader, "<BlockDim>", "<TargetRms>") == "<BlockDim>":
+            block = reader.integer()
+            expect(reader, "<TargetRms>")
         rms = reader.real()
         expect(reader, "<AddLogStddev>")
         reader.boolean()
-        return cls(dim, rms)
+        return cls(dim, rms, block)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        norm = np.square(x).sum(axis=1, keepdims=True) / (self.dim * self.target_rms ** 2)
-        return x / np.sqrt(np.maximum(norm, _SQUARED_NORM_FLOOR))
+        blocks = x.reshape(-1, self.block)
+        norm = np.square(blocks).sum(axis=1, keepdims=True) / (self.block * self.target_rms ** 2)
+        return (blocks / np.sqrt(np.maximum(norm, _SQUARED_NORM_FLOOR))).reshape(x.shape)
 
 
 @dataclass
@@ -160,9 +166,86 @@ class NoOp:
         return x
 
 
+@dataclass
+class TimeHeightConvolution:
+    """A convolution over frames and heights: of heights with some filters each, the filters of a height together.
+
+    offsets: (frames, heights) of what a filter sees, sorted; weights float32 (filters out, offsets x filters in), bias
+    (filters out,). Output height h is at input height h * step; beyond the heights there are zeros.
+    """
+
+    filters: int  # of a height of the input
+    heights: int
+    heights_out: int
+    step: int
+    offsets: List[Tuple[int, int]]
+    weights: np.ndarray
+    bias: np.ndarray
+
+    @property
+    def frames(self) -> List[int]:
+        """Frames at which it reads its input, seen from that of its answer."""
+        return sorted({t for t, _ in self.offsets})
+
+    def write(self, out: ObjectWriter) -> None:
+        out.token("<LearningRate>").real(0.001).token("<Model>").token("<ConvolutionModel>")
+        for name, value in (("<NumFiltersIn>", self.filters), ("<NumFiltersOut>", len(self.bias)),
+                            ("<HeightIn>", self.heights), ("<HeightOut>", self.heights_out),
+                            ("<HeightSubsampleOut>", self.step)):
+            out.token(name).integer(value)
+        out.token("<Offsets>").pairs(self.offsets).token("<RequiredTimeOffsets>").integers(self.frames)
+        out.token("</ConvolutionModel>")
+        out.token("<LinearParams>").matrix(self.weights).token("<BiasParams>").vector(self.bias)
+        # what follows is for training
+        out.token("<MaxMemoryMb>").real(200.0).token("<UseNaturalGradient>").boolean(True)
+        out.token("<NumMinibatchesHistory>").real(4.0).token("<AlphaInOut>").real(4.0).real(4.0)
+        out.token("<RankInOut>").integer(1).integer(1)
+
+    @classmethod
+    def read(cls, reader: BinaryReader) -> "TimeHeightConvolution":
+        for name, skip in (("<LearningRate>", reader.real), ("<Model>", None), ("<ConvolutionModel>", None)):
+            expect(reader, name)
+            skip and skip()
+        sizes = []
+        for name in ("<NumFiltersIn>", "<NumFiltersOut>", "<HeightIn>", "<HeightOut>", "<HeightSubsampleOut>"):
+            expect(reader, name)
+            sizes.append(reader.integer())
+        expect(reader, "<Offsets>")
+        offsets = reader.pairs()
+        expect(reader, "<RequiredTimeOffsets>")
+        reader.integers()
+        expect(reader, "</ConvolutionModel>")
+        expect(reader, "<LinearParams>")
+        weights = reader.matrix()
+        expect(reader, "<BiasParams>")
+        bias = reader.vector()
+        for name, *kinds in (("<MaxMemoryMb>", reader.real), ("<UseNaturalGradient>", reader.boolean),
+                             ("<NumMinibatchesHistory>", reader.real), ("<AlphaInOut>", reader.real, reader.real),
+                             ("<RankInOut>", reader.integer, reader.integer)):
+            expect(reader, name)
+            for kind in kinds:
+                kind()
+        return cls(sizes[0], sizes[2], sizes[3], sizes[4], offsets, weights, bias)
+
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        """``inputs``: rows at each of ``frames``."""
+        at = dict(zip(self.frames, inputs))
+        rows = len(inputs[0])
+        out = np.tile(self.bias.astype(np.float64), (rows, self.heights_out, 1))
+        blocks = np.split(self.weights, len(self.offsets), axis=1)
+        for (frame, height), block in zip(self.offsets, blocks):
+            x = at[frame].reshape(rows, self.heights, self.filters)
+            for h in range(self.heights_out):
+                if 0 <= h * self.step + height < self.heights:
+                    out[:, h] += x[:, h * self.step + height] @ block.T
+        return out.reshape(rows, -1)
+
+
 COMPONENTS = {f"{kind.__name__}Component": kind
-              for kind in (FixedAffine, FixedScale, FixedBias, RectifiedLinear, LogSoftmax, Normalize, NoOp)}
-Component = Union[FixedAffine, FixedScale, FixedBias, RectifiedLinear, LogSoftmax, Normalize, NoOp]
+              for kind in (FixedAffine, FixedScale, FixedBias, RectifiedLinear, LogSoftmax, Normalize, NoOp,
+                           TimeHeightConvolution)}
+Component = Union[FixedAffine, FixedScale, FixedBias, RectifiedLinear, LogSoftmax, Normalize, NoOp,
+                  TimeHeightConvolution]
 
 
 # ---------------------------------------------------------------------------------------------------------- networks
@@ -242,28 +325,35 @@ class Network:
 
     def compute(self, feats: np.ndarray, factor: int) -> np.ndarray:
         """Outputs (ceil(T / factor), dim) float32 at every factor-th frame of features (T, dim), whose first and last
-        frame stand beyond the edges, as in Kaldi."""
+        frame stand beyond the edges, as in Kaldi; in double precision, which PyTorch is compared with."""
         rows = range(0, len(feats), factor)
         times = self._times(set(rows))
         at = {"input": sorted(times["input"])}
-        values = {"input": feats[np.clip(at["input"], 0, len(feats) - 1)]}
+        values = {"input": feats[np.clip(at["input"], 0, len(feats) - 1)].astype(np.float64)}
 
         def look_up(node: str, wanted: np.ndarray) -> np.ndarray:
             return values[node][np.searchsorted(at[node], wanted)]
 
         for name, (component, source) in self.nodes.items():
             at[name] = sorted(times[name])
-            values[name] = component(_value(_parse(source), np.array(at[name]), look_up)).astype(np.float32)
-        return look_up(self.output, np.array(rows))
+            inputs = (_value(_parse(source), np.array(at[name]) + t, look_up) for t in _frames(component))
+            values[name] = component(*inputs)
+        return look_up(self.output, np.array(rows)).astype(np.float32)
 
     def _times(self, wanted: Set[int]) -> Dict[str, Set[int]]:
         """The frames at which each node is needed for the output at some."""
         times: Dict[str, Set[int]] = {name: set() for name in ("input", *self.nodes)}
         times[self.output] |= wanted
         for name in reversed(list(self.nodes)):
-            for node, frames in _reads(_parse(self.nodes[name][1])):
-                times[node] |= {t + frames for t in times[name]}
+            component, source = self.nodes[name]
+            for node, frames in _reads(_parse(source)):
+                times[node] |= {t + frames + seen for t in times[name] for seen in _frames(component)}
         return times
+
+
+def _frames(component: Component) -> List[int]:
+    """Frames at which a component reads its input, seen from that of its answer."""
+    return getattr(component, "frames", [0])
 
 
 def _parse(text: str):

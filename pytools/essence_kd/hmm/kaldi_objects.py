@@ -6,7 +6,7 @@ base/io-funcs.cc, matrix/kaldi-matrix.cc).
 from __future__ import annotations
 
 import struct
-from typing import List, Sequence
+from typing import List, Sequence, Tuple
 
 import numpy as np
 
@@ -65,6 +65,10 @@ class BinaryReader:
     def integers(self) -> List[int]:
         """A vector of 32-bit integers."""
         return self._array("<i4", self.integer()).tolist()
+
+    def pairs(self) -> List[Tuple[int, int]]:
+        """A vector of pairs of 32-bit integers, whose number has a byte with its width, as that of integers has."""
+        return [tuple(pair) for pair in self._array("<i4", 2 * self.integer()).reshape(-1, 2).tolist()]
 
     def vector(self) -> np.ndarray:
         """A float vector, float32 or float64 (n,)."""
@@ -201,6 +205,11 @@ class ObjectWriter:
 
     def integers(self, values: Sequence[int]) -> "ObjectWriter":
         """A vector of 32-bit integers."""
+        self._parts.append(struct.pack("<bi", 4, len(values)) + np.asarray(values, dtype="<i4").tobytes())
+        return self
+
+    def pairs(self, values: Sequence[Tuple[int, int]]) -> "ObjectWriter":
+        """A vector of pairs of 32-bit integers."""
         self._parts.append(struct.pack("<bi", 4, len(values)) + np.asarray(values, dtype="<i4").tobytes())
         return self
 
