@@ -52,7 +52,8 @@ class AudioSource(FeatureSource):
         super().__init__(cuts, cmn)
         data = DataDir.load(data_dir)
         self.where, self.segments, self.channels = Path(data_dir) / "wav.scp", data.utterances(), data.channels
-        self.recordings = Recordings(data.wav_scp, self.where, options and options.sample_frequency, RECORDINGS_KEPT)
+        self.recordings = Recordings(data.wav_scp, self.where, options.sample_frequency if options else None,
+                                     RECORDINGS_KEPT)
         if options is None:
             self.recordings[next(iter(data.wav_scp))]
             options = FeatureOptions(sample_frequency=self.recordings.rate)

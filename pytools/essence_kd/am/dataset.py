@@ -241,7 +241,8 @@ class TrainingData:
     @staticmethod
     def _fill(order: np.ndarray, rows: np.ndarray, size: int) -> List[np.ndarray]:
         """Cut ``order`` (sorted by rows, ascending) into batches whose padded size stays within ``size`` rows."""
-        batches, current = [], []
+        batches: List[np.ndarray] = []
+        current: List[int] = []
         for chunk in order:
             if current and rows[chunk] * (len(current) + 1) > size:
                 batches.append(np.array(current))

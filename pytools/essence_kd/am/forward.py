@@ -151,8 +151,8 @@ def forward(model_dirs: Union[str, os.PathLike, Sequence], data_dir, **settings)
     utt1 (16, 8) float32
     utt2 (12, 8) float32
     """
-    single = isinstance(model_dirs, (str, os.PathLike))
-    return Scorer([model_dirs] if single else model_dirs, ForwardSettings(**settings)).utterances(data_dir)
+    folders = [model_dirs] if isinstance(model_dirs, (str, os.PathLike)) else model_dirs
+    return Scorer([os.fspath(folder) for folder in folders], ForwardSettings(**settings)).utterances(data_dir)
 
 
 class Scorer:

@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from essence_kd.am.cmn import Cmn, cmn_of_training
 from essence_kd.am.dataset import TrainingData
@@ -85,7 +85,8 @@ class _Loader:
     def from_archives(self, log: Callable[[str], None]) -> TrainingSets:
         """Of a Kaldi data directory."""
         s, inputs = self.settings, self.inputs
-        soft, temperature, mass = None, 1.0, None
+        soft: Any = None
+        temperature, mass = 1.0, None
         if inputs.soft is not None:
             soft, temperature, sidecar = open_soft(inputs.soft, inputs.soft_kind, self.ali_dir, self.factor)
             mass = sidecar.get("mean_mass")
@@ -104,7 +105,8 @@ class _Loader:
         cmn = cmn_of_training(s.data, lambda: FeatureSource(cuts, "none"))
         if dev is not None:
             dev = FeatureSource(dev[0], cmn), dev[1]
-        source, shares = self._source(cuts, cmn, self.data_dir), inputs.shares_of(1 + len(added))
+        source: Any = self._source(cuts, cmn, self.data_dir)
+        shares = inputs.shares_of(1 + len(added))
         if added:
             source = SourceOfSets([source, *(self._source(more.cuts, cmn, more.folder) for more in added)])
             soft = TargetsOfSets([soft, *(more.targets for more in added)], [part.ids for part in source.sources])
@@ -170,7 +172,7 @@ class _Loader:
         if self.inputs.dev_data is not None:
             cuts, labels, _ = self._labelled(self.inputs.dev_data, self.inputs.dev_ali)
             dev, divided = (FeatureSource(cuts, source.cmn), labels), False
-        dev = None if dev is None else self._data(*dev, None, preload=divided or alone)
+        dev = None if dev is None else self._data(dev[0], dev[1], None, preload=divided or alone)
         count = 0 if dev is None else len(dev.ids)
         return TrainingSets(train, dev, divided, int(self.processes.sums([count])[0]) if divided else count,
                             self.num_pdfs, source.cmn, self.tree_hash, **more)
@@ -203,7 +205,7 @@ def fingerprint(inputs: TrainInputs, settings: TrainSettings, sets: TrainingSets
     ids = hashlib.sha256("\n".join(data.ids).encode())
     ids.update(data.frames.tobytes())
     shards = _file_hash(data.source.folder / "shards.json") if data.sharded else None
-    found = {"settings": json.dumps(values, sort_keys=True), "precision": precision,
+    found: Dict[str, Union[str, float]] = {"settings": json.dumps(values, sort_keys=True), "precision": precision,
              "utterances": ids.hexdigest()[:16],
              "alignments": shards or hashlib.sha256(data.hard.tobytes()).hexdigest()[:16],
              "soft targets": "none" if inputs.soft is None else shards or _file_hash(inputs.soft),

@@ -75,7 +75,8 @@ def iter_logits(model_dir, feats_scp, only: Optional[Sequence[str]] = None) -> I
     if only is not None and not only:
         return
     with contextlib.ExitStack() as stack:
-        listed, utts = None, (utt for _, utt, _, _ in read_scp(str(feats_scp)))
+        listed = None
+        utts: Iterator[str] = (utt for _, utt, _, _ in read_scp(str(feats_scp)))
         if only is not None:
             listed = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "feats.scp"
             listed.write_text("".join(f"{utt} {place}\n" for utt, place in _lines(feats_scp, set(only))),

@@ -14,7 +14,7 @@ import json
 import operator
 from collections import OrderedDict
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
@@ -64,7 +64,8 @@ def write_shards(data_dir, ali_dir, out_dir, **options) -> dict:
     fields = {"num_pdfs": num_pdfs, "tree_hash": tree_hash(ali_dir),
               "frame_subsampling_factor": factor, "soft": None}
     cuts, _, without = attach_alignments(load_cuts(data_dir / "feats.scp"), ali_dir, num_pdfs, factor)
-    sources, targets, added = [FeatureSource(cuts, "none")], None, []
+    sources, added = [FeatureSource(cuts, "none")], []
+    targets: Any = None
     if s.soft is not None:
         targets, temperature, _ = open_soft(s.soft, s.soft_kind, ali_dir, factor)
         fields["soft"] = {"kind": s.soft_kind, "temperature": temperature}

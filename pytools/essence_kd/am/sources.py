@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -107,7 +107,7 @@ class FeatureSource:
     """Features of cuts by position, float32 (T, F), their mean removed: of nothing, the utterance, the speaker, or a
     running one."""
 
-    mixer = None  # what mixes noise into audio, in a source of audio
+    mixer: Any = None  # what mixes noise into audio, in a source of audio
 
     def __init__(self, cuts: StoredCuts, cmn: Cmn) -> None:
         check_cmn(cmn)
@@ -151,7 +151,8 @@ class FeatureSource:
 
     def _speaker_mean(self, speaker: str) -> np.ndarray:
         if speaker not in self._means:
-            total, frames = 0.0, 0
+            total: Any = 0.0
+            frames = 0
             for i in self._of_speaker[speaker]:
                 feats = self.raw(i)
                 total, frames = total + feats.sum(axis=0, dtype=np.float64), frames + len(feats)

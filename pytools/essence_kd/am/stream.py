@@ -11,7 +11,7 @@ import copy
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -63,7 +63,8 @@ class StreamingModel:
 
     def start(self) -> "Stream":
         """A new utterance."""
-        return Stream(self, [_Window(layer) if layer.lstm is None else _Memory(layer) for layer in self._layers])
+        parts: List[Any] = [_Window(layer) if layer.lstm is None else _Memory(layer) for layer in self._layers]
+        return Stream(self, parts)
 
     def _measured(self) -> List["_Layer"]:
         """The encoder's layers with what their rows depend on; as one, where it does not tell them (``stages``)."""

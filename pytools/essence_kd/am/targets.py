@@ -192,7 +192,8 @@ def open_untranscribed(sets, data_dir, cuts: StoredCuts, ali_dir, *, soft: Optio
                 raise UserError(f"{targets.scp}: no utterance {utt}, which {folder} has: make targets of all of it")
             if min_confidence is not None:
                 read = targets.read(utt, -(-int(more.frames[i]) // factor), num_pdfs)
-                if (read if targets.dense else read[1]).max(axis=1, initial=0).mean() < min_confidence:
+                probs: Any = read if targets.dense else read[1]
+                if probs.max(axis=1, initial=0).mean() < min_confidence:
                     continue
             kept.append(i)
         if not kept:

@@ -405,7 +405,8 @@ class Trainer:
 
     def _streaming(self) -> dict:
         """What model.yaml says of a running mean and of repeated frames, where the model has them."""
-        data, cmn, said = self.sets.train, self.sets.cmn, {}
+        data, cmn = self.sets.train, self.sets.cmn
+        said: Dict[str, Any] = {}
         if isinstance(cmn, OnlineMean):
             said["online_cmn"] = {**vars(cmn), "mean": list(cmn.mean)}
         if data.repeat_edges:

@@ -68,7 +68,9 @@ def run(args) -> int | None:
     if args.nj < 1:
         raise UserError(f"--nj is {args.nj}, but must be at least 1")
     args.decoder, status = hand_over(args.decoder, lambda name: _command_line(args, name))
-    return _decode(args) if status is None else status
+    if status is None:
+        _decode(args)
+    return status
 
 
 def _command_line(args, decoder: str) -> list[str]:

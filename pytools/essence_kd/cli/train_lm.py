@@ -55,5 +55,6 @@ def run(args) -> None:
     vocabulary = {word: i for i, word in enumerate(model.words)}
     for name in [args.text, *args.test]:
         sentences = text if name == args.text else lm.read_text(name, words=vocabulary, **ids)
-        value, tokens, unknown = lm.perplexity(model, [row for _, row in sentences])
-        print(f"{name}: perplexity {value:.2f} over {tokens} words and sentence ends, {unknown} unknown words left out")
+        value, tokens, left_out = lm.perplexity(model, [row for _, row in sentences])
+        print(f"{name}: perplexity {value:.2f} over {tokens} words and sentence ends, {left_out} unknown words left "
+              "out")

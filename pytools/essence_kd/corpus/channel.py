@@ -6,7 +6,7 @@ Signals are float32 at 8 kHz, full scale = 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -138,7 +138,7 @@ def record(rng: np.random.Generator, condition: Condition, voice: np.ndarray, ac
     """
     from scipy.signal import oaconvolve
 
-    drawn = {name: float(rng.uniform(*getattr(condition, name))) for name in
+    drawn: dict[str, Any] = {name: float(rng.uniform(*getattr(condition, name))) for name in
              ("snr_db", "evenness", "reverb_seconds", "direct_db", "low_hz", "high_hz", "tilt_db", "level_db")}
     drawn["noise"] = str(rng.choice(condition.noises))
     line = telephone_filter(drawn["low_hz"], drawn["high_hz"], drawn["tilt_db"])

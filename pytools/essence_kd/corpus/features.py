@@ -238,7 +238,7 @@ def _gather(path: Path, places: dict[str, Path], jobs: Sequence[tuple], results,
         lines: dict[str, str] = {}
         for job in jobs:
             with open(job[3][kind] + ".scp", encoding="utf-8") as stream:
-                lines.update(line.rstrip("\n").split(" ", 1) for line in stream)
+                lines.update((utt, place) for utt, place in (line.rstrip("\n").split(" ", 1) for line in stream))
         write_table(places[kind] / "utt2num_frames", {utt: str(frames[utt]) for utt in lines})
         write_table(places[kind] / "utt2dur", {utt: f"{seconds[utt]:.4f}" for utt in lines})
         write_table(places[kind] / "feats.scp", lines)

@@ -153,9 +153,9 @@ def plan_sessions(takes: dict[str, dict[int, list[str]]], size: Size, seed: int,
             spoken += [(name, speaker, speed, i // UTTERANCES_A_SESSION, tuple(utterances[i: i + UTTERANCES_A_SESSION]))
                        for i in range(0, len(utterances), UTTERANCES_A_SESSION)]
         lines = draw_lines(rng, CONDITIONS[corpus_set], len(spoken))
-        for (name, speaker, speed, number, utterances), (noise, snr_db) in zip(spoken, lines):
+        for (name, speaker, speed, number, spoken_there), (noise, snr_db) in zip(spoken, lines):
             babble = draw_babble(rng, pools["train"], speaker) if noise == "babble" else ()
-            sessions.append(Session(f"{name}{corpus_set.replace('_', '')}{number:05d}", corpus_set, name, utterances,
+            sessions.append(Session(f"{name}{corpus_set.replace('_', '')}{number:05d}", corpus_set, name, spoken_there,
                                     (seed, len(sessions)), speed, noise, snr_db, babble))
     return sessions
 

@@ -162,7 +162,7 @@ class Utterance:
 def make_speakers(rng: random.Random, population: Population, count: int, first: int) -> list[Speaker]:
     """``count`` speakers numbered from ``first``; every second one a woman, variants and accents in turn."""
     accents: list[str] = []
-    heard = Counter()
+    heard: Counter[str] = Counter()
     for n in range(1, count + 1):  # the accent that is furthest behind its share
         accent = max(population.accents, key=lambda a: (population.accents[a] * n - heard[a], a))
         heard[accent] += 1
@@ -348,7 +348,7 @@ def speak_calls(calls: list[Call], wav_dir: str) -> tuple[list[Utterance], dict[
     placed: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
     for call in calls:
         rng = np.random.default_rng([*call.seed, 1])
-        spoken: list[np.ndarray] = [None] * len(call.turns)  # type: ignore[list-item]
+        spoken: list[np.ndarray] = [None] * len(call.turns)
         for side in (0, 1):
             espeak.set_voice(call.sides[side].accent, call.sides[side].variant)
             for i, (who, text, _) in enumerate(call.turns):

@@ -20,7 +20,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -195,7 +195,7 @@ class ArchiveDecoder(_Named, abc.ABC):
         """
 
 
-DECODERS: "Registry[type]" = Registry("decoder", "essence_kd.decode.decoders")
+DECODERS: "Registry[Any]" = Registry("decoder", "essence_kd.decode.decoders")
 
 
 def hand_over(name: str, command: Callable[[str], list[str]]) -> tuple[str, int | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import List
+from typing import Any, Dict, List
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.options import given, tell_defaults
@@ -84,7 +84,7 @@ def add_option_arguments(parser) -> None:
 
 def decode_options(args) -> DecodeOptions:
     """DecodeOptions from --config and the options that were given. Raises UserError for what cannot be decoded with."""
-    values = {name: _numbers(value, name) if name in _LISTS else value
+    values: Dict[str, Any] = {name: _numbers(value, name) if name in _LISTS else value
               for name, value in given(args, DecodeOptions).items()}
     options = dataclasses.replace(load_settings(DecodeOptions, args.config), **values)
     options.check()

@@ -193,7 +193,8 @@ class Runner(ArchiveDecoder):
 
 def _errors(progress: DecodedSet, reference: dict[str, list[str]]) -> Grid:
     """The grid of a set that was decoded for a sweep; reference utterances without scores count as deleted."""
-    opts, errors = progress.options, collections.Counter()
+    opts = progress.options
+    errors: collections.Counter = collections.Counter()
     for utt in progress.order:
         ref, known = reference[utt], {}
         for i, scale in enumerate(opts.sweep_scales):

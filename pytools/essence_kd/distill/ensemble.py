@@ -101,7 +101,8 @@ def combine(ensemble: Ensemble, matrices: Sequence[np.ndarray], *, threads=None)
                 total += weight * np.exp(p, out=p)
         result[rows] = total
 
-    over_rows(work, *result.shape, threads)
+    frames, columns = result.shape
+    over_rows(work, frames, columns, threads)
     return result
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Callable, ClassVar, Dict, Mapping, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, ClassVar, Dict, Mapping, Optional, Tuple, Type, TypeVar, cast
 
 from essence_kd.io.registry import Registry
 from essence_kd.io.settings import from_dict
@@ -25,7 +25,7 @@ def parameter(default: Any, help: str = "", valid: Optional[Callable[[Any], bool
     return field(default=default, metadata={"help": help, "valid": valid, "wants": wants, "key": key})
 
 
-def borrowed(cls: type, name: str) -> Any:
+def borrowed(cls: Any, name: str) -> Any:
     """The same field as another class has: its default, help and check stand there."""
     theirs = cls.__dataclass_fields__[name]
     return field(default=theirs.default, metadata=theirs.metadata)
@@ -51,13 +51,14 @@ class Parametrised:
 
     def describe(self) -> Dict[str, Any]:
         """The parameters as a sidecar has them."""
-        return {part.metadata.get("key") or part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
+        fields = dataclasses.fields(cast(Any, self))
+        return {part.metadata.get("key") or part.name: getattr(self, part.name) for part in fields}
 
 
 def add_to(registry: Registry, cls: Type[T]) -> Type[T]:
     """Makes a class a dataclass and registers it by its ``name``. Raises UserError for a name that is taken."""
     cls = dataclass(frozen=True)(cls)
-    cls.parameters = tuple(part.name for part in dataclasses.fields(cls))
+    cls.parameters = tuple(part.name for part in dataclasses.fields(cast(Any, cls)))
     return registry.register(cls.name)(cls)
 
 

@@ -16,7 +16,8 @@ _STORED_ROWS = 1 << 26  # the same for kernels that read the rows from a file
 def over_many_rows(work: Callable[[slice], None], matrix: Union[np.ndarray, StoredMatrix],
                    threads: Optional[int]) -> None:
     """`over_rows` for a kernel."""
-    over_rows(work, *matrix.shape, threads, _STORED_ROWS if isinstance(matrix, StoredMatrix) else MANY_ROWS)
+    rows, columns = matrix.shape
+    over_rows(work, rows, columns, threads, _STORED_ROWS if isinstance(matrix, StoredMatrix) else MANY_ROWS)
 
 
 def whereabouts(matrix: Union[np.ndarray, StoredMatrix], rows: slice) -> Tuple[Optional[int], int, int]:

@@ -5,7 +5,7 @@ Legend: T frames, C pdfs, R rows of a block. Values are compared as float32, the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple, Union
+from typing import Any, Optional, Tuple, Union
 
 import numpy as np
 
@@ -132,7 +132,7 @@ def to_probabilities(matrix: np.ndarray, scale: Scale, *, threads: Optional[int]
     """
     matrix = as_float32(matrix)
     same = scale.plain and scale.kind == "prob"
-    result = matrix if same else np.empty_like(matrix)
+    result: Any = matrix if same else np.empty_like(matrix)
 
     def work(rows: slice) -> None:
         if same:
@@ -140,7 +140,8 @@ def to_probabilities(matrix: np.ndarray, scale: Scale, *, threads: Optional[int]
         else:
             result[rows] = scale.probabilities(matrix[rows], rows.start)
 
-    over_rows(work, *matrix.shape, threads)
+    rows, columns = matrix.shape
+    over_rows(work, rows, columns, threads)
     return result
 
 

@@ -165,6 +165,7 @@ def collect(rspecifier: str, *, kind: Optional[str] = None, alignments: Optional
     teacher_scale = Scale(teacher_kind or scale.kind)
     num_pdfs, sparse = fields.get("num_pdfs"), False
     select_seconds, selected = 0.0, 0
+    value: Any
     for number, (utt, value) in enumerate(ahead(read_dense_or_sparse(rspecifier, stored=every > 1))):
         if number % every:
             for stream in streams:

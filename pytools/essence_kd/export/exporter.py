@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional, Type
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def export(name: str, model_dir, out, graph_dir=None, settings: Optional[ExportS
     return f"{out}: {name} of {model_dir}, {size:,} bytes; largest difference to PyTorch {worst:.2g}"
 
 
-def load_source(kind: type, model_dir, graph_dir, settings: ExportSettings) -> Source:
+def load_source(kind: Type[Format], model_dir, graph_dir, settings: ExportSettings) -> Source:
     """Model, priors and graph. Raises UserError where they do not fit each other or the format cannot hold them."""
     from essence_kd.am.forward import load_model
     from essence_kd.am.models import read_model_yaml

@@ -138,7 +138,7 @@ class Format(abc.ABC):
         """
 
 
-FORMATS: "Registry[type]" = Registry("format", "essence_kd.export.formats")
+FORMATS: "Registry[Any]" = Registry("format", "essence_kd.export.formats")
 
 
 def register_format(cls):

@@ -57,7 +57,8 @@ def make_fst(src, dst, ilabel, olabel, weight, final, start: int = 0) -> Fst:
     order = np.argsort(src, kind="stable")
     columns = [np.asarray(column, dtype=dtype)[order] for column, dtype in
                ((dst, np.int32), (ilabel, np.int32), (olabel, np.int32), (weight, np.float32))]
-    return Fst(src[order], *columns, np.asarray(final, dtype=np.float32), int(start))
+    dst, ilabel, olabel, weight = columns
+    return Fst(src[order], dst, ilabel, olabel, weight, np.asarray(final, dtype=np.float32), int(start))
 
 
 def sort_arcs(fst: Fst, by: str = "ilabel") -> Fst:
@@ -156,7 +157,8 @@ def _parse_fst(data: bytes) -> Fst:
         counts, final = rows[:, 2], rows[:, 0]
     else:  # the header may not know the counts (files that were written to a pipe)
         rest = np.frombuffer(data, dtype="<u4", count=(len(data) - at) // 4, offset=at)
-        lengths, unpack, here = [], struct.Struct("<Q").unpack_from, at
+        lengths: list = []
+        unpack, here = struct.Struct("<Q").unpack_from, at
         while here < len(data) if states < 0 else len(lengths) < states:
             count, = unpack(data, here + 4)
             lengths.append(count)

@@ -170,7 +170,7 @@ def read_model(path: str | Path, phones: List[str], tree: Tree, features: Featur
         expect(reader, "<DIMENSION>")
         dim = reader.integer()
         expect(reader, "<NUMPDFS>")
-        parts = []
+        parts: list = []
         for _ in range(reader.integer()):
             expect(reader, "<DiagGMM>", "<DiagGMMBegin>")
             if expect(reader, "<GCONSTS>", "<WEIGHTS>") == "<GCONSTS>":

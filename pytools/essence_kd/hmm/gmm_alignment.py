@@ -70,7 +70,7 @@ class Aligner:
         self.frames_of = [np.concatenate([np.arange(self.span[utt].start, self.span[utt].stop)
                                           for utt, own in zip(utts, speakers) if own == speaker])
                           for speaker in self.speakers]
-        self.graphs = {utt: self.phone_graph(utt) for utt in utts}
+        self.graphs: Dict[str, Optional[PhoneGraph]] = {utt: self.phone_graph(utt) for utt in utts}
 
     def phone_graph(self, utt: str) -> Optional[PhoneGraph]:
         """The phone graph of an utterance's words; None where it has none."""
@@ -80,7 +80,9 @@ class Aligner:
 
     def set_features(self, setup: FeatureSetup) -> None:
         """Makes the features that models see from now on; speakers' transforms are forgotten."""
-        self.setup, self.transforms, self.frames = setup, None, None
+        self.setup = setup
+        self.transforms: Optional[np.ndarray] = None
+        self.frames: Optional[Frames] = None
         self.plain = self.matrix = setup.apply(self.static, *self.edges)
 
     def moments(self) -> Tuple[np.ndarray, np.ndarray, int]:
@@ -140,7 +142,7 @@ class Aligner:
         self.tids = np.zeros(len(self.matrix), dtype=np.int32)  # 0: a frame of an utterance that is not aligned
         for utt, path in self.paths.items():
             self.tids[self.span[utt]] = graphs.transition_ids(self.graphs[utt], path)
-        self.frames: Optional[Frames] = None
+        self.frames = None
         return [utt for utt in self.utts if utt not in self.paths]
 
     def silence_pdfs(self, model: Gmm) -> List[int]:
@@ -224,7 +226,7 @@ class Aligner:
         """Get ready for :meth:`align_batch`."""
         self.model = model
         self.reader.setup, self.reader.dim = model.features, model.dim
-        self.graphs: Dict[str, Optional[PhoneGraph]] = {}
+        self.graphs = {}
         self.state_graphs, self.scorer = self._graphs(model, fresh=True), Scorer(model)
 
     def align_batch(self, utts: List[str]) -> List[Tuple[str, Optional[np.ndarray]]]:

@@ -331,7 +331,8 @@ def expand_phones(fst: Fst, rows: np.ndarray, hmms: List[Optional[PhoneHmm]], tr
                 cost = transition_scale * _costs(hmm.leave[state] / away[state])
                 columns.append((base + state, ends, np.zeros(len(ends)), np.zeros(len(ends)), np.full(len(ends), cost)))
     final = np.concatenate([fst.final, np.full(next_state - fst.num_states, np.inf, dtype=np.float32)])
-    return make_fst(*(np.concatenate(parts) for parts in zip(*columns)), final=final, start=fst.start)
+    src, dst, ilabel, olabel, weight = (np.concatenate(parts) for parts in zip(*columns))
+    return make_fst(src, dst, ilabel, olabel, weight, final, fst.start)
 
 
 def add_self_loops(fst: Fst, loop_prob: np.ndarray, self_loop_scale: float) -> Fst:
@@ -372,7 +373,8 @@ def add_self_loops(fst: Fst, loop_prob: np.ndarray, self_loop_scale: float) -> F
                (new_state, shared[0], np.zeros(len(new_state)), np.zeros(len(new_state)), go[shared[1]]),
                (loop_at, loop_at, 2 * loop_unit, zeros, stay[loop_unit]))
     final = np.concatenate([final, np.full(len(new_state), np.inf)])
-    return make_fst(*(np.concatenate(parts) for parts in zip(*columns)), final=final, start=fst.start)
+    src, dst, ilabel, olabel, weight = (np.concatenate(parts) for parts in zip(*columns))
+    return make_fst(src, dst, ilabel, olabel, weight, final, fst.start)
 
 
 def trim(fst: Fst) -> Fst:

@@ -11,7 +11,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -176,7 +176,7 @@ def add_disambig(prons: List[tuple]) -> Tuple[List[tuple], int]:
     Returns the pronunciations and the largest number used (Kaldi's utils/add_lex_disambig.pl).
     """
     count: Dict[tuple, int] = {}
-    prefixes = set()
+    prefixes: Set[tuple] = set()
     for pron in prons:
         count[pron] = count.get(pron, 0) + 1
         prefixes.update(pron[:n] for n in range(len(pron)))
@@ -192,7 +192,7 @@ def add_disambig(prons: List[tuple]) -> Tuple[List[tuple], int]:
 
 
 def make_lexicon_fst(words: List[int], prons: List[List[int]], probs: List[float], *, sil_phone: int, sil_prob: float,
-                     sil_disambig: int | None = None, loops: List[Tuple[int, int]] = ()) -> Fst:
+                     sil_disambig: int | None = None, loops: Sequence[Tuple[int, int]] = ()) -> Fst:
     """L as in Kaldi's utils/lang/make_lexicon_fst.py: optional silence before the first word and after each.
 
     words: word-id of a pronunciation; prons: its phone-ids (disambiguation symbols included); probs: its probability;
@@ -208,9 +208,9 @@ def make_lexicon_fst(words: List[int], prons: List[List[int]], probs: List[float
         else:
             arcs += [(sil, states, sil_phone, 0, 0.0), (states, loop, sil_disambig, 0, 0.0)]
             states += 1
-        ends = ((loop, no_sil_cost), (sil, sil_cost))
+        ends = [(loop, no_sil_cost), (sil, sil_cost)]
     else:
-        loop, states, ends = 0, 1, ((0, 0.0),)
+        loop, states, ends = 0, 1, [(0, 0.0)]
     for word, pron, prob in zip(words, prons, probs):
         here, label, cost = loop, word, -math.log(prob)
         for phone in pron[:-1]:
@@ -221,7 +221,8 @@ def make_lexicon_fst(words: List[int], prons: List[List[int]], probs: List[float
     arcs += [(loop, loop, phone, word, 0.0) for phone, word in loops]
     final = np.full(states, np.inf)
     final[loop] = 0.0
-    return sort_arcs(make_fst(*np.array(arcs, dtype=np.float64).T, final=final), "olabel")
+    src, dst, ilabel, olabel, cost = np.array(arcs, dtype=np.float64).T
+    return sort_arcs(make_fst(src, dst, ilabel, olabel, cost, final), "olabel")
 
 
 def linear_topology(num_states: int) -> Topology:
@@ -414,7 +415,7 @@ def _write_lang(out: Path, dictionary: Dictionary, lexicon: List[Pronunciation],
     (out / "topo").write_text(format_topology([
         ([phone_ids[p] for p in nonsilence], linear_topology(num_nonsil_states)),
         ([phone_ids[p] for p in silence], silence_topology(num_sil_states))]))
-    shared = dict(words=[word_ids[p.word] for p in lexicon], probs=[p.prob for p in lexicon],
+    shared: Dict[str, Any] = dict(words=[word_ids[p.word] for p in lexicon], probs=[p.prob for p in lexicon],
                   sil_phone=phone_ids[dictionary.optional_silence], sil_prob=sil_prob)
     write_fst(out / "L.fst", make_lexicon_fst(prons=[[phone_ids[p] for p in pron] for pron in prons], **shared))
     write_fst(out / "L_disambig.fst", make_lexicon_fst(

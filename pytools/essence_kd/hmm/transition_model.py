@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Tuple, Union
 
 import numpy as np
 
@@ -175,7 +175,7 @@ def read_model_file(path: str | Path):
         raise UserError(f"{path}: {error.strerror}: this model cannot be read") from None
     try:
         if data[:2] == b"\0B":
-            reader = BinaryReader(data)
+            reader: Union[BinaryReader, TextReader] = BinaryReader(data)
         else:
             if b"</TransitionModel>" not in data:
                 raise ValueError("there is no </TransitionModel>")

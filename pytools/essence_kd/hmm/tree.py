@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def leaves(node: Node) -> List[int]:
     return out
 
 
-def map_leaves(node: Node, new: Dict[int, Node]) -> Node:
+def map_leaves(node: Node, new: Mapping[int, Node]) -> Node:
     """A copy in which each leaf that `new` names is what it names."""
     if isinstance(node, Split):
         return Split(node.key, node.values, map_leaves(node.yes, new), map_leaves(node.no, new))

@@ -308,7 +308,7 @@ def _merge_leaves(node: Node, stats: TreeStats, at_root: np.ndarray, threshold: 
             break
         for _ in range(surplus):
             min(roots, key=lambda line: line[1].least)[1].merge()
-        merged = {}
+        merged: Dict[int, int] = {}
         for names, clusters in roots:
             while not fewer and clusters.least <= threshold:
                 clusters.merge()

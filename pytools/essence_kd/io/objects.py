@@ -55,10 +55,10 @@ def read_matrix(source: Source | Mapped, stored: bool = False) -> np.ndarray | S
     Every float matrix of the package is read here. With `stored`, a large FM of a file is left there.
     """
     if not _is_binary(source):
-        rows = [_text_numbers(line, np.float32) for line in _text_object(source).split("\n") if line.strip()]
-        if len({len(row) for row in rows}) > 1:
+        lines = [_text_numbers(line, np.float32) for line in _text_object(source).split("\n") if line.strip()]
+        if len({len(line) for line in lines}) > 1:
             raise ValueError("rows of different lengths")
-        return np.vstack(rows) if rows else np.zeros((0, 0), np.float32)
+        return np.vstack(lines) if lines else np.zeros((0, 0), np.float32)
     token, rows, cols, least, span = _matrix_header(source)
     if token.startswith(b"C"):
         return _uncompressed(source, token, rows, cols, np.float32(least), np.float32(span))
@@ -186,11 +186,11 @@ def int32_array(numbers: list) -> np.ndarray:
     return np.array(numbers, dtype=np.int32)
 
 
-def _is_binary(source: Source) -> bool:
+def _is_binary(source: Source | Mapped) -> bool:
     return source.peek(2).tobytes() == b"\0B"
 
 
-def _text_object(source: Source) -> str:
+def _text_object(source: Source | Mapped) -> str:
     """The text up to the closing bracket, without brackets; the rest of the line is consumed."""
     count = source.find(b"]")
     if count < 0:

@@ -138,6 +138,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
                 running[ours] = (index, process)
             if not running:
                 return results
+            pipe: Any
             for pipe in wait(list(running)):
                 index, process = running.pop(pipe)
                 try:
@@ -250,7 +251,8 @@ class Workers:
             finally:
                 idle.put(member)
 
-        threads, waiting = ThreadPoolExecutor(len(members)), deque()
+        threads = ThreadPoolExecutor(len(members))
+        waiting: deque = deque()
         try:
             for item in items:
                 waiting.append((item, threads.submit(call, item)))
@@ -307,7 +309,7 @@ def in_turn(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iter
     Items are taken one after the other, so that the iterator need not know of threads, and no further ahead than twice
     the threads. The first exception, of an item or of the work on it, is raised in its turn, and ends it.
     """
-    items = iter(items)
+    source = iter(items)
     order: queue.SimpleQueue = queue.SimpleQueue()  # for each item that was begun, a queue that will hold its result
     taking, slots, stop = threading.Lock(), threading.Semaphore(2 * threads), threading.Event()
     end: Any = object()
@@ -322,7 +324,7 @@ def in_turn(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iter
                     order.put(result)
                     item = end
                     try:
-                        item = next(items, end)
+                        item = next(source, end)
                     finally:
                         if item is end:
                             stop.set()  # nothing comes after it
@@ -350,8 +352,8 @@ def in_turn(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iter
         until = time.monotonic() + 2.0  # one may be waiting for a pipe; an interrupt does not wait with it
         for helper in helpers:
             helper.join(max(0.0, until - time.monotonic()))
-        if hasattr(items, "close") and not any(helper.is_alive() for helper in helpers):
-            items.close()
+        if hasattr(source, "close") and not any(helper.is_alive() for helper in helpers):
+            source.close()
 
 
 def ahead(items: Iterable[_T]) -> Iterator[_T]:

@@ -19,7 +19,7 @@ from essence_kd.io import compact
 from essence_kd.io.errors import UserError
 from essence_kd.io.kernels import kernels, pointer
 from essence_kd.io.objects import int32_array
-from essence_kd.io.sources import Mapped, Truncated, guarded, open_object
+from essence_kd.io.sources import Mapped, Source, Truncated, guarded, open_object
 from essence_kd.io.specifiers import parse_span
 from essence_kd.io.tables import ScpTable, TableWriter, read_table
 
@@ -62,7 +62,8 @@ class Posterior:
     @classmethod
     def from_fixed(cls, ids: np.ndarray, probs: np.ndarray) -> "Posterior":
         """From ids and probs of shape (T, k)."""
-        return cls._of(*ids.shape, np.ascontiguousarray(ids, np.int32).reshape(-1),
+        frames, k = ids.shape
+        return cls._of(frames, k, np.ascontiguousarray(ids, np.int32).reshape(-1),
                        np.ascontiguousarray(probs, np.float32).reshape(-1))
 
     @classmethod
@@ -504,7 +505,7 @@ class PosteriorTable(ScpTable):
         return post[start:stop]
 
     @staticmethod
-    def _part(source: Mapped, start: int, stop: int) -> Posterior | None:
+    def _part(source: Source | Mapped, start: int, stop: int) -> Posterior | None:
         """The frames of an utterance with a fixed stride; None when it has none or the range is outside."""
         head = source.peek(6).tobytes()
         if head[:2] != b"\0B" or start < 0 or stop < start:

@@ -7,6 +7,7 @@ imported when a name is looked up that the package does not have.
 """
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -75,7 +76,7 @@ def _place(entry: Any) -> str:
 def _import_named() -> None:
     """The modules that the environment variable names."""
     for name in filter(None, (part.strip() for part in os.environ.get(PLUGINS, "").split(","))):
-        _load(f"{PLUGINS}: {name}", lambda name=name: importlib.import_module(name))
+        _load(f"{PLUGINS}: {name}", functools.partial(importlib.import_module, name))
 
 
 def _import_installed() -> None:

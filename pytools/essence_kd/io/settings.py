@@ -10,7 +10,7 @@ import dataclasses
 import math
 import reprlib
 import typing
-from typing import Any, Iterable, Optional, Type, TypeVar
+from typing import Any, Iterable, Optional, Type, TypeVar, cast
 
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import write_text
@@ -84,7 +84,8 @@ def _count(value: Any, known: dict[int, int]) -> int:
 def from_dict(cls: Type[T], values: dict, where: str) -> T:
     """Build ``cls`` from a mapping; ``where`` (a file name) starts every message."""
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    fields = dataclasses.fields(cast(Any, cls))
+    names = [field.name for field in fields]
     built = {}
     for key, value in values.items():
         if key not in names:
@@ -97,7 +98,7 @@ def from_dict(cls: Type[T], values: dict, where: str) -> T:
     try:
         return cls(**built)
     except TypeError:
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in built
+        missing = [f.name for f in fields if f.name not in built
                    and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
         raise UserError(f"{where}: missing key '{missing[0]}'") from None
 
@@ -142,7 +143,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise UserError(f"{where}: expected a group of settings, found {_name(value)}")
-        return from_dict(kind, value, where)
+        return from_dict(cast(Type, kind), value, where)
     if origin is list:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{where}: expected a list, found {_name(value)}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from typing import BinaryIO
+from typing import Any, BinaryIO, List
 
 import numpy as np
 
@@ -28,7 +28,8 @@ def read_sound(stream: BinaryIO, name: str) -> tuple[int, np.ndarray]:
     far beyond full scale that they must have another range.
     """
     with _opened(stream, name) as sound:
-        blocks, kind = [], "int16" if sound.subtype in _EXACT else "float32"
+        blocks: List[np.ndarray] = []
+        kind = "int16" if sound.subtype in _EXACT else "float32"
         while not blocks or len(blocks[-1]):
             try:
                 block = sound.read(BLOCK // sound.channels, dtype=kind, always_2d=True)
@@ -59,7 +60,7 @@ def sound_info(stream: BinaryIO, name: str) -> tuple[int, int, int]:
     return rate, samples.shape[1], len(samples)
 
 
-def _opened(stream: BinaryIO, name: str):
+def _opened(stream: Any, name: str):
     """A soundfile.SoundFile that is read forwards. Raises UserError."""
     try:
         import soundfile

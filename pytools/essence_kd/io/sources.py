@@ -67,7 +67,8 @@ class Command:
         self._relay.start()
 
     def _relay_stderr(self) -> None:
-        with io.BufferedReader(self.process.stderr) as stream:
+        errors: Any = self.process.stderr
+        with io.BufferedReader(errors) as stream:
             for line in stream:
                 text = line.decode("utf-8", "replace")
                 self._tail.append(text.rstrip())
@@ -261,7 +262,7 @@ class Source:
             have += got
         return out
 
-    def find(self, wanted: bytes) -> int:
+    def find(self: Any, wanted: bytes) -> int:
         """How many bytes come before the next occurrence of the byte `wanted`; -1 when none comes."""
         size, start = 1 << 12, 0
         while True:
@@ -504,7 +505,7 @@ def read_key(source: Source) -> str | None:
     return key
 
 
-def guarded(read_object: Callable[[Source], Any], source: Source, key: str, what: str) -> Any:
+def guarded(read_object: Callable[[Any], Any], source: Source | Mapped, key: str, what: str) -> Any:
     """`read_object(source)` with every way of failing turned into one message."""
     try:
         return read_object(source)
@@ -512,7 +513,7 @@ def guarded(read_object: Callable[[Source], Any], source: Source, key: str, what
         raise _unreadable(source, key, what, error) from error
 
 
-def _unreadable(source: Source, key: str, what: str, error: Exception) -> UserError:
+def _unreadable(source: Source | Mapped, key: str, what: str, error: Exception) -> UserError:
     source.failed_command()
     if source.name.endswith((".scp", ".scp.gz")):
         return UserError(f"{source.name}: utterance {key}: not a readable {what}; is it an index? (scp:{source.name})")

@@ -26,8 +26,8 @@ class Specifier(NamedTuple):
 
 def indexed(ark: str | os.PathLike, scp: str | os.PathLike) -> Specifier:
     """``ark,scp:ARK,SCP`` of two files whatever their names, which that syntax would divide at the first comma."""
-    names = (os.fspath(name) for name in (ark, scp))
-    return Specifier(*(f"./{name}" if name.startswith(("|", "-")) else name for name in names), frozenset())
+    first, second = (f"./{name}" if name.startswith(("|", "-")) else name for name in (os.fspath(ark), os.fspath(scp)))
+    return Specifier(first, second, frozenset())
 
 
 def check_name(path: str) -> None:

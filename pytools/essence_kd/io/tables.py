@@ -10,7 +10,7 @@ import io
 import os
 import struct
 import sys
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, TypeVar
 
 import numpy as np
 
@@ -147,11 +147,8 @@ class ScpTable:
         except KeyError:
             raise UserError(f"{self.name}: no utterance {utt}") from None
 
-    def _read(self, source) -> Any:
-        raise NotImplementedError
-
-    def _cut(self, value: Any, span: str) -> Any:
-        raise NotImplementedError
+    _read: Callable[..., Any]  # of a source
+    _cut: Callable[[Any, str], Any]  # of an object and a range
 
     def __getitem__(self, utt: str) -> Any:
         file, span = self.line(utt)
@@ -205,6 +202,9 @@ class IntVectorTable(ScpTable):
     _cut = staticmethod(cut_vector)
 
 
+_Writer = TypeVar("_Writer", bound="TableWriter")
+
+
 class TableWriter:
     """Writes (utterance, object) pairs; a context manager.
 
@@ -247,7 +247,7 @@ class TableWriter:
             raise UserError(f"{path}: is a directory")
         staged = path if special else staging_path(path)
         try:
-            stream = open(staged, "wb", buffering=BLOCK)
+            stream: Any = open(staged, "wb", buffering=BLOCK)
         except OSError as error:
             raise writing_failed(path, error) from error
         if path.endswith(".gz") and not special:
@@ -255,7 +255,7 @@ class TableWriter:
         self._staged.append(("" if special else staged, path, stream))
         return stream
 
-    def __enter__(self) -> "TableWriter":
+    def __enter__(self: _Writer) -> _Writer:
         return self
 
     def __exit__(self, exc_type, exc, trace) -> None:
@@ -386,9 +386,9 @@ class MatrixWriter(TableWriter):
         if self.text:
             rows = "".join("\n  " + _text_row(row) for row in array) if len(array) else " "
             return [f" [{rows}]\n".encode("ascii")]
-        rows, cols = array.shape if array.size else (0, 0)
+        height, width = array.shape if array.size else (0, 0)
         token = b"FM " if array.dtype.itemsize == 4 else b"DM "
-        return [b"\0B" + token + struct.pack("<bibi", 4, rows, 4, cols), _payload(array)]
+        return [b"\0B" + token + struct.pack("<bibi", 4, height, 4, width), _payload(array)]
 
 
 class VectorWriter(TableWriter):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from essence_kd.am.settings import TrainSettings
 from essence_kd.decode.decoder import DECODERS
@@ -123,7 +123,8 @@ def _main_targets(builder: _Builder, base: Sequence[EssenceSettings], post_keep:
                   dense: bool) -> List[Target]:
     """Stage 6 and 7 of the main run: every label if ``dense``, the wide archive, and essence targets, which are
     returned."""
-    common = {"teachers": builder.teachers, "combine": builder.combine, "sets": builder.sets, "stage": 6}
+    common: Dict[str, Any] = {"teachers": builder.teachers, "combine": builder.combine, "sets": builder.sets,
+                              "stage": 6}
     if not fuse:
         if dense:
             builder.target(Target("full", "dense", f"{POSTERIORS}/full.scp", "all", "every soft label", **common))
@@ -152,7 +153,7 @@ def _main_systems(builder: _Builder, students: Sequence[str], essences: Sequence
     for number, model in enumerate(students):
         suffix = f"_{model.replace('student_', '', 1)}" if number else ""
         note = f", {model}" if number else ""
-        common = {"model": model, "seed": builder.seed}
+        common: Dict[str, Any] = {"model": model, "seed": builder.seed}
         twin = builder.train(System(f"baseline{suffix}", "twin", f"Baseline{note}", NETWORKS, True, **common))
         common["twin"] = twin
         found, wanted = [], []
@@ -167,8 +168,8 @@ def _main_systems(builder: _Builder, students: Sequence[str], essences: Sequence
             if builder.untranscribed:
                 found.append(builder.with_untranscribed(found[-1], target))
         of_first.append(tuple(found))
-    for found in of_first:
-        for system in found:
+    for systems in of_first:
+        for system in systems:
             builder.train(system)
 
 
@@ -190,7 +191,7 @@ def _ablation(builder: _Builder, points: Sequence[Tuple[GridPoint, List[int]]], 
                                                 keep=False, source=None if run_teachers else _source(settings)))
         told = {**to_dict(settings), "teachers": list(point.teachers), "loss": point.loss, "student": point.student,
                 **({"untranscribed": True} if point.untranscribed else {})}
-        entry = Point(point.name, point.title, told, target and target.name)
+        entry = Point(point.name, point.title, told, target.name if target else None)
         found.append(entry)
         turns += [(turn, seed, point, target, entry) for turn, seed in enumerate(seeds)]
     for _, seed, point, target, entry in sorted(turns, key=lambda row: row[0]):

@@ -6,7 +6,7 @@ import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List
 
 from essence_kd.hmm.gmm_kinds import DEFAULT, KINDS
 from essence_kd.io.errors import UserError
@@ -90,10 +90,11 @@ def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:
         pairs[name] = dict(parts)
     if size in found["sizes"].split():
         _check_sets(path, found, **pairs)
-    return Recipe(
-        path=path, **pairs, **{name: found[name] for name in (*TEXT, "train_set", "dev_set", "teachers")},
-        **{name: int(found[name]) for name in NUMBERS},
-        **{name: found[name].split() for name in ("sizes", "engines", "eval_sets", "untranscribed_sets", "options")})
+    values: Dict[str, Any] = {name: found[name] for name in (*TEXT, "train_set", "dev_set", "teachers")}
+    values.update((name, int(found[name])) for name in NUMBERS)
+    for name in ("sizes", "engines", "eval_sets", "untranscribed_sets", "options"):
+        values[name] = found[name].split()
+    return Recipe(path=path, **pairs, **values)
 
 
 def _check_sets(path: Path, found: Dict[str, str], labels: Dict[str, str], teacher_hears: Dict[str, str]) -> None:

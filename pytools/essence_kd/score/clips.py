@@ -34,7 +34,8 @@ def load_clips(data_dir: Path, wanted: Sequence[tuple[str, str]]) -> dict[tuple[
     clips: dict[tuple[str, str], str] = {}
     for name in dict.fromkeys(n for n, _ in wanted):
         recordings = Recordings(read_wav_scp(data_dir / name / "wav.scp"), data_dir / name / "wav.scp")
-        segments, channels = {}, {}
+        segments: dict[str, tuple[str, float, float]] = {}
+        channels: dict[str, int] = {}
         if (data_dir / name / "segments").exists():
             segments, channels = read_segments(data_dir / name / "segments")
         for utt in (u for n, u in wanted if n == name):

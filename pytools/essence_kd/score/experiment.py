@@ -292,10 +292,10 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None) -> E
             system.params = int(params)
     for path in (exp_dir / "ali" / "num_pdfs", exp_dir / "gmm" / "num_pdfs"):
         if path.exists():
-            first = next((line for _, line in read_lines(path)), "")
-            if not is_number(first):
-                raise UserError(f"{path}: expected a whole number, got '{first}'; run stage 4 again")
-            exp.num_pdfs = int(first)
+            told = next((line for _, line in read_lines(path)), "")
+            if not is_number(told):
+                raise UserError(f"{path}: expected a whole number, got '{told}'; run stage 4 again")
+            exp.num_pdfs = int(told)
             break
     decoders = sorted({d["decoder"] for s in exp.systems.values() for d in s.decodes.values() if d.get("decoder")})
     exp.decoder = "+".join(decoders) or None

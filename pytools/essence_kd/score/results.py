@@ -113,9 +113,9 @@ class Analysis:
                 self.samples[system.name, name] = 100.0 * errors[:, i] / words
         if len(exp.test_sets) > 1:
             words = sum(sums[t][1] for t in exp.test_sets)
-            for system in exp.systems:
-                if all(system in sums[t][0] for t in exp.test_sets):
-                    self.samples[system, TOTAL] = 100.0 * sum(sums[t][0][system] for t in exp.test_sets) / words
+            for key in exp.systems:
+                if all(key in sums[t][0] for t in exp.test_sets):
+                    self.samples[key, TOTAL] = 100.0 * sum(sums[t][0][key] for t in exp.test_sets) / words
         self.columns = exp.test_sets + ([TOTAL] if len(exp.test_sets) > 1 else []) \
             + [s for s in exp.sets if s not in exp.test_sets]
 

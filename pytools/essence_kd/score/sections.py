@@ -70,7 +70,8 @@ def _wer(content: Content) -> Values:
     for name, system in exp.systems.items():
         here, mark = shown(exp, name), ""
         if name in drawn:
-            mark = axis.mark(*(drawn[name][key] for key in ("wer", "low", "high")), here.css)
+            at = drawn[name]
+            mark = axis.mark(at["wer"], at["low"], at["high"], here.css)
         rows.append({"system": here, "params": system.params, "mark": mark,
                      "rule": previous not in (None, group(exp, name)), "cells": [rated[name, c] for c in columns]})
         previous = group(exp, name)
@@ -86,7 +87,7 @@ def _hub5(content: Content) -> Values | None:
     exp, members = content.exp, content.analysis.members
     columns = [c for c in exp.test_sets + [TOTAL] if c in content.analysis.columns
                and any(s.hub5_counts(members(c)) for s in exp.systems.values())]
-    rows = [{"system": shown(exp, name), "cells": [system.hub5_counts(members(c)) for c in columns]}
+    rows: list[Values] = [{"system": shown(exp, name), "cells": [system.hub5_counts(members(c)) for c in columns]}
             for name, system in exp.systems.items()]
     words = [(c, next(r["cells"][i].words for r in reversed(rows) if r["cells"][i])) for i, c in enumerate(columns)]
     return {"columns": columns, "rows": rows, "words": words, "rules": hub5_header(exp)} if columns else None

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import List
+from typing import Any, Dict, List
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ class Encoder(nn.Module):
     def __init__(self, settings: CnnTdnnSettings, feat_dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        common = {"norm": settings.norm, "dropout": settings.dropout}
+        common: Dict[str, Any] = {"norm": settings.norm, "dropout": settings.dropout}
         self.convolutions = Convolutions(settings.channels, settings.freq_strides, feat_dim, factor)
         self.project = Tdnn(self.convolutions.output_dim, settings.hidden, [0], **common)
         self.layers = nn.ModuleList(

@@ -15,7 +15,7 @@ output, where they are not those of its parts (linear, convolution, LSTM).
 """
 from __future__ import annotations
 
-from typing import Callable, Type, TypeVar
+from typing import Any, Callable, Type, TypeVar
 
 from torch import nn
 
@@ -25,7 +25,7 @@ from essence_kd.io.registry import Registry
 from essence_kd.io.settings import from_dict, to_dict
 
 T = TypeVar("T", bound=Type[nn.Module])
-ARCHITECTURES: Registry[Type[nn.Module]] = Registry("architecture", "essence_kd.am.models")
+ARCHITECTURES: Registry[Any] = Registry("architecture", "essence_kd.am.models")
 
 
 def register_model(name: str) -> Callable[[T], T]:

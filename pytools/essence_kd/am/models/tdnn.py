@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import List
+from typing import Any, Dict, List
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ class Encoder(nn.Module):
     def __init__(self, settings: TdnnSettings, feat_dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        common = {"norm": settings.norm, "dropout": settings.dropout}
+        common: Dict[str, Any] = {"norm": settings.norm, "dropout": settings.dropout}
         layers = [Tdnn(feat_dim, settings.hidden, settings.input_offsets, stride=factor, **common)]
         for d in settings.dilations:
             layers.append(Tdnn(settings.hidden, settings.hidden, [-d, 0, d] if d else [0], **common))

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import List
+from typing import Any, Dict, List
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ class Encoder(nn.Module):
     def __init__(self, settings: TdnnFSettings, feat_dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        common = {"norm": settings.norm, "dropout": settings.dropout}
+        common: Dict[str, Any] = {"norm": settings.norm, "dropout": settings.dropout}
         self.input = Tdnn(feat_dim, settings.hidden, settings.input_offsets, stride=factor, **common)
         self.layers = nn.ModuleList(FactoredTdnn(settings.hidden, settings.bottleneck, d, bypass=settings.bypass,
                                                  **common) for d in settings.dilations)

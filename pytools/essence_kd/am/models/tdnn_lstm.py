@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import List
+from typing import Any, Dict, List
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ class Encoder(nn.Module):
     def __init__(self, settings: TdnnLstmSettings, feat_dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        common = {"norm": settings.norm, "dropout": settings.dropout}
+        common: Dict[str, Any] = {"norm": settings.norm, "dropout": settings.dropout}
         self.input = FrontEnd(settings, feat_dim, factor, **common)
         self.tdnn, self.lstm, self.norm = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         dim = settings.hidden

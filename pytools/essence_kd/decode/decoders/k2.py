@@ -259,7 +259,7 @@ class K2Decoder(Decoder):
         with torch.no_grad():
             found = self._search(batch, widen)
             _, arcs = self._splits(found)
-            answer = [[[] for _ in scales] if arcs[row + 1] > arcs[row] else None for row in range(len(batch))]
+            answer: list = [[[] for _ in scales] if arcs[row + 1] > arcs[row] else None for row in range(len(batch))]
             acoustic = (found.scores - found.graph_scores
                         + self.options.word_insertion_penalty * found.penalised) / self.options.acoustic_scale
             for i, scale in enumerate(scales):

@@ -176,7 +176,7 @@ def soft_target(logits: Tensor, ids: Optional[Tensor], probs: Tensor, temperatur
     if isinstance(mass, str):
         if mass not in MASS_RULES:
             raise ValueError(f"mass must be one of {', '.join(MASS_RULES.names())}, not {mass!r}")
-        mass = MASS_RULES.get(mass)()
+        return MASS_RULES.get(mass)().target(probs)
     return mass.target(probs)
 
 

@@ -50,4 +50,5 @@ class MinPost(PrefixRule):
             parts[rows.start] = rows.start + row, column, x[row, column]
 
         over_rows(work, frames, columns, threads)
-        return sort_entries(*put_together(parts), frames)
+        row, column, kept = put_together(parts)
+        return sort_entries(row, column, kept, frames)

@@ -75,7 +75,7 @@ class Onnx(Format):
         (folder / self.file).write_bytes(self._bytes())
         ends = front_end(settings)
         known = source.model.feat_dim == ends.num_mel_bins_fbank
-        self.score = None
+        self.score: Any = None
         return Written(README.format(
             file=self.file, arch=source.about["arch"], num_pdfs=source.model.num_pdfs, feat_dim=source.model.feat_dim,
             factor=source.factor, row_ms=source.row_ms, acoustic_scale=settings.acoustic_scale,

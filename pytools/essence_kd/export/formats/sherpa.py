@@ -12,7 +12,7 @@ What the search of sherpa-onnx does, and what is made for it:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import List, Tuple
+from typing import Any, List, Tuple
 
 import numpy as np
 
@@ -91,7 +91,8 @@ class Sherpa(Format):
         from essence_kd.export.exporter import front_end
 
         source, settings = self.source, self.settings
-        self.file, self.running = "model.int8.onnx" if settings.int8 else "model.onnx", None
+        self.file = "model.int8.onnx" if settings.int8 else "model.onnx"
+        self.running: Any = None
         self.widen, num_pdfs = BEAM / settings.beam, source.model.num_pdfs
         erased, between = free_marks(source.graph.words)
         free = without_epsilons(source.graph)
