@@ -39,16 +39,17 @@ class KaldiFormat(Format):
         from essence_kd.export.nnet3_model import nnet3_network
 
         source = self.source
-        self.cmn = cmn_of_model(source.about, source.model_dir)
-        if isinstance(self.cmn, OnlineMean) and self.cmn.look_ahead:
-            raise UserError(f"{source.model_dir / 'model.yaml'}: the running mean looks {self.cmn.look_ahead} frames "
-                            "ahead, which Kaldi's does not: train with data.cmn_look_ahead=0")
+        self.model_cmn: Any = cmn_of_model(source.about, source.model_dir)
+        if isinstance(self.model_cmn, OnlineMean) and self.model_cmn.look_ahead:
+            raise UserError(f"{source.model_dir / 'model.yaml'}: the running mean looks {self.model_cmn.look_ahead} "
+                            "frames ahead, which Kaldi's does not: train with data.cmn_look_ahead=0")
         dim = source.model.feat_dim
         self.feature_map = dct_matrix(dim, dim) if self.features == "mfcc" else None
         self.network = nnet3_network(source.model, source.about["arch"], self.feature_map)
         self.trained_edges = source.model.edge_rows
         # Kaldi sees the first and the last frame beyond the edges, as far as the network looks
-        self.edge_rows = tuple(-(-frames // source.factor) for frames in self.network.context())
+        left, right = self.network.context()
+        self.edge_rows = -(-left // source.factor), -(-right // source.factor)
         source.model.edge_rows = self.edge_rows
 
     def write_model(self, path: Path) -> None:
@@ -101,7 +102,8 @@ class KaldiFormat(Format):
 
     def write_global_mean(self, path: Path) -> None:
         """Statistics of the mean that a running mean begins with, a matrix of Kaldi's (2, dim + 1)."""
-        mean, var = np.array(self.cmn.mean), 1 / np.square(self.source.model.feat_inv_std.numpy().astype(np.float64))
+        mean = np.array(self.model_cmn.mean)
+        var = 1 / np.square(self.source.model.feat_inv_std.numpy().astype(np.float64))
         if self.feature_map is not None:
             mean, var = mean @ self.feature_map, var @ np.square(self.feature_map)
         stats = np.stack([np.append(mean, 1), np.append(var + mean * mean, 0)])
@@ -140,7 +142,7 @@ class KaldiFormat(Format):
         network, log_priors = self._reader
         if self.feature_map is not None:
             feats = (feats @ self.feature_map).astype(np.float32)
-        cmn = self.cmn
+        cmn = self.model_cmn
         if isinstance(cmn, OnlineMean) and self.feature_map is not None:
             cmn = OnlineMean(cmn.prior, cmn.window, 0, tuple((np.array(cmn.mean) @ self.feature_map).tolist()))
         scores = network.compute(without_mean(feats, cmn), self.source.factor)

@@ -80,7 +80,8 @@ def kaldi_graph(graph: Graph, where, word_insertion_penalty: float = 0.0) -> Tup
     plain = into == 0
     final[other[plain]] = graph.final[plain]
     final[np.searchsorted(keys, ends.astype(np.int64) * width + end)] = graph.final[ends]
-    return trim(make_fst(*(np.concatenate(column) for column in columns), final, int(other[0]))), transitions
+    src, dst, ilabel, olabel, weight = (np.concatenate(column) for column in columns)
+    return trim(make_fst(src, dst, ilabel, olabel, weight, final, int(other[0]))), transitions
 
 
 def _transition_model(graph: Graph, end: int, used: np.ndarray):

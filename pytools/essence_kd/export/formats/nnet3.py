@@ -65,7 +65,7 @@ class Nnet3(KaldiFormat):
         from essence_kd.export.exporter import front_end
 
         s, about = self.settings, self.source.about
-        kind, online = about["cmn"], isinstance(self.cmn, OnlineMean)
+        kind, online = about["cmn"], isinstance(self.model_cmn, OnlineMean)
         self.write_graph(folder / "graph")
         self.write_model(folder / "final.mdl")
         write_text(folder / "phones.txt", (folder / "graph" / "phones.txt").read_text(encoding="utf-8"))
@@ -78,9 +78,9 @@ class Nnet3(KaldiFormat):
         text = f"--norm-means={str(kind != 'none').lower()} --norm-vars=false"
         more = {"feature-type": "fbank", "fbank-config": "conf/fbank.conf"}
         if online:
-            window = self.cmn.window
+            window = self.model_cmn.window
             options = {"norm-vars": False, "cmn-window": window, "speaker-frames": window,
-                       "global-frames": min(self.cmn.prior, window)}
+                       "global-frames": min(self.model_cmn.prior, window)}
             write_options(folder / "conf" / "online_cmvn.conf", options)
             text = (folder / "conf" / "online_cmvn.conf").read_text(encoding="utf-8").replace("\n", " ").strip()
             write_text(folder / "online_cmvn", "true\n")

@@ -50,11 +50,11 @@ class Vosk(KaldiFormat):
     def check(self) -> None:
         """Also that the running mean is the one that Vosk has."""
         super().check()
-        if isinstance(self.cmn, OnlineMean) and \
-                (self.cmn.prior, self.cmn.window) != (DataSettings.cmn_prior, DataSettings.cmn_window):
+        if isinstance(self.model_cmn, OnlineMean) and \
+                (self.model_cmn.prior, self.model_cmn.window) != (DataSettings.cmn_prior, DataSettings.cmn_window):
             raise UserError(
-                f"{self.source.model_dir / 'model.yaml'}: the running mean is of {self.cmn.window} frames and a prior "
-                f"of {self.cmn.prior}, and Vosk's, which cannot be set, of {DataSettings.cmn_window} and "
+                f"{self.source.model_dir / 'model.yaml'}: the running mean is of {self.model_cmn.window} frames and a "
+                f"prior of {self.model_cmn.prior}, and Vosk's, which cannot be set, of {DataSettings.cmn_window} and "
                 f"{DataSettings.cmn_prior}: train with these, as conf/models/student_tdnn_online.yaml does")
 
     def write(self, folder: Path) -> Written:
@@ -66,7 +66,7 @@ class Vosk(KaldiFormat):
         self.write_model(folder / "am" / "final.mdl")
         self.write_features(folder / "conf" / "mfcc.conf", ends)
         write_options(folder / "conf" / "model.conf", {**self.search_options(), **ENDPOINTS})
-        if isinstance(self.cmn, OnlineMean):
+        if isinstance(self.model_cmn, OnlineMean):
             self.write_global_mean(folder / "am" / "global_cmvn.stats")
         return Written(README.format(arch=self.source.about["arch"], num_pdfs=self.source.model.num_pdfs,
                                      rate=ends.sample_frequency, edges=self.edges_text()), {"model": "am/final.mdl"})
