@@ -96,6 +96,7 @@ NEEDS = {  # name: what it is, and a function that says why it is not here
     "clang": ("clang with libFuzzer and sanitizers", lambda: _programs("clang libclang-rt-dev", "clang")),
     "python": ("a program called python, which Kaldi's recipes start",
                lambda: _programs("python-is-python3", "python")),
+    "debootstrap": ("debootstrap and git", lambda: _programs("debootstrap git", "debootstrap", "git")),
     "mount": ("leave to mount file systems", _mount),
     "gpu": ("a GPU that torch can use", _gpu),
     "setuptools": ("setuptools and pip", lambda: next((f"no package {name}" for name in ("setuptools", "pip")

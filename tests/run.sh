@@ -35,6 +35,10 @@ elif command -v shellcheck >/dev/null; then
 else
   echo "$0: shellcheck is not installed: the shell scripts were not linted" >&2
 fi
+if [ ${#places[@]} -eq 0 ]; then # pyproject.toml has their settings
+  "$ESSENCE_PYTHON" -m ruff check --quiet --cache-dir "$WORK_DIR/.cache/ruff"
+  "$ESSENCE_PYTHON" -m mypy --no-error-summary --cache-dir "$WORK_DIR/.cache/mypy"
+fi
 cores=$(local/cores.sh)
 if [ ${#places[@]} -eq 1 ] && [ -f "${places[0]}" ]; then cores=0; fi # one file is one process's
 export OMP_NUM_THREADS=1
