@@ -89,7 +89,7 @@ def test_transition_ids_tell_where_phones_begin_and_end(language):
             arc = int(rng.integers(bounds[state], bounds[state + 1]))
             ids += [int(hclg.ilabel[arc])] if hclg.ilabel[arc] else []
             state = int(hclg.dst[arc])
-        here = None  # (phone, HMM state) that the next id must have
+        here = before = None  # (phone, HMM state) that the next id must have, and that of the last
         for tid in ids:
             phone, at = int(model.phone[tid]), int(model.state[tid])
             if model.loop[tid]:

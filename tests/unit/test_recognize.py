@@ -46,7 +46,7 @@ def test_the_words_are_those_of_essence_decode(system, capsys):
     wavs = [root / "data" / f"{utt}.wav" for utt in words]
     for model in ([root / "model", root / "graph", "--acoustic-scale", SCALE], [root / "onnx", root / "graph"]):
         said = recognize(capsys, "--confidences", "false", *model, *wavs)
-        assert dict((line.split()[0], line.split()[1:]) for line in said.out.splitlines()) == words
+        assert {line.split()[0]: line.split()[1:] for line in said.out.splitlines()} == words
         assert "10 of 10 recognised" in said.err
 
 

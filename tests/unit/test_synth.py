@@ -292,7 +292,7 @@ def test_the_same_seed_gives_the_same_bytes(corpus):
 
 def test_audio_without_transcripts_comes_in_two_renderings_and_changes_nothing(corpus):
     out = corpus[0] / "again"  # whose tests are done when it has got more
-    before = {name: digest for name, digest in _tree(out).items()}
+    before = dict(_tree(out))
     counts = make_mini(out, untranscribed=True)
     assert {name: digest for name, digest in _tree(out).items() if "untranscribed" not in name} == before
     noisy, clean = (DataDir.load(out / name) for name in ("untranscribed", "untranscribed_clean"))

@@ -175,7 +175,7 @@ class Scorer:
             self.ensemble = Ensemble([Scale("logit") for _ in about], weights, settings.combine)
         except ValueError as error:
             raise UserError(f"--weights {settings.weights}: {error}") from None
-        self.timing = []  # of a stream: how long the chunks of each model took
+        self.timing: list = []  # of a stream: how long the chunks of each model took
         if settings.stream and not settings.chunk_ms >= FRAME_SHIFT_MS:
             raise UserError(f"--chunk-ms {settings.chunk_ms:g}: must be at least {FRAME_SHIFT_MS:g}, a frame")
         self.priors = None

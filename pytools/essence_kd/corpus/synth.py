@@ -381,7 +381,8 @@ def speak_calls(calls: list[Call], wav_dir: str) -> tuple[list[Utterance], dict[
             for name, less_noise in {**renderings, call.corpus_set: 0.0}.items():  # with the same draws
                 rng = np.random.default_rng([*call.seed, 2 + side])
                 condition = population.condition
-                condition = replace(condition, snr_db=tuple(snr + less_noise for snr in condition.snr_db))
+                low, high = condition.snr_db
+                condition = replace(condition, snr_db=(low + less_noise, high + less_noise))
                 samples, drawn = channel.record(rng, condition, voices[key], active, others)
                 folder = Path(wav_dir) / name
                 folder.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,8 @@ def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:
     values.update((name, int(found[name])) for name in NUMBERS)
     for name in ("sizes", "engines", "eval_sets", "untranscribed_sets", "options"):
         values[name] = found[name].split()
-    return Recipe(path=path, **pairs, **values)
+    values.update(pairs)
+    return Recipe(path=path, **values)
 
 
 def _check_sets(path: Path, found: Dict[str, str], labels: Dict[str, str], teacher_hears: Dict[str, str]) -> None:
