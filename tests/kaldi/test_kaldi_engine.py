@@ -111,11 +111,12 @@ def test_kaldis_run_pl_runs_the_jobs_of_a_stage(tmp_path):
 
 def plan_beside(data, exp, wav, word):
     """EXP/plan.json of a run whose training set lies in DATA; beside that a set of one utterance, and one without text."""
-    for name in ("dev", "more"):
+    for name, utt in (("dev", "u"), ("more", "m")):
         (data / name).mkdir()
-        for file, value in (("wav.scp", wav), ("utt2spk", "u"), ("spk2utt", "u"), ("text", word)):
+        shutil.copy(wav, data / name / "a.wav")
+        for file, value in (("wav.scp", data / name / "a.wav"), ("utt2spk", utt), ("spk2utt", utt), ("text", word)):
             if (name, file) != ("more", "text"):
-                (data / name / file).write_text(f"u {value}\n")
+                (data / name / file).write_text(f"{utt} {value}\n")
     (data / ".marker").write_text("done made\n")
     sets = plans.make_sets({"train": "train", "dev": "dev", "more": "untranscribed"})
     plans.write(plans.make_plan(exp, data=str(data), engine="kaldi", sets=sets))
@@ -142,8 +143,9 @@ def test_features_by_jobs(tmp_path, shell):
     logs = tmp_path / "exp" / "kaldi" / "exp" / "make_fbank" / "train"
     assert sorted(p.name for p in logs.glob("*.log")) == ["cmvn.log", *(f"fbank.{j}.log" for j in (1, 2, 3)), "join.log"]
     assert "up to date" in shell("local/kaldi/make_feats.sh", plan).stdout
-    for name in ("dev", "more", "dev_hires", "more_hires"):
-        assert [u for u, _ in read_matrices(f"scp:{data}/{name}/feats.scp")] == ["u"]
+    assert not (data / "more" / "feats.scp").exists()
+    for name in ("dev", "dev_hires", "more_cut_hires"):
+        assert [u for u, _ in read_matrices(f"scp:{data}/{name}/feats.scp")] == ["m" if "more" in name else "u"]
     (tmp_path / "2.wav").write_bytes(b"nothing")
     with open(data / "train" / "text", "a") as stream:
         stream.write("\n")

@@ -205,6 +205,26 @@ def test_a_student_of_our_trainer(plugin, recipe, shell):
     assert done.returncode == 1 and "targets of 0 of the 15 utterances" in done.stderr
 
 
+def test_a_student_with_audio_without_transcripts(plugin, recipe):
+    """Its targets are made with the alignment directory of the others, for it has none."""
+    pool = make_data(recipe.root / "pool", utterances=2, num_pdfs=12, seed=5, prefix="v")
+    shutil.rmtree(pool.ali)
+    pool.dense()
+    assert targets(plugin, "--nj", "1").returncode == 0
+    done = plugin("essence_targets.sh", "--cmd", ROOT / "local/jobs.sh", "--frame-subsampling-factor", "3", "--top-k", "4",
+                  "--nj", "1", "pool/data", "essence/ali", "pool/full.scp", "essence_pool")
+    assert done.returncode == 0, done.stderr
+    args = ["--cmd", ROOT / "local/jobs.sh", "--set", "optim.epochs=1 model.hidden=16 data.heldout=0.2",
+            "--untranscribed", "pool/data", "--untranscribed-targets"]
+    done = plugin("train_student.sh", *args, "essence_pool", "data", "essence", "student")
+    assert done.returncode == 0 and "6 of 6 utterances of pool/data have targets" in done.stdout, done.stderr
+    info = json.loads((recipe.root / "student" / "info.json").read_text())
+    assert info["untranscribed"] == {"utterances": 6, "frames": sum(pool.frames.values()), "left_out": 0}
+    assert "up to date" in plugin("train_student.sh", *args, "essence_pool", "data", "essence", "student").stdout
+    done = plugin("train_student.sh", *args, "essence", "data", "essence", "student")
+    assert done.returncode == 1 and "targets of 0 of the 6 utterances of pool/data" in done.stderr
+
+
 def test_a_model_takes_off_the_mean_of_all_that_a_speaker_says(plugin, recipe, shell):
     """Whatever the number of jobs."""
     small = ["--set", "optim.epochs=1", "--set", "model.hidden=16", "--set", "data.heldout=0.2", "--set", "data.cmn=speaker"]

@@ -458,6 +458,46 @@ def test_mixing_is_the_weighted_sum(weight, soft, aligned, tmp_path, capsys):
     assert (fields["kind"], fields["soft_weight"], fields["num_utts"]) == ("mixed", w, 4)
 
 
+def test_audio_without_transcripts_follows_with_its_soft_targets_alone(soft, aligned, tmp_path, capsys):
+    posts, source = soft
+    _, ali = aligned
+    pool = {f"pool{u[3:]}": post for u, post in posts.items()}
+    more = table(PosteriorWriter, tmp_path / "pool", pool)
+    assert run(capsys, "mix-post", source, ali, f"ark:{tmp_path}/plain.ark")[0] == 0
+    output = f"ark,scp:{tmp_path}/m.ark,{tmp_path}/m.scp"
+    assert run(capsys, "mix-post", "--untranscribed", more, source, ali, output)[0] == 0
+    plain, mixed = dict(read_posteriors(f"ark:{tmp_path}/plain.ark")), dict(read_posteriors(f"ark:{tmp_path}/m.ark"))
+    assert set(mixed) == set(plain) | set(pool)
+    for utt, post in mixed.items():
+        want = plain[utt] if utt in plain else pool[utt]
+        assert frames(post) == frames(want)
+    fields = json.loads((tmp_path / "m.json").read_text())
+    assert (fields["num_utts"], fields["untranscribed"]) == (8, 4)
+    # at the rate of the features, whose frames must be told
+    factor = ["--frame-subsampling-factor", "3", "--every-frame", "--untranscribed", more]
+    table(IntVectorWriter, tmp_path / "fine", {u: np.zeros(3 * p.num_frames, np.int32) for u, p in posts.items()})
+    status, told = run(capsys, "mix-post", *factor, source, f"scp:{tmp_path}/fine.scp", f"ark:{tmp_path}/f.ark")
+    assert status == 1 and "--untranscribed with --every-frame needs --num-frames" in told
+    lengths = {u: 3 * p.num_frames - (p.num_frames > 1) for u, p in pool.items()}
+    (tmp_path / "utt2num_frames").write_text("".join(f"{u} {n}\n" for u, n in lengths.items()))
+    status, told = run(capsys, "mix-post", *factor, "--num-frames", tmp_path / "utt2num_frames", source,
+                       f"scp:{tmp_path}/fine.scp", f"ark:{tmp_path}/f.ark")
+    assert status == 0, told
+    for utt, post in read_posteriors(f"ark:{tmp_path}/f.ark"):
+        if utt in pool:
+            assert post.num_frames == lengths[utt]
+            nearest = [min((t + 1) // 3, pool[utt].num_frames - 1) for t in range(lengths[utt])]
+            assert frames(post) == [frames(pool[utt])[r] for r in nearest]
+    # what does not fit
+    for wrong, message in ((source, "has an alignment in"), (f"scp:{tmp_path}/none.scp", "none.scp")):
+        status, told = run(capsys, "mix-post", "--untranscribed", wrong, source, ali, f"ark:{tmp_path}/x.ark")
+        assert status == 1 and message in told and not (tmp_path / "x.ark").exists()
+    (tmp_path / "utt2num_frames").write_text("pool0 900\n")
+    status, told = run(capsys, "mix-post", *factor, "--num-frames", tmp_path / "utt2num_frames", source,
+                       f"scp:{tmp_path}/fine.scp", f"ark:{tmp_path}/x.ark")
+    assert status == 1 and "utterance pool0: 6 frames of posteriors" in told
+
+
 def test_the_mixed_targets_cross_entropy_is_the_two_term_loss(soft, aligned, logits, tmp_path, capsys):
     """What an unmodified nnet3 setup minimises on the mixed archive is the multitask loss at T = 1."""
     import torch

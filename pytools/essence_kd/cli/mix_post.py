@@ -22,6 +22,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--every-frame", action="store_true",
                         help="the result has all frames of the alignment, not one in N, "
                              "each with the nearest soft target")
+    parser.add_argument("--untranscribed", metavar="RSPECIFIER",
+                        help="essence targets of audio without transcripts, which follow as they are")
+    parser.add_argument("--num-frames", metavar="FILE",
+                        help="their utt2num_frames, which --every-frame needs")
     parser.add_argument("soft", metavar="SOFT-POST-RSPECIFIER",
                         help="essence targets (of prune-post or dump-post --fuse)")
     parser.add_argument("alignments", metavar="ALI-RSPECIFIER", help="vectors of pdf-ids")
@@ -33,5 +37,6 @@ def run(args) -> None:
     from essence_kd.distill.options import essence_settings
 
     tally = mix(args.soft, args.alignments, args.wspecifier, essence_settings(args).soft_weight,
-                factor=args.frame_subsampling_factor, every_frame=args.every_frame)
+                factor=args.frame_subsampling_factor, every_frame=args.every_frame, untranscribed=args.untranscribed,
+                num_frames=args.num_frames)
     print(f"mix-post: {tally}", file=sys.stderr)

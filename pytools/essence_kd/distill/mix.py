@@ -20,6 +20,7 @@ from essence_kd.io.posterior import Posterior, PosteriorWriter, read_posteriors
 from essence_kd.io.provenance import write_sidecar
 from essence_kd.io.specifiers import parse_rspecifier
 from essence_kd.io.tables import IntVectorTable, read_int_vectors
+from essence_kd.io.text import is_number, read_map
 
 logger = logging.getLogger(__name__)
 FLOOR = 0.95  # share of the utterances that must come out
@@ -101,12 +102,14 @@ def factor_of(rspecifier: str, given: Optional[int]) -> int:
 
 
 def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, factor: Optional[int] = None,
-        every_frame: bool = False) -> Tally:
+        every_frame: bool = False, untranscribed: Optional[str] = None, num_frames: Optional[str] = None) -> Tally:
     """Mix every utterance of a table of soft targets with its alignment, one of whose frames in ``factor`` is taken.
 
     ``every_frame``: all of them are taken, each with the soft target nearest to it.
 
-    Utterances without an alignment are left out with a warning; under 95 % left, nothing is written. Raises UserError.
+    Utterances without an alignment are left out with a warning; under 95 % left, nothing is written. Those of the table
+    ``untranscribed``, which nobody transcribed, follow with their soft targets alone; with ``every_frame`` their feature
+    frames stand in ``num_frames``, a file utt2num_frames. Raises UserError.
     """
     if not 0 <= soft_weight <= 1:
         raise UserError(f"--soft-weight must be from 0 to 1, not {soft_weight}")
@@ -114,7 +117,12 @@ def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, fact
     fields, target = sidecar_of(soft), target_sidecar(wspecifier, soft, alignments)
     check_sidecars(soft, alignments, ("num_pdfs", "tree_hash"))
     num_pdfs = fields.get("num_pdfs")
-    source, tally, missing = Alignments(alignments), Tally(), []
+    source, tally, missing, lengths = Alignments(alignments), Tally(), [], {}
+    if untranscribed is not None:
+        check_sidecars(soft, untranscribed, ("num_pdfs", "tree_hash", "frame_shift_ms"))
+        if every_frame and num_frames is None:
+            raise UserError("--untranscribed with --every-frame needs --num-frames: how long these utterances are")
+        lengths = read_map(num_frames) if num_frames is not None else {}
     progress = Progress("mix-post", num_utterances(soft))
     with PosteriorWriter(wspecifier, num_pdfs=num_pdfs) as writer:
         for utt, posterior in read_posteriors(soft):
@@ -141,11 +149,29 @@ def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, fact
         if tally.num_utts < FLOOR * (tally.num_utts + len(missing)) or not tally.num_utts:
             raise UserError(f"{alignments}: aligns {tally.num_utts} of {tally.num_utts + len(missing)} utterances of "
                             f"{soft}; are they of the same data?")
+        alone = 0
+        for utt, posterior in read_posteriors(untranscribed) if untranscribed is not None else ():
+            if source.get(utt) is not None:
+                raise UserError(f"{untranscribed}: utterance {utt} has an alignment in {alignments}: it is transcribed")
+            try:
+                if every_frame:
+                    if not is_number(lengths.get(utt, "")):
+                        raise UserError(f"{num_frames}: says no number of frames of utterance {utt}")
+                    posterior = upsample(posterior, int(lengths[utt]), factor)
+                posterior = posterior.as_targets(num_pdfs)
+            except ValueError as error:
+                raise UserError(f"{untranscribed}: utterance {utt}: {error}") from None
+            writer.write(utt, posterior)
+            tally.add(posterior.num_frames, posterior.num_entries, posterior.mass())
+            alone += 1
+        if untranscribed is not None and not alone:
+            raise UserError(f"{untranscribed}: holds no utterance")
     if target is not None:
         carried = {name: fields[name] for name in (*CARRIED, "selection", "k") if name in fields}
         if every_frame and carried.get("frame_shift_ms"):
             carried["frame_shift_ms"] /= factor
         write_sidecar(target, {**carried, **tally.fields(), "kind": "mixed", "soft_weight": soft_weight, "source": soft,
                                "alignment": alignments, "num_missing": len(missing), "mass": "keep",
+                               **({} if untranscribed is None else {"untranscribed": alone}),
                                "form": "compact" if writer.compact else "kaldi"})
     return tally
