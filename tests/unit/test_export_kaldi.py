@@ -199,7 +199,8 @@ def heard_by_vosk(folder, samples):
     return [word for result in results for word in json.loads(result)["alternatives"][0].get("result", [])]
 
 
-@pytest.mark.parametrize("cmn,arch", [("online", "tdnn"), ("none", "tdnn"), ("online", "tdnn_f"), ("online", "cnn_tdnn")])
+@pytest.mark.parametrize("cmn,arch", [("online", "tdnn"), ("none", "tdnn"), ("online", "tdnn_f"),
+                                      ("online", "cnn_tdnn")])
 def test_vosk_says_the_words_of_the_best_path(language, tmp_path, cmn, arch):
     root, graph = language
     vosk.SetLogLevel(-1)

@@ -7,7 +7,10 @@ import graph_building
 import pytest
 from builders import ROOT
 from builders.decoding import make_scores
+from builders.exports import make_system
 
+from essence_kd.export.exporter import export
+from essence_kd.export.format import ExportSettings
 from essence_kd.hmm.graph import load_graph
 
 
@@ -78,3 +81,15 @@ def test_graph_building(tmp_path):
 def test_what_mkgraph_lacks_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("KALDI_ROOT", str(tmp_path))
     assert graph_building.missing_for_mkgraph() == f"{tmp_path}/src/fstbin/fsttablecompose is not there"
+
+
+def test_deployment(tmp_path):
+    """A row for PyTorch and one for each export, with the words of PyTorch."""
+    root = make_system(tmp_path)
+    (root / "data" / "text").write_text("".join(f"utt{i:02d} w1\n" for i in range(10)))
+    export("onnx", root / "model", root / "onnx", settings=ExportSettings(acoustic_scale=0.7))
+    done = bench("deployment.py", root / "model", root / "graph", root / "data", "--repeats", 1, "--out", root / "onnx")
+    assert done.returncode == 0, done.stderr
+    _, first, second = rows(done.stdout)
+    assert [first[0], second[0]] == ["PyTorch", "ONNX fp32"] and second[5] == "100.0 %"
+    assert first[6:] == [second[6], "10 of 10"] and second[7] == "10 of 10"

@@ -116,7 +116,11 @@ def torch_scores(made: Format, feats: np.ndarray) -> np.ndarray:
     from essence_kd.am.forward import scores
 
     source, settings = made.source, made.settings
-    feats = without_mean(feats, cmn_of_model(source.about, source.model_dir))
+    cmn = cmn_of_model(source.about, source.model_dir)
+    if cmn == "utterance" and made.exact_mean:
+        feats = feats - feats.mean(axis=0, dtype=np.float64).astype(np.float32)
+    else:
+        feats = without_mean(feats, cmn)
     with torch.inference_mode():
         logits = source.model(torch.from_numpy(feats)[None], torch.tensor([len(feats)]))[0].numpy()
     return np.float32(settings.acoustic_scale) * scores(logits, "loglike", source.log_priors, settings.prior_scale)

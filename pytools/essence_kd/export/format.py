@@ -116,6 +116,7 @@ class Format(abc.ABC):
     cmn: ClassVar[Tuple[str, ...]] = ("none", "utterance")
     needs_graph: ClassVar[bool] = False
     needs_front_end: ClassVar[bool] = True  # what runs it computes the features, too
+    exact_mean: ClassVar[bool] = False  # of an utterance, where it is not rounded as NumPy rounds sums of float32
     packages: ClassVar[Dict[str, str]] = {}
     int8: ClassVar[Tuple[str, ...]] = ()  # the kinds of int8 weights that it can write
 

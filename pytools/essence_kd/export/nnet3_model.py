@@ -94,7 +94,8 @@ class _Builder:
         mean = add(f"{name}.mean", FixedAffine(-inside[None] / dim, np.zeros(1, np.float32)), relu)
         spread = add(f"{name}.spread", FixedAffine(inside[:, None], np.zeros(dim + 1, np.float32)), mean)
         # the mean square over dim + 1 columns is dim / (dim + 1) times the variance and its epsilon
-        node = add(f"{name}.norm", Normalize(dim + 1, float(np.sqrt(dim / (dim + 1))), dim + 1), f"Sum({relu}, {spread})")
+        node = add(f"{name}.norm", Normalize(dim + 1, float(np.sqrt(dim / (dim + 1))), dim + 1),
+                   f"Sum({relu}, {spread})")
         return _Signal(node, np.eye(dim, dim + 1) * _array(norm.weight)[:, None], _array(norm.bias), np.arange(dim))
 
     def tdnn(self, name: str, layer, x: _Signal, first: bool) -> _Signal:
