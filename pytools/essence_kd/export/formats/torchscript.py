@@ -59,7 +59,7 @@ class TorchScript(Format):
             stream = io.BytesIO()
             torch.jit.save(traced, stream)
         (folder / FILE).write_bytes(stream.getvalue())
-        self.running = None
+        self.running: Any = None
         known = source.model.feat_dim == ends.num_mel_bins_fbank
         return Written(README.format(
             file=FILE, arch=source.about["arch"], num_pdfs=source.model.num_pdfs, feat_dim=source.model.feat_dim,
