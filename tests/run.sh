@@ -30,7 +30,7 @@ if [ ${#places[@]} -gt 0 ]; then
 elif command -v shellcheck >/dev/null; then
   # found without git, which a checkout of another user's, or one that was unpacked, has no use for
   scripts=(*.sh)
-  find .ci "${scripts[@]}" benchmarks conf local recipes tests -name __pycache__ -prune -o -type f \
+  find .ci "${scripts[@]}" benchmarks conf examples local recipes tests -name __pycache__ -prune -o -type f \
     \( -name '*.sh' -o -name '*.sbatch' -o -path .ci/run -o -path local/bin/essence \) -print0 | xargs -0 shellcheck -x
 else
   echo "$0: shellcheck is not installed: the shell scripts were not linted" >&2
