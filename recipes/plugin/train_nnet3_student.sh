@@ -11,6 +11,7 @@ help_message="Usage: ESSENCE/recipes/plugin/train_nnet3_student.sh [options] DAT
   --nj N                      jobs that write egs (default: 4)
   --cmd COMMAND               how they run, and the trainer's (default: run.pl)
   --soft-weight A             weight of the targets, the alignments have the rest (default: 0.9)
+  --untranscribed DATA, --untranscribed-targets TARGETS   audio without transcripts, whose targets are taken as they are
   --trainer dnn|rnn           train_dnn.py or train_rnn.py (default: dnn)
   --frames-per-eg N           rows of an example; of rnn: the chunk width, such as 40,30,20 (default: 8)
   --chunk-left-context N, --chunk-right-context N      of rnn, beyond what the model sees (default: 0)
@@ -22,6 +23,8 @@ help_message="Usage: ESSENCE/recipes/plugin/train_nnet3_student.sh [options] DAT
 nj=4
 cmd=run.pl
 soft_weight=0.9
+untranscribed=
+untranscribed_targets=
 trainer=dnn
 frames_per_eg=8
 chunk_left_context=0
@@ -54,6 +57,8 @@ program nnet3-get-egs nnet3-copy-egs nnet3-shuffle-egs nnet3-subset-egs nnet3-tr
 files "$data"/{feats.scp,utt2spk,spk2utt,cmvn.scp} "$ali"/{final.mdl,tree,ali.1.gz,num_jobs,phones.txt}
 [ -d "$targets/ali" ] || fail "'$targets/ali' is missing: TARGETS is what essence_targets.sh leaves (of other posteriors give it the scp)"
 files "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,num_pdfs} "$dir"/configs/{vars,final.config}
+[ -z "$untranscribed$untranscribed_targets" ] ||
+  files "$untranscribed"/{feats.scp,utt2spk,cmvn.scp} "$untranscribed_targets"/{post.scp,essence.json}
 [ -f "steps/nnet3/train_$trainer.py" ] || fail "there is no steps/nnet3/train_$trainer.py here: run this in a Kaldi recipe directory"
 ivector_dim=$(sed -n 's/^input-node name=ivector dim=\([0-9]*\).*/\1/p' "$dir/configs/final.config")
 ivector_dim=${ivector_dim:-0}
@@ -96,22 +101,38 @@ low_rate() {
 # at N times the place, beyond the end of its vector (Kaldi since July 2020, #4183).
 times=1 mix=(--frame-subsampling-factor "$factor")
 if [ "$factor" -gt 1 ] && low_rate; then times=$factor; else mix+=(--every-frame); fi
-egs=$dir/egs
+egs=$dir/egs more=()
+if [ -n "$untranscribed" ]; then more=("$untranscribed"/{feats,cmvn}.scp "$untranscribed_targets"/{post.scp,essence.json}); fi
 fp=$(fingerprint plugin "egs $trainer ${mix[*]} A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
 subset=$num_utts_subset srand=$srand" "$data/feats.scp" "$data/cmvn.scp" "$targets"/{post.scp,essence.json} "$targets/ali/ali.scp" \
-  ${online_ivector_dir:+"$online_ivector_dir/ivector_online.scp"})
+  ${online_ivector_dir:+"$online_ivector_dir/ivector_online.scp"} "${more[@]}")
 if is_done "$egs" "$fp" && [ "${side_by_side:-1}" -le "$(cat "$egs/info/num_archives")" ]; then
   echo "$0: $egs is up to date"
 else
   rm -rf "$egs" "$dir"/[0-9]*.mdl "$dir"/[0-9]*.raw "$dir"/final.mdl
   mkdir -p "$egs"/{info,log,jobs}
+  all=$data # what egs are made of
+  if [ -n "$untranscribed" ]; then
+    all=$egs/jobs/all
+    mkdir "$all"
+    for f in feats.scp utt2spk cmvn.scp utt2uniq; do
+      for d in "$data" "$untranscribed"; do
+        if [ -f "$d/$f" ]; then cat "$d/$f"; elif [ "$f" = utt2uniq ]; then awk '{ print $1, $1 }' "$d/feats.scp"; fi
+      done | LC_ALL=C sort >"$all/$f"
+      twice=$(awk '{ print $1 }' "$all/$f" | uniq -d | head -n 1)
+      [ -z "$twice" ] || fail "$twice is in $f of both $data and $untranscribed: give one of them another name"
+    done
+    feat-to-len "scp:$untranscribed/feats.scp" "ark,t:$egs/jobs/utt2num_frames" 2>"$egs/log/feat_to_len.log" ||
+      fail "$untranscribed/feats.scp cannot be read; log: $egs/log/feat_to_len.log"
+    mix+=(--untranscribed "scp:$untranscribed_targets/post.scp" --num-frames "$egs/jobs/utt2num_frames")
+  fi
   essence mix-post --soft-weight "$soft_weight" "${mix[@]}" "scp:$targets/post.scp" \
     "scp:$targets/ali/ali.scp" "ark,scp:$egs/jobs/post.ark,$egs/jobs/post.scp"
   # Whoever has targets, apart from the utterances (all versions of them) that are for validation.
-  only "$egs/jobs/post.scp" "$data/feats.scp" >"$egs/jobs/feats.scp"
-  in=$(wc -l <"$data/feats.scp") n=$(wc -l <"$egs/jobs/feats.scp")
-  [ $((100 * n)) -ge $((95 * in)) ] || fail "$targets/post.scp has targets of $n of the $in utterances of $data: other data?"
-  uniq=$data/utt2uniq
+  only "$egs/jobs/post.scp" "$all/feats.scp" >"$egs/jobs/feats.scp"
+  in=$(wc -l <"$all/feats.scp") n=$(wc -l <"$egs/jobs/feats.scp")
+  [ $((100 * n)) -ge $((95 * in)) ] || fail "$targets/post.scp has targets of $n of the $in utterances of $data${untranscribed:+ and $untranscribed}: other data?"
+  uniq=$all/utt2uniq
   if [ ! -f "$uniq" ]; then awk '{ print $1, $1 }' "$egs/jobs/feats.scp" >"$egs/jobs/utt2uniq"; uniq=$egs/jobs/utt2uniq; fi
   awk -v n="$num_utts_subset" -v seed="$srand" '
     NR == FNR { uniq[$1] = $2; next }
@@ -145,7 +166,7 @@ else
   echo "$frames_per_eg" >"$egs/info/frames_per_eg"
   echo "$((frames / (per_eg * archives)))" >"$egs/info/egs_per_archive"
   echo "$cmvn_opts" >"$egs/cmvn_opts"
-  feat-to-dim "scp:$data/feats.scp" - >"$egs/info/feat_dim" 2>"$egs/log/feat_dim.log"
+  feat-to-dim "scp:$all/feats.scp" - >"$egs/info/feat_dim" 2>"$egs/log/feat_dim.log"
   echo "$ivector_dim" >"$egs/info/ivector_dim"
   options=(--num-pdfs="$num_pdfs" --left-context="$left" --right-context="$right" --num-frames="$frames_per_eg")
   rm -f "$dir/frame_subsampling_factor"
@@ -164,11 +185,11 @@ else
   get_egs() {
     local list=$1 name=$2 mine=$post
     shift 2
-    only "$list" "$data/feats.scp" >"$egs/jobs/feats.$name.scp"
+    only "$list" "$all/feats.scp" >"$egs/jobs/feats.$name.scp"
     only "$list" "$egs/jobs/post.scp" >"$egs/jobs/post.$name.scp"
     mine=${mine//post.JOB/post.$name}
     local feats
-    feats="ark,s,cs:apply-cmvn $cmvn_opts $(sh_quoted "--utt2spk=ark:$data/utt2spk" "scp:$data/cmvn.scp" \
+    feats="ark,s,cs:apply-cmvn $cmvn_opts $(sh_quoted "--utt2spk=ark:$all/utt2spk" "scp:$all/cmvn.scp" \
       "scp:$egs/jobs/feats.$name.scp") ark:- |"
     job_script "$egs/jobs/$name.sh" '' \
       "$(quoted nnet3-get-egs "${options[@]}" "$feats" "$mine" ark:-) | $(quoted "$@")"

@@ -338,6 +338,29 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     assert sum(abs(sum(row) - 1) < 1e-3 for row in rows) > 0.7 * len(rows)
     assert {len(row) for row in rows} <= {5, 6}
     assert "up to date" in bash(kaldi, f"{train} --stage 1000", **env)  # the egs; the trainer has nothing to do
+    # audio without transcripts: its targets are taken as they are
+    found, lines = kaldi / "data" / "found", {}
+    found.mkdir()
+    for name in ("data/train/feats.scp", "data/train/utt2spk", "data/train/cmvn.scp", "teacher.scp"):
+        lines[name] = dict(line.split(maxsplit=1) for line in (kaldi / name).read_text().splitlines())
+    utts = sorted(lines["teacher.scp"])[:4]
+    speaker = lines["data/train/utt2spk"]
+    for path, line in ((found / "feats.scp", lambda u: lines["data/train/feats.scp"][u]), (found / "utt2spk", "z-{}".format),
+                       (found / "cmvn.scp", lambda u: lines["data/train/cmvn.scp"][speaker[u]]),
+                       (kaldi / "found.scp", lambda u: lines["teacher.scp"][u])):
+        path.write_text("".join(f"z-{utt} {line(utt)}\n" for utt in utts))
+    more = " --untranscribed data/found --untranscribed-targets exp/essence_found data/train"
+    bash(kaldi, f"""
+        {plugin}/essence_targets.sh --nj 1 --top-k 5 data/found exp/essence/ali found.scp exp/essence_found
+        mkdir exp/student2; cp -r exp/student/configs exp/student2
+        {train.replace(" data/train", more, 1).replace("exp/student", "exp/student2")}""", **env)
+    egs = kaldi / "exp" / "student2" / "egs"
+    longer = sum(len(m) for u, m in read_matrices(f"scp:{kaldi}/data/train/feats.scp") if u in utts)
+    assert int((egs / "info" / "num_frames").read_text()) == frames + longer
+    text = bash(kaldi, "cat exp/student2/egs/egs.*.ark | nnet3-copy-egs ark:- ark,t:- 2>/dev/null").replace("\n", " ")
+    rows = [[float(w) for w in row.split()[1::2]] for row in re.findall(r"dim=\d+ \[ ([^\]]*)\]", text)]
+    alone = [row for row in rows if row and max(row) < 0.499 * sum(row)]
+    assert 0.3 * longer < len(alone) <= longer and {len(row) for row in alone} == {5}
     # the student as a teacher of the next targets, and decoded by Kaldi's own script
     bash(kaldi, f"""
         {plugin}/essence_targets.sh --nj 2 --top-k 5 data/train exp/ali exp/student exp/essence2
