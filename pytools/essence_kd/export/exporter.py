@@ -72,8 +72,9 @@ def load_source(kind: Type[Format], model_dir, graph_dir, settings: ExportSettin
     model_dir, about = Path(model_dir), read_model_yaml(model_dir)
     for key, can in (("arch", kind.architectures), ("cmn", kind.cmn)):
         if about.get(key) not in can:
+            streams = "; such as conf/models/student_tdnn_online.yaml trains" if "online" in can else ""
             raise UserError(f"{model_dir / 'model.yaml'}: {key} is '{about.get(key)}', which the format {kind.name} "
-                            f"cannot hold (it holds {', '.join(can)})")
+                            f"cannot hold (it holds {', '.join(can)}{streams})")
     if settings.int8 is not None and settings.int8 not in kind.int8:
         raise UserError(f"--int8 {settings.int8}: the format {kind.name} has "
                         + (f"only {', '.join(kind.int8)}" if kind.int8 else "no int8"))

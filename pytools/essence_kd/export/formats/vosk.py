@@ -13,6 +13,7 @@ from essence_kd.io.errors import UserError
 
 ENDPOINTS = {"endpoint.rule2.min-trailing-silence": 0.5, "endpoint.rule3.min-trailing-silence": 0.75,
              "endpoint.rule4.min-trailing-silence": 1.0}
+GRAPH_SCALE = 0.9  # that Vosk multiplies the graph's costs with in a lattice, before it chooses words
 README = """# {arch}, {num_pdfs} pdfs, for Vosk
 
     import json, wave, vosk
@@ -35,6 +36,8 @@ brought down to it.
 
 `am/final.mdl` is a network of Kaldi's nnet3; it takes MFCC, as many as there were mel bins, and turns them into
 log-mels, because Vosk's running mean counts only frames whose first coefficient is above 50: with log-mels, none.
+Vosk multiplies the costs of the graph by 0.9 after its search. The acoustic scale in `conf/model.conf` is therefore 0.9
+times the one that was asked for, {acoustic_scale:g}.
 {edges}
 """
 
@@ -65,11 +68,15 @@ class Vosk(KaldiFormat):
         self.write_graph(folder / "graph")
         self.write_model(folder / "am" / "final.mdl")
         self.write_features(folder / "conf" / "mfcc.conf", ends)
-        write_options(folder / "conf" / "model.conf", {**self.search_options(), **ENDPOINTS})
+        options = self.search_options()
+        options["acoustic-scale"] *= GRAPH_SCALE  # words are chosen at the scale that was asked for
+        write_options(folder / "conf" / "model.conf", {**options, **ENDPOINTS})
         if isinstance(self.model_cmn, OnlineMean):
             self.write_global_mean(folder / "am" / "global_cmvn.stats")
-        return Written(README.format(arch=self.source.about["arch"], num_pdfs=self.source.model.num_pdfs,
-                                     rate=ends.sample_frequency, edges=self.edges_text()), {"model": "am/final.mdl"})
+        readme = README.format(arch=self.source.about["arch"], num_pdfs=self.source.model.num_pdfs,
+                               rate=ends.sample_frequency, acoustic_scale=self.settings.acoustic_scale,
+                               edges=self.edges_text())
+        return Written(readme, {"model": "am/final.mdl"})
 
     def verify(self, folder: Path, feats: np.ndarray) -> np.ndarray:
         """By NumPy, of final.mdl as it lies there, from cepstra."""
