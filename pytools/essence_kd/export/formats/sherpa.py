@@ -135,7 +135,8 @@ class Sherpa(Format):
         scores = net.scores("x", **{**how, "acoustic_scale": how["acoustic_scale"] * self.widen})
         padded = net.add("Pad", scores, net.ints(0, 0, 1, 0, 0, 0), net.constant(BLANK_SCORE))
         # copies of whole rows of the transposed matrix: a tenth of the time that single numbers take
-        picked = net.add("Gather", net.add("Transpose", padded, perm=[2, 0, 1]), net.ints(*self.columns), axis=0)
+        columns = net.constant(self.columns, np.int32)
+        picked = net.add("Gather", net.add("Transpose", padded, perm=[2, 0, 1]), columns, axis=0)
         net.add("Transpose", picked, perm=[1, 2, 0], name="log_probs")
         rows = net.add("Add", "x_lens", net.constant(source.factor - 1, np.int64))
         net.add("Div", rows, net.constant(source.factor, np.int64), name="log_probs_lens")
