@@ -6,10 +6,10 @@ forward_cmd=
 help_message="Usage: local/dump_posteriors.sh [options] PLAN
  e.g.: local/dump_posteriors.sh --nj 2 exp/mini/plan.json
  leaves EXP/posteriors/wide.{scp,N.ark} (the largest of each frame, post_keep of recipe.conf) and, where something learns
- from every label, full.{scp,N.ark} (dense); with --fuse true of run.sh the essence targets alone (post.{scp,N.ark}), in
+ from every label, EXP/dense/full.{scp,N.ark}; with --fuse true of run.sh the essence targets alone (post.{scp,N.ark}), in
  their own directory. Those of an untranscribed set SET lie in EXP/posteriors_SET, made of what teachers hear of it.
  What an utterance gets does not depend on --nj, to the last bit. An interrupted stage goes on with the jobs that are
- missing. Logs: EXP/posteriors/log
+ missing. Logs: EXP/posteriors/log and so on
   --nj N                   jobs (default: $nj)
   --cmd COMMAND            how jobs run (default: $cmd)
   --forward-cmd COMMAND    how those run that run the teachers, such as one with GPUs (default: --cmd)"
@@ -26,11 +26,11 @@ keep=$post_keep
 [ "$keep" -le "$num_pdfs" ] || keep=$num_pdfs
 list=$(mktemp "$exp/post_list.XXXXXX")
 trap 'rm -f "$list"*' EXIT
-table() { echo "ark,scp:$out/$1.$2.ark,$out/$1.$2.scp"; } # NAME JOB
-remove_parts() { for name in "${names[@]}"; do rm -f "$out/$name".[0-9]*.{scp,json}; done; }
+remove_parts() { rm -f "$out/$name".[0-9]*.{scp,json}; }
 
-dump() { # SET FOLDER TEACHERS OPTIONS NAME...: archives FOLDER/NAME of what teachers hear of SET, full before the other
-  local set=$1 out=$exp/$2 feats models=() t teachers=$3 options=$4 names=("${@:5}") settings fp count work j todo
+dump() { # SCP SET TEACHERS OPTIONS: the archives of what teachers hear of SET
+  local out=$exp/${1%/*} name=${1##*/} set=$2 teachers=$3 options=$4 feats models=() t settings fp count work j todo
+  name=${name%.scp}
   feats=$(teacher_feats "$set")
   if [ "$set" = "$train_set" ]; then need 3 "$feats" "$feats/feats.scp"; else need 2 "$feats" "$feats/feats.scp"; fi
   for t in $teachers; do
@@ -38,7 +38,7 @@ dump() { # SET FOLDER TEACHERS OPTIONS NAME...: archives FOLDER/NAME of what tea
     models+=("$exp/$t")
   done
   settings="keep=$keep"
-  [ "${names[0]}" != full ] || settings+=" and all"
+  [ "$name" != full ] || settings="keep=all"
   if [ "$fuse" = true ]; then settings="fuse $options"; fi
   fp=$(fingerprint posteriors "$settings combine=$combine" "$feats" "$ali" "${models[@]}")
   if is_done "$out" "$fp"; then remove_parts; echo "$0: $out is up to date"; return; fi
@@ -47,18 +47,15 @@ dump() { # SET FOLDER TEACHERS OPTIONS NAME...: archives FOLDER/NAME of what tea
   [[ $count =~ ^[1-9][0-9]*$ ]] || fail "$out/.marker does not say how many jobs there are: remove $out"
   : >"$list"
   for ((j = 1; j <= count; j++)); do
-    if [ -f "$out/${names[-1]}.$j.json" ]; then continue; fi # it is written last
+    if [ -f "$out/$name.$j.json" ]; then continue; fi # it is written last
     work=(essence dump-post --job "$j/$count" --combine "$combine" --feats "scp:$feats/feats.scp")
     if [ "$fuse" = true ]; then
       # shellcheck disable=SC2206  # options are words
       work+=(--fuse $options)
-    elif [ "${names[*]}" = full ]; then
-      work+=(--keep all)
     else
-      work+=(--keep "$keep")
-      [ "${names[0]}" != full ] || work+=(--full-wspecifier "$(table full "$j")")
+      work+=("--$settings")
     fi
-    printf '%q ' "${work[@]}" "${models[@]}" "$(table "${names[-1]}" "$j")" >>"$list"
+    printf '%q ' "${work[@]}" "${models[@]}" "ark,scp:$out/$name.$j.ark,$out/$name.$j.scp" >>"$list"
     echo >>"$list"
   done
   todo=$(wc -l <"$list")
@@ -67,36 +64,22 @@ dump() { # SET FOLDER TEACHERS OPTIONS NAME...: archives FOLDER/NAME of what tea
     run_jobs "${forward_cmd:-$cmd}" "$list" "$out/log/dump.JOB.log" ||
       fail "a job failed; its log is one of $out/log/dump.*.log. The same command goes on with what is missing"
   fi
-  local outputs=() name parts every
-  for name in "${names[@]}"; do
-    parts=()
-    for ((j = 1; j <= count; j++)); do parts+=("$out/$name.$j.scp") outputs+=("$name.$j.ark"); done
-    essence join-post "$out/$name.scp" "${parts[@]}"
-    same_count "$feats/feats.scp" "$out/$name.scp"
-    outputs+=("$name.scp")
-  done
-  if [ "$fuse" = false ] && [ "$set" = "$train_set" ]; then
+  local outputs=("$name.scp") parts=() every
+  for ((j = 1; j <= count; j++)); do parts+=("$out/$name.$j.scp") outputs+=("$name.$j.ark"); done
+  essence join-post "$out/$name.scp" "${parts[@]}"
+  same_count "$feats/feats.scp" "$out/$name.scp"
+  if [ "$name" = wide ] && [ "$set" = "$train_set" ]; then
     # Means of 20,000 utterances say what those of more do, without reading terabytes in one job.
     every=$((($(wc -l <"$out/wide.scp") + 19999) / 20000))
     one_job "$out/log/post_stats.log" essence post-stats --every $every --alignment "scp:$ali/ali.scp" \
-      --json "$out/post_stats.json" --plot "$out/post_stats.png" "scp:$out/${names[0]}.scp"
+      --json "$out/post_stats.json" --plot "$out/post_stats.png" "scp:$out/wide.scp"
   fi
   mark_done "$out" "$fp" "${outputs[@]}"
   remove_parts
   echo "$0: posteriors of $(wc -l <"$feats/feats.scp") utterances are in $out"
 }
 
-declare -A names_of=() set_of=() options_of=()
-folders=()
 found=$(rows 'targets[stage=6]' scp,sets,teachers,options)
-while IFS=$'\t' read -r scp set teachers options; do
-  folder=${scp%/*} name=${scp##*/} name=${name%.scp}
-  [ -n "${names_of[$folder]:-}" ] || folders+=("$folder")
-  # the dense archive first: the other one is written last
-  if [ "$name" = full ]; then names_of[$folder]="full ${names_of[$folder]:-}"; else names_of[$folder]+=" $name"; fi
-  set_of[$folder]="$set"$'\t'"$teachers" options_of[$folder]=$options
-done <<<"$found"
-for folder in "${folders[@]}"; do
-  # shellcheck disable=SC2086  # names are words
-  dump "${set_of[$folder]%%$'\t'*}" "$folder" "${set_of[$folder]#*$'\t'}" "${options_of[$folder]}" ${names_of[$folder]}
-done
+while IFS=$'\t' read -r scp set teachers options <&3; do
+  dump "$scp" "$set" "$teachers" "$options"
+done 3<<<"$found"

@@ -21,9 +21,9 @@ def make_sets(roles, labels=()):
 
 
 def make_target(name, kind="post", *, scp=None, select="top-k", k=20, **values):
-    """Soft targets in NAME/post.scp, or every soft label in posteriors/NAME.scp."""
+    """Soft targets in NAME/post.scp, or every soft label in dense/NAME.scp."""
     if kind == "dense":
-        return Target(name, kind, scp or f"posteriors/{name}.scp", "all", "every soft label", **{"stage": 6, **values})
+        return Target(name, kind, scp or f"dense/{name}.scp", "all", "every soft label", **{"stage": 6, **values})
     return Target(name, kind, scp or f"{name}/post.scp", select, f"k = {k}",
                   **{"options": ["--select", select, "--top-k", str(k)], "mass": "renorm", "k": k, **values})
 

@@ -99,17 +99,17 @@ def test_a_job_that_fails_is_named_and_the_others_are_kept(teachers, tmp_path, s
     """Then stage 7 prunes to the same bytes as what one job has dumped."""
     runner = tmp_path / "first_alone.sh"
     runner.write_text('words=("${@/#JOB=1:3/JOB=1:1}")\nlocal/jobs.sh "${words[@]}"; exit 1\n')
-    targets = [*plans.usual_targets()[:2], plans.make_target("essence_k4", source="wide", k=4)]
+    targets = [*plans.usual_targets()[:2], plans.make_target("essence_k4", source="wide", k=4, sets=["train"])]
     systems = [system for system in plans.usual_systems() if system.role != "student"]
     exp, one = (teachers(name, targets=targets, systems=systems, post_keep=8) for name in ("three", "one"))
-    out = exp / "posteriors"
+    out = exp / "dense"
 
     def dump(exp, nj, *options):
         return shell("local/dump_posteriors.sh", "--nj", nj, *options, exp / "plan.json")
 
     done = dump(exp, 3, "--forward-cmd", f"bash {runner}")
     assert done.returncode == 1 and f"a job failed; its log is one of {out}/log/dump.*.log" in done.stderr
-    assert [p.name for p in sorted(out.glob("wide.*"))] == ["wide.1.ark", "wide.1.json", "wide.1.scp"]
+    assert [p.name for p in sorted(out.glob("full.*"))] == ["full.1.ark", "full.1.json", "full.1.scp"]
     before = (out / "full.1.ark").stat().st_mtime_ns
     # another number of jobs: what was begun is ended as it was begun
     done = dump(exp, 2)
@@ -117,8 +117,8 @@ def test_a_job_that_fails_is_named_and_the_others_are_kept(teachers, tmp_path, s
     assert before == (out / "full.1.ark").stat().st_mtime_ns
     done = dump(one, 1)
     assert done.returncode == 0, done.stderr
-    for name in ("wide.scp", "full.scp"):
-        assert parts_of(out / name) == parts_of(one / "posteriors" / name)
+    for name in ("posteriors/wide.scp", "dense/full.scp"):
+        assert parts_of(exp / name) == parts_of(one / name)
     stats = [json.loads((folder / "posteriors" / "post_stats.json").read_text())["f_k"] for folder in (exp, one)]
     assert stats[0] == stats[1]
     for folder in (exp, one):

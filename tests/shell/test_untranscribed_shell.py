@@ -48,7 +48,7 @@ def made(tmp_path_factory):
     wide = {"scp": "posteriors/wide.scp", "select": "wide", "k": None, "mass": None, "stage": 6}
     found = {"teachers": ["teacher_1"], "sets": ["found"]}
     targets = [plans.make_target("wide", **wide, **common), plans.make_target("k4", k=4, source="wide", **common),
-               plans.make_target("full_found", "dense", scp="posteriors_found/full.scp", **found),
+               plans.make_target("full_found", "dense", scp="dense_found/full.scp", **found),
                plans.make_target("wide_found", **{**wide, "scp": "posteriors_found/wide.scp"}, **found),
                plans.make_target("k4_found", k=4, source="wide_found", **found),
                plans.make_target("one_found", k=1, source="wide_found", keep=False, **found)]
@@ -82,10 +82,10 @@ def test_the_stages_from_posteriors_to_students(made, tmp_path, shell):
         assert set(wanted) == set(got)
         assert all(np.array_equal(wanted[u].ids, got[u].ids) and np.array_equal(wanted[u].probs, got[u].probs)
                    for u in wanted)
-    assert (exp / "posteriors_found" / "full.scp").exists() and not (exp / "posteriors" / "full.scp").exists()
+    assert (exp / "dense_found" / "full.scp").exists() and not (exp / "dense").exists()
     assert not (exp / "posteriors_found" / "post_stats.json").exists()
     again = stage("dump_posteriors")
-    assert again.stdout.count("is up to date") == 2
+    assert again.stdout.count("is up to date") == 3
 
     done = stage("make_targets")
     assert done.returncode == 0 and "soft targets of 6 utterances are in" in done.stdout, done.stderr

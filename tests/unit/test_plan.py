@@ -48,7 +48,7 @@ def test_the_usual_run():
     assert (full.targets, full.mass) == ("full", None)
     targets = by_name(plan.targets)
     assert {n: (t.kind, t.stage, t.source, t.scp) for n, t in targets.items()} == {
-        "full": ("dense", 6, None, "posteriors/full.scp"), "wide": ("post", 6, None, "posteriors/wide.scp"),
+        "full": ("dense", 6, None, "dense/full.scp"), "wide": ("post", 6, None, "posteriors/wide.scp"),
         "essence_k20": ("post", 7, "wide", "essence_k20/post.scp")}
     assert targets["essence_k20"].options == ["--select", "top-k", "--mass", "renorm", "--top-k", "20"]
     # students have no say in the scale, and the GMM has its own
@@ -127,10 +127,10 @@ def test_each_student_is_there_without_and_with_untranscribed_audio():
         assert more == replace(same, name=more.name, label=f"{same.label}, with untranscribed audio",
                                untranscribed=[f"{same.targets}_found", f"{same.targets}_more"], min_confidence=0.4)
     assert {n: (t.kind, t.scp, t.source, t.sets, t.stage) for n, t in targets.items()} == {
-        "full": ("dense", "posteriors/full.scp", None, ["train"], 6),
+        "full": ("dense", "dense/full.scp", None, ["train"], 6),
         "wide": ("post", "posteriors/wide.scp", None, ["train"], 6),
         "essence_k20": ("post", "essence_k20/post.scp", "wide", ["train"], 7),
-        **{f"full_{u}": ("dense", f"posteriors_{u}/full.scp", None, [u], 6) for u in ("found", "more")},
+        **{f"full_{u}": ("dense", f"dense_{u}/full.scp", None, [u], 6) for u in ("found", "more")},
         **{f"wide_{u}": ("post", f"posteriors_{u}/wide.scp", None, [u], 6) for u in ("found", "more")},
         **{f"essence_k20_{u}": ("post", f"essence_k20_{u}/post.scp", f"wide_{u}", [u], 7) for u in ("found", "more")}}
     # what is there without it is as it is without it

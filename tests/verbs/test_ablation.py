@@ -40,10 +40,10 @@ def experiment(tmp_path):
         refs[name] = {f"{name}{s:02d}-{t}": [rng.choice(WORDS) for _ in range(8)] for s in range(10) for t in range(5)}
         (data / name).mkdir(parents=True)
         (data / name / "utt2spk").write_text("".join(f"{u} {u[:-2]}\n" for u in refs[name]))
-    (exp / "posteriors").mkdir(parents=True)
+    (exp / "dense").mkdir(parents=True)
     (exp / "essence_k20").mkdir()
     common = {"num_frames": 1000, "num_pdfs": 50, "temperature": 1.0, "combine": "mean", "models": [{}, {}, {}]}
-    (exp / "posteriors" / "full.json").write_text(json.dumps({**common, "kind": "dense", "num_entries": 50000}))
+    (exp / "dense" / "full.json").write_text(json.dumps({**common, "kind": "dense", "num_entries": 50000}))
     (exp / "essence_k20" / "essence.json").write_text(json.dumps(
         {**common, "kind": "essence", "selection": "top-k", "k": 20, "mass": "renorm", "num_entries": 20000,
          "mean_mass": 0.97}))

@@ -18,7 +18,8 @@ from essence_kd.plan.plan import Ablation, Model, Plan, Point, Run, Set, System,
 from essence_kd.plan.recipe import Recipe, read_recipe
 
 NETWORKS = "networks"  # the scale group of all networks; the GMM, whose likelihoods are of another kind, has its own
-POSTERIORS = "posteriors"  # where stage 6 leaves the archives that everything else is pruned from
+POSTERIORS = "posteriors"  # where stage 6 leaves the archive that everything else is pruned from
+DENSE = "dense"  # and that of every label, where something learns from it
 
 
 @dataclass
@@ -127,7 +128,7 @@ def _main_targets(builder: _Builder, base: Sequence[EssenceSettings], post_keep:
                               "stage": 6}
     if not fuse:
         if dense:
-            builder.target(Target("full", "dense", f"{POSTERIORS}/full.scp", "all", "every soft label", **common))
+            builder.target(Target("full", "dense", f"{DENSE}/full.scp", "all", "every soft label", **common))
         builder.target(Target("wide", "post", f"{POSTERIORS}/wide.scp", "wide", f"the {post_keep} largest",
                               ["--keep", str(post_keep)], **common))
     elif len(base) > 1:
