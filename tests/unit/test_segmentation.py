@@ -119,7 +119,8 @@ def test_what_is_tested_must_not_be_among_it(tmp_path, capsys):
     validate_data_dir(good, apart_from=[test])
     refused(lambda: validate_data_dir(good, no_sentence_of=[test]), good / "text", "s2-d says 'one two three'", test)
     utts = data_of(tmp_path / "utts", {"s1-a": samples})
-    refused(lambda: validate_data_dir(utts, need_text=False, apart_from=[test]), utts / "utt2spk", "utterance s1-a", test)
+    refused(lambda: validate_data_dir(utts, need_text=False, apart_from=[test]), utts / "utt2spk", "utterance s1-a",
+            test)
     recos = data_of(tmp_path / "recos", {"s1-a": samples}, {"s1-a-1": ("s1-a", 0.0, 0.5)})
     refused(lambda: validate_data_dir(recos, need_text=False, apart_from=[test]), recos / "wav.scp", "recording s1-a")
     folder = tmp_path / "same"

@@ -108,8 +108,8 @@ def mix(soft: str, alignments: str, wspecifier: str, soft_weight: float, *, fact
     ``every_frame``: all of them are taken, each with the soft target nearest to it.
 
     Utterances without an alignment are left out with a warning; under 95 % left, nothing is written. Those of the table
-    ``untranscribed``, which nobody transcribed, follow with their soft targets alone; with ``every_frame`` their feature
-    frames stand in ``num_frames``, a file utt2num_frames. Raises UserError.
+    ``untranscribed``, which nobody transcribed, follow with their soft targets alone; with ``every_frame`` their
+    feature frames stand in ``num_frames``, a file utt2num_frames. Raises UserError.
     """
     if not 0 <= soft_weight <= 1:
         raise UserError(f"--soft-weight must be from 0 to 1, not {soft_weight}")
