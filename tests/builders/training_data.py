@@ -79,8 +79,8 @@ class TrainingStage:
         self.environment = {**environment, "WORK_DIR": str(folder)}
         self.train = Path(folder) / "data" / "train_sp_hires"
         systems = [plans.make_system("a", "teacher", model=plans.STUDENT, seed=1), plans.student("b", "soft", "a")]
-        wide = {"teachers": ["a"], "stage": 6}
-        targets = [plans.make_target("soft"), plans.make_target("full", "dense", **wide),
+        wide = {"teachers": ["a"], "stage": 6, "sets": ["train"]}
+        targets = [plans.make_target("soft", sets=["train"]), plans.make_target("full", "dense", **wide),
                    plans.make_target("wide", scp="posteriors/wide.scp", select="wide", k=None, mass=None, **wide)]
         self.plan = self.exp / "plan.json"
         plans.write(plans.make_plan(self.exp, **{"data": str(self.train.parent), "systems": systems, "targets": targets,
