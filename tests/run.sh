@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what the tests need and runs them, but for those that take minutes (tests/run.sh -m slow). Arguments go to
-# Sets up what the tests need and runs them, but for those that take minutes (tests/run.sh -m slow). Arguments go to
-# folder is named (tests/run.sh tests/unit/test_losses.py, or test_losses.py alone), that is all that runs.
+# pytest. Where a file or a folder is named (tests/run.sh tests/unit/test_losses.py, or test_losses.py alone), that is
+# all that runs.
 # REQUIRE="k2 kaldi" fails what would be skipped for lack of these (tests/README.md).
 if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 from=$PWD
