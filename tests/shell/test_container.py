@@ -42,7 +42,7 @@ def test_the_steps_in_a_clean_debian(tmp_path):
         dev = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
         made = container.run(dev["postCreateCommand"])
         assert made.returncode == 0, made.stdout + made.stderr
-        tests = container.run(". ./path.sh; $ESSENCE_PYTHON -m pytest -q -p no:cacheprovider tests/unit/test_losses.py")
+        tests = container.run(".venv/bin/python -m pytest -q -p no:cacheprovider tests/unit/test_losses.py")
         assert tests.returncode == 0, tests.stdout + tests.stderr
     finally:
         container.end()
