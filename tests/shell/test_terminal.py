@@ -120,12 +120,12 @@ def test_times(shell, seconds, text):
     assert shell("bash", "-c", f". local/live.sh; time_text {seconds}").stdout == text + "\n"
 
 
-def test_three_things_to_look_at_next(shell, tmp_path):
-    """Of a run that has ended: its page, its student beside the twin, another k."""
+def test_what_to_look_at_next(shell, tmp_path):
+    """Of a run that has ended: its page, its student beside the twin, another k, and a microphone."""
     exp = tmp_path / "exp"
     write(make_plan(exp))
     script = (f"set -eu; plan={exp}/plan.json exp={exp} top_k=5; "
               "eval \"$(sed -n '/^look_next()/,/^}/p' local/run_stage.sh)\"; . ./path.sh; look_next")
     said = shell("bash", "-c", script).stdout.splitlines()
-    assert len(said) == 4 and f"{exp}/report/report.html" in said[1]
+    assert len(said) == 5 and "essence recognize --mic" in said[4] and f"{exp}/report/report.html" in said[1]
     assert f"essence compare {exp}/baseline {exp}/student_essence:" in said[2] and "--top-k 10:" in said[3]

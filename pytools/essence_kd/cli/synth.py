@@ -21,7 +21,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--seed", type=int, help="another seed, another corpus")
     parser.add_argument("--eval-seed", type=int, metavar="N",
                         help="another one, other test sets of the same populations; train and dev stay")
-    parser.add_argument("--untranscribed", action="store_true", help="add the audio without transcripts, nothing else")
+    parser.add_argument("--untranscribed", action="store_const", const=True,
+                        help="add the audio without transcripts, nothing else")
     parser.add_argument("--nj", type=int, help="processes")
     parser.add_argument("dir", metavar="DIR")
     tell_defaults(parser, synthesize)
