@@ -3,6 +3,7 @@
 nj=2
 cmd=local/jobs.sh
 forward_cmd=
+kind='dense|post'
 help_message="Usage: local/dump_posteriors.sh [options] PLAN
  e.g.: local/dump_posteriors.sh --nj 2 exp/mini/plan.json
  leaves EXP/posteriors/wide.{scp,N.ark} (the largest of each frame, post_keep of recipe.conf) and, where something learns
@@ -12,7 +13,8 @@ help_message="Usage: local/dump_posteriors.sh [options] PLAN
  missing. Logs: EXP/posteriors/log and so on
   --nj N                   jobs (default: $nj)
   --cmd COMMAND            how jobs run (default: $cmd)
-  --forward-cmd COMMAND    how those run that run the teachers, such as one with GPUs (default: --cmd)"
+  --forward-cmd COMMAND    how those run that run the teachers, such as one with GPUs (default: --cmd)
+  --kind dense|post        only the archive of every label, or only the others (default: both)"
 . local/stage.sh || exit 1
 [ $# -eq 1 ] || usage
 read_plan "$1"
@@ -79,7 +81,8 @@ dump() { # SCP SET TEACHERS OPTIONS: the archives of what teachers hear of SET
   echo "$0: posteriors of $(wc -l <"$feats/feats.scp") utterances are in $out"
 }
 
-found=$(rows 'targets[stage=6]' scp,sets,teachers,options)
-while IFS=$'\t' read -r scp set teachers options <&3; do
+found=$(rows "targets[kind=$kind]" stage,scp,sets,teachers,options)
+while IFS=$'\t' read -r stage scp set teachers options <&3; do
+  [ "$stage" = 6 ] || continue
   dump "$scp" "$set" "$teachers" "$options"
 done 3<<<"$found"

@@ -27,6 +27,9 @@ trained() { # TARGET: are all systems that learn from it?
     is_done "$exp/$sys" "$fp" || return 1
   done < <(rows 'systems[role=student]' "$training_fields")
 }
+# Every label may be wanted only now, such as by a point of an ablation: stage 6 need not run again for that.
+local/dump_posteriors.sh --kind dense --nj "$nj" --cmd "$cmd" ${forward_cmd:+--forward-cmd "$forward_cmd"} "$plan" ||
+  exit 1
 list=$(mktemp "$exp/target_list.XXXXXX")
 trap 'rm -f "$list"*' EXIT
 todo=() fps=() outputs=() made_of=()
