@@ -9,5 +9,5 @@ export cuda_cmd=${cuda_cmd:-$cmd}
 export forward_cmd=${forward_cmd:-$cmd}
 # --use-gpu of Kaldi's own trainer (--teachers nnet3): no, yes or wait; it asks $cmd for --gpu 1 by itself.
 export nnet3_gpu=${nnet3_gpu:-no}
-# What starts a training: 'essence', one process; local/torchrun.sh, a process a GPU on every node that the job has.
+# What starts a training: 'essence', one process; local/torchrun.sh, one process per GPU on every node that the job has.
 export train_launcher=${train_launcher:-essence}

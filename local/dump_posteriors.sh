@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 6: the ensemble's posteriors of the training data and of untranscribed sets, as archives, an archive a job.
+# Stage 6: the ensemble's posteriors of the training data and of untranscribed sets, one archive per job.
 nj=2
 cmd=local/jobs.sh
 forward_cmd=

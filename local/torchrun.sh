@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts one training as several processes: a process a GPU (or PROCESSES_PER_NODE), in a job of Slurm on each of its nodes.
+# Starts one training as several processes: one per GPU (or PROCESSES_PER_NODE), in a job of Slurm on each of its nodes.
 if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 usage="Usage: local/torchrun.sh train ARGUMENT...      # arguments: see 'essence train --help'
  e.g.: local/torchrun.sh train --model conf/models/student_tdnn.yaml data/mini/train_sp_hires exp/mini/ali exp/mini/student

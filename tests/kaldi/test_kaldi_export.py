@@ -30,7 +30,7 @@ def kaldi(script, folder):
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory):
+def trained(tmp_path_factory):
     """lang, gmm and graph (tied triphones), wav/, a data directory of their filterbanks; (folder, graph, feats)."""
     root = tmp_path_factory.mktemp("export")
     graph = make_language(root, triphones=True)
@@ -52,9 +52,9 @@ FEATS = {"none": "scp:data/feats.scp", "utterance": "ark:compute-cmvn-stats scp:
 @pytest.mark.parametrize("arch,cmn,options", [
     ("tdnn", "online", {}), ("tdnn", "none", {"norm": "batch"}), ("tdnn_f", "utterance", {}),
     ("tdnn_f", "none", {"norm": "batch"}), ("cnn_tdnn", "online", {})])
-def test_scores_are_pytorchs(room, tmp_path, arch, cmn, options):
+def test_scores_are_pytorchs(trained, tmp_path, arch, cmn, options):
     """Inside and at the edges; and Kaldi would write the file as it is, to the byte."""
-    root, graph, feats = room
+    root, graph, feats = trained
     online = {"prior": 30, "window": 80, "look_ahead": 0}
     model_dir = make_speaker(tmp_path / "m", graph, arch, cmn=cmn, online=online, **options)
     out = tmp_path / "out"
@@ -74,8 +74,8 @@ def test_scores_are_pytorchs(room, tmp_path, arch, cmn, options):
     assert f"num-pdfs: {graph.num_pdfs}" in told and f"prior-dimension: {graph.num_pdfs}" in told
 
 
-def test_a_running_mean_is_kaldis(room, tmp_path):
-    root, _, feats = room
+def test_a_running_mean_is_kaldis(trained, tmp_path):
+    root, _, feats = trained
     mean = tuple(np.random.default_rng(0).uniform(6, 12, 40).round(3).tolist())
     for prior, window in ((200, 600), (20, 50), (0, 30)):
         stats = np.stack([np.append(np.array(mean) * 100, 100), np.append(np.ones(40) * 9e4, 0)])
@@ -88,9 +88,9 @@ def test_a_running_mean_is_kaldis(room, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def exported(room):
+def exported(trained):
     """A student of a running mean, exported; (folder, model directory)."""
-    root, graph, _ = room
+    root, graph, _ = trained
     model_dir = make_speaker(root / "online", graph)
     export("nnet3", model_dir, root / "out", root / "graph", WIDE)
     return root / "out", model_dir
@@ -101,9 +101,9 @@ def words_of(text, utts):
     return {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.split() and line.split()[0] in utts}
 
 
-def test_words_are_those_of_the_best_path(room, exported):
+def test_words_are_those_of_the_best_path(trained, exported):
     """With lattices whose words and phones can be told apart."""
-    root, graph, feats = room
+    root, graph, feats = trained
     out, model_dir = exported
     search = "--beam=200 --max-active=100000 --acoustic-scale=0.5 --lattice-beam=8"
     _, offline = kaldi(
@@ -123,9 +123,9 @@ def test_words_are_those_of_the_best_path(room, exported):
 
 
 @pytest.mark.kaldi("src/online2bin/online2-wav-nnet3-latgen-faster")
-def test_words_while_speech_goes_on(room, exported):
+def test_words_while_speech_goes_on(trained, exported):
     """In features and chunks that Kaldi makes itself."""
-    root, graph, feats = room
+    root, graph, feats = trained
     out, model_dir = exported
     _, said = kaldi(
         f"cd {out}; online2-wav-nnet3-latgen-faster --config=conf/online.conf --word-symbol-table=graph/words.txt "
@@ -133,9 +133,9 @@ def test_words_while_speech_goes_on(room, exported):
     assert words_of(said, feats) == {utt: best_words(graph, model_dir, matrix) for utt, matrix in feats.items()}
 
 
-def test_scripts_decode(room, exported, tmp_path):
+def test_scripts_decode(trained, exported, tmp_path):
     """steps/nnet3/decode.sh with the folder as it is."""
-    root, graph, feats = room
+    root, graph, feats = trained
     out, model_dir = exported
     for name in ("steps", "utils"):
         (tmp_path / name).symlink_to(Path(KALDI) / "egs" / "wsj" / "s5" / name)

@@ -30,7 +30,7 @@ class StepBench:
                  device: Optional[str] = None) -> None:
         """``chunks`` of data.chunk_frames random frames, with context, make the batch.
 
-        None: 4 of them on a CPU, and as many as data.batch_frames has room for on a GPU.
+        None: 4 of them on a CPU, and as many as data.batch_frames holds on a GPU.
         """
         if not 1 <= k <= pdfs:
             raise UserError(f"--top-k {k}: must be from 1 to the {pdfs} pdfs")

@@ -20,8 +20,8 @@ _GLOBAL_FRAMES = 2_000_000  # that a global mean is taken of, at most
 class OnlineMean:
     """A running mean, which needs no more of an utterance than ``look_ahead`` frames after the frame at hand.
 
-    It is the mean of the ``window`` last frames, and of ``prior`` frames of ``mean`` (F,) as long as there is room for
-    these in the window: with ``look_ahead`` 0 that of Kaldi's OnlineCmvn (cmn-window, global-frames) at the beginning
+    It is the mean of the ``window`` last frames, and of ``prior`` frames of ``mean`` (F,) as long as the window is
+    not full: with ``look_ahead`` 0 that of Kaldi's OnlineCmvn (cmn-window, global-frames) at the beginning
     of a speaker.
     """
 

@@ -21,7 +21,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--top-k", type=int, default=EssenceSettings.top_k, metavar="K", help="default: %(default)s")
     parser.add_argument("--feat-dim", type=int, default=40, metavar="N", help="default: %(default)s")
     parser.add_argument("--chunks", type=int, metavar="N",
-                        help="chunks of a batch (default: 4 on a CPU, what data.batch_frames has room for on a GPU)")
+                        help="chunks of a batch (default: 4 on a CPU, what data.batch_frames holds on a GPU)")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--json", metavar="FILE",

@@ -22,7 +22,7 @@ def as_json(name: str, words: Sequence[Word], seconds: float) -> str:
 
 
 def as_ctm(name: str, words: Sequence[Word], seconds: float) -> str:
-    """A line a word: NAME 1 START DURATION WORD CONFIDENCE."""
+    """One line per word: NAME 1 START DURATION WORD CONFIDENCE."""
     return "".join(f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {word.word}"
                    + ("" if word.confidence is None else f" {word.confidence:.3f}") + "\n" for word in words)
 

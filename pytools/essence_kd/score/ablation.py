@@ -63,7 +63,7 @@ def over_seeds(drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     bootstrap of a mean of n values has the variance s^2 / n of the biased s. One seed is taken as it is.
 
     Args:
-      drawn: (draws, n), a column a seed.
+      drawn: (draws, n), one column per seed.
 
     Returns:
       (draws,).

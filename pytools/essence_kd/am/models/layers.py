@@ -276,7 +276,7 @@ class Convolutions(nn.Module):
         super().__init__()
         if not channels or len(channels) != len(freq_strides):
             raise UserError(f"model: channels {list(channels)} and freq_strides {list(freq_strides)} must be "
-                            "of one length, a number a convolution")
+                            "of one length, one number per convolution")
         layers, before, freq = [], 1, feat_dim
         for i, (size, stride) in enumerate(zip(channels, freq_strides)):
             layers.append(Convolution(before, size, factor if i == 0 else 1, stride))

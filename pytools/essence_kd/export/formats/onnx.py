@@ -43,6 +43,8 @@ FRONT_END = """Features are Kaldi's (`fbank.conf`), of samples at 16-bit scale:
 MEAN = {"utterance": " The mean of the utterance is taken off inside.",
         "online": " The running mean is taken off inside, as for an utterance that begins here."}
 
+ARCHITECTURES = ("tdnn", "tdnn_f", "cnn_tdnn", "tdnn_lstm", "blstm")  # that are written node by node
+PACKAGES = {"onnx": "onnx", "onnxruntime": "onnxruntime"}
 CMN = ("none", "utterance", "online")  # what the graph takes off
 
 
@@ -56,8 +58,8 @@ class Onnx(Format):
     """One file, model.onnx or model.int8.onnx."""
 
     name = "onnx"
-    architectures = ("tdnn", "tdnn_f", "cnn_tdnn", "tdnn_lstm", "blstm")
-    packages = {"onnx": "onnx", "onnxruntime": "onnxruntime"}
+    architectures = ARCHITECTURES
+    packages = PACKAGES
     cmn = CMN
     needs_front_end = False
     int8 = INT8

@@ -18,8 +18,8 @@ import numpy as np
 
 from essence_kd.export.epsilon_free import EpsilonFree, without_epsilons
 from essence_kd.export.format import Format, Written, register_format
-from essence_kd.export.formats.onnx import (CMN, calibration_of, check_calibration, front_end_text,
-                                            metadata, score_settings)
+from essence_kd.export.formats.onnx import (ARCHITECTURES, CMN, PACKAGES, calibration_of, check_calibration,
+                                            front_end_text, metadata, score_settings)
 from essence_kd.export.onnx_file import FORM, INT8, quantised, session
 from essence_kd.hmm.fst import Fst, make_fst, write_fst
 from essence_kd.io.errors import UserError
@@ -75,8 +75,8 @@ class Sherpa(Format):
     """model.onnx or model.int8.onnx, HLG.fst, tokens.txt, words_only.fst, words.txt."""
 
     name = "sherpa"
-    architectures = ("tdnn", "tdnn_f", "cnn_tdnn", "tdnn_lstm", "blstm")
-    packages = {"onnx": "onnx", "onnxruntime": "onnxruntime"}
+    architectures = ARCHITECTURES
+    packages = PACKAGES
     cmn = CMN
     needs_graph = True
     int8 = INT8
