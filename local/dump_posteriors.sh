@@ -21,6 +21,8 @@ read_plan "$1"
 # shellcheck source=local/untranscribed.sh
 . local/untranscribed.sh || exit 1
 read_heard
+found=$(rows 'targets[stage=6]' kind,scp,sets,teachers,options)
+found=$(grep -E "^($kind)[[:blank:]]" <<<"$found") || exit 0 # nothing of that kind
 ali=$exp/ali
 need 4 "$ali" "$ali/num_pdfs"
 num_pdfs=$(cat "$ali/num_pdfs")
@@ -81,8 +83,6 @@ dump() { # SCP SET TEACHERS OPTIONS: the archives of what teachers hear of SET
   echo "$0: posteriors of $(wc -l <"$feats/feats.scp") utterances are in $out"
 }
 
-found=$(rows "targets[kind=$kind]" stage,scp,sets,teachers,options)
-while IFS=$'\t' read -r stage scp set teachers options <&3; do
-  [ "$stage" = 6 ] || continue
+while IFS=$'\t' read -r _ scp set teachers options <&3; do
   dump "$scp" "$set" "$teachers" "$options"
 done 3<<<"$found"
