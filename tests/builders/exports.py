@@ -72,17 +72,18 @@ def make_system(root):
     return root
 
 
-def sherpa_recognizer(out, snip_edges=True):
+def sherpa_recognizer(out, snip_edges=True, **options):
     """A recogniser of the Python package sherpa_onnx for a folder of --format sherpa, as its README.md has it."""
     from sherpa_onnx.lib import _sherpa_onnx as sherpa
 
     told = json.loads((out / "export.json").read_text())
-    program, model = told["program"], sherpa.OfflineWenetCtcModelConfig(str(out / told["model"]))
+    program, model = told["program"], sherpa.OfflineTdnnModelConfig(str(out / told["model"]))
+    options = {"normalize_samples": told["normalize_samples"], **options}
     return sherpa.OfflineRecognizer(sherpa.OfflineRecognizerConfig(
         feat_config=sherpa.FeatureExtractorConfig(
             sampling_rate=program["sample-rate"], feature_dim=program["feat-dim"], low_freq=float(program["low-freq"]),
-            high_freq=float(program["high-freq"]), snip_edges=snip_edges),
-        model_config=sherpa.OfflineModelConfig(wenet_ctc=model, tokens=str(out / "tokens.txt")),
+            high_freq=float(program["high-freq"]), snip_edges=snip_edges, **options),
+        model_config=sherpa.OfflineModelConfig(tdnn=model, tokens=str(out / "tokens.txt")),
         ctc_fst_decoder_config=sherpa.OfflineCtcFstDecoderConfig(graph=str(out / "HLG.fst"), max_active=7000),
         rule_fsts=str(out / "words_only.fst")))
 
