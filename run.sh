@@ -53,7 +53,7 @@ What runs
         0 data   1 lang and LM   2 features   3 speed perturbation   4 GMM and alignment   5 teachers
         6 posteriors   7 essence targets   8 students   9 decoding   10 scores and report
   --corpus NAME               a folder of recipes/ (default: $corpus)
-  --size NAME                 default, full or tiny (default: $size)
+  --size NAME                 default, full, tiny, or what the recipe has (default: $size, or else its first)
   --engine native|kaldi       what pip has, or a compiled Kaldi at KALDI_ROOT (default: $engine)
 How it runs
   --nj N                      jobs side by side (default: the number of cores, $nj)

@@ -49,7 +49,7 @@ prepare() { # SCRIPT RECIPE-OPTION...
     mkdir "$before"
     find "$data" -mindepth 1 -maxdepth 1 ! -name download ! -name .before -exec mv -t "$before" {} +
   fi
-  "$script" --size "$size" --nj "$(here)" "$@" "$data" || fail "$script $(ended $?)"
+  ESSENCE_ENGINE=$engine "$script" --size "$size" --nj "$(here)" "$@" "$data" || fail "$script $(ended $?)"
 }
 before=$data/.before main='' more=''
 up_to_date || main=1

@@ -42,10 +42,10 @@ if [ $status -eq 127 ]; then
   told=$(check_options) || status=$?
 fi
 [ $status -eq 0 ] || exit $status
-eval "$told" # name, description, disk_mb, nnet3, rescore
+eval "$told" # name, size, description, disk_mb, nnet3, rescore
 if [ -x "recipes/$corpus/check.sh" ]; then
   "recipes/$corpus/check.sh" --size "$size" --fuse "$fuse" --all-labels "$all_labels" --forecast "$check" \
-    --work-dir "$(existing "$work_dir")" || exit 1
+    --work-dir "$(existing "$work_dir")" "${recipe_args[@]}" || exit 1
 fi
 if [ "$engine" = kaldi ]; then
   lattices=false

@@ -9,7 +9,7 @@ from essence_kd.cli.main import verb_parser, verbs
 from essence_kd.io.options import defaults_of, given, tell_defaults
 
 VERBS = ("gmm-train gmm-align gmm-scores make-lang make-grammar train-lm perplexity make-graph import-graph import-ali "
-         "make-feats compute-cmvn perturb-data synth prepare-fsdd validate-data").split()
+         "make-feats compute-cmvn perturb-data synth prepare-fsdd prepare-librispeech validate-data").split()
 
 
 @dataclass

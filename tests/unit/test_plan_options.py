@@ -8,7 +8,7 @@ from builders import ROOT, refused
 
 from essence_kd.cli.main import main
 from essence_kd.plan.options import (OptionError, Options, check_models, check_options, check_recipe, corpora,
-                                     model_names, run_name)
+                                     find_recipe, model_names, run_name)
 from essence_kd.plan.recipe import read_recipe
 
 RECIPE = """sizes="default tiny"
@@ -58,7 +58,7 @@ def recipe(tmp_path):
     ({"top_k": "5 0"}, "--top-k takes a whole number of at least 1, not '0'"),
     ({"temperature": "hot"}, "--temperature takes a number, not 'hot'"),
     ({"soft_weight": "much"}, "--soft-weight takes a number, not 'much'"),
-    ({"corpus": "nope"}, "unknown corpus 'nope'; there are: fsdd mini swbd"),
+    ({"corpus": "nope"}, "unknown corpus 'nope'; there are: fsdd librispeech mini swbd"),
     ({"corpus": "plugin"}, "unknown corpus 'plugin'"),  # a folder of recipes/ without recipe.conf
     ({"corpus": ""}, "unknown corpus ''"),
     ({"engine": "nope"}, "unknown engine 'nope'; there are: native kaldi"),
@@ -228,7 +228,7 @@ def test_the_environment_is_not_the_recipe(recipe, monkeypatch):
 
 
 def test_the_recipes_of_this_checkout():
-    assert corpora(ROOT) == ["fsdd", "mini", "swbd"]
+    assert corpora(ROOT) == ["fsdd", "librispeech", "mini", "swbd"]
     for corpus in corpora(ROOT):
         path = ROOT / "recipes" / corpus / "recipe.conf"
         for size in read_recipe(path, size="default").sizes:
@@ -250,3 +250,17 @@ def test_the_verb_ends_with_status_2_and_one_line(tmp_path, capsys):
                             ("a\udcffb", "has a byte in its name that is not UTF-8"), ("JOB7", "has JOB in its name")):
         assert main(["plan", "--check-only", *words, "--root", str(ROOT), "--work-dir", str(tmp_path / folder)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_recipe_knows_its_options_and_its_first_size_is_the_usual_one(tmp_path):
+    (tmp_path / "recipes" / "own").mkdir(parents=True)
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    path = tmp_path / "recipes" / "own" / "recipe.conf"
+    path.write_text(RECIPE + 'options="narrow"\nsizes="small big"\n'
+                    'sample_rate=16000\nif [ "$narrow" = "it\'s" ]; then sample_rate=8000; fi\n')
+    for size, value, found in (("default", "it's", ("small", 8000)), ("big", "", ("big", 16000))):
+        options, recipe = find_recipe(given(corpus="own", size=size, recipe_options={"narrow": value}), tmp_path)
+        assert (options.size, recipe.sample_rate) == found
+    assert find_recipe(given(), ROOT)[0].size == "default"  # which mini has
+    for options, name in (({}, "librispeech_mini"), ({"size": "tiny", "engine": "kaldi"}, "librispeech_tiny_kaldi")):
+        assert run_name(find_recipe(given(corpus="librispeech", **options), ROOT)[0]) == name

@@ -31,15 +31,16 @@ def _told(options, root) -> list:
     """Checks what can be checked without a package; lines NAME=VALUE that run.sh must know before it sets up any."""
     import shlex
 
-    from essence_kd.plan.options import check_models, check_options, check_recipe, model_names, run_name, student_names
-    from essence_kd.plan.recipe import read_recipe
+    from essence_kd.plan.options import (check_models, check_options, check_recipe, find_recipe, model_names, run_name,
+                                         student_names)
 
     check_options(options, root)
-    recipe = read_recipe(root / "recipes" / options.corpus / "recipe.conf", size=options.size, fuse=options.fuse)
+    options, recipe = find_recipe(options, root)
     check_recipe(options, recipe)
     teachers = model_names(options.teachers, recipe.teachers)
     check_models(teachers + student_names(options.student, recipe.student), options.engine, root)
-    told = {"name": run_name(options), "description": recipe.description, "disk_mb": str(recipe.disk_mb),
+    told = {"name": run_name(options), "size": options.size, "description": recipe.description,
+            "disk_mb": str(recipe.disk_mb),
             "nnet3": "true" if any(t.startswith("nnet3/") for t in teachers) else "false",
             "rescore": "true" if int(options.rescore_lm_order or recipe.rescore_lm_order or 0) else "false"}
     return [f"{name}={shlex.quote(value)}" for name, value in told.items()]

@@ -29,7 +29,7 @@ class Espeak:
         try:
             import espeakng_loader
         except ImportError:
-            raise UserError("the mini corpus is spoken by eSpeak NG: pip install espeakng-loader") from None
+            raise UserError("eSpeak NG, by which words are spoken, is missing: pip install espeakng-loader") from None
         data = espeakng_loader.get_data_path()
         self._variants = set(os.listdir(os.path.join(data, "voices", "!v")))
         self._lib = ctypes.CDLL(espeakng_loader.get_library_path())

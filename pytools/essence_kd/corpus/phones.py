@@ -83,20 +83,27 @@ def make_lexicon(counts: Mapping[str, Counter], most: int = 3, share: float = 0.
     return lexicon
 
 
-def write_dict(path: str | Path, lexicon: Mapping[str, Iterable[str]]) -> None:
-    """Kaldi's dict directory: lexicon.txt (with ``<unk> SPN``), [non]silence_phones.txt, optional_silence.txt.
+def write_dict(path: str | Path, lexicon: Mapping[str, Iterable[str]], oov: str = "<unk>") -> None:
+    """Kaldi's dict directory: lexicon.txt (with ``oov``, SPN), [non]silence_phones.txt, optional_silence.txt.
 
-    lexicon: word -> pronunciations, phones separated by spaces.
+    lexicon: word -> pronunciations, phones separated by spaces. Phones that differ in a digit at their end, for stress,
+    share a line, the root of their trees, and those of one digit are a question.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    lines = sorted({f"{word} {phones}" for word, prons in lexicon.items() for phones in prons} | {"<unk> SPN"})
+    lines = sorted({f"{word} {phones}" for word, prons in lexicon.items() for phones in prons} | {f"{oov} SPN"})
     used = {phone for line in lines for phone in line.split()[1:]} - set(SILENCE_PHONES)
+    alike: dict[str, list[str]] = {}
+    stressed: dict[str, list[str]] = {}
+    for phone in sorted(used):
+        alike.setdefault(phone.rstrip("0123456789"), []).append(phone)
+        if phone[-1].isdigit():
+            stressed.setdefault(phone[-1], []).append(phone)
     for name, content in (
         ("lexicon.txt", lines),
         ("silence_phones.txt", SILENCE_PHONES),
-        ("nonsilence_phones.txt", sorted(used)),
+        ("nonsilence_phones.txt", map(" ".join, alike.values())),
         ("optional_silence.txt", SILENCE_PHONES[:1]),
-        ("extra_questions.txt", ()),
+        ("extra_questions.txt", (" ".join(stressed[digit]) for digit in sorted(stressed))),
     ):
         write_text(path / name, "".join(f"{line}\n" for line in content))

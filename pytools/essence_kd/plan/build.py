@@ -12,10 +12,10 @@ from essence_kd.hmm.gmm_kinds import KINDS
 from essence_kd.io.settings import load_settings, to_dict
 from essence_kd.plan.grid import GridPoint, GridSettings, expand, rule_label
 from essence_kd.plan.options import DECODERS as USUAL_DECODERS
-from essence_kd.plan.options import (SAME, OptionError, Options, check_models, check_options, check_recipe, model_file,
-                                     model_names, run_name, student_names)
+from essence_kd.plan.options import (SAME, OptionError, Options, check_models, check_options, check_recipe, find_recipe,
+                                     model_file, model_names, run_name, student_names)
 from essence_kd.plan.plan import Ablation, Model, Plan, Point, Run, Set, System, Target, check_plan
-from essence_kd.plan.recipe import Recipe, read_recipe
+from essence_kd.plan.recipe import Recipe
 
 NETWORKS = "networks"  # the scale group of all networks; the GMM, whose likelihoods are of another kind, has its own
 POSTERIORS = "posteriors"  # where stage 6 leaves the archive that everything else is pruned from
@@ -276,6 +276,5 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
 def plan_run(options: Options, root: Path, work_dir: Path) -> Plan:
     """Read the recipe and make the plan. Raises OptionError, UserError."""
     check_options(options, root)
-    path = root / "recipes" / options.corpus / "recipe.conf"
-    recipe = read_recipe(path, size=options.size, fuse=options.fuse)
+    options, recipe = find_recipe(options, root)
     return make_plan(options, recipe, root, work_dir)

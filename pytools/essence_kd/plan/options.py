@@ -3,20 +3,21 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 from essence_kd.hmm.gmm_kinds import KINDS
 from essence_kd.io.errors import UserError
 from essence_kd.io.pipes import pipes_allowed
-from essence_kd.plan.recipe import Recipe
+from essence_kd.plan.recipe import OPTION_NAME, Recipe, read_recipe
 
 LAST_STAGE = 10
 ENGINES = ("native", "kaldi")
 DECODERS = ("auto", "k2", "kaldi", "kaldi-lattice")  # that need no plugin
 KALDIS_DECODER = "kaldi-lattice"  # needs the engine kaldi
 COMBINE = ("mean", "logmean")
+DEFAULT_SIZE = "default"
 SAME = "same"  # --teacher-hears: what students hear
 NNET3 = "nnet3"  # the name of all nnet3 teachers together
 NNET3_TEACHERS = ("nnet3/tdnn", "nnet3/tdnn_lstm", "nnet3/blstm")
@@ -94,7 +95,7 @@ def model_file(root: Path, model: str) -> Path:
 
 def run_name(options: Options) -> str:
     """What data/ and exp/ call the run: the corpus, and size and engine where these are not the usual ones."""
-    return "_".join([options.corpus] + [options.size] * (options.size != "default")
+    return "_".join([options.corpus] + [options.size] * (options.size != DEFAULT_SIZE)
                     + [options.engine] * (options.engine != "native"))
 
 
@@ -165,11 +166,22 @@ def check_work_dir(work_dir: str) -> None:
                               "--work-dir")
 
 
+def find_recipe(options: Options, root: Path) -> Tuple[Options, Recipe]:
+    """The recipe of the corpus, and the options with a size of it: for ``default``, where it has none of that name, its
+    first. The options are those that ``check_options`` has let pass. Raises UserError."""
+    path = root / "recipes" / options.corpus / "recipe.conf"
+    recipe = read_recipe(path, size=options.size, fuse=options.fuse, given=options.recipe_options)
+    if options.size == DEFAULT_SIZE and recipe.sizes and DEFAULT_SIZE not in recipe.sizes:
+        options = replace(options, size=recipe.sizes[0])
+        recipe = read_recipe(path, size=options.size, fuse=options.fuse, given=options.recipe_options)
+    return options, recipe
+
+
 def check_recipe(options: Options, recipe: Recipe) -> None:
     """What the recipe of the corpus allows. Raises OptionError, UserError for an option that no recipe can declare."""
     for name in recipe.options:
         taken = name in (*option_names(), *OF_RUN_SH)
-        if taken or not re.fullmatch("[a-z][a-z0-9_]*", name):
+        if taken or not OPTION_NAME.fullmatch(name):
             why = "an option of run.sh: choose another" if taken else "no name: write small letters, digits and '_'"
             raise UserError(f"{recipe.path}: options: '{name}' is {why}")
     for name in options.recipe_options:

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from essence_kd.hmm.gmm_kinds import DEFAULT, KINDS
 from essence_kd.io.errors import UserError
@@ -20,6 +21,7 @@ LISTS = ("sizes", "engines", "train_set", "dev_set", "eval_sets", "untranscribed
 OPTIONAL = {"rescore_lm_order": "", "gmm": DEFAULT, "engines": "native kaldi", "untranscribed_sets": "", "options": "",
             "labels": "", "teacher_hears": "", "clips": "0", "sample_rate": str(SAMPLE_RATE), "num_leaves": "0"}
 PAIRS = ("labels", "teacher_hears")
+OPTION_NAME = re.compile("[a-z][a-z0-9_]*")  # of prepare_data.sh, as run.sh takes it
 SET_NAME = re.compile(r"\w[\w.+-]*")  # directories are called so, and stages have them as words
 NOT_A_SET = ("dict", "download", "lang", "lang_rescore", "lm", "lm_rescore", "total")  # DATA and tables have these
 _VARIABLES = (*TEXT, *NUMBERS, *LISTS, *PAIRS)
@@ -52,8 +54,8 @@ class Recipe:
     teacher_hears: Dict[str, str] = field(default_factory=dict)  # untranscribed set -> the set that teachers hear of it
 
 
-def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:
-    """Source ``path`` in bash, with ``size`` and ``fuse`` set, and take its variables.
+def read_recipe(path: Path, *, size: str, fuse: str = "false", given: Optional[Dict[str, str]] = None) -> Recipe:
+    """Source ``path`` in bash, with ``size``, ``fuse`` and the options of its own that were given; take its variables.
 
     Raises:
       UserError: bash refuses the file, a variable is missing or has a value of another kind.
@@ -61,11 +63,13 @@ def read_recipe(path: Path, *, size: str, fuse: str = "false") -> Recipe:
     if "\r" in read_text(path):
         raise UserError(f"{path}: its lines end in carriage returns, which bash takes for parts of values: remove "
                         f"them, for example with \"sed -i 's/\\r$//' {path}\"")
+    options = " ".join(f"{name}={shlex.quote(value)}" for name, value in (given or {}).items()
+                       if OPTION_NAME.fullmatch(name))
     # what the environment has under a name is not the recipe's
-    script = ('unset "${@:4}"; size=$2 fuse=$3; . "$1" || exit 1; shift 3; '
+    script = ('unset "${@:5}"; size=$2 fuse=$3; eval "$4"; . "$1" || exit 1; shift 4; '
               'for v; do [ -z "${!v+set}" ] || printf "%s=%s\\0" "$v" "${!v}"; done')
-    done = subprocess.run(["bash", "-c", script, "bash", os.fspath(path), size, fuse, *_VARIABLES], capture_output=True,
-                          text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(["bash", "-c", script, "bash", os.fspath(path), size, fuse, options, *_VARIABLES],
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise UserError(f"{path}: bash cannot read it: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     found = {**OPTIONAL, **dict(part.split("=", 1) for part in done.stdout.split("\0") if part)}
