@@ -89,6 +89,10 @@ def test_8_bit_weights(kind, tmp_path):
     full, int8 = scorer(tmp_path / "full" / "model.onnx"), scorer(tmp_path / "a" / "model.int8.onnx")
     same = np.concatenate([full(f).argmax(1) == int8(f).argmax(1) for f in feats.values()])
     assert same.mean() > 0.9
+    student = make_model(tmp_path / "student", hidden=160, dilations=[1, 1, 2, 3], bottleneck=0, num_pdfs=1120)
+    export("onnx", student, tmp_path / "s", settings=ExportSettings(**settings))
+    parameters = 200 * 160 + 4 * 480 * 160 + 160 * 1120 + 5 * 3 * 160 + 1120
+    assert parameters < (tmp_path / "s" / "model.int8.onnx").stat().st_size < 0.26 * 4 * parameters
 
 
 def test_what_is_refused(tmp_path, monkeypatch):

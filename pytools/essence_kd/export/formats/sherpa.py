@@ -54,7 +54,8 @@ In Python (`sherpa_onnx.OfflineRecognizer` has no factory for a graph; this is w
     from sherpa_onnx.lib import _sherpa_onnx as S
     recognizer = S.OfflineRecognizer(S.OfflineRecognizerConfig(
         feat_config=S.FeatureExtractorConfig(sampling_rate={rate}, feature_dim={feat_dim}, low_freq={low:g},
-                                             high_freq={high:g}, snip_edges=True, normalize_samples={normalize}),
+                                             high_freq={high:g}, snip_edges=True,
+                                             normalize_samples={normalize}),
         model_config=S.OfflineModelConfig(tdnn=S.OfflineTdnnModelConfig("{file}"), tokens="{tokens}"),
         ctc_fst_decoder_config=S.OfflineCtcFstDecoderConfig(graph="{graph}", max_active={max_active}),
         rule_fsts="{rule}"))
@@ -77,7 +78,7 @@ by at most {{worst}} before that multiplication.
 EXACT = """These are the features that the model was trained on. The command and the other languages have no options
 `snip_edges` and `normalize_samples`: their frames lie 7.5 ms earlier, and very soft sounds are cut off, so that their
 words are others in some utterances."""
-SHIFTED = """The network expects features of samples from -1 to 1, which the command and the other languages compute, too;
+SHIFTED = """The network expects features of samples from -1 to 1, which the command and other languages compute, too;
 but they have no option `snip_edges`: their frames lie 7.5 ms earlier, so that their words are others in some
 utterances."""
 
