@@ -111,9 +111,14 @@ run_stage() {
 }
 # Four things to look at when all is done; the last one to speak to.
 look_next() {
-  local student twin rate k=5
+  local student twin rate k=5 again=./run.sh
   IFS=$'\t' read -r student twin <<<"$(essence get --fields name,twin "$plan" 'systems[role=student]' | tail -n 1)"
   if [ "$top_k" = "$k" ]; then k=10; fi
+  [ "$corpus" = mini ] || again+=" --corpus $corpus"
+  [ "$size" = default ] || again+=" --size $size"
+  [ "$engine" = native ] || again+=" --engine $engine"
+  [ ${#recipe_args[@]} -eq 0 ] || again+=$(printf ' %q' "${recipe_args[@]}")
+  [ "$work_dir" = "$PWD" ] || again+=$(printf ' --work-dir %q' "$work_dir")
   echo "$0: look next at"
   echo "  1. $exp/report/report.html: all of it on one page, which opens offline"
   if [ -n "$student" ] && [ "$twin" != - ]; then
@@ -121,7 +126,7 @@ look_next() {
   else
     echo "  2. local/bin/essence compare $exp: its systems side by side"
   fi
-  echo "  3. ./run.sh --stage 7 --top-k $k: other essence targets, their student and its errors; or docs/corpora.md: your data"
+  echo "  3. $again --stage 7 --top-k $k: other essence targets, their student and its errors; or docs/corpora.md: your data"
   if [ -n "$student" ]; then
     rate=$(essence get "$plan" sample_rate)
     echo "  4. speak to it (pip install sounddevice): local/bin/essence recognize --mic --sample-rate $rate" \

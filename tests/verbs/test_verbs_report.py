@@ -9,10 +9,11 @@ import shutil
 import pytest
 from builders.experiment import (FREE_COLOURS, FREE_PAIRS, FREE_RATES, RATES, SETS, free_names, make_experiment,
                                  recount, replan, report)
-from builders.plans import make_sets, student, usual_systems
+from builders.plans import make_plan, make_sets, student, usual_systems
 
 from essence_kd.cli.main import main
 from essence_kd.score import hub5, wer
+from essence_kd.score.report import describe
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,18 @@ def test_report_tells_what_each_system_costs(experiment):
     row = next(row for row in table.split("</tr>") if "c-baseline" in row)
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", row)
     assert cells[1:3] == ["0.20", "230 ms"] and cells[4:] == ["0.020", "321"]
+
+
+def test_results_begin_with_what_the_run_was_given(tmp_path):
+    """Of files their names, of folders of data nothing; names have blanks, values stay as they are."""
+    text = tmp_path / "lm_text.gz"
+    text.touch()
+    plan = make_plan(tmp_path / "exp" / "run", recipe_options=[
+        "fsdd_dir=/data/fsdd", f"lm_text={text}", "heldout_speakers=a_1 b", "eval_seed=7"])
+    assert describe(plan, "k2", "a 3-gram") == (
+        "corpus mini, size tiny, seed 1, engine native, decoder k2, lm text=lm_text.gz, heldout speakers=a_1 b, "
+        "eval seed=7, rescored with a 3-gram")
+    assert describe(make_plan(tmp_path / "exp" / "run"), None, None).endswith("decoder unknown")
 
 
 def test_results_json_holds_what_a_recount_finds(experiment):

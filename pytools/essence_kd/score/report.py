@@ -16,6 +16,7 @@ from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import write_text
 from essence_kd.io.resources import checkout
 from essence_kd.io.text import read_map, visible
+from essence_kd.plan.plan import Plan
 from essence_kd.score import significance
 from essence_kd.score.alignment_picture import load_alignment
 from essence_kd.score.clips import load_clips
@@ -65,6 +66,17 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def describe(plan: Plan, decoder: str | None, rescoring: str | None) -> str:
+    """The run in a line: what RESULTS begins with. Of the recipe's options those that say something of the data."""
+    parts = [f"corpus {plan.corpus}, size {plan.size}, seed {plan.seed}, engine {plan.engine}, "
+             f"decoder {decoder or 'unknown'}"]
+    for given in plan.recipe_options:
+        name, _, value = given.partition("=")
+        if not name.endswith("_dir"):  # where data lie on this machine says nothing of them
+            parts.append(f"{name.replace('_', ' ')}={Path(value).name if Path(value).is_file() else value}")
+    return ", ".join(parts + [f"rescored with {rescoring}"] * bool(rescoring))
+
+
 def write_report(exp_dir: Path, report_dir: Path, *, systems: Sequence[str] | None = None,
                  draws: int = significance.DRAWS, compare: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """Collect ``exp_dir`` and write EXP_DIR/RESULTS, REPORT_DIR/results.json and REPORT_DIR/report.html.
@@ -93,14 +105,7 @@ def write_report(exp_dir: Path, report_dir: Path, *, systems: Sequence[str] | No
     origin = provenance()
     results = _finite(results_dict(analysis, comparisons=comparisons, provenance=origin))
     report_dir.mkdir(parents=True, exist_ok=True)
-    header = (f"corpus {plan.corpus}, size {plan.size}, seed {plan.seed}, engine {plan.engine}, "
-              f"decoder {exp.decoder or 'unknown'}")
-    for given in plan.recipe_options:
-        if not given.split("=")[0].endswith("_dir"):  # where data lie on this machine says nothing of them
-            header += ", " + given.replace("_", " ")
-    if exp.rescoring:
-        header += f", rescored with {exp.rescoring}"
-    text = visible(results_text(analysis, header, comparisons), keep="\n")
+    text = visible(results_text(analysis, describe(plan, exp.decoder, exp.rescoring), comparisons), keep="\n")
     write_text(exp_dir / "RESULTS", text)
     write_text(report_dir / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     aligned = load_alignment(exp_dir / "ali", data_dir)
