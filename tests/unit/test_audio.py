@@ -9,7 +9,8 @@ from essence_kd.am.settings import TrainSettings
 from essence_kd.am.sources import FeatureSource, load_cuts
 from essence_kd.am.trainer import train
 from essence_kd.corpus.features import make_feats
-from essence_kd.io.settings import load_settings
+from essence_kd.io.recordings import sample_rate_of
+from essence_kd.io.settings import load_settings, read_yaml
 from essence_kd.io.tables import IntVectorWriter
 from essence_kd.io.wave import write_wav
 
@@ -107,3 +108,20 @@ def test_audio_and_noise_that_do_not_fit(corpus, tmp_path):
     refused(lambda: mixer(np.ones(100), np.random.default_rng(0)), "n1", "16000 samples per second, not 8000")
     (tmp_path / "data" / "r0.wav").unlink()
     refused(run("data.features=on-the-fly"), "wav.scp", "r0", "no such audio file")
+
+
+def test_a_model_says_the_rate_of_its_audio(corpus, tmp_path):
+    """model.yaml has it of the header of the first recording; no command is run for it."""
+    hires, ali, _ = corpus
+    settings = load_settings(TrainSettings, None, [*SMALL, "optim.epochs=1"])
+    train(settings, hires, ali, tmp_path / "known")
+    assert read_yaml(tmp_path / "known" / "model.yaml")["sample_rate"] == 8000
+    wav = hires / "wav.scp"
+    perturbed = f"r0 sox -t wav {hires.parent}/data/r0.wav -t wav - speed 0.9 |\n"
+    for text, rate in ((perturbed, 8000), ("r0 touch ran |\n", None), ("r0 gone.wav\n", None), ("", None)):
+        wav.write_text(text)
+        assert sample_rate_of(hires) == rate, text
+    wav.unlink()
+    assert sample_rate_of(hires) is None
+    train(settings, hires, ali, tmp_path / "unknown")
+    assert "sample_rate" not in read_yaml(tmp_path / "unknown" / "model.yaml")

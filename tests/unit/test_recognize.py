@@ -100,6 +100,25 @@ def test_files_of_other_formats_rates_and_channels(system, tmp_path, capsys, mon
         capsys, *model, tmp_path / "slow.wav", status=1).err
 
 
+def test_a_model_tells_the_rate_of_its_audio(system, tmp_path, capsys):
+    """model.yaml and exports: other audio is resampled or refused by name, another --sample-rate is refused."""
+    root, words = system
+    model = make_model(tmp_path / "model", num_pdfs=json.loads((root / "onnx/export.json").read_text())["num_pdfs"],
+                       hidden=48, dilations=[1, 2], bottleneck=0, about={"sample_rate": 16000})
+    export("onnx", model, tmp_path / "onnx", settings=ExportSettings(acoustic_scale=SCALE))
+    assert json.loads((tmp_path / "onnx/export.json").read_text())["front_end"]["sample_frequency"] == 16000
+    refused(lambda: export("onnx", model, tmp_path / "o", settings=ExportSettings(sample_rate=8000)),
+            "model.yaml: was trained on audio of 16000 samples per second, not 8000")
+    rate, samples = read_wav(str(root / "data" / "utt01.wav"))
+    write_wav(tmp_path / "fast.wav", np.repeat(samples, 4), 32000)
+    for folder, file in ((model, "model.yaml"), (tmp_path / "onnx", "export.json")):
+        assert recognize(capsys, folder, root / "graph", tmp_path / "fast.wav").out.startswith("fast")
+        assert "has 8000 samples per second, but the model hears 16000" in recognize(
+            capsys, folder, root / "graph", root / "data" / "utt01.wav", status=1).err
+        refused(lambda: Recognizer(folder, root / "graph", RecognizeSettings(sample_rate=8000)), file, "16000", "8000")
+    assert Recognizer(root / "model", root / "graph", RecognizeSettings(sample_rate=16000)).rate == 16000
+
+
 def test_subtitles_go_to_files(system, tmp_path, capsys):
     root, words = system
     wavs = [root / "data" / f"utt0{i}.wav" for i in (1, 2)]

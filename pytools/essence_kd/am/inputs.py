@@ -18,6 +18,7 @@ from essence_kd.am.targets import TargetsOfSets, attach_alignments, open_soft, o
 from essence_kd.hmm.alignment_dir import read_log_priors, tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import check_match, sha256_file
+from essence_kd.io.recordings import sample_rate_of
 from essence_kd.io.settings import to_dict
 
 
@@ -35,6 +36,7 @@ class TrainingSets:
     num_pdfs: int
     cmn: Cmn  # what is taken from the features; a running mean begins with that of the training data
     tree_hash: Optional[str]
+    sample_rate: Optional[int]  # Hz of the audio that the features were made of, where that is known
     without_alignment: int  # utterances that were left out
     left_out: int = 0  # utterances without transcript whose soft targets are unsure
     soft_temperature: float = 1.0  # at which the soft targets were made
@@ -116,6 +118,7 @@ class _Loader:
             if not more.sidecar:
                 log(_NO_SIDECAR.format(more.scp))
         return self._sets(source, hard, soft, dev, False, shares=shares if added else (),
+                          sample_rate=sample_rate_of(self.data_dir),
                           left_out=sum(more.left_out for more in added), without_alignment=without,
                           soft_temperature=temperature, soft_mass=mass,
                           untranscribed_mass=[more.sidecar.get("mean_mass") for more in added])
@@ -157,6 +160,7 @@ class _Loader:
             held = ShardSource(folder, "heldout", cmn, 1, (self.processes.rank, self.processes.world))
             dev = (held, None) if len(held) else None
         return self._sets(source, None, soft, dev, True, shares=shares if len(shares) > 1 else (),
+                          sample_rate=index.get("sample_rate"),
                           left_out=index.get("left_out", 0), without_alignment=index["without_alignment"],
                           soft_temperature=temperature)
 

@@ -26,6 +26,7 @@ from essence_kd.distill.losses import UNLABELLED
 from essence_kd.hmm.alignment_dir import tree_hash
 from essence_kd.io.errors import UserError
 from essence_kd.io.provenance import sha256_file, write_sidecar, write_text
+from essence_kd.io.recordings import sample_rate_of
 from essence_kd.io.tables import IntVectorTable
 from essence_kd.io.text import read_lines
 
@@ -61,7 +62,7 @@ def write_shards(data_dir, ali_dir, out_dir, **options) -> dict:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; name another folder or remove it")
     num_pdfs = read_count(ali_dir / "num_pdfs")
-    fields = {"num_pdfs": num_pdfs, "tree_hash": tree_hash(ali_dir),
+    fields = {"num_pdfs": num_pdfs, "tree_hash": tree_hash(ali_dir), "sample_rate": sample_rate_of(data_dir),
               "frame_subsampling_factor": factor, "soft": None}
     cuts, _, without = attach_alignments(load_cuts(data_dir / "feats.scp"), ali_dir, num_pdfs, factor)
     sources, added = [FeatureSource(cuts, "none")], []

@@ -397,7 +397,7 @@ class Trainer:
         resolved["model"] = model_settings(s.arch, s.model, "model")
         dump_settings({"arch": s.arch, "model": resolved["model"], "feat_dim": self.sets.train.feat_dim,
                        "num_pdfs": self.sets.num_pdfs, "frame_subsampling_factor": s.frame_subsampling_factor,
-                       "cmn": s.data.cmn, **self._streaming(), "tree_hash": self.sets.tree_hash,
+                       "cmn": s.data.cmn, **self._streaming(), "tree_hash": self.sets.tree_hash, **self._audio(),
                        "train": {k: v for k, v in resolved.items()
                                  if k not in ("arch", "model", "frame_subsampling_factor")}},
                       folder / "model.yaml")
@@ -412,6 +412,10 @@ class Trainer:
         if data.repeat_edges:
             said["edge_rows"] = [data.left, data.right]
         return said
+
+    def _audio(self) -> dict:
+        """What model.yaml says of the audio, where it is known."""
+        return {} if self.sets.sample_rate is None else {"sample_rate": self.sets.sample_rate}
 
     def _finish(self) -> dict:
         """Write the model and info.json, and take away what only a training at work needs."""

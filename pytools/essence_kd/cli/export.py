@@ -26,7 +26,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--max-active", type=int, metavar="N", help="graph states kept per row")
     parser.add_argument("--prior-scale", type=float, metavar="S", help="of the log prior")
     parser.add_argument("--prior-floor", type=float, metavar="P", help="least prior of a pdf")
-    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="of the audio that the model was trained on")
+    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="of the audio that the model was trained on, "
+                        "where model.yaml does not say it")
     parser.add_argument("--int8", choices=("dynamic", "static"), help="8-bit weights: a quarter of the bytes")
     parser.add_argument("--calibrate", metavar="DATA_DIR", help="whose feats.scp --int8 static looks at: some training "
                         "data")

@@ -39,7 +39,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--confidences", choices=("true", "false"), help="of words; they take a second search")
     parser.add_argument("--piece-seconds", type=float, metavar="X", help="longer audio is cut where it is quietest")
     parser.add_argument("--threads", type=int, metavar="N", help="of the network")
-    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="that a model directory was trained on")
+    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="that the model was trained on, where it does not say so itself")
     parser.add_argument("--scale-from", metavar="SWEEP_JSON", help="take scale and penalty from a sweep's best")
     parser.add_argument("--acoustic-scale", type=float, metavar="X", help="multiplies the scores")
     parser.add_argument("--word-insertion-penalty", type=float, metavar="X", help="cost a word; positive: fewer words")

@@ -16,7 +16,7 @@ import numpy as np
 
 from essence_kd.am.cmn import cmn_of_model, without_mean
 from essence_kd.corpus.features import FeatureOptions
-from essence_kd.export.format import FORMATS, TOLERANCE, ExportSettings, Format, Source, Written, runtime
+from essence_kd.export.format import FORMATS, TOLERANCE, ExportSettings, Format, Source, Written, rate_of_model, runtime
 from essence_kd.hmm.alignment_dir import read_log_priors
 from essence_kd.hmm.graph import load_graph
 from essence_kd.io.data_dir import DataDir
@@ -43,6 +43,8 @@ def export(name: str, model_dir, out, graph_dir=None, settings: Optional[ExportS
     for module, distribution in kind.packages.items():
         runtime(module, distribution, f"--format {name}")
     source = load_source(kind, model_dir, graph_dir, settings)
+    rate = rate_of_model(source.model_dir / "model.yaml", source.about.get("sample_rate"), settings.sample_rate)
+    settings = dataclasses.replace(settings, sample_rate=rate)
     made = kind(source, settings)
     made.check()
     folder = Path(staging_path(out))
@@ -83,7 +85,7 @@ def load_source(kind: Type[Format], model_dir, graph_dir, settings: ExportSettin
                         "OUT")
     if not kind.needs_graph and graph_dir is not None:
         raise UserError(f"--format {kind.name} takes no graph: leave out {graph_dir}")
-    bins = front_end(settings).num_mel_bins_fbank
+    bins = FeatureOptions.num_mel_bins_fbank
     if kind.needs_front_end and about.get("feat_dim") != bins:
         raise UserError(f"{model_dir / 'model.yaml'}: the model takes {about.get('feat_dim')} feature bins, but the "
                         f"front end that is exported makes {bins}: these features were not made by 'essence "

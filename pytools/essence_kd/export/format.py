@@ -51,7 +51,7 @@ class ExportSettings:
     max_active: int = DecodeOptions.max_active
     prior_scale: float = ForwardSettings.prior_scale
     prior_floor: float = ForwardSettings.prior_floor
-    sample_rate: int = SAMPLE_RATE  # Hz of the audio that the features were made of
+    sample_rate: Optional[int] = None  # Hz of the audio that the features were made of; None: what the model says
     int8: Optional[str] = None  # dynamic or static
     calibrate: Optional[str] = None  # data directory of the features that static int8 looks at
     test_data: Optional[str] = None  # data directory whose first utterances become test_wavs/
@@ -60,12 +60,23 @@ class ExportSettings:
         """Raise UserError for a value that cannot be exported with."""
         for name, value in {"acoustic-scale": self.acoustic_scale, "beam": self.beam, "max-active": self.max_active,
                             "sample-rate": self.sample_rate}.items():
-            if not 0 < value < math.inf:
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{name} is {value}, but must be a number greater than 0")
         for name, value in {"word-insertion-penalty": self.word_insertion_penalty,
                             "prior-scale": self.prior_scale}.items():
             if not math.isfinite(value):
                 raise UserError(f"--{name} is {value}, but must be a number")
+
+
+def rate_of_model(where, known: Optional[int], asked: Optional[int]) -> int:
+    """Hz of the audio that a model was trained on: what it says itself (``known``), else what was asked for.
+
+    Raises UserError, which names ``where`` it says so, where the two differ.
+    """
+    if None not in (known, asked) and known != asked:
+        raise UserError(f"{where}: was trained on audio of {known} samples per second, not {asked}: leave out "
+                        "--sample-rate")
+    return known or asked or SAMPLE_RATE
 
 
 @dataclass

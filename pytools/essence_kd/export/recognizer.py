@@ -19,7 +19,7 @@ from essence_kd.decode.lattice import hypothesis
 from essence_kd.decode.options import DecodeOptions
 from essence_kd.decode.pieces import first_rows
 from essence_kd.export.exporter import SIDECAR, check_graph
-from essence_kd.export.format import ExportSettings
+from essence_kd.export.format import ExportSettings, rate_of_model
 from essence_kd.hmm.graph import load_graph
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS
@@ -47,7 +47,7 @@ class RecognizeSettings:
     piece_seconds: float = 30.0  # longer audio is cut
     confidences: bool = True
     threads: int = 1
-    sample_rate: int = ExportSettings.sample_rate  # Hz, of a model directory; an export tells its own
+    sample_rate: Optional[int] = ExportSettings.sample_rate  # Hz, of a model that does not tell it
 
 
 @dataclass
@@ -90,6 +90,7 @@ def _exported(folder: Path, settings: RecognizeSettings) -> Network:
         raise UserError(f"{folder / SIDECAR}: is not what this version writes: export again") from None
     if not ends:
         raise _other_features(folder / SIDECAR, told.get("feat_dim"))
+    rate_of_model(folder / SIDECAR, ends.sample_frequency, settings.sample_rate)
     score = scorer(folder / name, settings.threads)
     return Network(score, ends, told, folder / SIDECAR, {**options, "acoustic_scale": 1.0})
 
@@ -98,10 +99,11 @@ def _trained(folder: Path, settings: RecognizeSettings) -> Network:
     from essence_kd.hmm.alignment_dir import read_log_priors
     from essence_kd.io.settings import read_yaml
 
-    ends = FeatureOptions(sample_frequency=settings.sample_rate)
-    feat_dim = read_yaml(folder / "model.yaml").get("feat_dim")
-    if feat_dim != ends.num_mel_bins_fbank:
-        raise _other_features(folder / "model.yaml", feat_dim)
+    said = read_yaml(folder / "model.yaml")
+    if said.get("feat_dim") != FeatureOptions.num_mel_bins_fbank:
+        raise _other_features(folder / "model.yaml", said.get("feat_dim"))
+    ends = FeatureOptions(sample_frequency=rate_of_model(folder / "model.yaml", said.get("sample_rate"),
+                                                         settings.sample_rate))
     try:
         import torch
     except ImportError as error:
@@ -140,7 +142,8 @@ class Recognizer:
         Raises UserError where model and graph do not belong together, and for what cannot be loaded.
         """
         self.settings = settings or RecognizeSettings()
-        if not self.settings.piece_seconds > 0 or self.settings.threads < 1 or self.settings.sample_rate < 1:
+        rate = self.settings.sample_rate
+        if not self.settings.piece_seconds > 0 or self.settings.threads < 1 or not (rate is None or rate > 0):
             raise UserError("--piece-seconds, --threads and --sample-rate must be greater than 0")
         KaldiDecoder.check()
         self.graph_path, graph = Path(graph_dir) / "graph.npz", load_graph(Path(graph_dir) / "graph.npz")

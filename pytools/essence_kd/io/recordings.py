@@ -9,7 +9,28 @@ import numpy as np
 
 from essence_kd.io.data_dir import sample_range
 from essence_kd.io.errors import UserError
-from essence_kd.io.wave import expect_rate, read_audio, the_channel
+from essence_kd.io.text import read_map
+from essence_kd.io.wave import expect_rate, is_command, read_audio, split_speed, the_channel, wav_info
+
+
+def sample_rate_of(data_dir) -> Optional[int]:
+    """Hz of the first recording of a data directory, by its file's header; None where that cannot be known.
+
+    That is where there is no wav.scp or no such file, and where a command makes the audio, which is not run for this.
+    """
+    scp = Path(data_dir) / "wav.scp"
+    if not scp.is_file():
+        return None
+    source: str = next(iter(read_map(scp).values()), "|")
+    if is_command(source):
+        return None
+    factor: Optional[str] = ""
+    while factor is not None:
+        source, factor = split_speed(source)
+    try:
+        return wav_info(source).sample_rate
+    except UserError:
+        return None
 
 
 class Recordings:

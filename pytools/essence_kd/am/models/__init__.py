@@ -9,7 +9,7 @@ from essence_kd.io.settings import read_yaml
 
 _NEEDED = ("num_pdfs", "frame_subsampling_factor")
 _KINDS = {"arch": str, "num_pdfs": int, "feat_dim": int, "frame_subsampling_factor": int, "cmn": str, "model": dict,
-          "online_cmn": dict, "edge_rows": list}
+          "online_cmn": dict, "edge_rows": list, "sample_rate": int}
 
 
 def read_model_yaml(model_dir) -> dict:
