@@ -13,7 +13,9 @@ from builders.exports import make_model, make_system
 from builders.graphs import pdf_graph, write_graph
 
 import essence_kd
+from essence_kd.am.stream import StreamingModel
 from essence_kd.cli.main import main
+from essence_kd.decode.lattice import path_words
 from essence_kd.export import live
 from essence_kd.export.exporter import export
 from essence_kd.export.format import ExportSettings
@@ -232,6 +234,47 @@ def test_a_stream_is_cut_into_utterances(system, capsys, monkeypatch):
     for line, begin, part in zip(lines, begins, parts):
         assert begin - 0.4 < line["words"][0]["start"] and line["words"][-1]["end"] < begin + len(part) / 8000 + 0.4
     assert "\n... " in "\n" + said.err
+
+
+@pytest.mark.parametrize("cmn", ["none", "online"])
+def test_partial_results_go_on_from_where_they_were(system, tmp_path, cmn):
+    """Of a network that streams: every frame is computed once, and the words are those of all that has come."""
+    root, _ = system
+    told = json.loads((root / "onnx" / "export.json").read_text())
+    about = {"online_cmn": {"prior": 30, "window": 100, "look_ahead": 3, "mean": [9.0] * 40}}
+    model = make_model(tmp_path / "model", num_pdfs=told["num_pdfs"], cmn=cmn, hidden=48, dilations=[1, 2],
+                       bottleneck=0, about=about if cmn == "online" else None)
+    recognizer = Recognizer(model, root / "graph", acoustic_scale=SCALE, word_insertion_penalty=-20.0)
+    samples = np.concatenate([read_wav(str(root / "data" / f"utt0{i}.wav"))[1] for i in (4, 7)])
+    extractor, frames = recognizer._features, []
+    recognizer._features = lambda part: frames.append(len(extractor(part)["fbank"])) or extractor(part)
+    partial, heard = recognizer.begin(), []
+    for end in [100, *range(3000, len(samples), 4001), len(samples)]:
+        heard.append(partial.words(samples[:end]))
+        assert heard[-1] == recognizer.begin().words(samples[:end])
+    assert len(heard[-1]) > 3 and heard[0] == [] and any(heard[2:-1])
+    alone = frames[::2]
+    assert sum(alone) == len(extractor(samples)["fbank"]) and max(alone) <= 1 + 4001 // 80
+    # the rows that are ready are scored as those of the whole utterance
+    feats = extractor(samples)["fbank"]
+    ready = len(StreamingModel(model).start().part(feats))
+    search = recognizer.decoder.stream()
+    search.part(recognizer.network.score(feats)[:ready])
+    graph = recognizer.decoder.graph
+    assert graph.words[path_words(graph, search.path)].tolist() == heard[-1]
+
+
+def test_partial_results_of_other_networks_are_of_the_end(system, monkeypatch):
+    root, _ = system
+    recognizer, lengths = Recognizer(root / "onnx", root / "graph"), []
+    whole = recognizer.recognize
+    monkeypatch.setattr(recognizer, "recognize", lambda samples, *rest, **options: lengths.append(
+        len(samples)) or whole(samples, *rest, **options))
+    samples = np.tile(read_wav(str(root / "data" / "utt04.wav"))[1], 12)
+    assert len(samples) > 10 * 8000
+    partial = recognizer.begin()
+    assert partial.words(samples[:12000]) == [word.word for word in whole(samples[:12000], 8000)]
+    assert partial.words(samples) and lengths == [12000, 10 * 8000]
 
 
 def test_blocks_and_ends():

@@ -39,7 +39,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--confidences", choices=("true", "false"), help="of words; they take a second search")
     parser.add_argument("--piece-seconds", type=float, metavar="X", help="longer audio is cut where it is quietest")
     parser.add_argument("--threads", type=int, metavar="N", help="of the network")
-    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="that the model was trained on, where it does not say so itself")
+    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="that the model was trained on, where "
+                        "it does not say so itself")
     parser.add_argument("--scale-from", metavar="SWEEP_JSON", help="take scale and penalty from a sweep's best")
     parser.add_argument("--acoustic-scale", type=float, metavar="X", help="multiplies the scores")
     parser.add_argument("--word-insertion-penalty", type=float, metavar="X", help="cost a word; positive: fewer words")
@@ -132,12 +133,14 @@ def _live(recognizer, args) -> int:
         if words:
             print(WRITERS[args.form](f"{begin:.1f}", words, len(samples) / rate), end="", flush=True)
 
+    began, partial = -1, None  # of the utterance that is being spoken
     try:
         for number, block in enumerate(blocks):
             say(ends.add(block))
             if args.partial and number % (500 // BLOCK_MS) == 0 and ends.so_far is not None:
-                heard = " ".join(word.word for word in recognizer.recognize(ends.so_far, rate))
-                print(f"... {heard}", file=sys.stderr, flush=True)
+                if ends.first != began:
+                    began, partial = ends.first, recognizer.begin()
+                print("...", *partial.words(ends.so_far), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         if not args.mic:
             raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from essence_kd.corpus.features import FeatureExtractor, FeatureOptions, num_frames
 from essence_kd.decode.checks import check_scores
 from essence_kd.decode.decoders.kaldi import KaldiDecoder
-from essence_kd.decode.lattice import hypothesis
+from essence_kd.decode.lattice import hypothesis, path_words
 from essence_kd.decode.options import DecodeOptions
 from essence_kd.decode.pieces import first_rows
 from essence_kd.export.exporter import SIDECAR, check_graph
@@ -27,6 +28,7 @@ from essence_kd.io.provenance import read_sidecar
 
 QUIET = 0.9  # natural logarithm of energy: audio whose loud frames are no more above its quiet ones has no speech
 _SMOOTH_MS = 300  # of quiet around a cut
+PARTIAL_SECONDS = 10.0  # of the end of an utterance so far, by a network that does not stream
 Score = Callable[[np.ndarray], np.ndarray]
 
 
@@ -55,7 +57,9 @@ class Network:
     """A network that answers features float32 (T, F) with scores (R, C).
 
     ``front_end``: of which features. ``about``: what model.yaml or export.json says, and ``where`` that stands.
-    ``options``: settings of the search that go with it.
+    ``options``: settings of the search that go with it. ``stream`` begins an utterance that comes in parts:
+    ``part(feats)`` of its answer are the scores of the rows that are ready. It answers None where the network needs the
+    whole.
     """
 
     score: Score
@@ -63,6 +67,7 @@ class Network:
     about: Dict[str, Any]
     where: Path
     options: Dict[str, Any]
+    stream: Callable[[], Optional[Any]] = lambda: None
 
 
 def open_network(model, settings: RecognizeSettings) -> Network:
@@ -125,7 +130,30 @@ def _trained(folder: Path, settings: RecognizeSettings) -> Network:
             logits = model(torch.from_numpy(without_mean(feats, cmn))[None], torch.tensor([len(feats)]))
         return scores(logits[0].numpy(), "loglike", priors)
 
-    return Network(score, ends, about, folder / "model.yaml", {})
+    return Network(score, ends, about, folder / "model.yaml", {}, _stream_of(folder, priors))
+
+
+def _stream_of(folder: Path, priors: np.ndarray) -> Callable[[], Optional[Any]]:
+    """What begins an utterance that comes in parts, with what is needed for it when it is first asked for."""
+    from essence_kd.am.forward import scores
+
+    @lru_cache(maxsize=None)
+    def streaming():
+        from essence_kd.am.stream import StreamingModel
+
+        try:
+            return StreamingModel(folder)
+        except UserError:  # it needs the whole utterance
+            return None
+
+    class Scores:
+        def __init__(self) -> None:
+            self._logits = streaming().start()
+
+        def part(self, feats: np.ndarray) -> np.ndarray:
+            return scores(self._logits.part(feats), "loglike", priors)
+
+    return lambda: Scores() if streaming() is not None else None
 
 
 def _other_features(where: Path, feat_dim) -> UserError:
@@ -156,11 +184,13 @@ class Recognizer:
         self._features = FeatureExtractor(self.network.front_end, ["fbank"])
 
     def recognize(self, samples: np.ndarray, rate: int, name: str = "audio",
-                  say: Callable[[str], None] = lambda text: None) -> List[Word]:
+                  say: Callable[[str], None] = lambda text: None, confidences: Optional[bool] = None) -> List[Word]:
         """The words of int16 samples (N,); none where nothing is heard, which ``say`` is told with the reason.
 
-        Raises UserError where the audio has a lower sample rate than the model's.
+        ``confidences``: other than the settings say. Raises UserError where the audio has a lower sample rate than the
+        model's.
         """
+        confidences = self.settings.confidences if confidences is None else confidences
         samples = resampled(samples, rate, self.rate, name)
         if num_frames(len(samples), self.network.front_end) < 1:
             say(f"{name}: {len(samples)} samples are less than a frame of "
@@ -175,13 +205,17 @@ class Recognizer:
                 say(f"{name}: {nothing} from {begin:.2f} to {begin + len(piece) * FRAME_SHIFT_MS / 1000:.2f} s: "
                     "no words")
                 continue
-            found = self._decoded(piece, name)
+            found = self._decoded(piece, name, confidences)
             if found is None:
                 say(f"{name}: no path through the graph from {begin:.2f} s on: a wider --beam may find one")
                 continue
             words += [replace(word, start=round(word.start + begin, 3), end=round(word.end + begin, 3))
                       for word in found]
         return words
+
+    def begin(self) -> "Partial":
+        """An utterance that is being spoken."""
+        return Partial(self)
 
     def _pieces(self, feats: np.ndarray) -> Iterator[Tuple[int, np.ndarray]]:
         """(first frame, features) of each piece, at most piece_seconds long, cut where it is quietest."""
@@ -190,10 +224,10 @@ class Recognizer:
         starts = first_rows(quiet, np.zeros(1, np.int64), limit, round(_SMOOTH_MS / FRAME_SHIFT_MS))
         return zip(starts, np.split(feats, starts[1:]))
 
-    def _decoded(self, feats: np.ndarray, name: str) -> Optional[List[Word]]:
+    def _decoded(self, feats: np.ndarray, name: str, confidences: bool) -> Optional[List[Word]]:
         graph = self.decoder.graph
         scores = check_scores(self.network.score(feats), name, str(self.network.where.parent), graph, self.graph_path)
-        answer, = self.decoder.decode([scores], lattices=self.settings.confidences)
+        answer, = self.decoder.decode([scores], lattices=confidences)
         if answer.path is None:
             return None
         hyp = hypothesis(graph, answer.path, answer.occurrences)
@@ -201,6 +235,32 @@ class Recognizer:
         return [Word(str(graph.words[word]), round(start * seconds, 3), round((start + length) * seconds, 3),
                      round(float(confidence), 3) if answer.occurrences is not None else None)
                 for word, start, length, confidence in zip(hyp.words, hyp.start, hyp.length, hyp.confidence)]
+
+
+class Partial:
+    """What is understood of an utterance while it is spoken.
+
+    Where the network streams, features, scores and search go on from where they were, and nothing is computed twice.
+    Else the last PARTIAL_SECONDS are recognised anew.
+    """
+
+    def __init__(self, recognizer: Recognizer) -> None:
+        self._of, self._samples, self._heard = recognizer, np.zeros(0, np.int16), 0
+        self._scores, self._search = recognizer.network.stream(), recognizer.decoder.stream()
+
+    def words(self, samples: np.ndarray) -> List[str]:
+        """The best words of int16 samples (N,) at the model's rate: those of the call before, and more."""
+        of = self._of
+        if self._scores is None:
+            late = samples[-int(PARTIAL_SECONDS * of.rate):]
+            return [word.word for word in of.recognize(late, of.rate, confidences=False)]
+        self._samples = np.concatenate([self._samples, samples[self._heard:]])
+        self._heard = len(samples)
+        feats = of._features(self._samples)["fbank"]
+        self._samples = self._samples[len(feats) * of.network.front_end.shift:]
+        self._search.part(self._scores.part(feats))
+        graph = of.decoder.graph
+        return [str(graph.words[word]) for word in path_words(graph, self._search.path)]
 
 
 def no_speech(feats: np.ndarray) -> str:

@@ -113,19 +113,26 @@ class KaldiDecoder(Decoder):
             self._penalty = penalty
         return self._fst
 
-    def _decode_one(self, fst, scaled: np.ndarray, widen: float) -> np.ndarray | None:
-        options = self._kaldi_decoder.FasterDecoderOptions(
+    def _search(self, fst, widen: float):
+        return self._kaldi_decoder.FasterDecoder(fst, self._kaldi_decoder.FasterDecoderOptions(
             beam=self.options.beam * widen, max_active=int(self.options.max_active * widen ** 2),
-            min_active=self.options.min_active)
-        decoder = self._kaldi_decoder.FasterDecoder(fst, options)
-        decoder.decode(self._kaldi_decoder.DecodableCtc(scaled))
-        if not decoder.reached_final():
-            return None
-        ok, best = decoder.get_best_path()
+            min_active=self.options.min_active))
+
+    def _best_path(self, search, final: bool) -> np.ndarray | None:
+        ok, best = search.get_best_path(final)
         if not ok:
             return None
         arcs = self._kaldifst.get_linear_symbol_sequence(best)[2]
         return np.asarray(arcs, np.int64) - 1
+
+    def _decode_one(self, fst, scaled: np.ndarray, widen: float) -> np.ndarray | None:
+        search = self._search(fst, widen)
+        search.decode(self._kaldi_decoder.DecodableCtc(scaled))
+        return self._best_path(search, True) if search.reached_final() else None
+
+    def stream(self) -> "KaldiStream":
+        """The search of an utterance whose rows come in parts."""
+        return KaldiStream(self)
 
     def _lattice_of_one(self, fst, scores: np.ndarray, scaled: np.ndarray, widen: float) -> Lattice | None:
         config = self._kaldi_decoder.LatticeSimpleDecoderConfig(
@@ -165,3 +172,25 @@ class KaldiDecoder(Decoder):
                     answer.states, answer.arcs = len(answer.lattice.final), len(answer.lattice.src)
             answers.append(answer)
         return answers
+
+
+class KaldiStream:
+    """A search at work on one utterance."""
+
+    def __init__(self, decoder: KaldiDecoder) -> None:
+        self._decoder, self._rows = decoder, 0
+        self._search = decoder._search(decoder._search_graph(), 1.0)
+        self._search.init_decoding()
+
+    def part(self, scores: np.ndarray) -> None:
+        """The next rows, float32 (n, C)."""
+        decoder, self._rows = self._decoder, self._rows + len(scores)
+        scaled = np.ascontiguousarray(scores * np.float32(decoder.options.acoustic_scale), dtype=np.float32)
+        if len(scaled):
+            self._search.advance_decoding(decoder._kaldi_decoder.DecodableCtc(scaled, self._rows - len(scores)))
+
+    @property
+    def path(self) -> np.ndarray:
+        """Graph arcs, int64 (N,), of the best path so far, wherever in the graph it is."""
+        path = self._decoder._best_path(self._search, False) if self._rows else None
+        return np.zeros(0, np.int64) if path is None else path
