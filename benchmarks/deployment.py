@@ -3,32 +3,47 @@
 
     benchmarks/deployment.py exp/mini/student_essence exp/mini/graph data/mini/eval_swbd data/mini/eval_che --out OUT...
 
-Prints a Markdown table. Times are those of the network alone, one utterance at a time on one thread: features of the
-first set are in memory, and passes alternate between the systems; the smallest of --repeats counts. Words are found by
-kaldi-decoder with the settings of the first OUT.
+    benchmarks/deployment.py exp/mini/student_essence exp/mini/graph data/mini/eval_swbd data/mini/eval_che --out OUT...
+    benchmarks/deployment.py ... --models exp/mini/{teacher_1,teacher_2,baseline} --json exp/mini/deployment.json
+
+Prints a Markdown table. With --json it also measures whole recognition, by features, network and search, of MODEL_DIR,
+--models and every OUT. The report of EXP_DIR shows the figures that lie in EXP_DIR/deployment.json.
+
+Times of the table are those of the network alone, one utterance at a time on one thread: features of the first set are
+in memory, and passes alternate between the systems; the smallest of --repeats counts. Words are found by kaldi-decoder
+with the settings of the first OUT.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import platform
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from measure import script
+from measure import ESSENCE, measured, script
 
 import essence_kd
 from essence_kd.corpus.features import hires_dir
 from essence_kd.decode.lattice import edit_distance
 from essence_kd.export.onnx_file import scorer
+from essence_kd.export.recognizer import Recognizer, RecognizeSettings
+from essence_kd.io.data_dir import DataDir
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS
+from essence_kd.io.provenance import write_text
+from essence_kd.io.recordings import Recordings
 from essence_kd.io.tables import read_matrices
 from essence_kd.io.text import read_words
+from essence_kd.io.wave import write_wav
+
+CHUNK_MS = 300  # of audio that comes at once
 
 
 def pytorch(model_dir, settings: dict):
@@ -52,6 +67,56 @@ def pytorch(model_dir, settings: dict):
     return score
 
 
+def whole_recognition(model, graph_dir, options: dict, audio: list, seconds: float, repeats: int) -> dict:
+    """What recognition of int16 samples costs, of a model directory or an export, on one thread.
+
+    CPU ms per second of audio of features, network and search, each the smallest of ``repeats``; where the model
+    streams, the ms of a chunk (half of them, 99 %), features, network and search together, and how long after a word
+    it is known; CPU seconds and MB of a process that recognises one utterance.
+    """
+    recognizer = Recognizer(model, graph_dir, RecognizeSettings(confidences=False), **options)
+    about, rate = recognizer.network.about, recognizer.rate
+    spent = {"features": np.inf, "network": np.inf, "search": np.inf}
+    for _ in range(repeats):
+        steps, inputs = {"features": lambda x: recognizer._features(x)["fbank"], "network": recognizer.network.score,
+                         "search": lambda x: recognizer.decoder.decode([x])}, audio
+        for name, step in steps.items():
+            began = time.process_time()
+            inputs = [step(x) for x in inputs]
+            spent[name] = min(spent[name], 1000 * (time.process_time() - began) / seconds)
+    folder = Path(model)
+    file = folder / about.get("model", "") if (folder / "export.json").is_file() else folder / "final.pt"
+    row = {"bytes": file.stat().st_size, "cpu_ms": {name: round(value, 3) for name, value in spent.items()}}
+    if recognizer.network.stream() is not None:
+        times, size = [], CHUNK_MS * rate // 1000
+        for samples in audio:
+            partial = recognizer.begin()
+            for end in range(size, len(samples) + 1, size):
+                began = time.perf_counter()
+                partial.words(samples[:end])
+                times.append(1000 * (time.perf_counter() - began))
+        p50, p99 = (round(float(np.percentile(times, p)), 2) for p in (50, 99))
+        ahead = json.loads((folder / "info.json").read_text(encoding="utf-8"))["look_ahead_ms"]
+        ends = recognizer.network.front_end.frame_length_ms
+        row.update(chunk_p50_ms=p50, chunk_p99_ms=p99, word_ms=round(ahead + ends + CHUNK_MS / 2 + p50))
+    with tempfile.TemporaryDirectory(prefix="essence-deployment-") as temporary:
+        write_wav(Path(temporary) / "a.wav", audio[0], rate)
+        given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        cost = measured([*ESSENCE, "recognize", "--confidences", "false", *given, model, graph_dir,
+                         Path(temporary) / "a.wav"])
+    return {**row, "start_cpu_s": round(cost.cpu, 2), "peak_mb": round(cost.megabytes)}
+
+
+def processor() -> str:
+    """The name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+                platform.processor() or platform.machine())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_dir", metavar="MODEL_DIR")
@@ -59,7 +124,11 @@ def main() -> None:
     parser.add_argument("data", metavar="DATA", nargs="+", help="sets, whose features lie in DATA_hires")
     parser.add_argument("--out", metavar="OUT", nargs="+", required=True, help="of essence export --format onnx")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--models", metavar="MODEL_DIR", nargs="*", default=[], help="others of the run, for --json")
+    parser.add_argument("--utterances", type=int, default=60, help="of the first set, for --json (default: 60)")
+    parser.add_argument("--json", metavar="FILE", help="where the figures of whole recognition go")
     args = parser.parse_args()
+    load = os.getloadavg()[0]
     told = [json.loads((Path(out) / "export.json").read_text(encoding="utf-8")) for out in args.out]
     systems = {"PyTorch": (Path(args.model_dir) / "final.pt", pytorch(args.model_dir, told[0]))}
     for out, about in zip(args.out, told):
@@ -82,6 +151,7 @@ def main() -> None:
           *(f" WER {Path(data).name} | same words |" for data in args.data), sep="")
     print("|---|---|---|---|---|---|", *("---|---|" for _ in args.data), sep="")
     reference: dict = {}
+    rates: dict = {}
     for name, (path, score) in systems.items():
         answers = {data: {utt: score(matrix) for utt, matrix in matrices.items()} for data, matrices in sets.items()}
         found = {data: essence_kd.decode(args.graph_dir, each.items(), decoder="kaldi", acoustic_scale=1.0,
@@ -92,15 +162,38 @@ def main() -> None:
         pairs = [(each[utt], reference["scores"][data][utt]) for data, each in answers.items() for utt in each]
         worst = max(float(np.abs(a - b).max()) for a, b in pairs)
         same = np.mean(np.concatenate([a.argmax(1) == b.argmax(1) for a, b in pairs]))
-        cells = []
+        cells, total = [], [0, 0]
         for data in args.data:
             ref = words[data]
             errors = sum(edit_distance(ref[utt], found[data].get(utt, [])) for utt in ref)
+            total = [total[0] + errors, total[1] + sum(map(len, ref.values()))]
             equal = sum(found[data][utt] == reference["words"][data][utt] for utt in found[data])
             cells += [f"{100 * errors / sum(map(len, ref.values())):.2f}", f"{equal} of {len(found[data])}"]
         print(f"| {name} | {path.stat().st_size:,} | {1000 * spent[name] / seconds:.3f} | "
               f"{spent['PyTorch'] / spent[name]:.2f} | {worst:.2g} | {100 * same:.1f} % | {' | '.join(cells)} |")
         sys.stdout.flush()
+        rates[name] = round(100 * total[0] / total[1], 4)
+    if args.json:
+        data, student = DataDir.load(args.data[0]), Path(args.model_dir).name
+        recordings = Recordings(data.wav_scp, data.path / "wav.scp")
+        audio = [recordings.cut(utt, segment, data.channels.get(utt))
+                 for utt, segment in list(data.utterances().items())[:args.utterances]]
+        scales = {key: told[0][key] for key in ("word_insertion_penalty", "beam", "max_active")}
+        rows = []
+        for path in dict.fromkeys([args.model_dir, *args.models, *args.out]):
+            options, row = {**scales, "acoustic_scale": told[0]["acoustic_scale"]}, {"system": Path(path).name}
+            if path in args.out:
+                about = told[args.out.index(path)]
+                options, form = {}, about["int8"] or "fp32"
+                row = {"system": student, "form": f"ONNX, int8 {form}" if about["int8"] else "ONNX",
+                       "wer": rates[f"ONNX {form}"]}
+            length = sum(map(len, audio)) / recordings.rate
+            rows.append({**row, **whole_recognition(path, args.graph_dir, options, audio, length, args.repeats)})
+        write_text(args.json, json.dumps({
+            "kind": "deployment", "sets": [Path(each).name for each in args.data], "processor": processor(),
+            "cores": os.cpu_count(), "written": time.strftime("%Y-%m-%d"),
+            "load": [round(load, 1), round(os.getloadavg()[0], 1)], "utterances": len(audio), "chunk_ms": CHUNK_MS,
+            "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The scripts of benchmarks/ run on small things and print their tables; the figures themselves are not tested."""
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import graph_building
 import pytest
 from builders import ROOT
 from builders.decoding import make_scores
-from builders.exports import make_system
+from builders.exports import make_model, make_system
 
 from essence_kd.export.exporter import export
 from essence_kd.export.format import ExportSettings
@@ -88,8 +89,19 @@ def test_deployment(tmp_path):
     root = make_system(tmp_path)
     (root / "data" / "text").write_text("".join(f"utt{i:02d} w1\n" for i in range(10)))
     export("onnx", root / "model", root / "onnx", settings=ExportSettings(acoustic_scale=0.7))
-    done = bench("deployment.py", root / "model", root / "graph", root / "data", "--repeats", 1, "--out", root / "onnx")
+    make_model(root / "streams", num_pdfs=json.loads((root / "onnx" / "export.json").read_text())["num_pdfs"],
+               cmn="none", hidden=48, dilations=[1, 2], bottleneck=0)
+    (root / "streams" / "info.json").write_text('{"look_ahead_ms": 110}')
+    done = bench("deployment.py", root / "model", root / "graph", root / "data", "--repeats", 1, "--out", root / "onnx",
+                 "--models", root / "streams", "--json", root / "deployment.json")
     assert done.returncode == 0, done.stderr
+    told = json.loads((root / "deployment.json").read_text())
+    whole, stream, onnx = told["rows"]
+    assert [(row["system"], row.get("form")) for row in told["rows"]] == [
+        ("model", None), ("streams", None), ("model", "ONNX")] and told["sets"] == ["data"]
+    assert all(value > 0 for row in told["rows"] for value in (*row["cpu_ms"].values(), row["peak_mb"], row["bytes"]))
+    assert stream["word_ms"] == round(110 + 25 + 150 + stream["chunk_p50_ms"]) and "word_ms" not in whole
+    assert onnx["wer"] > 0
     _, first, second = rows(done.stdout)
     assert [first[0], second[0]] == ["PyTorch", "ONNX fp32"] and second[5] == "100.0 %"
     assert first[6:] == [second[6], "10 of 10"] and second[7] == "10 of 10"

@@ -32,7 +32,35 @@ def test_report_tells_what_each_system_costs(experiment):
     table = next(t for t in re.findall(r"<table.*?</table>", page, re.S) if "Look-ahead" in t)
     row = next(row for row in table.split("</tr>") if "c-baseline" in row)
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", row)
-    assert cells[1:3] == ["0.20", "230 ms"] and cells[4:] == ["0.020", "321"]
+    assert cells[2:4] == ["0.20", "230 ms"] and cells[5:] == ["0.020", "321"]
+
+
+def test_what_deployment_costs_is_shown_where_it_was_measured(tmp_path):
+    """An ensemble's network costs what its members' do; exports and chunks have rows and cells of their own."""
+    exp, _ = make_experiment(tmp_path, speakers=2, turns=2)
+    assert report(exp) == 0
+    assert "Deployed" not in (exp / "report" / "report.html").read_text()
+
+    def row(name, network, **more):
+        return {"system": name, "bytes": 1000, "cpu_ms": {"features": 0.5, "network": network, "search": 7.25},
+                "start_cpu_s": 1.9, "peak_mb": 293, **more}
+
+    chunks = {"chunk_p50_ms": 1.3, "chunk_p99_ms": 4.0, "word_ms": 406}
+    rows = [row("teacher_1", 1.25), row("teacher_2", 2.5), row("student_essence", 0.875, **chunks),
+            row("student_essence", 0.125, form="ONNX, int8 dynamic", wer=21.5)]
+    told = {"kind": "deployment", "sets": ["eval_swbd", "eval_che"], "processor": "a <fast> one", "cores": 2,
+            "written": "2026-11-30", "load": [0.5, 1.0], "utterances": 60, "chunk_ms": 300, "rows": rows}
+    (exp / "deployment.json").write_text(json.dumps(told))
+    assert report(exp) == 0
+    page = (exp / "report" / "report.html").read_text()
+    table = next(t for t in re.findall(r"<table.*?</table>", page, re.S) if "A word<br>after" in t)
+    found = [re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in table.split("</tr>")[1:-1]]
+    assert len(found) == 5 and "a &lt;fast&gt; one" in page
+    assert [line[2] for line in found if line[3] == "\u2013"] == ["3.75"]
+    assert [line[4:6] for line in found if line[4] != "\u2013"] == [["1.3, 4.0 ms", "406 ms"]]
+    assert [line[2] for line in found if line[8] == "21.5"] == ["0.12"] and "ONNX, int8 dynamic" in table
+    (exp / "deployment.json").write_text('{"rows": [{"system": "teacher_1"}]}')
+    assert report(exp) == 1
 
 
 def test_results_begin_with_what_the_run_was_given(tmp_path):

@@ -67,6 +67,7 @@ class Experiment:
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     ablation: dict[str, Any] = field(default_factory=dict)
+    deployment: dict[str, Any] = field(default_factory=dict)  # what benchmarks/deployment.py left
     notices: list[str] = field(default_factory=list)
     hub5_scorer: str | None = None
     hub5_rules: dict[str, str] = field(default_factory=dict)  # set -> its mapping rules
@@ -91,6 +92,11 @@ class Experiment:
         """The sum over :meth:`networks` of a number of info.json; None where one of them does not tell it."""
         told = [network.info.get(key) for network in self.networks(system)]
         return float(sum(told)) if told and all(isinstance(value, (int, float)) for value in told) else None
+
+    def bytes_of(self, system: System) -> int | None:
+        """Bytes of the trained networks of :meth:`networks`; None where one of them is not there."""
+        files = [network.path / "final.pt" for network in self.networks(system)]
+        return sum(file.stat().st_size for file in files) if all(file.is_file() for file in files) else None
 
     def target(self, system: System) -> Target | None:
         """The soft targets that a system learned from."""
@@ -318,6 +324,8 @@ def load_experiment(exp_dir: Path, *, systems: Sequence[str] | None = None) -> E
         exp.calibration = read_json(exp_dir / "calibration" / "calibration.json", systems=dict)
     if (exp_dir / "ablation" / "results.json").exists():
         exp.ablation = _load_ablation(exp)
+    if (exp_dir / "deployment.json").exists():
+        exp.deployment = read_json(exp_dir / "deployment.json", rows=list)
     return exp
 
 

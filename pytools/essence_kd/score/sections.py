@@ -276,12 +276,47 @@ def _cost(content: Content) -> Values:
     for name, system in exp.systems.items():
         waits = [network.info.get("look_ahead_ms", DASH) for network in exp.networks(system)] or [DASH]
         mflop, seconds = exp.cost(system, "mflop_per_frame"), exp.cost(system, "seconds")
+        size = exp.bytes_of(system)
         rows.append({"system": shown(exp, name), "params": system.params,
+                     "bytes": DASH if size is None else bytes_text(size),
                      "mflop": DASH if mflop is None else f"{mflop:.2f}",
                      "wait": DASH if DASH in waits else "utterance" if None in waits else f"{max(waits)} ms",
                      "training": DASH if seconds is None else time_text(seconds), "rtf": mean_of(system, "rtf", ".3f"),
                      "active": mean_of(system, "active_states_per_frame", ".0f")})
     return {"rows": rows, "frame_ms": FRAME_SHIFT_MS}
+
+
+def _deployment(content: Content) -> Values | None:
+    """What benchmarks/deployment.py measured; an ensemble costs what its members do."""
+    exp, found = content.exp, content.exp.deployment
+    if not found:
+        return None
+    of_models = {row["system"]: row for row in found["rows"] if "form" not in row}
+    main, rows = main_column(content.analysis), []
+
+    def cells(measured: list[Values], wer: float | None) -> Values:
+        one, parts = measured[0], [row["cpu_ms"] for row in measured]
+        alone = len(measured) == 1
+        return {"bytes": bytes_text(sum(row["bytes"] for row in measured)),
+                "features": parts[0]["features"], "network": sum(part["network"] for part in parts),
+                "search": parts[0]["search"] if alone else None,
+                "start": one["start_cpu_s"] if alone else None, "peak": one["peak_mb"] if alone else None,
+                "chunk": (one["chunk_p50_ms"], one["chunk_p99_ms"]) if alone and "word_ms" in one else None,
+                "word": one.get("word_ms") if alone else None, "wer": wer}
+
+    for name, system in exp.systems.items():
+        members = [network.name for network in exp.networks(system)]
+        if all(member in of_models for member in members):
+            rated = rated_at(content.analysis, name, main)
+            rows.append({"system": shown(exp, name), "form": "",
+                         **cells([of_models[member] for member in members], rated and rated["wer"])})
+        for row in found["rows"]:
+            if row["system"] == name and "form" in row:
+                same = set(found["sets"]) == set(content.analysis.members(main))
+                rows.append({"system": shown(exp, name), "form": row["form"],
+                             **cells([row], row["wer"] if same else None)})
+    told = ("processor", "cores", "written", "load", "utterances", "chunk_ms")
+    return {"rows": rows, "main": main, **{key: found[key] for key in told}} if rows else None
 
 
 def _stages(content: Content) -> Values | None:
@@ -403,6 +438,7 @@ SECTIONS = (
     Section("calibration", "As sure as right?", _calibration, "calibration/calibration.json"),
     Section("alignment", "One alignment", _alignment),
     Section("cost", "Size and speed", _cost),
+    Section("deployment", "Deployed", _deployment, "deployment.json"),
     Section("stages", "Time and disk", _stages),
     Section("utterances", "Utterances", _utterances),
     Section("provenance", "Provenance", _provenance),
