@@ -2,8 +2,10 @@
 import io
 import json
 import os
+import queue
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -275,6 +277,52 @@ def test_partial_results_of_other_networks_are_of_the_end(system, monkeypatch):
     partial = recognizer.begin()
     assert partial.words(samples[:12000]) == [word.word for word in whole(samples[:12000], 8000)]
     assert partial.words(samples) and lengths == [12000, 10 * 8000]
+
+
+def test_a_microphone(system, capsys, monkeypatch):
+    """It is recognised what a microphone hears, until Ctrl-C; without PortAudio or a microphone it is said so."""
+    root, _ = system
+    quiet = np.random.default_rng(1).normal(scale=3, size=8000).astype(np.int16)
+    audio = np.concatenate([quiet, read_wav(str(root / "data" / "utt04.wav"))[1], quiet])
+    asked = {}
+
+    class Stream:
+        def __init__(self, callback, **options):
+            asked.update(options)
+            for first in range(0, len(audio) - 799, options["blocksize"]):
+                callback(audio[first:first + options["blocksize"], None], 800, None, None)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return False
+
+    class Queue(queue.Queue):
+        def get(self):
+            if self.empty():
+                raise KeyboardInterrupt  # of whoever has said enough
+            return super().get()
+
+    module = types.SimpleNamespace(InputStream=Stream, PortAudioError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "sounddevice", module)
+    monkeypatch.setattr(live.queue, "Queue", Queue)
+    said = recognize(capsys, "--mic", "--form", "json", root / "onnx", root / "graph")
+    assert asked == {"samplerate": 8000, "blocksize": 800, "channels": 1, "dtype": "int16"}
+    assert json.loads(said.out)["words"]
+
+    def none(**options):
+        raise RuntimeError("no input device")
+
+    module.InputStream = none
+    assert "--mic: no microphone can be opened (no input device)" in recognize(
+        capsys, "--mic", root / "onnx", root / "graph", status=1).err
+
+    def without_portaudio(*names):
+        raise OSError("PortAudio library not found")
+
+    monkeypatch.setattr(live, "runtime", without_portaudio)
+    assert "apt-get install libportaudio2" in recognize(capsys, "--mic", root / "onnx", root / "graph", status=1).err
 
 
 def test_blocks_and_ends():
