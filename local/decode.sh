@@ -138,7 +138,7 @@ for sys in "${systems[@]}"; do
 done
 if [ ${#todo[@]} -gt 0 ]; then
   make_scores "${todo[@]}"
-  decode "$sweeps" "choosing scales" --sweep "$data/$dev_set/text" || failed=1
+  decode "$sweeps" "choosing scales" --sweep "$data/$dev_set/text" --sweep-only || failed=1
   for i in "${!todo[@]}"; do
     if [ "$failed" -eq 1 ] && ! [ -f "$exp/${todo[i]}/sweep/sweep.json" ]; then continue; fi
     mark_done "$exp/${todo[i]}/sweep" "${fps[i]}" sweep.json

@@ -236,6 +236,11 @@ def test_kaldi_sweep_tries_scales_then_penalties(corpus, tmp_path):
     assert read_hyp(tmp_path).keys() == corpus.scores.keys()
     report = json.loads((tmp_path / "decode.json").read_text())
     assert report["acoustic_scale"] == table["best"]["acoustic_scale"]
+    assert decode("--sweep", corpus.folder / "text", "--sweep-only", "--sweep-scales", "0.02,0.5,1",
+                  "--sweep-penalties=-1,0,1", corpus.folder / "graph", f"scp:{corpus.folder}/scores.scp",
+                  tmp_path / "only") == 0
+    assert [path.name for path in (tmp_path / "only").iterdir()] == ["sweep.json"]
+    assert json.loads((tmp_path / "only" / "sweep.json").read_text())["points"] == table["points"]
     import kaldialign
     errors = sum(kaldialign.edit_distance(corpus.text[utt], words)["total"]
                  for utt, words in read_hyp(tmp_path).items())
@@ -593,6 +598,7 @@ def test_words_missing_from_words_txt(corpus, tmp_path, capsys):
     (["--nj", "0"], "--nj is 0"),
     (["--sweep-scales", "0.1,zero"], "--sweep-scales is '0.1,zero'"),
     (["--pooled", "x.json"], "--pooled belongs to --sweep"),
+    (["--sweep-only"], "--sweep-only belongs to --sweep"),
     (["--old-lm", "x.arpa"], "--old-lm and --new-lm belong together"),
     (["--new-lm", "x.arpa"], "--old-lm and --new-lm belong together"),
     (["--lm-scale", "0.8"], "or --old-lm and --lm-scale"),

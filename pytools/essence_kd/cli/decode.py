@@ -57,6 +57,7 @@ def add_arguments(parser) -> None:
     tell_defaults(parser, Request)
     parser.add_argument("--sweep", metavar="TEXT", help="reference words: try all scales and penalties, write "
                         "sweep.json, decode at the best")
+    parser.add_argument("--sweep-only", action="store_true", help="with --sweep: write sweep.json and decode nothing")
     parser.add_argument("--pooled", metavar="JSON", help="with --sweep and --jobs-file: one best setting for all jobs, "
                         "from their errors together, written here")
     add_option_arguments(parser.add_argument_group("settings"))
@@ -93,6 +94,8 @@ def _decode(args) -> None:
     jobs, request = _read_jobs(args), Request(**given(args, Request))
     if args.sweep is None and args.pooled:
         raise UserError("--pooled belongs to --sweep")
+    if args.sweep is None and args.sweep_only:
+        raise UserError("--sweep-only belongs to --sweep")
     if args.sweep and any(job.scale_from for job in jobs):
         raise UserError("--sweep looks for the best scale itself: leave out --scale-from")
     if args.sweep and (request.n_best or request.lattices or request.old_lm):
@@ -108,7 +111,7 @@ def _decode(args) -> None:
     reference = read_words(args.sweep) if args.sweep else None
     with open_decoder(args.decoder, args.graph, options, args.nj) as decoder:
         if reference is not None:
-            decoder.sweep(jobs, reference, pooled=args.pooled)
+            decoder.sweep(jobs, reference, pooled=args.pooled, only=args.sweep_only)
         else:
             decoder.decode(jobs, request)
 

@@ -187,8 +187,9 @@ class ArchiveDecoder(_Named, abc.ABC):
         """Decode every job and write its files; what went into each decode.json, in the order of the jobs."""
 
     @abc.abstractmethod
-    def sweep(self, jobs: list[Job], reference: dict[str, list[str]], pooled=None) -> list[dict]:
-        """A sweep.json for every job and its decoding at the best setting; the tables (sweeps.sweep_table).
+    def sweep(self, jobs: list[Job], reference: dict[str, list[str]], pooled=None, only: bool = False) -> list[dict]:
+        """A sweep.json for every job and, but with ``only``, its decoding at the best setting; the tables
+        (sweeps.sweep_table).
 
         ``reference``: utterance -> words. ``pooled``: a path for the common best of all jobs, at which they are
         then decoded.

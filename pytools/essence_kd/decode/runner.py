@@ -92,7 +92,7 @@ class Runner(ArchiveDecoder):
             begin = time.perf_counter()
         return reports
 
-    def sweep(self, jobs: list[Job], reference: dict[str, list[str]], pooled=None) -> list[dict]:
+    def sweep(self, jobs: list[Job], reference: dict[str, list[str]], pooled=None, only: bool = False) -> list[dict]:
         def points(which: list[int], options: list[DecodeOptions]) -> list[Grid]:
             return [_errors(progress, reference)
                     for progress in self._collect([jobs[i] for i in which], options, Request(), reference)]
@@ -106,7 +106,8 @@ class Runner(ArchiveDecoder):
             path = Path(job.out_dir) / "sweep.json"
             write_sweep(path, table, self.kind.name, self.graph_path)
             targets.append(dataclasses.replace(job, scale_from=path if pooled is None else Path(pooled)))
-        self.decode(targets)
+        if not only:
+            self.decode(targets)
         return tables
 
     def _job_options(self, job: Job) -> DecodeOptions:

@@ -264,8 +264,8 @@ class KaldiLatticeDecoder(ArchiveDecoder):
             write_text(out / name, text)
         return report
 
-    def sweep(self, jobs: List[Job], reference: Dict[str, List[str]], pooled=None) -> List[dict]:
-        """A sweep.json for every job, and its decoding at the best setting; ``pooled`` is refused.
+    def sweep(self, jobs: List[Job], reference: Dict[str, List[str]], pooled=None, only: bool = False) -> List[dict]:
+        """A sweep.json for every job and, but with ``only``, its decoding at the best setting; ``pooled`` is refused.
 
         As with k2, one lattice per utterance serves the whole grid; where the best scale is far from the one that
         it was made at, the lattices are made once more there.
@@ -283,7 +283,8 @@ class KaldiLatticeDecoder(ArchiveDecoder):
                 table = self._grid(progress, reference)
             path = Path(job.out_dir) / "sweep.json"
             write_sweep(path, table, self.name, self.dir / "HCLG.fst")
-            self._write(progress, replace(self.options, **read_best(path)))
+            if not only:
+                self._write(progress, replace(self.options, **read_best(path)))
             tables.append(table)
         return tables
 
