@@ -14,7 +14,7 @@ export ESSENCE_ALLOW_PIPES=$allow_pipes
 plan_args=(--root "$PWD") recipe_args=()
 for v in stage stop_stage nj corpus size engine seed teachers student combine top_k temperature soft_weight fuse all_labels \
   untranscribed min_confidence teacher_hears \
-  gmm num_leaves lm_order rescore_lm_order decoder ablation grid; do
+  gmm num_leaves lm_order lm_prune rescore_lm_order decoder ablation grid; do
   [ -z "${!v}" ] || plan_args+=("--${v//_/-}=${!v}")
 done
 for v in "${recipe_options[@]}"; do

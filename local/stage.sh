@@ -28,7 +28,7 @@ read_plan() {
   plan=$(realpath "$1")
   found=$(essence get --plan --words "$plan" data exp corpus size engine seed decoder combine fuse lm_order rescore_lm_order \
     'sets[role=train].name' 'sets[role=dev].name' 'sets[role=test].name' 'sets[role=untranscribed].name' 'sets[role=rendering].name' \
-    sample_rate gmm num_leaves post_keep) || exit 1
+    sample_rate gmm num_leaves lm_prune post_keep) || exit 1
   # shellcheck disable=SC2034  # the callers'
   {
     IFS= read -r data; IFS= read -r exp; read -r corpus; read -r size; read -r engine; read -r seed
@@ -36,7 +36,7 @@ read_plan() {
     read -r fuse; read -r lm_order; read -r rescore_lm_order
     read -r train_set; read -r dev_set; read -r test_sets; read -r untranscribed_sets
     read -r renderings
-    read -r sample_rate; read -r gmm; read -r num_leaves
+    read -r sample_rate; read -r gmm; read -r num_leaves; read -r lm_prune
     read -r post_keep # last, for it is never empty: the shell drops empty lines at the end
   } <<<"$found"
   # shellcheck disable=SC2034  # the callers'

@@ -32,7 +32,9 @@ fi
 text=data/lm_text ids=auto
 [ -f "$text" ] || text=data/$train_set/text ids=true
 [ ! -f data/lm_arpa.gz ] || text=data/lm_arpa.gz
-fp=$(fingerprint lm "kaldi order=$lm_order" "$data/lang" "$text")
+prune=()
+[ "$lm_prune" = 0.0 ] || prune=(--prune "$lm_prune")
+fp=$(fingerprint lm "kaldi order=$lm_order${prune[*]:+ ${prune[*]}}" "$data/lang" "$text")
 if is_done data/lm "$fp"; then
   echo "$0: $data/lm is up to date"
 else
@@ -41,7 +43,7 @@ else
     cp data/lm_arpa.gz data/lm/lm.arpa.gz
     essence perplexity data/lm/lm.arpa.gz "data/$dev_set/text"
   else
-    essence train-lm --order "$lm_order" --words data/lang/words.txt --map-oov "$oov" --ids "$ids" --test "data/$dev_set/text" \
+    essence train-lm --order "$lm_order" "${prune[@]}" --words data/lang/words.txt --map-oov "$oov" --ids "$ids" --test "data/$dev_set/text" \
       "$text" data/lm/lm.arpa.gz
   fi
   gunzip -c data/lm/lm.arpa.gz | arpa2fst --disambig-symbol=#0 --read-symbol-table=data/lang/words.txt - data/lang/G.fst

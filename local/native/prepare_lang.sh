@@ -23,7 +23,9 @@ fi
 text=$data/lm_text ids=auto
 [ -f "$text" ] || text=$data/$train_set/text ids=true
 [ ! -f "$data/lm_arpa.gz" ] || text=$data/lm_arpa.gz
-fp=$(fingerprint lm "order=$lm_order" "$data/lang" "$text")
+prune=()
+[ "$lm_prune" = 0.0 ] || prune=(--prune "$lm_prune")
+fp=$(fingerprint lm "order=$lm_order${prune[*]:+ ${prune[*]}}" "$data/lang" "$text")
 if is_done "$data/lm" "$fp"; then
   echo "$0: $data/lm is up to date"
 else
@@ -34,7 +36,7 @@ else
   else
     map=() # words that the lexicon lacks
     [ ! -f "$data/lang/oov.txt" ] || map=(--map-oov "$(cat "$data/lang/oov.txt")")
-    essence train-lm --order "$lm_order" --words "$data/lang/words.txt" "${map[@]}" --ids "$ids" \
+    essence train-lm --order "$lm_order" "${prune[@]}" --words "$data/lang/words.txt" "${map[@]}" --ids "$ids" \
       --test "$data/$dev_set/text" "$text" "$data/lm/lm.arpa.gz"
   fi
   essence make-grammar "$data/lm/lm.arpa.gz" "$data/lang"

@@ -685,3 +685,47 @@ def test_grammar_file_is_read_by_kaldifst(tmp_path):
     write_fst(tmp_path / "G.fst", fst)
     theirs = kaldifst.StdVectorFst.read(str(tmp_path / "G.fst"))
     assert theirs.num_states == fst.num_states and theirs.start == fst.start
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_pruning_leaves_out_what_relative_entropy_says(order):
+    """Of every n-gram of the highest order, by the sum over all words of the model with and without it."""
+    whole = lm.estimate(SENTENCES, order, ["x"])
+    size, top = len(whole.words), whole.ids_of(order)
+    padded = [[0, *(whole.words.index(w) for w in sentence), 1] for sentence in SENTENCES]
+    counts = {}
+    for row in padded:
+        for at in range(len(row) - order + 2):
+            counts[tuple(row[at:at + order - 1])] = counts.get(tuple(row[at:at + order - 1]), 0) + 1
+    total = sum(counts.values())
+
+    def distribution(history, own):  # of every word, where the n-grams of a history are ``own``
+        words = whole.words
+        below = {w: 10 ** log10_of(whole, [words[h] for h in history[1:]], words[w]) for w in range(1, size)}
+        free = (1 - sum(own.values())) / (1 - sum(below[w] for w in own))
+        return {w: own.get(w, free * below[w]) for w in range(1, size)}
+
+    grows = {}
+    for *history, word in top.tolist():
+        own = {w: 10 ** log10_of(whole, [whole.words[h] for h in history], whole.words[w])
+               for *other, w in top.tolist() if other == history}
+        p = distribution(history, own)
+        without = distribution(history, {w: value for w, value in own.items() if w != word})
+        entropy = sum(p[w] * math.log(p[w] / without[w]) for w in p if p[w] > 0)
+        grows[(*history, word)] = math.expm1(counts[tuple(history)] / total * entropy)
+    threshold = float(np.median(list(grows.values()))) * (1 + 1e-9)
+    pruned = lm.estimate(SENTENCES, order, ["x"], threshold)
+    assert {tuple(row) for row in pruned.ids_of(order).tolist()} == {n for n, g in grows.items() if g >= threshold}
+    assert 0 < len(pruned.orders[-1].key) < len(top)
+    for history in histories(pruned):
+        assert sum(10 ** log10_of(pruned, history, word) for word in pruned.words[1:]) == pytest.approx(1, abs=1e-6)
+    assert (lm.estimate(SENTENCES, order, ["x"], 0.0).orders[-1].key == whole.orders[-1].key).all()
+
+
+def test_pruning_by_the_verb(tmp_path, capsys):
+    text = tmp_path / "lm_text"
+    text.write_text("\n".join(" ".join(sentence) for sentence in SENTENCES) + "\n")
+    assert main(["train-lm", "--order", "2", "--prune", "0.5", str(text), str(tmp_path / "a.gz")]) == 0
+    assert lm.read_arpa(tmp_path / "a.gz").orders[0].key.size > 0
+    assert main(["train-lm", "--prune", "1", str(text), str(tmp_path / "b.gz")]) == 1
+    assert "--prune 1: must be at least 0 and less than 1" in capsys.readouterr().err

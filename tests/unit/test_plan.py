@@ -152,6 +152,7 @@ def test_fused_targets_have_no_archive_to_be_pruned_from():
 
 
 def test_options_win_over_the_recipe_and_conf():
+    assert [made(recipe=replace(RECIPE, lm_prune="1e-6"), lm_prune=p).lm_prune for p in ("", "0")] == [1e-6, 0]
     assert [made(recipe=replace(RECIPE, num_leaves=9), num_leaves=n).num_leaves for n in ("", "7")] == [9, 7]
     plan = made(top_k="7", temperature="2", soft_weight="0.5", lm_order="3", rescore_lm_order="4",
                 teachers="blstm", student="tdnn_lstm", seed="9")

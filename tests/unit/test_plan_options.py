@@ -53,6 +53,7 @@ def recipe(tmp_path):
     ({"nj": "9" * 5000}, "--nj takes a whole number of at most nine digits"),
     ({"nj": "two"}, "--nj takes a whole number of at least 1, not 'two'"),
     ({"num_leaves": "0"}, "--num-leaves takes a whole number of at least 1, not '0'"),
+    ({"lm_prune": "1.5"}, "--lm-prune takes a number of at least 0 and less than 1, not '1.5'"),
     ({"lm_order": "0"}, "--lm-order takes a whole number of at least 1, not '0'"),
     ({"rescore_lm_order": "four"}, "--rescore-lm-order takes a whole number, not 'four'"),
     ({"top_k": "5 0"}, "--top-k takes a whole number of at least 1, not '0'"),
@@ -160,7 +161,7 @@ def test_the_name_of_a_run(changes, name):
 
 def test_a_recipe_says_what_its_corpus_has(recipe):
     found = recipe('labels="easy=E hard=H"\nuntranscribed_sets="more"\noptions="its_own other"\nclips=4\n'
-                   'rescore_lm_order=4\ngmm=tri1\nnum_leaves=900\n'
+                   'rescore_lm_order=4\ngmm=tri1\nnum_leaves=900\nlm_prune=1e-6\n'
                    'if [ $size = tiny ]; then disk_mb=1; fi; if [ $fuse = true ]; then post_keep=7; fi\n',
                    size="tiny", fuse="true")
     assert dataclasses.asdict(found) == {
@@ -168,7 +169,7 @@ def test_a_recipe_says_what_its_corpus_has(recipe):
         "train_set": "learn", "dev_set": "tune", "eval_sets": ["easy", "hard"], "untranscribed_sets": ["more"],
         "labels": {"easy": "E", "hard": "H"}, "teachers": "blstm tdnn_lstm", "student": "student_tdnn",
         "lm_order": "2", "rescore_lm_order": "4", "clips": 4, "post_keep": 7, "disk_mb": 1, "sample_rate": 8000,
-        "gmm": "tri1", "num_leaves": 900, "teacher_hears": {},
+        "gmm": "tri1", "num_leaves": 900, "lm_prune": "1e-6", "teacher_hears": {},
         "options": ["its_own", "other"]}
     least = recipe()
     assert (least.engines, least.untranscribed_sets, least.labels) == (["native", "kaldi"], [], {})
@@ -181,6 +182,7 @@ def test_a_recipe_says_what_its_corpus_has(recipe):
     ("", "train_set", ["says nothing of train_set"]),
     ("post_keep=many\n", None, ["post_keep is 'many', not a whole number"]),
     ("disk_mb=-1\n", None, ["disk_mb is '-1', not a whole number"]),
+    ("lm_prune=much\n", None, ["lm_prune is 'much', not a number of at least 0 and less than 1"]),
     ("clips=few\n", None, ["clips is 'few', not a whole number"]),
     ("labels='easy hard'\n", None, ["labels are pairs such as 'eval_swbd=SWBD', not 'easy hard'"]),
     ("clips=\u00b2\n", None, ["clips is '\u00b2', not a whole number"]),

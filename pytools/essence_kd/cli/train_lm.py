@@ -21,6 +21,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("text", metavar="TEXT", help="sentences; utterance-ids are recognised")
     parser.add_argument("arpa", metavar="ARPA", help="model to write (.gz: compressed)")
     parser.add_argument("--order", type=int, metavar="N", help="longest n-gram")
+    parser.add_argument("--prune", type=float, metavar="P",
+                        help="leave out the longest n-grams without which the perplexity grows by less than a share P")
     parser.add_argument("--words", metavar="WORDS-TXT", dest="words_txt",
                         help="vocabulary: a lang's words.txt (default: the text's)")
     parser.add_argument("--map-oov", metavar="WORD", help="write this for words that --words lacks (default: refuse)")
@@ -33,6 +35,8 @@ def run(args) -> None:
     """Estimate, write, and print perplexities."""
     if args.order is not None and args.order < 1:
         raise UserError(f"--order {args.order}: must be at least 1")
+    if args.prune is not None and not 0 <= args.prune < 1:
+        raise UserError(f"--prune {args.prune:g}: must be at least 0 and less than 1")
     allowed, words = lm.vocabulary(args.words_txt) if args.words_txt else (None, None)
     known = {word: i for i, word in enumerate(allowed)} if allowed else None
     ids = given(args, lm.read_text)

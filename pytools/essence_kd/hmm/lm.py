@@ -132,12 +132,14 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     return out if np.all(out > 0) and np.all(out < [1, 2, 3]) else np.array([plain, plain, plain])
 
 
-def estimate(sentences: List[List[str]], order: int = 3, words: List[str] | None = None) -> NgramModel:
+def estimate(sentences: List[List[str]], order: int = 3, words: List[str] | None = None,
+             prune: float = 0.0) -> NgramModel:
     """An interpolated modified Kneser-Ney model of the sentences.
 
     words: the vocabulary (default: the words of the text); a vocabulary word that the text lacks gets its share of
-    the uniform distribution below the unigrams. Every word of the sentences must be in it. Raises ValueError for an
-    order under 1 or no sentence.
+    the uniform distribution below the unigrams. Every word of the sentences must be in it. prune: of the highest order,
+    n-grams without which the perplexity grows by less than this share are left out (see ``_pruned``). Raises
+    ValueError for an order under 1 or no sentence.
     """
     if order < 1 or not sentences:
         raise ValueError("an order of at least 1 and at least one sentence are needed")
@@ -183,7 +185,33 @@ def estimate(sentences: List[List[str]], order: int = 3, words: List[str] | None
             logprob = np.log10(p)
         logprob[p <= 0] = -99.0
         out.append(Order(key, suffix.astype(np.int32), logprob, np.zeros(len(key))))
+    if prune > 0 and order > 1:
+        history = tables[-2][2].astype(np.float64)
+        out[-1] = _pruned(out[-2], out[-1], size, history / history.sum(), prune)
     return NgramModel(symbols, out)
+
+
+def _pruned(below: Order, top: Order, size: int, history: np.ndarray, threshold: float) -> Order:
+    """``top`` without the n-grams whose removal makes the perplexity grow by less than a share ``threshold``.
+
+    Each by itself, by the relative entropy between the model and that without the n-gram (Stolcke 1998); history: how
+    often each n-gram of ``below`` is the history of a word, a share of all (V,). Back-off weights of ``below`` become
+    those of what is left.
+    """
+    rows = top.key // size
+    p, q = 10.0**top.logprob, 10.0**below.logprob[top.suffix]
+
+    def left(kept: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:  # what words that are no n-grams of a history share
+        return tuple(np.maximum(1 - np.bincount(rows[kept], weights=value[kept], minlength=len(below.key)), 1e-12)
+                     for value in (p, q))
+
+    free, free_below = left(np.ones(len(rows), bool))
+    old, new = np.log(free / free_below)[rows], np.log((free[rows] + p) / (free_below[rows] + q))
+    grows = -history[rows] * (p * (np.log(q) + new - np.log(p)) + free[rows] * (new - old))
+    kept = np.expm1(grows) >= threshold
+    free, free_below = left(kept)
+    below.backoff[:] = np.where(np.bincount(rows[kept], minlength=len(below.key)), np.log10(free / free_below), 0.0)
+    return Order(top.key[kept], top.suffix[kept], top.logprob[kept], top.backoff[kept])
 
 
 # ------------------------------------------------------------------------------------------------------ ARPA files

@@ -263,6 +263,7 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
         post_keep=recipe.post_keep, clips=recipe.clips, disk_mb=recipe.disk_mb,
         sample_rate=recipe.sample_rate, gmm=options.gmm or (recipe.gmm if options.engine == "native" else KINDS[-1]),
         recipe_options=[f"{name}={value}" for name, value in options.recipe_options.items()],
+        lm_prune=float(options.lm_prune or recipe.lm_prune),
         num_leaves=int(options.num_leaves or recipe.num_leaves),
         data=str(work_dir / "data" / name), exp=str(work_dir / "exp" / name),
         sets=[Set(s, role, recipe.labels.get(s, s), hears.get(s)) for role, names in roles.items() for s in names],

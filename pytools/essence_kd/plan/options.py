@@ -10,7 +10,7 @@ from typing import Dict, List, Optional, Tuple
 from essence_kd.hmm.gmm_kinds import KINDS
 from essence_kd.io.errors import UserError
 from essence_kd.io.pipes import pipes_allowed
-from essence_kd.plan.recipe import OPTION_NAME, Recipe, read_recipe
+from essence_kd.plan.recipe import OPTION_NAME, Recipe, is_share, read_recipe
 
 LAST_STAGE = 10
 ENGINES = ("native", "kaldi")
@@ -48,6 +48,7 @@ class Options:
     gmm: str = ""
     num_leaves: str = ""
     lm_order: str = ""
+    lm_prune: str = ""
     rescore_lm_order: str = ""
     teachers: str = ""
     student: str = ""
@@ -110,6 +111,8 @@ def check_options(options: Options, root: Path) -> None:
     whole_number("nj", options.nj, 1)
     if options.lm_order:
         whole_number("lm_order", options.lm_order, 1)
+    if options.lm_prune and not is_share(options.lm_prune):
+        raise OptionError(f"--lm-prune takes a number of at least 0 and less than 1, not '{options.lm_prune}'")
     if options.num_leaves:
         whole_number("num_leaves", options.num_leaves, 1)
     if options.rescore_lm_order:

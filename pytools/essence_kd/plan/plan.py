@@ -140,6 +140,7 @@ class Plan:
     sample_rate: int = SAMPLE_RATE  # Hz of the audio
     recipe_options: List[str] = field(default_factory=list)  # of prepare_data.sh, as NAME=VALUE
     gmm: str = "tri3"  # what aligns: mono, tri1, tri2 or tri3
+    lm_prune: float = 0.0  # of the n-gram of the graph: essence train-lm --prune
     num_leaves: int = 0  # of its tree; 0: by the frames of training
 
     def sets_of(self, *roles: str) -> List[str]:
