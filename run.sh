@@ -84,8 +84,8 @@ What is trained and decoded
   --num-leaves N              leaves of its decision trees, the senones, at most (default: the recipe's, or one per
                               600 frames of training data, of splits that gain 300 or more)
   --lm-order N                order of the n-gram in the decoding graph (default: the recipe's)
-  --lm-prune P                leave out its longest n-grams without which the perplexity of its text grows by less than a
-                              share P: a smaller graph (default: the recipe's)
+  --lm-prune P                leave out its longest n-grams without which the perplexity of its text grows by less
+                              than a share P: a smaller graph (default: the recipe's)
   --rescore-lm-order N        rescore the words with a larger n-gram; 0: do not (default: the recipe's)
   --decoder NAME              k2, kaldi, auto (k2 where it could be set up, else kaldi-decoder), or, with
                               --engine kaldi, kaldi-lattice (latgen-faster-mapped) (default: $decoder)

@@ -68,7 +68,7 @@ if [ "$forecast" = true ]; then
         systems = 7
       } else if (size == "mini") {
         context = 342 / 300 / 3600
-        cnn = 5 / 19800; lstm = 4 / 19500; blstm = 4 / 24100; tdnn = 8 / 28600   # epochs per rate
+        cnn = 5 / 20000; lstm = 4 / 20000; blstm = 4 / 24500; tdnn = 6 / 30000   # epochs per rate
         cpu5 = frames * context * (cnn + lstm + blstm + tdnn)
         cpu6 = frames * context / 3 * (cnn / 5 + lstm / 4 + blstm / 4); cpu8 = frames * context * (tdnn + cnn)
         systems = 8

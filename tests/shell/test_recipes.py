@@ -1,4 +1,5 @@
 """The recipes' preparation of data, as scripts: sizes, sources, and what is said without a network."""
+import json
 import re
 
 import pytest
@@ -71,20 +72,20 @@ def test_librispeech_says_what_is_missing_and_what_it_takes(shell, tmp_path):
     assert not (tmp_path / "work").exists()
 
 
-def test_librispeech_through_the_first_stages(shell, tmp_path):
+def test_librispeech_by_run_sh(shell, tmp_path):
     folder = make_librispeech(tmp_path / "LibriSpeech", {"train-clean-5": ("10", "11", "12"), "test-clean": ("237", "61")})
     data = tmp_path / "work" / "data" / "librispeech_mini"
-    done = run_librispeech(shell, folder, tmp_path, "--stop-stage", "2")  # speakers of recipe.conf
+    done = run_librispeech(shell, folder, tmp_path, "--stop-stage", "0")  # speakers of recipe.conf
     assert done.returncode == 0, done.stdout + done.stderr
     assert {name: set(DataDir.load(data / name).utt2spk.values()) for name in ("dev", "test_clean")} == {
         "dev": {"237"}, "test_clean": {"61"}}
-    assert len((data / "train_hires" / "feats.scp").read_text().splitlines()) == 12
-    assert {"lm.arpa.gz"} <= {path.name for path in (data / "lm_rescore").iterdir()}
-    done = run_librispeech(shell, folder, tmp_path, "--stop-stage", "2", "--telephone", "true", "--transcribed", "0.5",
+    plan = json.loads((tmp_path / "work" / "exp" / "librispeech_mini" / "plan.json").read_text())
+    assert [plan[name] for name in ("sample_rate", "lm_order", "lm_prune", "rescore_lm_order")] == [16000, 2, 1e-6, 3]
+    done = run_librispeech(shell, folder, tmp_path, "--stop-stage", "0", "--telephone", "true", "--transcribed", "0.5",
                            "--untranscribed", "true")
     assert done.returncode == 0, done.stdout + done.stderr
     assert wav_info(str(data / "wav" / "train" / "10-100-0000.wav")).sample_rate == 8000
-    assert (data / "untranscribed_cut_hires" / "feats.scp").exists() and not (data / "untranscribed" / "text").exists()
+    assert (data / "untranscribed" / "wav.scp").exists() and not (data / "untranscribed" / "text").exists()
     done = run_librispeech(shell, folder, tmp_path, "--stop-stage", "0", "--untranscribed", "true")
     assert done.returncode == 2 and "names no untranscribed_sets" in done.stderr
 
