@@ -75,8 +75,7 @@ if [ "$forecast" = true ]; then
       } else {
         cpu5 = cpu8 = 0.05; cpu6 = 0.01; systems = 6
       }
-      printf "By %s. Disk follows from these sizes; core hours from rates measured or assumed as recipes/librispeech/check.sh", why
-      printf "\nsays"
+      printf "By %s.\nDisk follows from these sizes, core hours from the rates in recipes/librispeech/check.sh", why
       if (big) printf "; GPU hours at %.3g TFLOP/s in training, assumed", tflops
       print "."
       printf "%5s  %-46s %9s %9s %8s\n", "stage", "", "disk, GB", "core, h", "GPU, h"
