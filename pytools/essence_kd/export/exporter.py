@@ -143,7 +143,7 @@ def compare(made: Format, folder: Path) -> float:
 
     Raises UserError where it is above TOLERANCE, but for int8, whose error is told and not judged.
     """
-    worst = 0.0
+    worst = made.difference
     for feats in trial_features(made.source):
         theirs = made.verify(folder, feats)
         if theirs is None:

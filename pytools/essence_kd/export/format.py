@@ -130,6 +130,7 @@ class Format(abc.ABC):
     exact_mean: ClassVar[bool] = False  # of an utterance, where it is not rounded as NumPy rounds sums of float32
     packages: ClassVar[Dict[str, str]] = {}
     int8: ClassVar[Tuple[str, ...]] = ()  # the kinds of int8 weights that it can write
+    difference: float = 0.0  # to PyTorch's scores, that write() has found already
 
     def __init__(self, source: Source, settings: ExportSettings) -> None:
         self.source, self.settings = source, settings

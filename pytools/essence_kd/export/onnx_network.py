@@ -265,5 +265,10 @@ ENCODERS: Dict[str, Callable[[Network, nn.Module, str], str]] = {
     "tdnn": _tdnn, "tdnn_f": _tdnn_f, "cnn_tdnn": _cnn_tdnn, "tdnn_lstm": _tdnn_lstm, "blstm": _blstm}
 
 
+def logits_of(net: Network, x: str) -> str:
+    """Logits of normalised frames as they are, without repeated ones: those of an utterance that was cut out."""
+    return net.linear(ENCODERS[_architecture(net.model.encoder)](net, net.model.encoder, x), net.model.output)
+
+
 def _architecture(encoder: nn.Module) -> str:
     return type(encoder).__module__.rpartition(".")[2]

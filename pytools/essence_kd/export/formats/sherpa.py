@@ -129,7 +129,7 @@ class Sherpa(Format):
         readme = README.format(
             file=self.file, arch=source.about["arch"], num_pdfs=num_pdfs, erased=erased, between=between,
             wav="test_wavs/*.wav" if settings.test_data else "a.wav b.wav", tokens=TOKENS, rule=RULE, graph=GRAPH,
-            options=_wrapped([f"--{name}={value}" for name, value in options.items()]), rate=ends.sample_frequency,
+            options=wrapped([f"--{name}={value}" for name, value in options.items()]), rate=ends.sample_frequency,
             feat_dim=source.model.feat_dim, low=ends.low_freq, high=ends.top_freq, max_active=settings.max_active,
             normalize=not exact, exact=EXACT if exact else SHIFTED,
             beam=settings.beam, widen=self.widen, penalty=settings.word_insertion_penalty,
@@ -276,7 +276,7 @@ def spelling(erased: str, between: str) -> Fst:
     return make_fst(nothing, nothing, byte, out, nothing, [0.0])
 
 
-def _wrapped(words: List[str], width: int = 100) -> str:
+def wrapped(words: List[str], width: int = 100) -> str:
     """Options of a command, on several lines where one would be too long."""
     lines = [""]
     for word in words:
