@@ -72,7 +72,7 @@ def whole_recognition(model, graph_dir, options: dict, audio: list, seconds: flo
 
     CPU ms per second of audio of features, network and search, each the smallest of ``repeats``; where the model
     streams, the ms of a chunk (half of them, 99 %), features, network and search together, and how long after a word
-    it is known; CPU seconds and MB of a process that recognises one utterance.
+    it is known.
     """
     recognizer = Recognizer(model, graph_dir, RecognizeSettings(confidences=False), **options)
     about, rate = recognizer.network.about, recognizer.rate
@@ -99,12 +99,18 @@ def whole_recognition(model, graph_dir, options: dict, audio: list, seconds: flo
         ahead = json.loads((folder / "info.json").read_text(encoding="utf-8"))["look_ahead_ms"]
         ends = recognizer.network.front_end.frame_length_ms
         row.update(chunk_p50_ms=p50, chunk_p99_ms=p99, word_ms=round(ahead + ends + CHUNK_MS / 2 + p50))
+    return row
+
+
+def one_answer(model, graph_dir, options: dict, samples: np.ndarray, rate: int) -> dict:
+    """CPU seconds and MB of a process that recognises one utterance; of this one's memory, what is larger counts, so
+    nothing large may be here yet."""
     with tempfile.TemporaryDirectory(prefix="essence-deployment-") as temporary:
-        write_wav(Path(temporary) / "a.wav", audio[0], rate)
+        write_wav(Path(temporary) / "a.wav", samples, rate)
         given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         cost = measured([*ESSENCE, "recognize", "--confidences", "false", *given, model, graph_dir,
                          Path(temporary) / "a.wav"])
-    return {**row, "start_cpu_s": round(cost.cpu, 2), "peak_mb": round(cost.megabytes)}
+    return {"start_cpu_s": round(cost.cpu, 2), "peak_mb": round(cost.megabytes)}
 
 
 def processor() -> str:
@@ -130,6 +136,17 @@ def main() -> None:
     args = parser.parse_args()
     load = os.getloadavg()[0]
     told = [json.loads((Path(out) / "export.json").read_text(encoding="utf-8")) for out in args.out]
+    scales = {key: told[0][key] for key in ("word_insertion_penalty", "beam", "max_active", "acoustic_scale")}
+    options = {path: scales for path in (args.model_dir, *args.models)}
+    options.update((path, {}) for path in args.out)  # which hold their own
+    starts = {}
+    if args.json:
+        data = DataDir.load(args.data[0])
+        recordings = Recordings(data.wav_scp, data.path / "wav.scp")
+        audio = [recordings.cut(utt, segment, data.channels.get(utt))
+                 for utt, segment in list(data.utterances().items())[:args.utterances]]
+        starts = {path: one_answer(path, args.graph_dir, given, audio[0], recordings.rate)
+                  for path, given in options.items()}
     systems = {"PyTorch": (Path(args.model_dir) / "final.pt", pytorch(args.model_dir, told[0]))}
     for out, about in zip(args.out, told):
         if about["format"] != "onnx":
@@ -174,21 +191,15 @@ def main() -> None:
         sys.stdout.flush()
         rates[name] = round(100 * total[0] / total[1], 4)
     if args.json:
-        data, student = DataDir.load(args.data[0]), Path(args.model_dir).name
-        recordings = Recordings(data.wav_scp, data.path / "wav.scp")
-        audio = [recordings.cut(utt, segment, data.channels.get(utt))
-                 for utt, segment in list(data.utterances().items())[:args.utterances]]
-        scales = {key: told[0][key] for key in ("word_insertion_penalty", "beam", "max_active")}
-        rows = []
-        for path in dict.fromkeys([args.model_dir, *args.models, *args.out]):
-            options, row = {**scales, "acoustic_scale": told[0]["acoustic_scale"]}, {"system": Path(path).name}
+        length, rows = sum(map(len, audio)) / recordings.rate, []
+        for path, given in options.items():
+            row = {"system": Path(path).name}
             if path in args.out:
-                about = told[args.out.index(path)]
-                options, form = {}, about["int8"] or "fp32"
-                row = {"system": student, "form": f"ONNX, int8 {form}" if about["int8"] else "ONNX",
-                       "wer": rates[f"ONNX {form}"]}
-            length = sum(map(len, audio)) / recordings.rate
-            rows.append({**row, **whole_recognition(path, args.graph_dir, options, audio, length, args.repeats)})
+                int8 = told[args.out.index(path)]["int8"]
+                row = {"system": Path(args.model_dir).name, "form": f"ONNX, int8 {int8}" if int8 else "ONNX",
+                       "wer": rates[f"ONNX {int8 or 'fp32'}"]}
+            rows.append({**row, **whole_recognition(path, args.graph_dir, given, audio, length, args.repeats),
+                         **starts[path]})
         write_text(args.json, json.dumps({
             "kind": "deployment", "sets": [Path(each).name for each in args.data], "processor": processor(),
             "cores": os.cpu_count(), "written": time.strftime("%Y-%m-%d"),
