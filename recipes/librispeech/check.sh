@@ -48,7 +48,7 @@ fi
 if [ "$forecast" = true ]; then
   # A row of posteriors has 5 + 10 k bytes; features 13 + 40 float32 per frame. Rates are core hours on one core of the
   # machine of docs/benchmarks.md. Training of the networks of mini: feature frames per second and core, context included,
-  # by essence bench-train with 2,000 pdfs. Those of larger sizes: 6 operations per parameter and row.
+  # by essence bench-train with 2,000 pdfs (the Conformer: by its ratio to the CNN-TDNN on mini). Those of larger sizes: 6 operations per parameter and row.
   awk -v size="$size" -v fuse="$fuse" -v all_labels="$all_labels" -v telephone="$telephone" -v part="$transcribed" \
     -v tflops="$gpu_tflops" -v leaves="${num_leaves:-500}" -v why="$why" '
     function row(stage, what, gb, cpu, gpu) {
@@ -68,9 +68,9 @@ if [ "$forecast" = true ]; then
         systems = 7
       } else if (size == "mini") {
         context = 342 / 300 / 3600
-        cnn = 5 / 20000; lstm = 4 / 20000; blstm = 4 / 24500; tdnn = 6 / 30000   # epochs per rate
-        cpu5 = frames * context * (cnn + lstm + blstm + tdnn)
-        cpu6 = frames * context / 3 * (cnn / 5 + lstm / 4 + blstm / 4); cpu8 = frames * context * (tdnn + cnn)
+        cnn = 5 / 20000; conformer = 4 / 14000; blstm = 4 / 24500; tdnn = 6 / 30000   # epochs per rate
+        cpu5 = frames * context * (cnn + conformer + blstm + tdnn)
+        cpu6 = frames * context / 3 * (cnn / 5 + conformer / 4 + blstm / 4); cpu8 = frames * context * (tdnn + cnn)
         systems = 8
       } else {
         cpu5 = cpu8 = 0.05; cpu6 = 0.01; systems = 6
