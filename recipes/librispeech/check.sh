@@ -48,7 +48,8 @@ fi
 if [ "$forecast" = true ]; then
   # A row of posteriors has 5 + 10 k bytes; features 13 + 40 float32 per frame. Rates are core hours on one core of the
   # machine of docs/benchmarks.md. Training of the networks of mini: feature frames per second and core, context included,
-  # by essence bench-train with 2,000 pdfs (the Conformer: by its ratio to the CNN-TDNN on mini). Those of larger sizes: 6 operations per parameter and row.
+  # by essence bench-train with 2,000 pdfs (the Conformer: by its ratio to the CNN-TDNN on mini). Those of larger sizes:
+  # 6 operations per parameter and row.
   awk -v size="$size" -v fuse="$fuse" -v all_labels="$all_labels" -v telephone="$telephone" -v part="$transcribed" \
     -v tflops="$gpu_tflops" -v leaves="${num_leaves:-500}" -v why="$why" '
     function row(stage, what, gb, cpu, gpu) {
