@@ -137,7 +137,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     told = [json.loads((Path(out) / "export.json").read_text(encoding="utf-8")) for out in args.out]
     scales = {key: told[0][key] for key in ("word_insertion_penalty", "beam", "max_active", "acoustic_scale")}
-    options = {path: scales for path in (args.model_dir, *args.models)}
+    options = dict.fromkeys((args.model_dir, *args.models), scales)
     options.update((path, {}) for path in args.out)  # which hold their own
     starts = {}
     if args.json:
