@@ -241,7 +241,8 @@ def cut(utts: list[Utterance], seconds: float) -> list[Utterance]:
         by_speaker.setdefault(utt.speaker, []).append(utt)
     turns = [(number, utt.name) for own in by_speaker.values() for number, utt in enumerate(own)]
     length = {utt.name: utt.seconds for utt in utts}
-    kept, total = set(), 0.0
+    kept: set[str] = set()
+    total = 0.0
     for _, name in sorted(turns):
         if kept and total + length[name] > seconds:
             break
@@ -395,9 +396,9 @@ def divide(sets: dict[str, list[Utterance]], transcribed: float, seed: int) -> d
         raise UserError(f"--transcribed is {transcribed:g}, but must be more than 0 and at most 1, such as 0.33")
     if transcribed == 1:
         return sets
-    length = Counter()
+    length: dict[str, float] = {}
     for utt in sets["train"]:
-        length[utt.speaker] += utt.seconds
+        length[utt.speaker] = length.get(utt.speaker, 0.0) + utt.seconds
     order = sorted(length)
     random.Random(f"librispeech {seed}").shuffle(order)
     wanted, kept = transcribed * sum(length.values()), [order.pop(0)]

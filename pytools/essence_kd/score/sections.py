@@ -309,7 +309,7 @@ def _deployment(content: Content) -> Values | None:
         if all(member in of_models for member in members):
             rated = rated_at(content.analysis, name, main)
             rows.append({"system": shown(exp, name), "form": "",
-                         **cells([of_models[member] for member in members], rated and rated["wer"])})
+                         **cells([of_models[member] for member in members], rated["wer"] if rated else None)})
         for row in found["rows"]:
             if row["system"] == name and "form" in row:
                 same = set(found["sets"]) == set(content.analysis.members(main))

@@ -255,7 +255,8 @@ def spread_out(free: EpsilonFree, num_pdfs: int, penalty: float, widen: float, f
         parts.append((here, there, np.full(len(here), blank), np.zeros(len(here)), cost))
     final = np.full(behind + 1, np.inf)
     final[:fst.num_states], final[behind] = fst.final * widen, 0
-    return make_fst(*(np.concatenate(column) for column in zip(*parts)), final, fst.start)
+    src, dst, ilabel, olabel, cost = (np.concatenate(column) for column in zip(*parts))
+    return make_fst(src, dst, ilabel, olabel, cost, final, fst.start)
 
 
 def free_marks(words) -> Tuple[str, str]:

@@ -91,8 +91,9 @@ class SherpaStreaming(Format):
         if self.settings.sample_rate != RATE or source.row_ms != ROW_MS:
             raise UserError(f"{where}: hears {self.settings.sample_rate} samples per second, with a row every "
                             f"{source.row_ms:g} ms, but --format {self.name} has {RATE} and {ROW_MS} ms")
-        self.mean = cmn_of_model(source.about, source.model_dir)
-        if isinstance(self.mean, OnlineMean) and self.mean.look_ahead:
+        mean = cmn_of_model(source.about, source.model_dir)
+        self.mean = mean if isinstance(mean, OnlineMean) else None  # of a running mean
+        if self.mean and self.mean.look_ahead:
             raise UserError(f"{where}: the running mean looks {self.mean.look_ahead} frames ahead, which --format "
                             f"{self.name} cannot: train with data.cmn_look_ahead=0")
         layers = StreamingModel(source.model_dir)._layers
@@ -103,7 +104,7 @@ class SherpaStreaming(Format):
                             f"{self.name} repeats the first frame: train with data.edges=repeat, as "
                             "conf/models/student_tdnn_online.yaml does")
         self.before, self.delay = -(-left // factor), -(-right // factor)  # rows
-        self.window = self.mean.window if isinstance(self.mean, OnlineMean) else 0
+        self.window = self.mean.window if self.mean else 0
         # frames that are kept: of the mean of the first frame that is needed, or from that on
         self.kept = factor * (self.before + self.delay) + max(0, self.window - 3)
         self.right = right
@@ -231,7 +232,7 @@ class SherpaStreaming(Format):
         heard = add("Gather", add("Reshape", heard, ints(count)), number_of(at), axis=0)
         at = add("Where", add("Less", heard, const(0.0)), at, heard)
         chosen = add("Gather", feats, number_of(at), axis=0)
-        if self.window:
+        if self.mean:
             there = add("Cast", add("GreaterOrEqual", const(np.arange(count)), begin), to=TensorProto.DOUBLE)
             sums = add("Mul", add("Cast", feats, to=TensorProto.DOUBLE), add("Unsqueeze", there, ints(1)))
             sums = add("CumSum", add("Pad", sums, ints(1, 0, 0, 0)), const(0, np.int64))
@@ -327,5 +328,6 @@ def with_columns(free: EpsilonFree, texts: List[str], num_pdfs: int, penalty: fl
     arcs = [(fst.src, fst.dst, label, fst.olabel, weight),
             (np.full(first.sum(), start), fst.dst[first], label[first], fst.olabel[first], weight[first]),
             ([*ends, start], start * ones, ones, none, [*(fst.final[ends] * widen), 0])]
-    graph = make_fst(*(np.concatenate(parts) for parts in zip(*arcs)), [*(fst.final * widen), 0], start)
+    src, dst, ilabel, olabel, cost = (np.concatenate(column) for column in zip(*arcs))
+    graph = make_fst(src, dst, ilabel, olabel, cost, [*(fst.final * widen), 0], start)
     return graph, columns, tokens
