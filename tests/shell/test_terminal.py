@@ -124,8 +124,11 @@ def test_what_to_look_at_next(shell, tmp_path):
     """Of a run that has ended: its page, its student beside the twin, another k, and a microphone."""
     exp = tmp_path / "exp"
     write(make_plan(exp))
-    script = (f"set -eu; plan={exp}/plan.json exp={exp} top_k=5; "
-              "eval \"$(sed -n '/^look_next()/,/^}/p' local/run_stage.sh)\"; . ./path.sh; look_next")
+    script = (f"set -eu; plan={exp}/plan.json exp={exp} top_k=5 corpus=mini size=default engine=native work_dir=$PWD; "
+              "recipe_args=(); eval \"$(sed -n '/^look_next()/,/^}/p' local/run_stage.sh)\"; . ./path.sh; look_next; "
+              "corpus=librispeech size=tiny recipe_args=(--librispeech-dir 'a b') work_dir=/w; look_next")
     said = shell("bash", "-c", script).stdout.splitlines()
+    assert "3. ./run.sh --corpus librispeech --size tiny --librispeech-dir a\\ b --work-dir /w --stage 7" in said[8]
+    said = said[:5]
     assert len(said) == 5 and "essence recognize --mic" in said[4] and f"{exp}/report/report.html" in said[1]
     assert f"essence compare {exp}/baseline {exp}/student_essence:" in said[2] and "--top-k 10:" in said[3]
