@@ -47,16 +47,19 @@ fi
 
 if [ "$forecast" = true ]; then
   # A row of posteriors has 5 + 10 k bytes; features 13 + 40 float32 per frame. Rates are core hours on one core of the
-  # machine of docs/benchmarks.md. Training of the networks of mini: feature frames per second and core, context included,
-  # by essence bench-train with 2,000 pdfs (the Conformer: by its ratio to the CNN-TDNN on mini). Those of larger sizes:
-  # 6 operations per parameter and row.
+  # machine of docs/benchmarks.md. Training of the networks of mini: feature frames per second and core, context
+  # included, by essence bench-train with 2,000 pdfs (the Conformer: by its ratio to the CNN-TDNN on mini). Those of
+  # larger sizes: 6 operations per parameter and row.
   awk -v size="$size" -v fuse="$fuse" -v all_labels="$all_labels" -v telephone="$telephone" -v part="$transcribed" \
     -v tflops="$gpu_tflops" -v leaves="${num_leaves:-500}" -v why="$why" '
     function row(stage, what, gb, cpu, gpu) {
       printf "%5s  %-46s %9.1f %9.2f %8.1f\n", stage, what, gb, cpu, gpu
       disk += gb; core += cpu; card += gpu
     }
-    { printf "%s: %d utterances, %.2f h\n", $1, $2, $3 / 3600; if ($1 == "train") train = $3 / 3600; else held += $3 / 3600 }
+    {
+      printf "%s: %d utterances, %.2f h\n", $1, $2, $3 / 3600
+      if ($1 == "train") train = $3 / 3600; else held += $3 / 3600
+    }
     END {
       all = train; train *= part; hours = train * (1 / 0.9 + 1 + 1 / 1.1); frames = hours * 360000; rows = frames / 3
       big = size == "clean-100" || size == "full-960"
@@ -80,8 +83,8 @@ if [ "$forecast" = true ]; then
       if (big) printf "; GPU hours at %.3g TFLOP/s in training, assumed", tflops
       print "."
       printf "%5s  %-46s %9s %9s %8s\n", "stage", "", "disk, GB", "core, h", "GPU, h"
-      row(0, "data, dictionary" (telephone == "true" ? ", telephone audio" : ""), telephone == "true" ? (all + held) * 0.0576 : 0.01,
-          telephone == "true" ? (all + held) / 150 : all / 20000, 0)
+      row(0, "data, dictionary" (telephone == "true" ? ", telephone audio" : ""),
+          telephone == "true" ? (all + held) * 0.0576 : 0.01, telephone == "true" ? (all + held) / 150 : all / 20000, 0)
       row(1, "lang, language models", 0.2, 0.05, 0)
       row(2, "MFCC and filterbanks", (train + held) * 360000 * 53 * 4 / 1e9, (train + held) / 300, 0)
       row(3, "speed perturbation and its features", frames * 53 * 4 / 1e9, hours / 300, 0)

@@ -2,8 +2,8 @@
 # Sourced by this folder's scripts: options of essence prepare-librispeech, in the array prepare.
 # shellcheck disable=SC2154,SC2034  # the callers'
 [ -n "$librispeech_dir" ] ||
-  refuse "name an unpacked LibriSpeech with --librispeech-dir: train-clean-5 of https://www.openslr.org/31 and test-clean of \
-https://www.openslr.org/12 are enough for the size mini"
+  refuse "name an unpacked LibriSpeech with --librispeech-dir: train-clean-5 of https://www.openslr.org/31 and \
+test-clean of https://www.openslr.org/12 are enough for the size mini"
 # shellcheck source=recipes/librispeech/recipe.conf
 . recipes/librispeech/recipe.conf
 of_test_clean() { # SPEAKER...: those that are there

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Stage 0 of the corpus librispeech: data directories of an unpacked LibriSpeech, dictionary, text or model of the language.
+# Stage 0 of the corpus librispeech: data directories of an unpacked LibriSpeech, dictionary, text or model of the
+# language.
 librispeech_dir=
 lexicon=
 lm_text=
@@ -11,7 +12,7 @@ eval_speakers=
 size=mini
 nj=2
 help_message="Usage: recipes/librispeech/prepare_data.sh [options] DATA
- e.g.: recipes/librispeech/prepare_data.sh --librispeech-dir ~/LibriSpeech --lm-text lm_text.gz --lexicon lexicon.txt data/librispeech
+ e.g.: recipes/librispeech/prepare_data.sh --librispeech-dir ~/LibriSpeech --lm-text lm_text.gz --lexicon lexicon.txt DATA
  leaves DATA/{train,dev,test_clean}, test_other where it is there, untranscribed with --transcribed, DATA/dict, and
  DATA/lm_text or DATA/lm_arpa.gz; audio stays where it is, but for DATA/wav with --telephone true
   --librispeech-dir DIR       parts such as train-clean-5, or a folder LibriSpeech that holds them
@@ -33,6 +34,6 @@ data=$1
 pipes=false
 if [ "${ESSENCE_ENGINE:-native}" = kaldi ] && [ "$telephone" = false ]; then pipes=true; fi
 mkdir -p "$data"
-essence prepare-librispeech "${prepare[@]}" --g2p "$g2p" --telephone "$telephone" --transcribed "$transcribed" --pipes $pipes \
-  --nj "$nj" "$librispeech_dir" "$data"
+essence prepare-librispeech "${prepare[@]}" --g2p "$g2p" --telephone "$telephone" --transcribed "$transcribed" \
+  --pipes $pipes --nj "$nj" "$librispeech_dir" "$data"
 echo "$0: the corpus is in $data"
