@@ -105,7 +105,7 @@ def forecast(plan: Plan, root: Path, first: int, last: int, cores: int, *, force
     exp = Path(plan.exp)
     before = read_stages(exp / "stages.jsonl")
     asked = range(first, last + 1)
-    written = (exp / FILE).stat().st_mtime
+    written = int((exp / FILE).stat().st_mtime)  # stages note whole seconds
     done = [] if force else [stage for stage in asked if before.ended.get(stage, 0) >= written]
     known = {stage: before.seconds[stage] for stage in asked if stage in before.seconds}
     if len(done) == len(asked):
