@@ -334,7 +334,7 @@ def prepare_librispeech(folder: str | Path, out: str | Path, size: str = "mini",
 
     folder: LibriSpeech, or what holds it. lexicon, lm_text: files; without them what is published with LibriSpeech.
     g2p: words of training and lm_text that the lexicon lacks are pronounced by eSpeak NG. telephone: audio is made
-    anew, 8 kHz over the lines of ``TELEPHONE``, by chapter. transcribed: share of the training audio whose transcripts
+    anew, 8 kHz over simulated telephone lines, by chapter. transcribed: share of the training audio whose transcripts
     are used, by speaker; the rest is the set ``untranscribed``. pipes: wav.scp has commands that Kaldi runs.
     Returns per set utterances, speakers, words, seconds and the words that the lexicon lacks (a Counter).
     """
@@ -430,7 +430,7 @@ def _telephone():
 
 
 def over_telephone(sets: dict[str, list[Utterance]], wav_dir: Path, seed: int, nj: int) -> dict[str, str]:
-    """utterance -> its WAV file (8 kHz): a chapter is one call over one of mini's lines, cut into utterances again."""
+    """utterance -> its WAV file (8 kHz): a chapter is one call over a simulated telephone line, cut into utterances again."""
     from essence_kd.io.parallel import run_jobs
 
     shutil.rmtree(wav_dir, ignore_errors=True)

@@ -95,7 +95,7 @@ class Sherpa(Format):
     int8 = INT8
 
     def check(self) -> None:
-        """Static int8 needs features; two characters must be free; a row must have room for words behind it."""
+        """Static int8 needs features; two characters must be free; a row needs columns for words behind its scores."""
         check_calibration(self.settings)
         free_marks(self.source.graph.words)
         if self.source.factor < 2:
