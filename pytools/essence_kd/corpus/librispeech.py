@@ -430,7 +430,7 @@ def _telephone():
 
 
 def over_telephone(sets: dict[str, list[Utterance]], wav_dir: Path, seed: int, nj: int) -> dict[str, str]:
-    """utterance -> its WAV file (8 kHz): a chapter is one call over a simulated telephone line, cut into utterances again."""
+    """utterance -> its WAV file (8 kHz): a chapter is one call over a simulated line, cut into utterances again."""
     from essence_kd.io.parallel import run_jobs
 
     shutil.rmtree(wav_dir, ignore_errors=True)
