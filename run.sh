@@ -37,7 +37,8 @@ lm_prune=
 rescore_lm_order=
 decoder=auto
 all_labels=false
-untranscribed=false
+untranscribed=
+lattice_weight=
 min_confidence=
 teacher_hears=
 ablation=false
@@ -71,8 +72,10 @@ What is trained and decoded
   --student 'A B ..'          likewise; each is trained beside its twin, which learns from hard labels alone
   --combine mean|logmean      how teachers are combined (default: $combine)
   --top-k 'N ..', --temperature T, --soft-weight A   the distillation (default: conf/essence.yaml)
-  --untranscribed true|false  also students that learn from audio without transcripts, where the recipe has such sets
-                              (default: $untranscribed)
+  --untranscribed true|false|only   students that learn from the recipe's audio without transcripts, too: beside those
+                              that do not, none, or in their place (default: the recipe's)
+  --lattice-weight W          of it, the share of the lattice in a target, which knows the language model; the rest is
+                              the ensemble's (default: that of essence lattice-post; 0 with --fuse true)
   --min-confidence P          of it, leave out utterances of which the ensemble is less sure: the mean over frames of
                               the best class's posterior (default: leave out none)
   --teacher-hears 'SET=SET'   of an untranscribed set, the rendering that its targets are made of; same: what students

@@ -13,7 +13,7 @@ run_start=$SECONDS
 export ESSENCE_ALLOW_PIPES=$allow_pipes
 plan_args=(--root "$PWD") recipe_args=()
 for v in stage stop_stage nj corpus size engine seed teachers student combine top_k temperature soft_weight fuse all_labels \
-  untranscribed min_confidence teacher_hears \
+  untranscribed lattice_weight min_confidence teacher_hears \
   gmm num_leaves lm_order lm_prune rescore_lm_order decoder ablation grid; do
   [ -z "${!v}" ] || plan_args+=("--${v//_/-}=${!v}")
 done
@@ -99,7 +99,7 @@ fi
 
 # 4. Environment and plan
 k2=true
-if [ "$stage" -gt 9 ] || [ "$stop_stage" -lt 9 ] || [ "${decoder%-lattice}" = kaldi ]; then k2=false; fi
+if [ "$stage" -gt 9 ] || [ "$stop_stage" -lt 7 ] || [ "${decoder%-lattice}" = kaldi ]; then k2=false; fi
 run local/setup_env.sh --work-dir "$work_dir" --k2 $k2
 . ./path.sh
 cmd=${cmd:-}

@@ -12,7 +12,7 @@ MICRO = Size(
     call=70,
     topics=2,
     lm_sentences=50,
-    untranscribed=(80, 2),
+    pool=(80, 2),
 )
 
 

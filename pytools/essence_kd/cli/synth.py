@@ -2,8 +2,9 @@
 
 DIR gets Kaldi data directories (train, dev, eval_swbd, eval_che), dict/, lm_text (training transcripts and more
 sentences of the same grammar, none of the tests), speakers.json and lines.json (who speaks, over what line) and wav/.
-With --untranscribed it gets untranscribed and untranscribed_clean instead: audio of train's population that nobody
-transcribed, over its lines and with 15 dB less noise, frame by frame the same.
+With --untranscribed it gets audio that nobody transcribed instead: untranscribed_swbd of train's population, and
+untranscribed_che with the accents and lines of eval_che and the voices of train. Of each there is a rendering with 15 dB
+less noise (untranscribed_swbd_clean ...), frame by frame the same.
 """
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--eval-seed", type=int, metavar="N",
                         help="another one, other test sets of the same populations; train and dev stay")
     parser.add_argument("--untranscribed", action="store_const", const=True,
-                        help="add the audio without transcripts, nothing else")
+                        help="add the sets without transcripts, nothing else")
     parser.add_argument("--nj", type=int, help="processes")
     parser.add_argument("dir", metavar="DIR")
     tell_defaults(parser, synthesize)

@@ -38,7 +38,7 @@ class Size:
     call: int
     topics: int
     lm_sentences: int
-    untranscribed: tuple[int, int]  # words and speakers of the audio without transcripts, which comes on request
+    pool: tuple[int, int]  # words and speakers of each set without transcripts; these come on request
 
     def next_call(self, corpus_set: str, written: int, spoken: int) -> int:
         """Words of the next call of a set that has ``written`` words, when ``spoken`` of its speakers have had one."""
@@ -50,13 +50,13 @@ class Size:
 SIZES = {
     "tiny": Size({"train": 1500, "dev": 420, "eval_swbd": 420, "eval_che": 420},
                  {"train": 20, "dev": 6, "eval_swbd": 6, "eval_che": 6}, call=130, topics=3, lm_sentences=500,
-                 untranscribed=(700, 10)),
+                 pool=(700, 10)),
     "default": Size({"train": 9600, "dev": 2000, "eval_swbd": 2200, "eval_che": 2400},
                     {"train": 52, "dev": 16, "eval_swbd": 32, "eval_che": 32}, call=200, topics=10, lm_sentences=1500,
-                    untranscribed=(19200, 104)),
+                    pool=(9600, 52)),
     "full": Size({"train": 103000, "dev": 5000, "eval_swbd": 10500, "eval_che": 10500},
                  {"train": 240, "dev": 16, "eval_swbd": 40, "eval_che": 40}, call=300, topics=12, lm_sentences=5000,
-                 untranscribed=(206000, 480)),
+                 pool=(103000, 240)),
 }
 
 
@@ -112,11 +112,17 @@ POPULATIONS = {
 LEXICON_ACCENTS = ("en-us", "en-us", "en-us-nyc", "en-gb-x-rp")  # weights of pronunciations by repetition
 SETS = tuple(POPULATIONS)
 TESTS = ("eval_swbd", "eval_che")
-UNTRANSCRIBED = "untranscribed"  # a set of train's population, without transcripts
-RENDERINGS = {"untranscribed_clean": 15.0}  # the same once more, with so many dB less noise
+# Who speaks in the sets without transcripts: train's population; and one with the accents, the haste and the lines of
+# eval_che, but with the voices of train, so that no voice of a test set is heard.
+POOLS = {
+    "untranscribed_swbd": POPULATIONS["train"],
+    "untranscribed_che": replace(POPULATIONS["eval_che"], women=POPULATIONS["train"].women,
+                                 men=POPULATIONS["train"].men),
+}
+LESS_NOISE = 15.0  # dB, in the clean rendering of each of POOLS
 EVAL_DRAWS = 10  # eval seeds 0 to 9: none of their sentences is in the set without transcripts
 STRAY = 0.5  # of the things and deeds, from another topic than the call's: perplexity
-FIRST_UNTRANSCRIBED = 5001  # number of the first speaker there
+FIRST_IN_POOL = {"untranscribed_swbd": 5001, "untranscribed_che": 7001}  # number of the first speaker there
 CALLS_A_SHARD = 2  # calls spoken by one process, in order
 
 
@@ -233,8 +239,8 @@ def plan_calls(seed: int, size: Size, eval_seed: int = 0) -> tuple[list[Call], l
     return calls, extra
 
 
-def plan_untranscribed(seed: int, size: Size, eval_seed: int = 0) -> list[Call]:
-    """Conversations for the set without transcripts: of train's population, by other speakers.
+def plan_pools(seed: int, size: Size, eval_seed: int = 0) -> list[Call]:
+    """Conversations for the sets without transcripts, each of a population of POOLS, by speakers of their own.
 
     What they say is drawn by a stream of its own. No sentence of three words or more is train's, dev's, of the LM text
     or of the test sets of ``eval_seed`` and of eval seeds 0 to 9, for all of which these are the same conversations.
@@ -243,21 +249,24 @@ def plan_untranscribed(seed: int, size: Size, eval_seed: int = 0) -> list[Call]:
     for draw in sorted({*range(EVAL_DRAWS), eval_seed}):
         calls, extra = plan_calls(seed, size, draw)
         seen.update(extra, (words for call in calls for _, words, _ in call.turns))
-    grammar, rng = Grammar(STRAY), random.Random(f"mini untranscribed {seed}")
+    grammar = Grammar(STRAY)
     topics = sorted(grammar.topics)
     random.Random(f"mini text {seed}").shuffle(topics)  # as plan_calls chooses them
     topics = topics[: size.topics]
-    count, number = size.untranscribed
-    speakers = make_speakers(rng, POPULATIONS["train"], number, FIRST_UNTRANSCRIBED)
     found: list[Call] = []
-    written = 0
-    while written < count or 2 * len(found) < number:
-        pair = (speakers[2 * len(found) % number], speakers[(2 * len(found) + 1) % number])
-        budget = min(size.call, max(60, count - written))
-        turns = _write_call(grammar, rng, topics[len(found) % len(topics)], topics, pair, budget,
-                            lambda s: len(s.split()) < 3 or s not in seen)
-        found.append(Call(f"pool{len(found) + 1:04d}", UNTRANSCRIBED, pair, turns, (seed, len(found), 0, 1)))
-        written += sum(len(words.split()) for _, words, _ in turns)
+    for which, (name, population) in enumerate(POOLS.items(), start=1):
+        rng = random.Random(f"mini {name} {seed}")
+        count, number = size.pool
+        speakers = make_speakers(rng, population, number, FIRST_IN_POOL[name])
+        written, calls = 0, 0
+        while written < count or 2 * calls < number:
+            pair = (speakers[2 * calls % number], speakers[(2 * calls + 1) % number])
+            budget = min(size.call, max(60, count - written))
+            turns = _write_call(grammar, rng, topics[calls % len(topics)], topics, pair, budget,
+                                lambda s: len(s.split()) < 3 or s not in seen)
+            found.append(Call(f"pool{which}{calls + 1:04d}", name, pair, turns, (seed, calls, 0, which)))
+            written += sum(len(words.split()) for _, words, _ in turns)
+            calls += 1
     return found
 
 
@@ -337,7 +346,7 @@ def _speak(espeak, rng: np.random.Generator, speaker: Speaker, text: str) -> np.
 def speak_calls(calls: list[Call], wav_dir: str) -> tuple[list[Utterance], dict[str, dict]]:
     """Speaks, mixes and writes ``wav_dir/SET/CALL-SIDE.wav``; returns utterances, and recording -> what its line is.
 
-    What has no transcripts is written in each of RENDERINGS, too.
+    What has no transcripts is written with LESS_NOISE, too, in the folder SET_clean.
 
     Meant for a process of its own: what eSpeak computes depends on what it spoke before.
     """
@@ -376,11 +385,10 @@ def speak_calls(calls: list[Call], wav_dir: str) -> tuple[list[Utterance], dict[
             for start, end, _ in placed[key]:
                 active[start:end] = True
             others = [crowd[k] for k in sorted(crowd) if k != key]
-            population = POPULATIONS["train" if call.corpus_set == UNTRANSCRIBED else call.corpus_set]
-            renderings = RENDERINGS if call.corpus_set == UNTRANSCRIBED else {}
+            renderings = {clean(call.corpus_set): LESS_NOISE} if call.corpus_set in POOLS else {}
             for name, less_noise in {**renderings, call.corpus_set: 0.0}.items():  # with the same draws
                 rng = np.random.default_rng([*call.seed, 2 + side])
-                condition = population.condition
+                condition = {**POPULATIONS, **POOLS}[call.corpus_set].condition
                 low, high = condition.snr_db
                 condition = replace(condition, snr_db=(low + less_noise, high + less_noise))
                 samples, drawn = channel.record(rng, condition, voices[key], active, others)
@@ -469,25 +477,33 @@ def synthesize(out: str | Path, size: str = "default", seed: int = 1, eval_seed:
     return counts
 
 
+def clean(pool: str) -> str:
+    """The name of the rendering of a set without transcripts that has less noise."""
+    return f"{pool}_clean"
+
+
 def synthesize_untranscribed(out: str | Path, size: str = "default", seed: int = 1, eval_seed: int = 0,
                              nj: int = 2) -> dict[str, dict[str, float]]:
-    """Adds the set without transcripts to a corpus in ``out``, and each of RENDERINGS of it: data directories without
-    text, with the same utterances, speakers and times. What is there stays. Returns what `synthesize` does.
+    """Adds the sets without transcripts to a corpus in ``out``, and the clean rendering of each: data directories
+    without text, with the same utterances, speakers and times. What is there stays. Returns what `synthesize` does.
     """
     if size not in SIZES:
         raise UserError(f"there is no size '{size}' of the mini corpus: it has {', '.join(SIZES)}")
     out = Path(out).absolute()
-    calls = plan_untranscribed(seed, SIZES[size], eval_seed)
-    names = (UNTRANSCRIBED, *RENDERINGS)
-    for name in names:
+    calls = plan_pools(seed, SIZES[size], eval_seed)
+    by_pool = {pool: [call for call in calls if call.corpus_set == pool] for pool in POOLS}
+    shards = [part[i: i + CALLS_A_SHARD] for part in by_pool.values() for i in range(0, len(part), CALLS_A_SHARD)]
+    for name in (name for pool in POOLS for name in (pool, clean(pool))):
         shutil.rmtree(out / name, ignore_errors=True)
         shutil.rmtree(out / "wav" / name, ignore_errors=True)
-    shards = [calls[i: i + CALLS_A_SHARD] for i in range(0, len(calls), CALLS_A_SHARD)]
     spoken = run_jobs(speak_calls, [(shard, str(out / "wav")) for shard in shards], nj)
-    people = {speaker.name: speaker for call in calls for speaker in call.sides}
-    genders = {name: who.gender for name, who in people.items()}
-    utterances = [u for found, _ in spoken for u in found]
-    return {name: write_set(out / name, utterances, out / "wav" / name, genders, transcribed=False) for name in names}
+    genders = {speaker.name: speaker.gender for call in calls for speaker in call.sides}
+    counts = {}
+    for pool in POOLS:
+        utterances = [u for shard, (found, _) in zip(shards, spoken) if shard[0].corpus_set == pool for u in found]
+        for name in (pool, clean(pool)):
+            counts[name] = write_set(out / name, utterances, out / "wav" / name, genders, transcribed=False)
+    return counts
 
 
 def _work(kind: str, *args):

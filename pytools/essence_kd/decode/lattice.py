@@ -145,6 +145,7 @@ class Lattice:
     and the epsilons around it, or epsilons alone). ``final`` float32 (M,) final costs (+inf: not final).
     ``frame`` int32 (N,): the row that the arc consumes or stands before.
     ``graph_cost`` and ``score`` float32 (N,): weights of the graph, and the unscaled score of the row (0 where none).
+    ``posterior`` float64 (N,): of each arc among all paths, at the costs of the search, where the decoder tells it.
     """
 
     src: np.ndarray
@@ -156,6 +157,7 @@ class Lattice:
     score: np.ndarray
     final: np.ndarray
     num_frames: int
+    posterior: np.ndarray | None = None
 
     def arc_words(self, graph: Graph) -> np.ndarray:
         """How many word labels each arc carries: int64 (N,)."""

@@ -127,7 +127,7 @@ class Tally:
         seconds = max(1e-9, time.monotonic() - self.began)
         frames = max(1, self.num_frames)
         return (f"{self.num_utts} utterances, {self.num_frames} frames, {self.num_entries / frames:.1f} entries and "
-                f"mass {self.mass / frames:.4f} a frame; {seconds:.1f} s, {self.num_frames / seconds:.0f} frames/s")
+                f"mass {self.mass / frames:.4f} per frame; {seconds:.1f} s, {self.num_frames / seconds:.0f} frames/s")
 
 
 class Progress:

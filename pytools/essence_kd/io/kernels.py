@@ -69,7 +69,10 @@ def _tell(message: str) -> None:
 def _load(path: str) -> Any:
     library = ctypes.CDLL(path)
     for name, arguments in _SIGNATURES.items():
-        function = getattr(library, name)
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise OSError(f"{path}: has no {name}") from error
         function.argtypes, function.restype = arguments, _I64
     return library
 

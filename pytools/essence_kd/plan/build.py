@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from essence_kd.am.settings import TrainSettings
 from essence_kd.decode.decoder import DECODERS
+from essence_kd.decode.posteriors import LatticeSettings
 from essence_kd.distill.essence import EssenceSettings
 from essence_kd.hmm.gmm_kinds import KINDS
 from essence_kd.io.settings import load_settings, to_dict
@@ -20,6 +21,7 @@ from essence_kd.plan.recipe import Recipe
 NETWORKS = "networks"  # the scale group of all networks; the GMM, whose likelihoods are of another kind, has its own
 POSTERIORS = "posteriors"  # where stage 6 leaves the archive that everything else is pruned from
 DENSE = "dense"  # and that of every label, where something learns from it
+LATTICE = "lattice"  # the rule of a target that essence lattice-post makes of its source
 
 
 @dataclass
@@ -31,6 +33,8 @@ class _Builder:
     teachers: List[str] = field(default_factory=list)
     sets: List[str] = field(default_factory=list)
     untranscribed: List[str] = field(default_factory=list)  # sets
+    same_audio: bool = True  # whether students learn from the training data alone, too
+    lattice_weight: float = 0.0  # in the targets of untranscribed sets
     min_confidence: Optional[float] = None
     targets: Dict[tuple, Target] = field(default_factory=dict)
     systems: List[System] = field(default_factory=list)
@@ -38,20 +42,32 @@ class _Builder:
 
     def target(self, target: Target) -> Target:
         """The target, or the earlier one that holds the same."""
-        key = (target.kind, target.select, tuple(target.options), tuple(target.teachers), tuple(target.sets))
+        key = (target.kind, target.select, tuple(target.options), tuple(target.teachers), tuple(target.sets),
+               target.source)
         return self.targets.setdefault(key, target)
 
-    def beside(self, target: Target) -> List[str]:
-        """The names of what ``target`` is for the training set, of each untranscribed set."""
+    def beside(self, target: Target, sets: Sequence[str] = (), lattice_weight: Optional[float] = None) -> List[str]:
+        """The names of what ``target`` is for the training set, of each untranscribed set, or of those named.
+
+        Posteriors are mixed with those of their lattices first, but where a rule asks the teachers themselves.
+        """
+        weight = self.lattice_weight if lattice_weight is None else lattice_weight
+        end = "" if weight == self.lattice_weight else f"_l{weight:g}"
         found = []
-        for name in self.untranscribed:
-            source = target.source and f"{target.source}_{name}"
-            if source:
-                self.beside(next(t for t in self.targets.values() if t.name == target.source))
+        for name in sets or self.untranscribed:
+            source = None
+            if target.source:
+                of_train = next(t for t in self.targets.values() if t.name == target.source)
+                source = self.beside(of_train, [name], weight)[0]
             folder, _, file = target.scp.rpartition("/")
-            made = replace(target, name=f"{target.name}_{name}", scp=f"{folder}_{name}/{file}", sets=[name],
-                           source=source)
-            found.append(self.target(made).name)
+            made = replace(target, name=f"{target.name}_{name}{end if source else ''}", sets=[name], source=source,
+                           scp=f"{folder}_{name}{end if source else ''}/{file}")
+            made = self.target(made)
+            if weight and made.select in ("wide", "all") and not source:
+                made = self.target(replace(
+                    made, name=f"{made.name}_lattice{end}", scp=f"{folder}_{name}_lattice{end}/{file}", select=LATTICE,
+                    label=f"{made.label}, and lattices", options=["--weight", f"{weight:g}"], source=made.name, stage=7))
+            found.append(made.name)
         return found
 
     def with_untranscribed(self, system: System, target: Target) -> System:
@@ -165,9 +181,11 @@ def _main_systems(builder: _Builder, students: Sequence[str], essences: Sequence
             label = f"Student, essence{note}" + (f", {target.label}" if len(base) > 1 else "")
             wanted.append((target, settings, name, label))
         for target, settings, name, label in wanted:
-            found.append(System(name, "student", label, NETWORKS, False, **common, **_soft(settings, target)))
+            same = System(name, "student", label, NETWORKS, False, **common, **_soft(settings, target))
+            if builder.same_audio:
+                found.append(same)
             if builder.untranscribed:
-                found.append(builder.with_untranscribed(found[-1], target))
+                found.append(builder.with_untranscribed(same, target))
         of_first.append(tuple(found))
     for systems in of_first:
         for system in systems:
@@ -191,7 +209,8 @@ def _ablation(builder: _Builder, points: Sequence[Tuple[GridPoint, List[int]]], 
                 target = builder.target(_pruned(settings, builder, place, settings.rule().title(), teachers=teachers,
                                                 keep=False, source=None if run_teachers else _source(settings)))
         told = {**to_dict(settings), "teachers": list(point.teachers), "loss": point.loss, "student": point.student,
-                **({"untranscribed": True} if point.untranscribed else {})}
+                **({"untranscribed": " ".join(point.sets) or True} if point.untranscribed else {}),
+                **({} if point.lattice_weight is None else {"lattice_weight": point.lattice_weight})}
         entry = Point(point.name, point.title, told, target.name if target else None)
         found.append(entry)
         turns += [(turn, seed, point, target, entry) for turn, seed in enumerate(seeds)]
@@ -205,7 +224,8 @@ def _ablation(builder: _Builder, points: Sequence[Tuple[GridPoint, List[int]]], 
                              keep=False, source=_source(one))
             soft = {"temperature": 1.0, "mass": one.mass}
         if point.untranscribed:
-            soft.update(untranscribed=builder.beside(learns), min_confidence=builder.min_confidence)
+            soft.update(untranscribed=builder.beside(learns, point.sets, point.lattice_weight),
+                        min_confidence=builder.min_confidence)
         system = System(f"ablation/{point.name}/seed_{seed}", "student" if learns else "twin", point.name, NETWORKS,
                         False, model, seed, loss=point.loss, point=True, **soft)
         entry.runs.append(Run(seed, builder.train(system)))
@@ -225,9 +245,11 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
     students = student_names(options.student, recipe.student)
     base = essence_settings(options, root)
     grid = None
+    asked = options.untranscribed or recipe.untranscribed
+    untranscribed = recipe.untranscribed_sets if asked != "false" else []
     if options.ablation == "true":
         grid = expand(load_settings(GridSettings, root / options.grid), base[0], len(teachers), options.grid,
-                      options.untranscribed == "true")
+                      untranscribed)
     models = list(dict.fromkeys([*teachers, *students, *(p.student for p, _ in grid or () if p.student)]))
     check_models(models, options.engine, root)
     if options.decoder not in USUAL_DECODERS and options.decoder not in DECODERS:
@@ -236,12 +258,13 @@ def make_plan(options: Options, recipe: Recipe, root: Path, work_dir: Path) -> P
         if not model.startswith("nnet3/"):
             load_settings(TrainSettings, model_file(root, model))
     seed, fuse = int(options.seed), options.fuse == "true"
-    untranscribed = recipe.untranscribed_sets if options.untranscribed == "true" else []
     hears = recipe.teacher_hears if untranscribed else {}
     if options.teacher_hears:
         hears = dict(pair.split("=") for pair in options.teacher_hears.split() if pair != SAME)
+    lattice_weight = float(options.lattice_weight or LatticeSettings.weight) if not fuse else 0.0
     builder = _Builder(seed, options.combine, [f"teacher_{n}" for n, _ in enumerate(teachers, 1)], [recipe.train_set],
-                       untranscribed, float(options.min_confidence) if options.min_confidence else None)
+                       untranscribed, asked != "only", lattice_weight,
+                       float(options.min_confidence) if options.min_confidence else None)
     builder.systems.append(System("gmm", "gmm", "GMM", "gmm", True))
     for system, model in zip(builder.teachers, teachers):
         label = system.replace("_", " ").capitalize()

@@ -4,7 +4,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from essence_kd.distill.essence import EssenceSettings
 from essence_kd.distill.rules import RULES
@@ -39,6 +39,8 @@ class GridPoint:
     student: Optional[str] = None  # a model of conf/models; None: the student of the run
     loss: Optional[str] = None  # a registered loss; None: what the model's file says
     untranscribed: bool = False  # also learns from the untranscribed sets; select: hard: from their one-best labels
+    sets: Tuple[str, ...] = ()  # from these of them; empty: all of them
+    lattice_weight: Optional[float] = None  # in their targets; None: that of the run
 
     @property
     def target(self) -> str:
@@ -57,8 +59,10 @@ class GridPoint:
             name += f"_T{e.temperature:g}"
         if e.soft_weight != base.soft_weight:
             name += f"_a{e.soft_weight:g}"
-        return name + "".join(f"_{word}" for word in (self.loss, self.student,
-                                                      "untranscribed" * self.untranscribed) if word)
+        more = "+".join(self.sets) or "untranscribed" * self.untranscribed
+        if self.lattice_weight is not None:
+            more += f"_l{self.lattice_weight:g}"
+        return name + "".join(f"_{word}" for word in (self.loss, self.student, more) if word)
 
     @property
     def title(self) -> str:
@@ -75,18 +79,32 @@ class GridPoint:
             text += f", teacher{'s' if len(self.teachers) > 1 else ''} {' and '.join(map(str, self.teachers))}"
         more = ""
         if self.untranscribed:
-            more = "one-best labels of untranscribed audio" if e.select == "hard" else "with untranscribed audio"
+            audio = " and ".join(self.sets) or "untranscribed audio"
+            more = f"one-best labels of {audio}" if e.select == "hard" else f"with {audio}"
+            if self.lattice_weight is not None:
+                more += f", lattices {self.lattice_weight:g}" if self.lattice_weight else ", without lattices"
         return text + "".join(f", {word}" for word in (self.loss, self.student, more) if word)
 
 
-def make_point(values: Dict[str, Any], base: EssenceSettings, num_teachers: int, where: str) -> GridPoint:
+def make_point(values: Dict[str, Any], base: EssenceSettings, num_teachers: int, where: str,
+               untranscribed_sets: Sequence[str] = ()) -> GridPoint:
     """A point from what a line of the grid says; UserError for unknown keys and values without meaning."""
     values = dict(values)
     teachers = str(values.pop("teachers", ALL_TEACHERS))
     student, loss = values.pop("student", None), values.pop("loss", None)
-    untranscribed = values.pop("untranscribed", False)
+    untranscribed, lattice_weight = values.pop("untranscribed", False), values.pop("lattice_weight", None)
+    if lattice_weight is not None and not (untranscribed and type(lattice_weight) in (int, float)
+                                           and 0 <= lattice_weight <= 1):
+        raise UserError(f"{where}: lattice_weight: expected a number from 0 to 1, with untranscribed, found "
+                        f"{lattice_weight!r}")
+    sets: Tuple[str, ...] = ()
     if not isinstance(untranscribed, bool):
-        raise UserError(f"{where}: untranscribed: expected true or false, found {untranscribed!r}")
+        sets = tuple(s for s in untranscribed_sets if s in str(untranscribed).split())
+        if len(sets) != len(str(untranscribed).split()) or not sets:
+            raise UserError(f"{where}: untranscribed: expected true, false or names of untranscribed sets of the run "
+                            f"({' '.join(untranscribed_sets) or 'it has none'}), found {untranscribed!r}")
+        if len(sets) == len(untranscribed_sets):
+            sets = ()
     if loss is not None:
         from essence_kd.distill.losses import LOSSES  # PyTorch comes with them
 
@@ -113,14 +131,14 @@ def make_point(values: Dict[str, Any], base: EssenceSettings, num_teachers: int,
     else:
         numbers, loss = (), None
     kept = {name: value for name, value in to_dict(essence).items() if name in matters}
-    return GridPoint(replace(base, **kept), numbers, base, student, loss, untranscribed)
+    return GridPoint(replace(base, **kept), numbers, base, student, loss, bool(untranscribed), sets, lattice_weight)
 
 
 def expand(grid: GridSettings, base: EssenceSettings, num_teachers: int, where: str,
-           untranscribed: bool = False) -> List[Tuple[GridPoint, List[int]]]:
+           untranscribed: Sequence[str] = ()) -> List[Tuple[GridPoint, List[int]]]:
     """Every point with its seeds, in the order of the grid; a point that comes twice is there once, with all seeds.
 
-    ``untranscribed``: whether the run has such audio; without, points that learn from it are left out.
+    ``untranscribed``: the sets of such audio that the run has; without, points that learn from it are left out.
     """
     found: Dict[str, Tuple[GridPoint, List[int]]] = {}
     for number, line in enumerate(grid.points, 1):
@@ -130,10 +148,11 @@ def expand(grid: GridSettings, base: EssenceSettings, num_teachers: int, where: 
         if not isinstance(seeds, list) or not seeds or any(type(s) is not int or s < 0 for s in seeds):
             raise UserError(f"{here}: seeds: expected a list of whole numbers, found {seeds!r}")
         choices = [value if isinstance(value, list) else [value] for value in line.values()]
+        if line.get("untranscribed") and not untranscribed:
+            choices = [[v for v in value if not v] if key == "untranscribed" else value
+                       for key, value in zip(line, choices)]
         for chosen in itertools.product(*choices):
-            point = make_point(dict(zip(line, chosen)), base, num_teachers, here)
-            if point.untranscribed and not untranscribed:
-                continue
+            point = make_point(dict(zip(line, chosen)), base, num_teachers, here, untranscribed)
             _, known = found.setdefault(point.name, (point, []))
             known += [s for s in seeds if s not in known]
     if not found:

@@ -10,7 +10,7 @@ from typing import Dict, List, Optional, Tuple
 from essence_kd.hmm.gmm_kinds import KINDS
 from essence_kd.io.errors import UserError
 from essence_kd.io.pipes import pipes_allowed
-from essence_kd.plan.recipe import OPTION_NAME, Recipe, is_share, read_recipe
+from essence_kd.plan.recipe import OPTION_NAME, UNTRANSCRIBED, Recipe, is_share, read_recipe
 
 LAST_STAGE = 10
 ENGINES = ("native", "kaldi")
@@ -55,7 +55,8 @@ class Options:
     top_k: str = ""
     temperature: str = ""
     soft_weight: str = ""
-    untranscribed: str = "false"
+    untranscribed: str = ""
+    lattice_weight: str = ""
     min_confidence: str = ""
     teacher_hears: str = ""
     recipe_options: Dict[str, str] = field(default_factory=dict)  # options that the recipe declares, by name
@@ -119,7 +120,7 @@ def check_options(options: Options, root: Path) -> None:
         whole_number("rescore_lm_order", options.rescore_lm_order)
     for k in options.top_k.split():
         whole_number("top_k", k, 1)
-    for name in ("temperature", "soft_weight", "min_confidence"):
+    for name in ("temperature", "soft_weight", "min_confidence", "lattice_weight"):
         if getattr(options, name):
             number(name, getattr(options, name))
     if options.corpus not in corpora(root):
@@ -137,13 +138,19 @@ def check_options(options: Options, root: Path) -> None:
         raise OptionError(f"--decoder {options.decoder} needs --engine kaldi")
     if options.engine == "kaldi" and not pipes_allowed():
         raise OptionError("--allow-pipes false goes with --engine native alone: Kaldi's scripts are made of pipes")
-    if options.min_confidence and not 0 <= float(options.min_confidence) <= 1:
-        raise OptionError(f"--min-confidence is {options.min_confidence}, but must be from 0 to 1")
-    for name in ("fuse", "ablation", "all_labels", "untranscribed"):
+    for name in ("min_confidence", "lattice_weight"):
+        if getattr(options, name) and not 0 <= float(getattr(options, name)) <= 1:
+            raise OptionError(f"--{name.replace('_', '-')} is {getattr(options, name)}, but must be from 0 to 1")
+    if options.untranscribed and options.untranscribed not in UNTRANSCRIBED:
+        raise OptionError(f"--untranscribed takes {', '.join(UNTRANSCRIBED[:-1])} or {UNTRANSCRIBED[-1]}, not "
+                          f"'{options.untranscribed}'")
+    for name in ("fuse", "ablation", "all_labels"):
         if getattr(options, name) not in ("true", "false"):
             raise OptionError(f"--{name.replace('_', '-')} takes true or false, not '{getattr(options, name)}'")
     if options.ablation == "true" and options.fuse == "true":
         raise OptionError("--ablation prunes the wide archive, which --fuse true does not leave")
+    if options.lattice_weight and options.fuse == "true":
+        raise OptionError("--lattice-weight is of the wide archive, which --fuse true does not leave")
     if options.all_labels == "true" and options.fuse == "true":
         raise OptionError("--all-labels needs the dense archive, which --fuse true does not leave")
     if not (root / options.grid).is_file():
@@ -190,12 +197,13 @@ def check_recipe(options: Options, recipe: Recipe) -> None:
     for name in options.recipe_options:
         if name not in recipe.options:
             raise OptionError(f"corpus {options.corpus} has no option --{name.replace('_', '-')}")
-    if options.untranscribed == "true" and not recipe.untranscribed_sets and options.size in recipe.sizes:
+    asked = options.untranscribed or recipe.untranscribed
+    if asked != "false" and not recipe.untranscribed_sets and options.size in recipe.sizes:
         raise OptionError(f"corpus {options.corpus} has no untranscribed audio: {recipe.path} names no "
                           "untranscribed_sets")
-    for name in ("min_confidence", "teacher_hears"):
-        if getattr(options, name) and options.untranscribed != "true":
-            raise OptionError(f"--{name.replace('_', '-')} is of the utterances of --untranscribed true")
+    for name in ("lattice_weight", "min_confidence", "teacher_hears"):
+        if getattr(options, name) and asked == "false":
+            raise OptionError(f"--{name.replace('_', '-')} is of the utterances of --untranscribed true or only")
     if options.teacher_hears not in ("", SAME):
         for pair in options.teacher_hears.split():
             name, _, heard = pair.partition("=")

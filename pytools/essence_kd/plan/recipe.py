@@ -15,14 +15,15 @@ from essence_kd.io.frames import SAMPLE_RATE
 from essence_kd.io.text import read_text
 
 # Variables of recipe.conf. Lists are words with blanks between.
-TEXT = ("description", "student", "gmm", "lm_order", "lm_prune", "rescore_lm_order")
+TEXT = ("description", "student", "gmm", "lm_order", "lm_prune", "rescore_lm_order", "untranscribed")
 NUMBERS = ("post_keep", "disk_mb", "clips", "sample_rate", "num_leaves")
 LISTS = ("sizes", "engines", "train_set", "dev_set", "eval_sets", "untranscribed_sets", "teachers", "options")
 OPTIONAL = {"rescore_lm_order": "", "lm_prune": "0", "gmm": DEFAULT, "engines": "native kaldi",
-            "untranscribed_sets": "", "options": "", "labels": "", "teacher_hears": "", "clips": "0",
+            "untranscribed_sets": "", "untranscribed": "false", "options": "", "labels": "", "teacher_hears": "", "clips": "0",
             "sample_rate": str(SAMPLE_RATE), "num_leaves": "0"}
 PAIRS = ("labels", "teacher_hears")
 OPTION_NAME = re.compile("[a-z][a-z0-9_]*")  # of prepare_data.sh, as run.sh takes it
+UNTRANSCRIBED = ("false", "true", "only")  # no student learns from such audio; each does beside one that does not; each
 SET_NAME = re.compile(r"\w[\w.+-]*")  # directories are called so, and stages have them as words
 NOT_A_SET = ("dict", "download", "lang", "lang_rescore", "lm", "lm_rescore", "total")  # DATA and tables have these
 _VARIABLES = (*TEXT, *NUMBERS, *LISTS, *PAIRS)
@@ -57,6 +58,7 @@ class Recipe:
     sample_rate: int = SAMPLE_RATE  # Hz of the audio
     gmm: str = DEFAULT  # the last one that the native engine trains
     num_leaves: int = 0  # of its trees; 0: by the frames of training
+    untranscribed: str = "false"  # as run.sh takes it
     lm_prune: str = "0"  # share of the perplexity; 0: the n-gram of the graph is whole
     teacher_hears: Dict[str, str] = field(default_factory=dict)  # untranscribed set -> the set that teachers hear of it
 
@@ -93,6 +95,8 @@ def read_recipe(path: Path, *, size: str, fuse: str = "false", given: Optional[D
             raise UserError(f"{path}: {name} is '{found[name]}', not the order of an n-gram")
     if not is_share(found["lm_prune"]):
         raise UserError(f"{path}: lm_prune is '{found['lm_prune']}', not a number of at least 0 and less than 1")
+    if found["untranscribed"] not in UNTRANSCRIBED:
+        raise UserError(f"{path}: untranscribed is '{found['untranscribed']}', none of {', '.join(UNTRANSCRIBED)}")
     if found["gmm"] not in KINDS:
         raise UserError(f"{path}: gmm is '{found['gmm']}', none of {', '.join(KINDS)}")
     pairs = {}

@@ -196,17 +196,18 @@ class K2Decoder(Decoder):
                 answers.append(Decoded(path=self._expand(path) if len(path) else None,
                                        states=int(np.count_nonzero(alive[states[row]:states[row + 1]])),
                                        arcs=int(np.count_nonzero(alive[target[arcs[row]:arcs[row + 1]]]))))
-            if confidences and found.num_arcs:
-                self._add_occurrences(found, arcs, answers)
+            posterior = found.get_arc_post(True, True).exp().cpu().numpy() if confidences and found.num_arcs else None
+            if posterior is not None:
+                self._add_occurrences(found, posterior, arcs, answers)
             if lattices:
                 for row, answer in enumerate(answers):
                     if answer.path is not None:
                         kept = arcs[row] + np.flatnonzero(alive[target[arcs[row]:arcs[row + 1]]])
                         answer.lattice = self._lattice(found, kept, alive[states[row]:states[row + 1]], batch[row])
+                        answer.lattice.posterior = None if posterior is None else posterior[kept]
         return answers
 
-    def _add_occurrences(self, found, splits: np.ndarray, answers: list[Decoded]) -> None:
-        posterior = found.get_arc_post(True, True).exp().cpu().numpy()
+    def _add_occurrences(self, found, posterior: np.ndarray, splits: np.ndarray, answers: list[Decoded]) -> None:
         number = found.number.cpu().numpy().astype(np.int64)
         carrying = np.flatnonzero((self.num_words[number] > 0) & (posterior > 1e-6))
         frame = found.frame.cpu().numpy()
