@@ -104,10 +104,11 @@ def test_points_with_untranscribed_audio_and_the_twin_that_had_its_one_best_labe
             control.untranscribed) == ("student", None, None, 1.0, "renorm", "baseline",
                                        ["ablation/targets/one_best_found"])
     labels = plan.target("ablation/targets/one_best_found")
-    assert labels.options == ["--select", "top-k", "--mass", "renorm", "--top-k", "1"] and labels.source == "wide_found"
+    assert labels.options == ["--select", "top-k", "--mass", "renorm", "--top-k", "1"] and \
+        labels.source == "wide_found_lattice"
     assert labels.sets == ["found"] and not labels.keep
     # whatever a rule is applied to is there of the other audio, too; nothing else is made for the control alone
-    assert plan.target("ablation/targets/random0.1_found").source == "full_found"
+    assert plan.target("ablation/targets/random0.1_found").source == "full_found_lattice"
     assert "ablation/targets/one_best" not in [t.name for t in plan.targets]
     points = {p.name: p for p in plan.ablation.points}
     assert points["hard_untranscribed"].label == \
@@ -116,7 +117,30 @@ def test_points_with_untranscribed_audio_and_the_twin_that_had_its_one_best_labe
     assert "untranscribed" not in points["k20"].settings
     # of a run without such audio, the grid has the other points
     assert list(runs(planned(tmp_path, grid, recipe=recipe))) == ["hard", "all", "k20"]
-    refused(lambda: planned(tmp_path, [{"untranscribed": "yes"}]), "point 1", "untranscribed: expected true or false")
+    refused(lambda: planned(tmp_path, [{"untranscribed": "yes"}], recipe=recipe, untranscribed="true"), "point 1",
+            "untranscribed: expected true, false or names of untranscribed sets of the run (found), found 'yes'")
+
+
+def test_points_with_some_of_the_untranscribed_sets_and_with_other_weights_of_their_lattices(tmp_path):
+    grid = [{"untranscribed": ["found", True, "more found"]}, {"untranscribed": True, "lattice_weight": [0, 0.5]}]
+    recipe = make_recipe(untranscribed_sets=["found", "more"])
+    plan = planned(tmp_path, grid, recipe=recipe, untranscribed="only")
+    assert {name: seeds[1] for name, seeds in runs(plan).items()} == {
+        "k20_found": "ablation/k20_found/seed_1", "k20_untranscribed": "student_essence_untranscribed",
+        "k20_untranscribed_l0": "ablation/k20_untranscribed_l0/seed_1",
+        "k20_untranscribed_l0.5": "ablation/k20_untranscribed_l0.5/seed_1"}
+    sources = {name: [plan.target(t).source for t in plan.system(f"ablation/{name}/seed_1").untranscribed]
+               for name in ("k20_found", "k20_untranscribed_l0", "k20_untranscribed_l0.5")}
+    assert sources == {"k20_found": ["wide_found_lattice"], "k20_untranscribed_l0": ["wide_found", "wide_more"],
+                       "k20_untranscribed_l0.5": ["wide_found_lattice_l0.5", "wide_more_lattice_l0.5"]}
+    assert plan.target("wide_found_lattice_l0.5").options == ["--weight", "0.5"]
+    assert len({t.scp for t in plan.targets}) == len(plan.targets)
+    points = {p.name: p for p in plan.ablation.points}
+    assert points["k20_found"].label == "k = 20, with found" and points["k20_found"].settings["untranscribed"] == "found"
+    assert points["k20_untranscribed_l0"].label == "k = 20, with untranscribed audio, without lattices"
+    for point in ({"lattice_weight": 0.5}, {"untranscribed": True, "lattice_weight": 2}):
+        refused(lambda: planned(tmp_path, [point], recipe=recipe, untranscribed="only"),  # noqa: B023
+                "point 1: lattice_weight: expected a number from 0 to 1, with untranscribed")
 
 
 def test_the_same_point_twice_in_a_grid_has_one_system_a_seed(tmp_path):

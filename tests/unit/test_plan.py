@@ -125,19 +125,39 @@ def test_each_student_is_there_without_and_with_untranscribed_audio():
     for name in names[::2]:
         same, more = systems[name], systems[f"{name}_untranscribed"]
         assert more == replace(same, name=more.name, label=f"{same.label}, with untranscribed audio",
-                               untranscribed=[f"{same.targets}_found", f"{same.targets}_more"], min_confidence=0.4)
+                               untranscribed=[same.targets.replace("full", "full_found_lattice").replace(
+                                   "k20", "k20_found"), same.targets.replace("full", "full_more_lattice").replace(
+                                       "k20", "k20_more")], min_confidence=0.4)
     assert {n: (t.kind, t.scp, t.source, t.sets, t.stage) for n, t in targets.items()} == {
         "full": ("dense", "dense/full.scp", None, ["train"], 6),
         "wide": ("post", "posteriors/wide.scp", None, ["train"], 6),
         "essence_k20": ("post", "essence_k20/post.scp", "wide", ["train"], 7),
         **{f"full_{u}": ("dense", f"dense_{u}/full.scp", None, [u], 6) for u in ("found", "more")},
         **{f"wide_{u}": ("post", f"posteriors_{u}/wide.scp", None, [u], 6) for u in ("found", "more")},
-        **{f"essence_k20_{u}": ("post", f"essence_k20_{u}/post.scp", f"wide_{u}", [u], 7) for u in ("found", "more")}}
+        **{f"full_{u}_lattice": ("dense", f"dense_{u}_lattice/full.scp", f"full_{u}", [u], 7)
+           for u in ("found", "more")},
+        **{f"wide_{u}_lattice": ("post", f"posteriors_{u}_lattice/wide.scp", f"wide_{u}", [u], 7)
+           for u in ("found", "more")},
+        **{f"essence_k20_{u}": ("post", f"essence_k20_{u}/post.scp", f"wide_{u}_lattice", [u], 7)
+           for u in ("found", "more")}}
+    assert (targets["wide_more_lattice"].select, targets["wide_more_lattice"].options) == ("lattice", ["--weight", "0.75"])
     # what is there without it is as it is without it
     plain = made(student="student_tdnn tdnn_lstm")
     assert [s for s in plan.systems if not s.untranscribed] == plain.systems and plan.targets[:3] == plain.targets
     same = made(recipe, untranscribed="true", teacher_hears="same")
     assert {s.teacher_hears for s in same.sets} == {None} and not same.sets_of("rendering")
+    acoustic = made(recipe, untranscribed="true", lattice_weight="0")
+    assert not any("lattice" in t.name or t.select == "lattice" for t in acoustic.targets)
+    assert by_name(acoustic.targets)["essence_k20_found"].source == "wide_found"
+    assert by_name(made(recipe, untranscribed="true", lattice_weight="0.5").targets)["wide_found_lattice"].options == [
+        "--weight", "0.5"]
+    only = made(recipe, untranscribed="only", student="student_tdnn tdnn_lstm")
+    wanted = made(recipe, untranscribed="true", student="student_tdnn tdnn_lstm")
+    assert only.targets == wanted.targets
+    assert only.systems == [s for s in wanted.systems if s.role != "student" or s.untranscribed]
+    recipes = replace(recipe, untranscribed="only")
+    assert made(recipes, student="student_tdnn tdnn_lstm").systems == only.systems
+    assert not any(s.untranscribed for s in made(recipes, untranscribed="false").systems)
     fused = made(recipe, untranscribed="true", fuse="true", all_labels="false", student="student_tdnn")
     assert [(t.name, t.stage, t.source) for t in fused.targets] == [
         (f"essence_k20{u}", 6, None) for u in ("", "_found", "_more")]
@@ -175,8 +195,12 @@ def test_options_win_over_the_recipe_and_conf():
     ({"student": "nnet3/tdnn", "engine": "kaldi"}, "students are models of conf/models"),
     ({"student": "nnet3/tdnn"}, "student nnet3/tdnn: students are models of conf/models"),
     ({"recipe_options": {"fsdd_dir": ""}}, "corpus mini has no option --fsdd-dir"),
-    ({"untranscribed": "yes"}, "--untranscribed takes true or false, not 'yes'"),
-    ({"min_confidence": "0.5"}, "--min-confidence is of the utterances of --untranscribed true"),
+    ({"untranscribed": "yes"}, "--untranscribed takes false, true or only, not 'yes'"),
+    ({"min_confidence": "0.5"}, "--min-confidence is of the utterances of --untranscribed true or only"),
+    ({"lattice_weight": "0.5"}, "--lattice-weight is of the utterances of --untranscribed true or only"),
+    ({"lattice_weight": "2", "untranscribed": "true"}, "--lattice-weight is 2, but must be from 0 to 1"),
+    ({"lattice_weight": "1", "untranscribed": "true", "fuse": "true", "all_labels": "false"},
+     "--lattice-weight is of the wide archive"),
     ({"teacher_hears": "found=clean", "untranscribed": "true"}, "--teacher-hears 'found=clean': neither same nor"),
     ({"min_confidence": "2", "untranscribed": "true"}, "--min-confidence is 2, but must be from 0 to 1"),
     ({"untranscribed": "true", "recipe": replace(RECIPE, untranscribed_sets=[])},

@@ -160,7 +160,7 @@ def test_the_name_of_a_run(changes, name):
 
 
 def test_a_recipe_says_what_its_corpus_has(recipe):
-    found = recipe('labels="easy=E hard=H"\nuntranscribed_sets="more"\noptions="its_own other"\nclips=4\n'
+    found = recipe('labels="easy=E hard=H"\nuntranscribed_sets="more"\nuntranscribed=true\noptions="its_own other"\nclips=4\n'
                    'rescore_lm_order=4\ngmm=tri1\nnum_leaves=900\nlm_prune=1e-6\n'
                    'if [ $size = tiny ]; then disk_mb=1; fi; if [ $fuse = true ]; then post_keep=7; fi\n',
                    size="tiny", fuse="true")
@@ -169,7 +169,7 @@ def test_a_recipe_says_what_its_corpus_has(recipe):
         "train_set": "learn", "dev_set": "tune", "eval_sets": ["easy", "hard"], "untranscribed_sets": ["more"],
         "labels": {"easy": "E", "hard": "H"}, "teachers": "blstm tdnn_lstm", "student": "student_tdnn",
         "lm_order": "2", "rescore_lm_order": "4", "clips": 4, "post_keep": 7, "disk_mb": 1, "sample_rate": 8000,
-        "gmm": "tri1", "num_leaves": 900, "lm_prune": "1e-6", "teacher_hears": {},
+        "gmm": "tri1", "num_leaves": 900, "lm_prune": "1e-6", "untranscribed": "true", "teacher_hears": {},
         "options": ["its_own", "other"]}
     least = recipe()
     assert (least.engines, least.untranscribed_sets, least.labels) == (["native", "kaldi"], [], {})
@@ -200,6 +200,7 @@ def test_a_recipe_says_what_its_corpus_has(recipe):
     ("eval_sets='total'\n", None, ["a set cannot be called 'total'"]),
     ("eval_sets='lang'\n", None, ["a set cannot be called 'lang'"]),
     ("eval_sets='tune_hires'\n", None, ["a set cannot be called 'tune_hires'", "from set 'tune'"]),
+    ("untranscribed=some\n", None, ["untranscribed is 'some', none of false, true, only"]),
     ("untranscribed_sets='learn_sp'\n", None, ["a set cannot be called 'learn_sp'"]),
     ("untranscribed_sets='a a_cut'\n", None, ["a set cannot be called 'a_cut'", "from set 'a'"]),
     ("untranscribed_sets='a'\nteacher_hears='a'\n", None, ["teacher_hears are pairs such as 'found=found_clean'"]),

@@ -11,7 +11,7 @@ from essence_kd.corpus import channel
 from essence_kd.corpus.channel import Condition
 from essence_kd.corpus.grammar import GENERAL, Grammar
 from essence_kd.corpus.phones import NONSILENCE_PHONES, make_lexicon, to_phones
-from essence_kd.corpus.synth import (LEXICON_ACCENTS, POPULATIONS, SETS, SIZES, TESTS, plan_calls, plan_untranscribed,
+from essence_kd.corpus.synth import (LEXICON_ACCENTS, POOLS, POPULATIONS, SETS, SIZES, TESTS, plan_calls, plan_pools,
                                      synthesize)
 from essence_kd.io.data_dir import DataDir, validate_data_dir
 from essence_kd.io.errors import UserError
@@ -290,15 +290,23 @@ def test_the_same_seed_gives_the_same_bytes(corpus):
     assert sum(name.endswith(".wav") for name in _tree(out)) >= 10
 
 
-def test_audio_without_transcripts_comes_in_two_renderings_and_changes_nothing(corpus):
-    out = corpus[0] / "again"  # whose tests are done when it has got more
+@pytest.fixture(scope="module")
+def pools(corpus):
+    """(corpus, counts): the corpus when it has got audio without transcripts."""
+    out = corpus[0] / "again"  # whose tests are done
     before = dict(_tree(out))
     counts = make_mini(out, untranscribed=True)
     assert {name: digest for name, digest in _tree(out).items() if "untranscribed" not in name} == before
-    noisy, clean = (DataDir.load(out / name) for name in ("untranscribed", "untranscribed_clean"))
-    assert counts["untranscribed"] == counts["untranscribed_clean"] and counts["untranscribed"]["words"] >= 80
+    return out, counts
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_audio_without_transcripts_comes_in_two_renderings(pools, name):
+    out, counts = pools
+    noisy, clean = (DataDir.load(out / n) for n in (name, f"{name}_clean"))
+    assert counts[name] == counts[f"{name}_clean"] and counts[name]["words"] >= 80
     assert noisy.segments == clean.segments and noisy.utt2spk == clean.utt2spk and not noisy.text and not clean.text
-    assert not (out / "untranscribed" / "stm").exists()
+    assert not (out / name / "stm").exists()
     for data in (noisy, clean):
         validate_data_dir(data.path, need_text=False, apart_from=[out / "dev"], no_sentence_of=[out / n for n in TESTS])
     differences = []
@@ -310,24 +318,29 @@ def test_audio_without_transcripts_comes_in_two_renderings_and_changes_nothing(c
             if r == reco:
                 silent[int(start * SAMPLE_RATE): int(end * SAMPLE_RATE) + 3000] = False
         differences.append(10 * np.log10((a[silent].astype(float) ** 2).mean() / (b[silent].astype(float) ** 2).mean()))
-    assert all(12 < d < 16 for d in differences)  # 15 dB less noise, and the room's echo as it is
+    # 15 dB less noise, and the room's echo as it is, which eval_che's lines have more of
+    assert all((12 if name == "untranscribed_swbd" else 3) < d < 16 for d in differences)
 
 
 def test_audio_without_transcripts_says_what_no_test_says():
     size = SIZES["tiny"]
-    calls = plan_untranscribed(1, size)
-    assert calls == plan_untranscribed(1, size, eval_seed=7)  # and so it stays for another draw of tests
-    said = [words for call in calls for _, words, _ in call.turns]
-    words = sum(len(text.split()) for text in said)
-    assert size.untranscribed[0] <= words <= size.untranscribed[0] + 120
+    calls = plan_pools(1, size)
+    assert calls == plan_pools(1, size, eval_seed=7)  # and so it stays for another draw of tests
     others, extra = plan_calls(1, size, 7)
     known = {text for call in others for _, text, _ in call.turns} | set(extra)
-    assert not {text for text in said if len(text.split()) >= 3} & known
-    people = {side for call in calls for side in call.sides}
-    assert len(people) == size.untranscribed[1]
-    assert not {s.name for s in people} & {s.name for call in others for s in call.sides}
-    variants = set(POPULATIONS["train"].women + POPULATIONS["train"].men)
-    assert {s.variant for s in people} <= variants
+    names = {s.name for call in others for s in call.sides}
+    for pool, population in POOLS.items():
+        mine = [call for call in calls if call.corpus_set == pool]
+        said = [words for call in mine for _, words, _ in call.turns]
+        assert size.pool[0] <= sum(len(text.split()) for text in said) <= size.pool[0] + 120
+        assert not {text for text in said if len(text.split()) >= 3} & known
+        people = {side for call in mine for side in call.sides}
+        assert len(people) == size.pool[1] and not {s.name for s in people} & names
+        names |= {s.name for s in people}
+        assert {s.accent for s in people} <= set(population.accents)
+        variants = set(POPULATIONS["train"].women + POPULATIONS["train"].men)
+        assert {s.variant for s in people} <= variants  # no voice of a test set
+    assert len({call.name for call in calls}) == len(calls)
 
 
 def test_dictionary_and_lm_text(corpus):

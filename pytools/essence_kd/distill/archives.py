@@ -20,7 +20,8 @@ from essence_kd.io.specifiers import parse_rspecifier, read_scp
 from essence_kd.io.tables import read_table
 
 WIDE = 100  # entries of a frame of a wide archive
-CARRIED = ("num_pdfs", "temperature", "combine", "weights", "frame_shift_ms", "tree_hash", "models", "prior_scale")
+CARRIED = ("num_pdfs", "temperature", "combine", "weights", "frame_shift_ms", "tree_hash", "models", "prior_scale",
+           "lattice")
 
 
 def _is_sparse(source: Source) -> bool:
