@@ -20,7 +20,7 @@ def more(system, points):
 
 def test_what_machines_differ_by_passes_and_more_is_named():
     assert differences(STORED, STORED) == []
-    for system, limit in (("gmm", TOLERANCE["gmm"]), ("student_essence", TOLERANCE["network"])):
+    for system, limit in (("gmm", TOLERANCE["gmm"]), ("student_essence_untranscribed", TOLERANCE["network"])):
         for sign in (1, -1):
             assert differences(STORED, more(system, sign * (limit - 0.1))) == []
             line, = differences(STORED, more(system, sign * (limit + 0.1)))
@@ -61,4 +61,4 @@ def test_lines_of_results_are_read_and_the_end_tells(tmp_path):
     assert done.returncode == 0 and "the word error rates are those of mini_tiny.json" in done.stdout
     (exp / "RESULTS").write_text("\n".join([f"# {STORED['run']}", *lines[:-9]]) + "\n")
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "mini_tiny.json: student_essence: " in done.stderr
+    assert done.returncode == 1 and "mini_tiny.json: student_essence_untranscribed: " in done.stderr

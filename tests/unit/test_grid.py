@@ -136,7 +136,8 @@ def test_points_with_some_of_the_untranscribed_sets_and_with_other_weights_of_th
     assert plan.target("wide_found_lattice_l0.5").options == ["--weight", "0.5"]
     assert len({t.scp for t in plan.targets}) == len(plan.targets)
     points = {p.name: p for p in plan.ablation.points}
-    assert points["k20_found"].label == "k = 20, with found" and points["k20_found"].settings["untranscribed"] == "found"
+    assert points["k20_found"].label == "k = 20, with found"
+    assert points["k20_found"].settings["untranscribed"] == "found"
     assert points["k20_untranscribed_l0"].label == "k = 20, with untranscribed audio, without lattices"
     for point in ({"lattice_weight": 0.5}, {"untranscribed": True, "lattice_weight": 2}):
         refused(lambda: planned(tmp_path, [point], recipe=recipe, untranscribed="only"),  # noqa: B023

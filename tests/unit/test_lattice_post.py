@@ -1,4 +1,4 @@
-"""Posteriors mixed with those of their lattices: against all paths of the graph, by both decoders, and what is refused."""
+"""Posteriors mixed with those of their lattices: against all paths of the graph, by both decoders; what is refused."""
 import json
 import os
 import subprocess
@@ -49,7 +49,7 @@ def all_paths(graph, scores, scale):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(folder, graph, utterance -> posteriors): folder has graph/, priors, full and wide archives of five utterances."""
+    """(folder, graph, utterance -> posteriors): folder has graph/, priors, and archives full and wide of these."""
     folder, rng = tmp_path_factory.mktemp("lattices"), np.random.default_rng(3)
     graph = loop_graph(num_words=6, num_phones=5, seed=2, lengths=(1, 3), moved=True)
     (folder / "graph").mkdir()
@@ -80,8 +80,8 @@ def wanted(made, utt, probs, weight):
 def test_a_matrix_becomes_the_mixture_with_the_probabilities_of_all_paths(made, tmp_path):
     folder, graph, posts = made
     for weight in (0.75, 1.0):
-        tally = mix_with_lattices(folder / "graph", f"scp:{folder}/full.scp", folder / "priors", f"ark:{tmp_path}/x.ark",
-                                  LatticeSettings(weight, SCALE, **WIDE), decoder="kaldi")
+        tally = mix_with_lattices(folder / "graph", f"scp:{folder}/full.scp", folder / "priors",
+                                  f"ark:{tmp_path}/x.ark", LatticeSettings(weight, SCALE, **WIDE), decoder="kaldi")
         found = dict(read_matrices(f"ark:{tmp_path}/x.ark"))
         assert list(found) == list(posts) and (tally.num_utts, found["none"].size) == (5, 0)
         for utt in list(posts)[:4]:

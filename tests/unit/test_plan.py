@@ -140,7 +140,8 @@ def test_each_student_is_there_without_and_with_untranscribed_audio():
            for u in ("found", "more")},
         **{f"essence_k20_{u}": ("post", f"essence_k20_{u}/post.scp", f"wide_{u}_lattice", [u], 7)
            for u in ("found", "more")}}
-    assert (targets["wide_more_lattice"].select, targets["wide_more_lattice"].options) == ("lattice", ["--weight", "0.75"])
+    mixed = targets["wide_more_lattice"]
+    assert (mixed.select, mixed.options) == ("lattice", ["--weight", "0.75"])
     # what is there without it is as it is without it
     plain = made(student="student_tdnn tdnn_lstm")
     assert [s for s in plan.systems if not s.untranscribed] == plain.systems and plan.targets[:3] == plain.targets

@@ -160,8 +160,8 @@ def test_the_name_of_a_run(changes, name):
 
 
 def test_a_recipe_says_what_its_corpus_has(recipe):
-    found = recipe('labels="easy=E hard=H"\nuntranscribed_sets="more"\nuntranscribed=true\noptions="its_own other"\nclips=4\n'
-                   'rescore_lm_order=4\ngmm=tri1\nnum_leaves=900\nlm_prune=1e-6\n'
+    found = recipe('labels="easy=E hard=H"\nuntranscribed_sets="more"\nuntranscribed=true\n'
+                   'options="its_own other"\nclips=4\nrescore_lm_order=4\ngmm=tri1\nnum_leaves=900\nlm_prune=1e-6\n'
                    'if [ $size = tiny ]; then disk_mb=1; fi; if [ $fuse = true ]; then post_keep=7; fi\n',
                    size="tiny", fuse="true")
     assert dataclasses.asdict(found) == {

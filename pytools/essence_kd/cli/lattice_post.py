@@ -45,9 +45,11 @@ def run(args) -> int | None:
     settings = given(args, LatticeSettings)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**settings, "nj": args.nj}.items()]
     places = [args.graph, args.posteriors, args.priors, args.output]
-    args.decoder, status = hand_over(args.decoder, lambda name: ["lattice-post", f"--decoder={name}", *flags, "--", *places])
+    args.decoder, status = hand_over(
+        args.decoder, lambda name: ["lattice-post", f"--decoder={name}", *flags, "--", *places])
     if status is not None:
         return status
-    tally = mix_with_lattices(*places, LatticeSettings(**settings), decoder=args.decoder, nj=args.nj)
+    tally = mix_with_lattices(args.graph, args.posteriors, args.priors, args.output, LatticeSettings(**settings),
+                              decoder=args.decoder, nj=args.nj)
     print(f"lattice-post: {tally}", file=sys.stderr)
     return None

@@ -3,8 +3,8 @@
 DIR gets Kaldi data directories (train, dev, eval_swbd, eval_che), dict/, lm_text (training transcripts and more
 sentences of the same grammar, none of the tests), speakers.json and lines.json (who speaks, over what line) and wav/.
 With --untranscribed it gets audio that nobody transcribed instead: untranscribed_swbd of train's population, and
-untranscribed_che with the accents and lines of eval_che and the voices of train. Of each there is a rendering with 15 dB
-less noise (untranscribed_swbd_clean ...), frame by frame the same.
+untranscribed_che with the accents and lines of eval_che and the voices of train. Of each there is a rendering with 15
+dB less noise (untranscribed_swbd_clean ...), frame by frame the same.
 """
 from __future__ import annotations
 

@@ -258,15 +258,15 @@ def plan_pools(seed: int, size: Size, eval_seed: int = 0) -> list[Call]:
         rng = random.Random(f"mini {name} {seed}")
         count, number = size.pool
         speakers = make_speakers(rng, population, number, FIRST_IN_POOL[name])
-        written, calls = 0, 0
-        while written < count or 2 * calls < number:
-            pair = (speakers[2 * calls % number], speakers[(2 * calls + 1) % number])
+        written, done = 0, 0  # words, and calls
+        while written < count or 2 * done < number:
+            pair = (speakers[2 * done % number], speakers[(2 * done + 1) % number])
             budget = min(size.call, max(60, count - written))
-            turns = _write_call(grammar, rng, topics[calls % len(topics)], topics, pair, budget,
+            turns = _write_call(grammar, rng, topics[done % len(topics)], topics, pair, budget,
                                 lambda s: len(s.split()) < 3 or s not in seen)
-            found.append(Call(f"pool{which}{calls + 1:04d}", name, pair, turns, (seed, calls, 0, which)))
+            found.append(Call(f"pool{which}{done + 1:04d}", name, pair, turns, (seed, done, 0, which)))
             written += sum(len(words.split()) for _, words, _ in turns)
-            calls += 1
+            done += 1
     return found
 
 

@@ -1,4 +1,4 @@
-"""Posteriors of pdfs given the language model: those of the paths in an utterance's lattice, mixed with the acoustic ones.
+"""Posteriors of pdfs that know the language model: those of the paths in a lattice, mixed with the acoustic ones.
 
 Where nobody transcribed the audio, an ensemble labels each frame from a few hundred milliseconds around it. A lattice
 of the same posteriors knows which words they can belong to (V. Manohar et al., "Semi-supervised training of acoustic
@@ -155,8 +155,9 @@ def mix_with_lattices(graph_dir, rspecifier: str, priors, wspecifier: str, setti
             for place, (utt, value) in enumerate(held):
                 if writer is None:
                     sparse = isinstance(value, Posterior)
-                    writer = opened.enter_context(PosteriorWriter(wspecifier, num_pdfs=graph.num_pdfs) if sparse else
-                                                  MatrixWriter(wspecifier))
+                    writer = (PosteriorWriter(wspecifier, num_pdfs=graph.num_pdfs) if sparse
+                              else MatrixWriter(wspecifier))
+                    opened.enter_context(writer)
                 mixture = mixtures.get(place)
                 if mixture is None and _frames(value):
                     lost.append(utt)
@@ -184,7 +185,7 @@ def _parts(rspecifier: str, graph: Graph, path: Path) -> Iterator[List[Tuple[str
         try:
             if isinstance(value, Posterior):
                 value = value.as_targets(graph.num_pdfs)
-            elif value.size and value.shape[1] != graph.num_pdfs:
+            elif all(value.shape) and value.shape[1] != graph.num_pdfs:
                 raise ValueError(f"{value.shape[1]} columns, but the graph {path} has {graph.num_pdfs} pdfs")
         except ValueError as error:
             raise frame_error(rspecifier, utt, error) from None

@@ -66,7 +66,8 @@ class _Builder:
             if weight and made.select in ("wide", "all") and not source:
                 made = self.target(replace(
                     made, name=f"{made.name}_lattice{end}", scp=f"{folder}_{name}_lattice{end}/{file}", select=LATTICE,
-                    label=f"{made.label}, and lattices", options=["--weight", f"{weight:g}"], source=made.name, stage=7))
+                    label=f"{made.label}, and lattices", options=["--weight", f"{weight:g}"], source=made.name,
+                    stage=7))
             found.append(made.name)
         return found
 

@@ -19,8 +19,8 @@ TEXT = ("description", "student", "gmm", "lm_order", "lm_prune", "rescore_lm_ord
 NUMBERS = ("post_keep", "disk_mb", "clips", "sample_rate", "num_leaves")
 LISTS = ("sizes", "engines", "train_set", "dev_set", "eval_sets", "untranscribed_sets", "teachers", "options")
 OPTIONAL = {"rescore_lm_order": "", "lm_prune": "0", "gmm": DEFAULT, "engines": "native kaldi",
-            "untranscribed_sets": "", "untranscribed": "false", "options": "", "labels": "", "teacher_hears": "", "clips": "0",
-            "sample_rate": str(SAMPLE_RATE), "num_leaves": "0"}
+            "untranscribed_sets": "", "untranscribed": "false", "teacher_hears": "", "options": "", "labels": "",
+            "clips": "0", "sample_rate": str(SAMPLE_RATE), "num_leaves": "0"}
 PAIRS = ("labels", "teacher_hears")
 OPTION_NAME = re.compile("[a-z][a-z0-9_]*")  # of prepare_data.sh, as run.sh takes it
 UNTRANSCRIBED = ("false", "true", "only")  # no student learns from such audio; each does beside one that does not; each
