@@ -32,6 +32,7 @@ done
 read_heard
 for set in $untranscribed_sets $renderings; do
   cut_fingerprint "$set" kaldi
+  check_set "$set"
   if is_done "$data/${set}_cut_hires" "$fp"; then echo "$0: features of $data/${set}_cut are up to date"; continue; fi
   cut_set "$set"
   fbank_feats "${set}_cut"

@@ -30,6 +30,7 @@ done
 for set in $untranscribed_sets $renderings; do
   dir=$data/${set}_cut
   cut_fingerprint "$set" native
+  check_set "$set"
   if is_done "${dir}_hires" "$fp"; then echo "$0: features of $dir are up to date"; continue; fi
   cut_set "$set"
   essence make-feats --nj "$(here)" --kinds fbank --sample-rate "$sample_rate" "$dir"
