@@ -34,7 +34,8 @@ local/dump_posteriors.sh --kind dense --nj "$nj" --cmd "$cmd" ${forward_cmd:+--f
 list=$(mktemp "$exp/target_list.XXXXXX")
 trap 'rm -f "$list"*' EXIT
 wanted=$(rows 'targets[stage=7]' name,kind,select,scp,source,keep,combine,sets,teachers,options)
-in=$(wc -l <"$exp/ali/ali.scp")
+found=$(rows 'targets[stage=6]' scp)
+for scp in $found; do need 6 "$exp/${scp%/*}"; done
 of_lattices=${decoder/#kaldi-lattice/auto} # that one takes scores alone
 
 # The targets that teachers make at once, those with lattices, or those that are pruned, from what was made before.
@@ -64,7 +65,6 @@ make_targets() { # forward|lattices|targets
       targets)
         inputs=("${target_scp[$source]%/*}") work=(essence prune-post $options "scp:${target_scp[$source]}" "$table") ;;
     esac
-    [ "$source" = - ] || need 6 "${target_scp[$source]%/*}"
     target_fp=$(fingerprint targets "$kind $options combine=$combine source=$source" "${inputs[@]}")
     if is_done "$out" "$target_fp"; then echo "$0: $out is up to date"; continue; fi
     if [ "$keep" = false ] && [ "$(marked "$out")" = "done $target_fp" ] && trained "$name"; then
@@ -85,7 +85,7 @@ make_targets() { # forward|lattices|targets
     same_count "${made_of[i]}/feats.scp" "$out/$stem.scp"
     mark_done "$out" "${fps[i]}" "$stem.ark" "$stem.scp"
     aligned=''
-    if [ "${made_of[i]}" = "$train" ]; then aligned=" ($in aligned)"; fi
+    if [ "${made_of[i]}" = "$train" ]; then aligned=" ($(wc -l <"$exp/ali/ali.scp") aligned)"; fi
     echo "$0: soft targets of $(wc -l <"$out/$stem.scp") utterances$aligned are in $out"
   done
 }
@@ -95,8 +95,4 @@ if cut -f 3 <<<"$wanted" | grep -qx lattice; then
   make_targets lattices
 fi
 make_targets targets
-if [ "$fuse" = true ]; then
-  found=$(rows 'targets[stage=6]' scp)
-  for scp in $found; do need 6 "$exp/${scp%/*}"; done
-  echo "$0: stage 6 has left the essence targets"
-fi
+[ "$fuse" = false ] || echo "$0: stage 6 has left the essence targets"
