@@ -243,7 +243,7 @@ def test_the_recipe_through_slurm(cluster, tmp_path):
         cluster.ask("scancel", f"{array}_2")
         out = runner.communicate(timeout=1200)[0]
         assert runner.returncode == 1, out
-        assert f"job {array}_2 was cancelled, see {exp}/log/train.2.log" in out and "1 of 4 jobs failed" in out
+        assert f"job {array}_2 was cancelled, see {exp}/log/train.2.log" in out and "1 of 3 jobs failed" in out
         assert "stage 5 (teachers and baseline) failed" in out and "teacher_1: " in out and "baseline: " in out
         assert logged("teacher_1", "going on after epoch")
         runner = run()
@@ -251,10 +251,10 @@ def test_the_recipe_through_slurm(cluster, tmp_path):
     finally:
         runner.terminate()
     assert runner.returncode == 0, out
-    for system in ("teacher_1", "teacher_3", "baseline"):
+    for system in ("teacher_1", "baseline"):
         assert f"{exp}/{system} is up to date" in out
     assert logged("teacher_2", "going on after epoch") and "%WER" in out
     if first == "5":  # the same bytes as on this machine alone
-        for system in ("teacher_1", "teacher_2", "teacher_3", "baseline"):
+        for system in ("teacher_1", "teacher_2", "baseline"):
             there, here = exp / system, done / "exp" / "mini_tiny" / system
             assert (there / "final.pt").read_bytes() == (here / "final.pt").read_bytes(), system
