@@ -318,7 +318,7 @@ def test_audio_without_transcripts_comes_in_two_renderings(pools, name):
             if r == reco:
                 silent[int(start * SAMPLE_RATE): int(end * SAMPLE_RATE) + 3000] = False
         differences.append(10 * np.log10((a[silent].astype(float) ** 2).mean() / (b[silent].astype(float) ** 2).mean()))
-    # 15 dB less noise, and the room's echo as it is, which eval_che's lines have more of
+    # 15 dB less noise; the reverberation, of which eval_che has more, is the same
     assert all((12 if name == "untranscribed_swbd" else 3) < d < 16 for d in differences)
 
 
