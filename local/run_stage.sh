@@ -19,7 +19,7 @@ exec {guard}> >(exec setsid env -u ESSENCE_RUN local/guard.sh "$ESSENCE_RUN" >/d
 
 # run COMMAND...: as a process group of its own, so that what stops this script stops all that the command has started.
 # Nothing can ask for input there.
-running='' at_stage='' did=0
+running='' at_stage='' at_cpu=0 did=0
 run() {
   local status=0
   set -m
@@ -68,10 +68,19 @@ trap 'stop 1' HUP
 trap 'stop 2' INT
 trap 'stop 15' TERM
 
+# CPU seconds of what this script has waited for; jobs that a cluster runs are not among them.
+cpu_seconds() {
+  local stat
+  read -r stat </proc/$$/stat
+  # shellcheck disable=SC2086  # fields after the name, which may hold spaces: proc_pid_stat(5)
+  set -- ${stat##*) }
+  echo $(((${14} + ${15}) / $(getconf CLK_TCK)))
+}
 # A line of stages.jsonl on the stage that runs: what it took, and more about it as JSON where given.
 note_stage() {
-  echo "{\"stage\": $at_stage, \"name\": \"$at_what\", \"seconds\": $((SECONDS - at_start)), \"bytes\": $((($(
-    size_kb) - at_size) * 1024)), \"ended\": $(printf '%(%s)T' -1)${1:+, $1}}" >>"$exp/stages.jsonl"
+  local took="\"seconds\": $((SECONDS - at_start)), \"cpu_seconds\": $(($(cpu_seconds) - at_cpu))"
+  echo "{\"stage\": $at_stage, \"name\": \"$at_what\", $took, \"bytes\": $((($(size_kb) - at_size) * 1024)), \"ended\": $(
+    printf '%(%s)T' -1)${1:+, $1}}" >>"$exp/stages.jsonl"
 }
 # run_stage N WHAT COMMAND...: runs a stage if it is asked for, and notes what it took, also where it failed.
 run_stage() {
@@ -81,7 +90,7 @@ run_stage() {
   seconds=$(cut -d' ' -f$((n + 1)) <<<"$stage_seconds")
   export ESSENCE_WORKED=$exp/.worked
   rm -f "$ESSENCE_WORKED"
-  at_what=$what at_start=$SECONDS at_size=$(size_kb) at_stage=$n
+  at_what=$what at_start=$SECONDS at_cpu=$(cpu_seconds) at_size=$(size_kb) at_stage=$n
   if [ -n "$live" ]; then
     live_begin "stage $n: $what" "$seconds"
     run "$@" || status=$?

@@ -143,8 +143,8 @@ def make_experiment(root, rates=RATES, seed=1, speakers=12, turns=4, factors=SET
         {"stage": 5, "name": "teachers", "seconds": 99.0, "bytes": 5},
         {"stage": 4, "name": "gmm", "seconds": 61, "bytes": 7},
         {"stage": 10, "name": "report", "seconds": 2, "bytes": 1},
-        {"stage": 5, "name": "teachers", "seconds": 300, "bytes": 8, "unfinished": True},
-        {"stage": 5, "name": "teachers", "seconds": 10, "bytes": 1},
+        {"stage": 5, "name": "teachers", "seconds": 300, "cpu_seconds": 565, "bytes": 8, "unfinished": True},
+        {"stage": 5, "name": "teachers", "seconds": 10, "cpu_seconds": 15, "bytes": 1},
         {"stage": 9, "name": "decoding", "seconds": 7, "bytes": 0, "unfinished": True})))
     return exp, data
 

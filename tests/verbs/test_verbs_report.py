@@ -89,8 +89,9 @@ def test_results_json_holds_what_a_recount_finds(experiment):
     assert results["systems"]["ensemble"]["params"] == 1000 + 2000
     assert results["systems"]["gmm"]["params"] == 7900
     assert results["essence"] == {"select": "top-k", "k": 20, "mean_mass": 0.975, "bytes_per_frame": 205.12}
-    assert results["stages"] == {"4": {"seconds": 61, "bytes": 7}, "5": {"seconds": 310, "bytes": 14},
-                                 "10": {"seconds": 2, "bytes": 1}}
+    assert results["stages"] == {"4": {"seconds": 61, "cpu_seconds": None, "bytes": 7},
+                                 "5": {"seconds": 310, "cpu_seconds": 580, "bytes": 14},
+                                 "10": {"seconds": 2, "cpu_seconds": None, "bytes": 1}}
     both = [results["systems"]["baseline"][name] for name in ("eval_swbd", "eval_che")]
     assert results["totals"]["baseline"]["words"] == sum(c["words"] for c in both)
     assert results["provenance"]["versions"]["essence-kd"]

@@ -201,18 +201,21 @@ def _load_stages(path: Path) -> dict[str, dict[str, Any]]:
     """stages.jsonl: the last time of a stage stands, with the unfinished attempts before it; bytes are what each run
     added or freed, so they add up."""
     stages: dict[str, dict[str, Any]] = {}
-    spent: dict[str, float] = {}
+    spent: dict[tuple[str, str], float] = {}
     size: dict[str, float] = {}
     for row in read_json_lines(path):
         if "stage" not in row or not isinstance(row.get("seconds"), (int, float)) or \
-                not isinstance(row.get("bytes") or 0, (int, float)):
+                not all(isinstance(row.get(key) or 0, (int, float)) for key in ("bytes", "cpu_seconds")):
             raise UserError(f"{path}: a line lacks 'stage' or numbers of seconds and bytes; run the stage again")
         name = str(row["stage"])
         size[name] = size.get(name, 0) + (row.get("bytes") or 0)
-        if row.pop("unfinished", False):
-            spent[name] = spent.get(name, 0) + row["seconds"]
-        else:
-            stages[name] = {**row, "seconds": row["seconds"] + spent.pop(name, 0)}
+        unfinished = row.pop("unfinished", False)
+        for key in [key for key in ("seconds", "cpu_seconds") if row.get(key) is not None]:
+            row[key] += spent.pop((name, key), 0)
+            if unfinished:
+                spent[name, key] = row[key]
+        if not unfinished:
+            stages[name] = row
     for name, row in stages.items():
         row["bytes"] = size[name]
     return dict(sorted(stages.items(), key=lambda item: (len(item[0]), item[0])))
