@@ -31,8 +31,8 @@ class Examples(Extension):
 
     def on_object(self, *, obj, **_) -> None:
         if obj.docstring:
-            obj.docstring.value = re.sub(r"((?:^>>>.*\n)(?:^.+\n?)*)", r"```pycon\n\1\n```\n", obj.docstring.value + "\n",
-                                         flags=re.M)
+            obj.docstring.value = re.sub(r"((?:^>>>.*\n)(?:^.+\n?)*)", r"```pycon\n\1\n```\n",
+                                         obj.docstring.value + "\n", flags=re.M)
 
 
 def on_files(files, config):
@@ -81,8 +81,9 @@ def commands() -> str:
     from essence_kd.cli.main import verb_parser, verbs
 
     os.environ["COLUMNS"] = "100"
-    lines = ["# Commands", "", "What `essence VERB --help` prints. Options may stand anywhere among the arguments. Tables "
-             "are named as in Kaldi ([formats](formats.md#tables)).", ""]
+    lines = ["# Commands", "",
+             "What `essence VERB --help` prints. Options may stand anywhere among the arguments. "
+             "Tables are named as in Kaldi ([formats](formats.md#tables)).", ""]
     for verb in verbs():
         module = importlib.import_module(f"essence_kd.cli.{verb.replace('-', '_')}")
         lines += [f"## {verb}", "", module.HELP[0].upper() + module.HELP[1:] + ".", "", "```text",

@@ -20,7 +20,8 @@ if ! cmp -s conf/requirements/notebook.txt "$out/packages/.ready"; then
     -r conf/requirements/notebook.txt
   cp conf/requirements/notebook.txt "$out/packages/.ready"
 fi
-PYTHONPATH=$PYTHONPATH:$out/packages ESSENCE_EXP=$exp "$ESSENCE_PYTHON" - examples/tiny_run.ipynb "$out/tiny_run.ipynb" <<'P'
+PYTHONPATH=$PYTHONPATH:$out/packages ESSENCE_EXP=$exp "$ESSENCE_PYTHON" - \
+  examples/tiny_run.ipynb "$out/tiny_run.ipynb" <<'P'
 import sys
 import nbformat
 from nbclient import NotebookClient

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Stage 9: the decoding graph, and every system decoded by the same code. Systems of a scale group have the same acoustic
-# scale and word insertion penalty, so that a difference of two systems is one of their models: the best on the development
-# set for those together that the plan gives a say in it (teachers, ensemble and twin; not students). The GMM has its own.
+# Stage 9: the decoding graph, and every system decoded by the same code. Systems of a scale group have the same
+# acoustic scale and word insertion penalty, so that a difference of two systems is one of their models: the best on the
+# development set for those together that the plan gives a say in it (teachers, ensemble and twin; not students). The
+# GMM has its own.
 nj=2
 cmd=local/jobs.sh
 keep_scores=false
@@ -82,7 +83,8 @@ make_scores() {
             first=$out/first_$(basename "${pairs[i]}")
             printf '%q ' essence gmm-scores "${pairs[i]}" "$exp/$sys" "ark,scp:$first.ark,$first.scp"
             printf '&& '
-            printf '%q ' essence decode --decoder "$decoder" --config conf/decode.yaml "$exp/graph" "scp:$first.scp" "$first"
+            printf '%q ' essence decode --decoder "$decoder" --config conf/decode.yaml \
+              "$exp/graph" "scp:$first.scp" "$first"
             printf '&& rm -f %q %q && ' "$first.ark" "$first.scp"
             second=(--hyp "$first/hyp.txt" --lang "$data/lang")
           fi

@@ -6,9 +6,10 @@ forward_cmd=
 kind='dense|post'
 help_message="Usage: local/dump_posteriors.sh [options] PLAN
  e.g.: local/dump_posteriors.sh --nj 2 exp/mini/plan.json
- leaves EXP/posteriors/wide.{scp,N.ark} (the largest of each frame, post_keep of recipe.conf) and, where something learns
- from every label, EXP/dense/full.{scp,N.ark}; with --fuse true of run.sh the essence targets alone (post.{scp,N.ark}), in
- their own directory. Those of an untranscribed set SET lie in EXP/posteriors_SET, made of what teachers hear of it.
+ leaves EXP/posteriors/wide.{scp,N.ark} (the largest of each frame, post_keep of recipe.conf) and, where something
+ learns from every label, EXP/dense/full.{scp,N.ark}; with --fuse true of run.sh the essence targets alone
+ (post.{scp,N.ark}), in their own directory. Those of an untranscribed set SET lie in EXP/posteriors_SET, made of
+ what teachers hear of it.
  What an utterance gets does not depend on --nj, to the last bit. An interrupted stage goes on with the jobs that are
  missing. Logs: EXP/posteriors/log and so on
   --nj N                   jobs (default: $nj)

@@ -3,8 +3,8 @@
 if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 usage="Usage: local/guard.sh RUN <PIPE
  PIPE has a line for each command that the run starts, its process group, and an empty one when the command has ended.
- When PIPE closes, the group that was named last is ended, and whatever else has ESSENCE_RUN=RUN in its environment (jobs
- have groups of their own); after 30 seconds by force."
+ When PIPE closes, the group that was named last is ended, and whatever else has ESSENCE_RUN=RUN in its environment
+ (jobs have groups of their own); after 30 seconds by force."
 case ${1:-} in
   --help | -h) echo "$usage"; exit 0 ;;
   -* | '') echo "$usage" >&2; exit 2 ;;

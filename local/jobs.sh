@@ -42,7 +42,11 @@ collect() { # waits for the oldest job
   local status=0 l=${logs[next]}
   wait "${pids[next]}" || status=$?
   next=$((next + 1))
-  [ "$status" -eq 0 ] || { echo "$0: a job $(ended "$status"), see $l:" >&2; tail -n 8 "$l" >&2; failed=$((failed + 1)); }
+  if [ "$status" -ne 0 ]; then
+    echo "$0: a job $(ended "$status"), see $l:" >&2
+    tail -n 8 "$l" >&2
+    failed=$((failed + 1))
+  fi
 }
 for ((j = first; j <= last; j++)); do
   if [ -n "$name" ]; then l=${log//"$name"/$j} command=("${@//"$name"/$j}"); else l=$log command=("$@"); fi

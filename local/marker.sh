@@ -7,11 +7,12 @@
 #
 # DIR/.marker: a line "done FINGERPRINT" and a line "BYTES PATH" for each output, or "begun FINGERPRINT [NOTE]".
 
-# WHAT of fingerprint, and the version of what it leaves. Who changes the output of a stage raises its number, so that work
-# of an older checkout is made anew.
+# WHAT of fingerprint, and the version of what it leaves. Who changes the output of a stage raises its number, so that
+# work of an older checkout is made anew.
 declare -A versions=(
-  [data]=1 [untranscribed]=1 [lang]=2 [lm]=1 [rescore-lm]=1 [const-arpa]=1 [feats]=1 [perturb]=1 [gmm]=2 [gmm-step]=1 [ali]=2
-  [train]=1 [posteriors]=1 [targets]=1 [graph]=2 [scores]=1 [sweep]=1 [decode]=1 [calibration]=2 [report]=1 [plugin]=1)
+  [data]=1 [untranscribed]=1 [lang]=2 [lm]=1 [rescore-lm]=1 [const-arpa]=1 [feats]=1 [perturb]=1 [gmm]=2 [gmm-step]=1
+  [ali]=2 [train]=1 [posteriors]=1 [targets]=1 [graph]=2 [scores]=1 [sweep]=1 [decode]=1 [calibration]=2
+  [report]=1 [plugin]=1)
 
 fingerprint() {
   local f what=$1

@@ -5,8 +5,8 @@ nj=2
 cmd=
 help_message="Usage: local/prepare_data.sh [options] PLAN [RECIPE-OPTION...]
  e.g.: local/prepare_data.sh --nj 2 exp/fsdd/plan.json --fsdd-dir ~/fsdd
- leaves what recipes/CORPUS/prepare_data.sh leaves in DATA: a Kaldi data directory for each set, and dict/; where the plan
- has untranscribed sets also what recipes/CORPUS/prepare_untranscribed.sh leaves, if there is one
+ leaves what recipes/CORPUS/prepare_data.sh leaves in DATA: a Kaldi data directory for each set, and dict/; where the
+ plan has untranscribed sets also what recipes/CORPUS/prepare_untranscribed.sh leaves, if there is one
  RECIPE-OPTIONs go to that script.
   --nj N          processes (default: $nj)
   --cmd COMMAND   not used: the work is done here"
@@ -21,7 +21,8 @@ while read -r name folder; do
 done < <(printf '%s %s\n' "$@")
 scripts=() # what prepare_data.sh may call: all of the recipe but for large files and what other stages call
 while IFS= read -r f; do scripts+=("$f"); done < <(find -L "$recipe" -type f -size -2048k ! -name '.*' ! -name '*.md' \
-  ! -name 'RESULTS*' ! -name '*.pyc' ! -name train_gmm.sh ! -name check.sh ! -name prepare_untranscribed.sh ! -path '*/slurm/*' | sort)
+  ! -name 'RESULTS*' ! -name '*.pyc' ! -name train_gmm.sh ! -name check.sh \
+  ! -name prepare_untranscribed.sh ! -path '*/slurm/*' | sort)
 fp=$(fingerprint data "$size $* $given" "${scripts[@]}")
 # What was changed by hand since is kept, and the stages that read it see its content.
 up_to_date() {
@@ -36,13 +37,15 @@ up_to_date() {
     fi
   done < <(tail -n +2 "$data/.marker")
   [ -z "$damaged" ] || return 1
-  echo "$0: $data is up to date, but for what was changed by hand and is kept:$edited ('./run.sh --force true' makes all anew)"
+  echo "$0: $data is up to date, but for what was changed by hand and is kept:$edited" \
+    "('./run.sh --force true' makes all anew)"
 }
 prepare() { # SCRIPT RECIPE-OPTION...
   local script=$recipe/$1 first
   shift
   read -r first <"$script" || true
-  [[ $first != '#!'*sh* ]] || bash -n "$script" || fail "$script is no script that bash can read: the line above says where"
+  [[ $first != '#!'*sh* ]] || bash -n "$script" ||
+    fail "$script is no script that bash can read: the line above says where"
   if [ "$script" = "$recipe/prepare_data.sh" ]; then # what was fetched is not fetched again
     mkdir -p "$data"
     rm -rf "$before"

@@ -12,8 +12,8 @@ trap 'failed_at $? $LINENO "$BASH_COMMAND"' ERR
 run_start=$SECONDS
 export ESSENCE_ALLOW_PIPES=$allow_pipes
 plan_args=(--root "$PWD") recipe_args=()
-for v in stage stop_stage nj corpus size engine seed teachers student combine top_k temperature soft_weight fuse all_labels \
-  untranscribed lattice_weight min_confidence teacher_hears \
+for v in stage stop_stage nj corpus size engine seed teachers student combine top_k temperature soft_weight fuse \
+  all_labels untranscribed lattice_weight min_confidence teacher_hears \
   gmm num_leaves lm_order lm_prune rescore_lm_order decoder ablation grid; do
   [ -z "${!v}" ] || plan_args+=("--${v//_/-}=${!v}")
 done
@@ -83,7 +83,8 @@ if [ $status -eq 1 ] && [ -z "$told" ]; then
   holders=$(for f in /proc/[0-9]*/fd/*; do
     if [ "$f" -ef "$exp/.lock" ]; then f=${f#/proc/}; echo "${f%%/*}"; fi
   done | sort -un | tr '\n' ' ')
-  fail "another run is at work in '$exp', or its jobs have outlived it; wait, or stop it: ${holders:+kill }${holders:-it is on another machine}"
+  fail "another run is at work in '$exp', or its jobs have outlived it; wait, or stop it: \
+${holders:+kill }${holders:-it is on another machine}"
 elif [ $status -ne 0 ]; then
   echo "$0: '$exp' can have no lock (${told##*$'\n'}): nothing keeps a second run out; do not start one there" >&2
 fi

@@ -3,7 +3,8 @@
 # stopped.
 # shellcheck disable=SC2154  # stage, stop_stage, data and exp are run.sh's
 
-# On a terminal a stage is one line, and all that it says stands in EXP/log/run.log; elsewhere lines are printed as they are.
+# On a terminal a stage is one line, and all that it says stands in EXP/log/run.log; elsewhere lines are printed
+# as they are.
 # shellcheck source=local/live.sh
 . local/live.sh
 run_log=$exp/log/run.log live='' live_process=''
@@ -47,7 +48,8 @@ live_end() {
   local i
   [ -n "$live_process" ] || return 0
   exec {live}>&-
-  for ((i = 0; i < 30; i++)); do kill -0 "$live_process" 2>/dev/null || break; sleep 0.1; done # what else may write there
+  # what else may write there
+  for ((i = 0; i < 30; i++)); do kill -0 "$live_process" 2>/dev/null || break; sleep 0.1; done
   kill -9 "$live_process" 2>/dev/null || true
   live_process=''
 }
@@ -79,8 +81,8 @@ cpu_seconds() {
 # A line of stages.jsonl on the stage that runs: what it took, and more about it as JSON where given.
 note_stage() {
   local took="\"seconds\": $((SECONDS - at_start)), \"cpu_seconds\": $(($(cpu_seconds) - at_cpu))"
-  echo "{\"stage\": $at_stage, \"name\": \"$at_what\", $took, \"bytes\": $((($(size_kb) - at_size) * 1024)), \"ended\": $(
-    printf '%(%s)T' -1)${1:+, $1}}" >>"$exp/stages.jsonl"
+  took+=", \"bytes\": $((($(size_kb) - at_size) * 1024)), \"ended\": $(printf '%(%s)T' -1)"
+  echo "{\"stage\": $at_stage, \"name\": \"$at_what\", $took${1:+, $1}}" >>"$exp/stages.jsonl"
 }
 # run_stage N WHAT COMMAND...: runs a stage if it is asked for, and notes what it took, also where it failed.
 run_stage() {
@@ -102,7 +104,8 @@ run_stage() {
   fi
   if [ $status -ne 0 ]; then
     note_stage '"unfinished": true' || true
-    fail "stage $n ($what) failed: $1 $(ended $status); the lines above name the reason. './run.sh --stage $n' goes on from here"
+    fail "stage $n ($what) failed: $1 $(ended $status); the lines above name the reason. './run.sh --stage $n' \
+goes on from here"
   fi
   if [ -e "$ESSENCE_WORKED" ]; then
     did=$((did + 1))
@@ -135,7 +138,8 @@ look_next() {
   else
     echo "  2. local/bin/essence compare $exp: its systems side by side"
   fi
-  echo "  3. $again --stage 7 --top-k $k: other essence targets, their student and its errors; or docs/corpora.md: your data"
+  echo "  3. $again --stage 7 --top-k $k: other essence targets, their student and its errors; or docs/corpora.md:" \
+    "your data"
   if [ -n "$student" ]; then
     rate=$(essence get "$plan" sample_rate)
     echo "  4. speak to it (pip install sounddevice): local/bin/essence recognize --mic --sample-rate $rate" \

@@ -158,7 +158,8 @@ version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/n
 if command -v nvidia-smi >/dev/null; then
   page=https://k2-fsa.github.io/k2/cuda.html build='cuda12[.]6' torch=(torch==2.7.1)
 else
-  page=https://k2-fsa.github.io/k2/cpu.html build=cpu torch=(torch==2.7.1 --index-url https://download.pytorch.org/whl/cpu)
+  page=https://k2-fsa.github.io/k2/cpu.html build=cpu
+  torch=(torch==2.7.1 --index-url https://download.pytorch.org/whl/cpu)
 fi
 wheel=$("$main" -c '
 import re, sys, urllib.parse, urllib.request

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Runs jobs on a Slurm cluster as one job array, with the contract of local/jobs.sh: a job's output goes to its log, and
-# when jobs fail, run out of time or are cancelled, this script names their logs and fails. Requeued jobs are waited for.
+# when jobs fail, run out of time or are cancelled, this script names their logs and fails. Requeued jobs
+# are waited for.
 if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 usage="Usage: local/slurm.sh [--partition P] [--mem M] [--gpu N] [--time T] [--max-jobs-run N] [JOB=1:8] LOG COMMAND...
- e.g.: local/slurm.sh --partition all --mem 8G --max-jobs-run 10 JOB=1:8 exp/log/train.JOB.log essence train --seed JOB ...
+ e.g.: local/slurm.sh --partition all --mem 8G --max-jobs-run 10 JOB=1:8 exp/log/train.JOB.log \\
+         essence train --seed JOB ...
 JOB in LOG and COMMAND becomes the job's number. --gpu asks for GPUs of a node, --num-threads for cores; any other
 --option VALUE goes to sbatch as it is. Jobs run in the folder and environment that this script is started in, which
 every node must see. Stopping this script cancels its jobs."
@@ -26,7 +28,8 @@ done
 [[ $first =~ ^[0-9]+$ && $last =~ ^[0-9]+$ && $max =~ ^([1-9][0-9]*)?$ && $first -le $last ]] ||
   { echo "$0: bad job range '$name=$first:$last' or --max-jobs-run '$max'" >&2; exit 2; }
 for program in sbatch squeue scancel; do
-  command -v $program >/dev/null || { echo "$0: there is no $program here: is this a machine of a Slurm cluster?" >&2; exit 1; }
+  command -v $program >/dev/null ||
+    { echo "$0: there is no $program here: is this a machine of a Slurm cluster?" >&2; exit 1; }
 done
 
 log=$1
@@ -133,7 +136,8 @@ for ((j = first; j <= last; j++)); do
     TIMEOUT | DEADLINE) what="ran out of time (--time)" ;;
     OUT_OF_MEMORY) what="ran out of memory (--mem)" ;;
     CANCELLED | PREEMPTED) what="was cancelled" ;;
-    FAILED | COMPLETED | '') if [ -n "$status" ]; then what=$(ended "$status"); else what="ended and left no status"; fi ;;
+    FAILED | COMPLETED | '')
+      if [ -n "$status" ]; then what=$(ended "$status"); else what="ended and left no status"; fi ;;
     *) what="ended: ${state[$j]}" ;;
   esac
   echo "$0: job ${id}_$j $what, see $l:" >&2

@@ -26,9 +26,9 @@ usage() { echo "$help_message" >&2; exit 2; }
 read_plan() {
   local found
   plan=$(realpath "$1")
-  found=$(essence get --plan --words "$plan" data exp corpus size engine seed decoder combine fuse lm_order rescore_lm_order \
-    'sets[role=train].name' 'sets[role=dev].name' 'sets[role=test].name' 'sets[role=untranscribed].name' 'sets[role=rendering].name' \
-    sample_rate gmm num_leaves lm_prune post_keep) || exit 1
+  found=$(essence get --plan --words "$plan" data exp corpus size engine seed decoder combine fuse lm_order \
+    rescore_lm_order 'sets[role=train].name' 'sets[role=dev].name' 'sets[role=test].name' \
+    'sets[role=untranscribed].name' 'sets[role=rendering].name' sample_rate gmm num_leaves lm_prune post_keep) || exit 1
   # shellcheck disable=SC2034  # the callers'
   {
     IFS= read -r data; IFS= read -r exp; read -r corpus; read -r size; read -r engine; read -r seed
@@ -55,8 +55,8 @@ read_by_feats() {
   # shellcheck disable=SC2034  # the callers'
   audio=$({ awk '{ sub(/^[ \t]*[^ \t]+[ \t]+/, ""); sub(/[ \t\r]+$/, "") }
     /\|$/ { for (i = 1; i <= NF; i++) if ($i ~ /\//) print $i; next }
-    { sub(/:[0-9]+$/, ""); print }' "$1/wav.scp" | sort -u | tr '\n' '\0' | xargs -0 -r stat -L -c '%n %s %Y' -- 2>/dev/null || true; } |
-    sha256sum)
+    { sub(/:[0-9]+$/, ""); print }' "$1/wav.scp" | sort -u | tr '\n' '\0' |
+    xargs -0 -r stat -L -c '%n %s %Y' -- 2>/dev/null || true; } | sha256sum)
 }
 
 sh_quoted() { # WORD...: for a line that any sh reads, such as Kaldi's programs do with pipes; %q is bash's own
@@ -76,7 +76,8 @@ job_header() {
     [ -z "${!v:-}" ] || printf 'export %s=%q\n' "$v" "${!v}"
   done
   # shellcheck disable=SC2016  # the job expands them: as many threads as it has cores
-  printf '. %q\nexport OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-${NSLOTS:-1}}}\n' "$ESSENCE_ROOT/path.sh"
+  printf '. %q\nexport OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-${NSLOTS:-1}}}\n' \
+    "$ESSENCE_ROOT/path.sh"
 }
 
 as_jobs() { # LIST: a line of shell a job; LIST becomes a script that runs line $1

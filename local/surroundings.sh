@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced first by run.sh and the stages: takes back what a user's profile may have changed for every script and program.
+# Sourced first by run.sh and the stages: takes back what a user's profile may have changed for every script
+# and program.
 export -n SHELLOPTS BASHOPTS # exported, they would hand on what this script sets, such as errexit
 set +o allexport +o errexit +o noclobber +o noglob +o nounset +o pipefail
 shopt -u dotglob failglob nocaseglob nocasematch nullglob

@@ -54,7 +54,7 @@ if [ ${#nnet3[@]} -gt 0 ]; then
     "$plan" "${nnet3[@]}"
 fi
 
-# Meanwhile, now and then: where each model stands, or of many how many are trained.
+# Meanwhile, from time to time: where each model stands, or of many how many are trained.
 waited=0 said_count=0 started=$SECONDS
 declare -A said=()
 watch_models() {

@@ -54,6 +54,7 @@ same_frames() { # of each set and of its rendering
   for set in $untranscribed_sets; do
     a=$data/${set}_cut_hires/utt2num_frames b=$data/${heard[$set]}_cut_hires/utt2num_frames
     odd=$(diff "$a" "$b" | grep '^[<>]' | head -n 1) || true
-    [ -z "$odd" ] || fail "set $set and its rendering ${heard[$set]} differ in the frames of utterance ${odd#* } (utterance and frames): $a and $b must be alike"
+    [ -z "$odd" ] || fail "set $set and its rendering ${heard[$set]} differ in the frames of utterance ${odd#* } \
+(utterance and frames): $a and $b must be alike"
   done
 }

@@ -33,13 +33,16 @@ trap 'rm -f "$jobs"' EXIT
 for set in $decode_sets; do
   dir=exp/final_gmm/decode_$set
   rm -rf "$dir" "$dir.si"
-  steps/decode_fmllr.sh --cmd "$cmd" --nj "$(jobs_for "data/$set" "$nj")" --skip-scoring true exp/final_gmm/graph "data/$set" "$dir" ||
+  steps/decode_fmllr.sh --cmd "$cmd" --nj "$(jobs_for "data/$set" "$nj")" --skip-scoring true \
+    exp/final_gmm/graph "data/$set" "$dir" ||
     fail "decoding data/$set failed; logs: $PWD/$dir/log"
-  printf '%q %q %q %q\n' "lat:gunzip -c $(sh_quoted "$PWD/$dir")/lat.*.gz |" "$out/decode_$set" "$out/sweep/sweep.json" "$data/$set" >>"$jobs"
+  printf '%q %q %q %q\n' "lat:gunzip -c $(sh_quoted "$PWD/$dir")/lat.*.gz |" \
+    "$out/decode_$set" "$out/sweep/sweep.json" "$data/$set" >>"$jobs"
 done
 # One frame in 10 ms and likelihoods of a GMM: other scales than those of networks.
 scales=0.05,0.0625,0.0714,0.0833,0.1,0.125,0.1667,0.2,0.25
-printf '%q %q - %q\n' "lat:gunzip -c $(sh_quoted "$PWD/exp/final_gmm/decode_$dev_set")/lat.*.gz |" "$out/sweep" "$data/$dev_set" >"$jobs.sweep"
+printf '%q %q - %q\n' "lat:gunzip -c $(sh_quoted "$PWD/exp/final_gmm/decode_$dev_set")/lat.*.gz |" \
+  "$out/sweep" "$data/$dev_set" >"$jobs.sweep"
 trap 'rm -f "$jobs" "$jobs.sweep"' EXIT
 decode=(essence decode --decoder kaldi-lattice --config conf/decode.yaml)
 one_job "$exp/log/sweep_gmm.log" "${decode[@]}" --sweep "$data/$dev_set/text" --sweep-scales "$scales" \

@@ -21,7 +21,8 @@ for set in $sets; do
     continue
   fi
   # Kaldi maps unknown words
-  essence validate-data --lexicon data/dict/lexicon.txt --sample-rate "$sample_rate" --allow-oov true --wav-only true "data/$set"
+  essence validate-data --lexicon data/dict/lexicon.txt --sample-rate "$sample_rate" --allow-oov true --wav-only true \
+    "data/$set"
   kaldi_feats "$set"
   mark_done "$data/${set}_hires" "$fp" feats.scp cmvn.scp
   mark_done "$data/$set" "$fp" feats.scp cmvn.scp

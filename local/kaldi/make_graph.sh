@@ -21,7 +21,8 @@ begin "$exp/graph" "$fp"
 rm -rf exp/final_gmm/graph
 log=$PWD/exp/make_graph
 one_job "$log/mkgraph.log" utils/mkgraph.sh data/lang exp/final_gmm exp/final_gmm/graph
-one_job "$log/import_graph.log" essence import-graph --ali-dir "$exp/ali" exp/final_gmm/graph/HCLG.fst exp/final_gmm/final.mdl exp/final_gmm/graph/words.txt "$exp/graph"
+one_job "$log/import_graph.log" essence import-graph --ali-dir "$exp/ali" \
+  exp/final_gmm/graph/HCLG.fst exp/final_gmm/final.mdl exp/final_gmm/graph/words.txt "$exp/graph"
 cp exp/final_gmm/final.mdl "$exp/graph/final.mdl"
 ln -f exp/final_gmm/graph/HCLG.fst "$exp/graph/HCLG.fst" 2>/dev/null || cp exp/final_gmm/graph/HCLG.fst "$exp/graph"
 cp -r exp/final_gmm/graph/phones "$exp/graph/phones"

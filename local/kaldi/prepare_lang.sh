@@ -43,8 +43,8 @@ else
     cp data/lm_arpa.gz data/lm/lm.arpa.gz
     essence perplexity data/lm/lm.arpa.gz "data/$dev_set/text"
   else
-    essence train-lm --order "$lm_order" "${prune[@]}" --words data/lang/words.txt --map-oov "$oov" --ids "$ids" --test "data/$dev_set/text" \
-      "$text" data/lm/lm.arpa.gz
+    essence train-lm --order "$lm_order" "${prune[@]}" --words data/lang/words.txt --map-oov "$oov" --ids "$ids" \
+      --test "data/$dev_set/text" "$text" data/lm/lm.arpa.gz
   fi
   gunzip -c data/lm/lm.arpa.gz | arpa2fst --disambig-symbol=#0 --read-symbol-table=data/lang/words.txt - data/lang/G.fst
   utils/validate_lang.pl --skip-determinization-check data/lang

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the stages of the engine kaldi, in the place of stage.sh: Kaldi's scripts run in a recipe directory of the
-# usual kind, EXP/kaldi, with links to steps, utils, conf and data, a path.sh, and exp/ for what they train, logs included.
+# usual kind, EXP/kaldi, with links to steps, utils, conf and data, a path.sh, and exp/ for what they train, logs
+# included.
 . local/stage.sh || exit 1
 
 # shellcheck disable=SC2154  # data and exp are read_plan's
@@ -26,8 +27,9 @@ jobs_for() { # DATA NJ: Kaldi splits by speaker, so there are no more jobs than 
   if [ "$2" -lt "$speakers" ]; then echo "$2"; else echo "$speakers"; fi
 }
 
-# MFCC and CMVN by Kaldi's programs; log-mel filterbanks for the networks (SET_hires) by this project's. Utterances that Kaldi
-# makes no features of (segments under 0.1 s) stay in text and utt2spk, which are stage 0's; in a set of our own they go.
+# MFCC and CMVN by Kaldi's programs; log-mel filterbanks for the networks (SET_hires) by this project's. Utterances that
+# Kaldi makes no features of (segments under 0.1 s) stay in text and utt2spk, which are stage 0's; in a set of our own
+# they go.
 # shellcheck disable=SC2154  # data, nj and cmd are the caller's
 kaldi_feats() { # SET [OWN]: a directory of data/; OWN: true for a set that is no stage 0's
   local set=$1 n in out
@@ -55,7 +57,10 @@ fbank_feats() { # SET: leaves data/SET_hires
   local set=$1 n=$nj dir=exp/make_fbank/$1 j
   rm -rf "$dir" "data/${set}_hires"
   mkdir -p "$dir"
-  for ((j = 1; j <= n; j++)); do printf 'OMP_NUM_THREADS=1 essence make-feats --kinds fbank --sample-rate %s --job %s/%s %q\n' "$sample_rate" "$j" "$n" "data/$set"; done >"$dir/jobs"
+  for ((j = 1; j <= n; j++)); do
+    printf 'OMP_NUM_THREADS=1 essence make-feats --kinds fbank --sample-rate %s --job %s/%s %q\n' \
+      "$sample_rate" "$j" "$n" "data/$set"
+  done >"$dir/jobs"
   as_jobs "$dir/jobs"
   # shellcheck disable=SC2086  # cmd is words
   $cmd JOB=1:"$n" "$dir/fbank.JOB.log" bash "$dir/jobs" JOB || fail "filterbanks of data/$set failed; logs: $PWD/$dir"
@@ -64,7 +69,8 @@ fbank_feats() { # SET: leaves data/SET_hires
 }
 
 # shellcheck disable=SC2154  # fp is the caller's
-# step DIR FILE COMMAND...: runs a script of Kaldi's that leaves exp/DIR/FILE, unless it has; fp says what that depends on
+# step DIR FILE COMMAND...: runs a script of Kaldi's that leaves exp/DIR/FILE, unless it has;
+# fp says what that depends on
 step() {
   local dir=exp/$1 file=$2 step_fp
   shift 2
@@ -75,11 +81,13 @@ step() {
   mark_done "$dir" "$step_fp" "$file"
 }
 
-# align_set NAME SET OUT: data/SET aligned by the speaker adaptive model exp/NAME, as an alignment directory of this project
+# align_set NAME SET OUT: data/SET aligned by the speaker adaptive model exp/NAME, as an alignment directory
+# of this project
 # shellcheck disable=SC2154  # exp, nj and cmd are the caller's
 align_set() {
   local ali=exp/$1_ali_$2
-  step "$1_ali_$2" ali.1.gz steps/align_fmllr.sh --cmd "$cmd" --nj "$(jobs_for "data/$2" "$nj")" "data/$2" data/lang "exp/$1" "$ali"
+  step "$1_ali_$2" ali.1.gz steps/align_fmllr.sh --cmd "$cmd" --nj "$(jobs_for "data/$2" "$nj")" \
+    "data/$2" data/lang "exp/$1" "$ali"
   rm -rf "$3"
   essence import-ali --transitions "$exp/gmm/transitions.txt" "data/$2" \
     "ark:gunzip -c $ali/ali.*.gz | ali-to-pdf exp/$1/final.mdl ark:- ark:- |" "$3"

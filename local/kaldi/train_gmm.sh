@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Stage 4 of the engine kaldi: mono, tri1 (deltas), tri2 (LDA+MLLT), tri3 (speaker adaptive), alignment of SET_sp by fMLLR.
+# Stage 4 of the engine kaldi: mono, tri1 (deltas), tri2 (LDA+MLLT), tri3 (speaker adaptive),
+# and the alignment of SET_sp by fMLLR.
 nj=2
 cmd=run.pl
 leaves=
@@ -37,11 +38,11 @@ echo "$0: $frames frames: trees of $leaves leaves, $gauss Gaussians; logs: $PWD/
 train=("data/$set" data/lang)
 step mono final.mdl steps/train_mono.sh --cmd "$cmd" --nj "$n" --boost-silence 1.25 "${train[@]}" exp/mono
 step mono_ali ali.1.gz steps/align_si.sh --cmd "$cmd" --nj "$n" --boost-silence 1.25 "${train[@]}" exp/mono exp/mono_ali
-step tri1 final.mdl steps/train_deltas.sh --cmd "$cmd" --boost-silence 1.25 "$leaves" "$((gauss * 2 / 3))" "${train[@]}" \
-  exp/mono_ali exp/tri1
+step tri1 final.mdl steps/train_deltas.sh --cmd "$cmd" --boost-silence 1.25 "$leaves" "$((gauss * 2 / 3))" \
+  "${train[@]}" exp/mono_ali exp/tri1
 step tri1_ali ali.1.gz steps/align_si.sh --cmd "$cmd" --nj "$n" "${train[@]}" exp/tri1 exp/tri1_ali
-step tri2 final.mdl steps/train_lda_mllt.sh --cmd "$cmd" --splice-opts "--left-context=3 --right-context=3" "$leaves" "$gauss" \
-  "${train[@]}" exp/tri1_ali exp/tri2
+step tri2 final.mdl steps/train_lda_mllt.sh --cmd "$cmd" --splice-opts "--left-context=3 --right-context=3" \
+  "$leaves" "$gauss" "${train[@]}" exp/tri1_ali exp/tri2
 step tri2_ali ali.1.gz steps/align_si.sh --cmd "$cmd" --nj "$n" "${train[@]}" exp/tri2 exp/tri2_ali
 step tri3 final.mdl steps/train_sat.sh --cmd "$cmd" "$leaves" "$gauss" "${train[@]}" exp/tri2_ali exp/tri3
 

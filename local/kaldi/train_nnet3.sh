@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Stage 5 of the engine kaldi with --teachers nnet3: networks by steps/nnet3, on the filterbanks and alignments of all others.
+# Stage 5 of the engine kaldi with --teachers nnet3: networks by steps/nnet3, on the filterbanks and alignments
+# of all others.
 nj=2
 cmd=run.pl
 gpu=no
@@ -42,9 +43,13 @@ train() { # SYSTEM
   setting() { sed -n "s/^# $1: *//p" "$xconfig"; }
   sed "/^#/d; s/NUM_PDFS/$pdfs/; s/FEAT_DIM/$dim/" "$xconfig" >"$dir/configs/network.xconfig"
   steps/nnet3/xconfig_to_configs.py --xconfig-file "$dir/configs/network.xconfig" --config-dir "$dir/configs" \
-    >"$out/train.log" 2>&1 || { tail -n 5 "$out/train.log" >&2; fail "$xconfig: cannot be made a network; log: $out/train.log"; }
+    >"$out/train.log" 2>&1 || {
+    tail -n 5 "$out/train.log" >&2
+    fail "$xconfig: cannot be made a network; log: $out/train.log"
+  }
   echo "$0: training $sys by $xconfig; log: $out/train.log"
-  # train_rnn.py wants either an LDA layer, whose covariances are singular where speech has no energy in a band, or a network.
+  # train_rnn.py wants either an LDA layer, whose covariances are singular where speech has no energy in a band,
+  # or a network.
   model=()
   if [ "$(setting trainer)" = rnn ]; then
     nnet3-init --srand="$seed" "$dir/configs/final.config" "$dir/initial.raw" 2>>"$out/train.log"
@@ -65,12 +70,13 @@ train() { # SYSTEM
   tree_hash=$(essence get "$exp/ali/ali.json" tree_hash)
   printf '%s\n' "arch: nnet3" "model: {compute: '$(setting compute)'}" "feat_dim: $dim" "num_pdfs: $pdfs" \
     "frame_subsampling_factor: 3" "cmn: speaker" "tree_hash: $tree_hash" >"$out/model.yaml"
-  printf '{"params": %d, "seconds": %d, "frames": %d, "device": "nnet3"}\n' "$params" $((SECONDS - began)) "$frames" >"$out/info.json"
+  printf '{"params": %d, "seconds": %d, "frames": %d, "device": "nnet3"}\n' "$params" $((SECONDS - began)) "$frames" \
+    >"$out/info.json"
   mark_done "$out" "$fp" final.mdl tree cmvn_opts model.yaml priors.txt info.json
   echo "$0: $sys: $params parameters, $((SECONDS - began)) s"
 }
 
-# As many side by side as there are jobs. Meanwhile, now and then, how far each is.
+# As many side by side as there are jobs. Meanwhile, from time to time, how far each is.
 waited=0
 watch() {
   local sys line
@@ -79,7 +85,8 @@ watch() {
   [ $((waited % 60)) -eq 0 ] || return 0
   for sys in "${begun[@]}"; do
     if marked "$exp/$sys" >/dev/null; then continue; fi
-    line=$(grep -o 'Epoch: [^)]* complete' "$exp/$sys/train.log" 2>/dev/null | tail -n 1 | sed 's/Epoch: /epoch /; s/ (/, /') || true
+    line=$(grep -o 'Epoch: [^)]* complete' "$exp/$sys/train.log" 2>/dev/null | tail -n 1 |
+      sed 's/Epoch: /epoch /; s/ (/, /') || true
     [ -z "$line" ] || echo "  $sys: $line"
   done
 }

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the plug-in's scripts, in the place of stage.sh. They run in the user's recipe directory, whose path.sh finds
-# Kaldi; this checkout's finds essence and its Python.
+# Sourced by the plug-in's scripts, in the place of stage.sh. They run in the user's recipe directory, whose path.sh
+# finds Kaldi; this checkout's finds essence and its Python.
 unset CDPATH
 plugin_root=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck disable=SC1091  # the user's own
@@ -19,11 +19,14 @@ whole_number() { # TEXT WHERE: what a file says, before the shell counts with it
   [[ $1 =~ ^-?(0|[1-9][0-9]{0,8})$ ]] || fail "$2 is '$1', no whole number"
 }
 
-kaldi_options() { # FILE: the options for Kaldi's programs in a file of somebody's: switches and numbers, for a name could be a pipe
+# kaldi_options FILE: the options for Kaldi's programs in a file of somebody's: switches and numbers,
+# for a name could be a pipe
+kaldi_options() {
   local word words option='^--[a-z][a-z0-9-]*=(true|false|[-+.0-9e]+)$'
   IFS=$' \t\n' read -r -d '' -a words <"$1" || true
   for word in "${words[@]}"; do
-    [[ $word =~ $option ]] || fail "$1: '$word' is no option that a network may ask for: write --name=true, --name=false or --name=NUMBER"
+    [[ $word =~ $option ]] ||
+      fail "$1: '$word' is no option that a network may ask for: write --name=true, --name=false or --name=NUMBER"
   done
   echo "${words[*]}"
 }
@@ -48,7 +51,8 @@ default_cmd() {
   PATH=$PATH:$ESSENCE_ROOT/local cmd=jobs.sh
 }
 
-parts() { # NJ SCP STEM [UTT2SPK]: the lines in STEM.1, STEM.2 ...; with UTT2SPK a speaker's stay together. Prints how many
+# parts NJ SCP STEM [UTT2SPK]: the lines in STEM.1, STEM.2 ...; with UTT2SPK a speaker's stay together. Prints how many
+parts() {
   awk -v nj="$1" -v stem="$3" -v lines="$(wc -l <"$2")" -v by_speaker="${4:+1}" '
     FILENAME != ARGV[ARGC - 1] { speaker[$1] = $2; next }
     { key = by_speaker ? speaker[$1] : $1 }
@@ -67,7 +71,9 @@ job_script() { # FILE PRODUCT LINE: a job's script, which runs a line of shell u
   { job_header; printf '[ ! -f %q ] || exit 0\nset -o pipefail\n%s\n' "$2" "$3"; } >"$1"
 }
 
-import_ali() { # DATA ALI OUT FACTOR: an alignment directory of essence, from Kaldi's or a link; sets ali_fp, its fingerprint
+# import_ali DATA ALI OUT FACTOR: an alignment directory of essence, from Kaldi's or a link;
+# sets ali_fp, its fingerprint
+import_ali() {
   local data=$1 ali=$2 out=$3 factor=$4
   if [ -f "$ali/ali.scp" ] && [ -f "$ali/ali.json" ]; then
     [ -L "$out" ] || rm -rf "$out"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Decodes a student of train_student.sh as steps/nnet3/decode.sh does an nnet3 model: lattices, and local/score.sh on them.
+# Decodes a student of train_student.sh as steps/nnet3/decode.sh does an nnet3 model: lattices, and
+# local/score.sh on them.
 if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 help_message="Usage: ESSENCE/recipes/plugin/decode_student.sh [options] GRAPH DATA DIR/decode_NAME
  e.g. (in egs/X/s5): ESSENCE/recipes/plugin/decode_student.sh --cmd \"\$decode_cmd\" --nj 30 \\
@@ -37,11 +38,12 @@ fi
 program latgen-faster-mapped lattice-scale subsample-feats
 pdfs=$(awk '/^num_pdfs:/ { print $2 }' "$student/model.yaml")
 known=$(cat "$graph/num_pdfs" 2>/dev/null || echo "$pdfs")
-[ "$known" = "$pdfs" ] || fail "$graph is a graph for $known pdfs, $student has $pdfs: make one for the tree of its alignments"
+[ "$known" = "$pdfs" ] ||
+  fail "$graph is a graph for $known pdfs, $student has $pdfs: make one for the tree of its alignments"
 default_cmd
 
-# Rows of 30 ms go into a graph of that rate (frame_subsampling_factor, as in nnet3 directories) with three times the weight
-# of a frame, and the lattices keep it; into a graph of 10 ms each goes three times.
+# Rows of 30 ms go into a graph of that rate (frame_subsampling_factor, as in nnet3 directories) with three times the
+# weight of a frame, and the lattices keep it; into a graph of 10 ms each goes three times.
 factor=$(essence get "$student/model.yaml" frame_subsampling_factor)
 whole_number "$factor" "frame_subsampling_factor of $student/model.yaml"
 repeat='' scale=''
@@ -63,14 +65,16 @@ for ((j = 1; j <= nj; j++)); do
   only "$dir/jobs/$j/feats.scp" "$data/utt2spk" >"$dir/jobs/$j/utt2spk"
   lattices="ark:| ${scale:+lattice-scale --acoustic-scale=$scale ark:- ark:- |} gzip -c >$(sh_quoted "$dir/lat.$j.gz")"
   job_script "$dir/jobs/$j.sh" '' "$(quoted essence forward "$student" "$dir/jobs/$j" ark:-) | $repeat $(quoted \
-    latgen-faster-mapped --acoustic-scale="${acwt:-0.1}" --beam="$beam" --lattice-beam="$lattice_beam" --max-active="$max_active" \
-    --min-active="$min_active" --allow-partial=true --word-symbol-table="$graph/words.txt" "$student/final.mdl" \
-    "$graph/HCLG.fst" ark:- "$lattices")"
+    latgen-faster-mapped --acoustic-scale="${acwt:-0.1}" --beam="$beam" --lattice-beam="$lattice_beam" \
+    --max-active="$max_active" --min-active="$min_active" --allow-partial=true --word-symbol-table="$graph/words.txt" \
+    "$student/final.mdl" "$graph/HCLG.fst" ark:- "$lattices")"
 done
 # shellcheck disable=SC2086  # cmd is words
-$cmd JOB=1:"$nj" "$dir/log/decode.JOB.log" bash "$dir/jobs/JOB.sh" || fail "decoding failed; logs: $dir/log/decode.*.log"
+$cmd JOB=1:"$nj" "$dir/log/decode.JOB.log" bash "$dir/jobs/JOB.sh" ||
+  fail "decoding failed; logs: $dir/log/decode.*.log"
 in=$(wc -l <"$data/feats.scp")
-n=$(sed -n 's/^LOG .* Done \([0-9]*\) utterances, failed for .*/\1/p' "$dir"/log/decode.*.log | awk '{ n += $1 } END { print n + 0 }')
+n=$(sed -n 's/^LOG .* Done \([0-9]*\) utterances, failed for .*/\1/p' "$dir"/log/decode.*.log |
+  awk '{ n += $1 } END { print n + 0 }')
 [ $((100 * n)) -ge $((95 * in)) ] || fail "lattices of $n of the $in utterances of $data; logs: $dir/log/decode.*.log"
 rm -rf "$dir/jobs"
 if [ "$skip_scoring" = false ]; then

@@ -4,23 +4,24 @@ if [ -n "${BASH_VERSION:-}" ]; then set +o posix; else exec bash "$0" "$@"; fi
 help_message="Usage: ESSENCE/recipes/plugin/essence_targets.sh [options] DATA ALI TEACHER... OUT
  e.g. (in egs/X/s5): ESSENCE/recipes/plugin/essence_targets.sh --cmd \"\$train_cmd\" --nj 32 --top-k 20 \\
         data/train_sp_hires exp/tri3_ali_sp exp/nnet3/tdnn_lstm_sp exp/nnet3/blstm_sp exp/essence
- ALI: alignments of DATA by the model whose tree the teachers have (final.mdl, tree, ali.*.gz), or ESSENCE's own; of chain
-   models, the directory of their tree
- TEACHER: an nnet3 directory (final.mdl, tree, cmvn_opts), an scp of matrices or of posteriors, a row per frame, or a model
-   directory of ESSENCE; the rows of all come at one rate
+ ALI: alignments of DATA by the model whose tree the teachers have (final.mdl, tree, ali.*.gz), or ESSENCE's own; of
+   chain models, the directory of their tree
+ TEACHER: an nnet3 directory (final.mdl, tree, cmvn_opts), an scp of matrices or of posteriors, a row per frame, or a
+   model directory of ESSENCE; the rows of all come at one rate
  OUT gets post.scp (Kaldi Posterior archives), essence.json and ali (an alignment directory of ESSENCE); logs: OUT/log
 How it runs
   --nj N                          jobs (default: 4)
   --cmd COMMAND                   how they run (default: run.pl where it is found, else on this machine)
-  --gpu true|false                jobs take a GPU each: '--gpu 1' to the queue, --use-gpu=yes to nnet3-compute (default: false)
+  --gpu true|false                jobs take a GPU each: '--gpu 1' to the queue, --use-gpu=yes to nnet3-compute
+                                  (default: false)
 Targets
   --top-k N                       classes per frame (default: 20)
   --temperature T                 (default: 1)
   --combine mean|logmean          how several teachers are combined (default: mean)
   --weights 'W,W,...'             one weight per teacher (default: all the same)
   --input prob|log|logit          what matrices in scps hold (default: prob)
-  --frame-subsampling-factor N    feature frames per row of matrices (default: what a sidecar beside the scp says, else 1;
-                                  directories say it themselves)
+  --frame-subsampling-factor N    feature frames per row of matrices (default: what a sidecar beside the scp says,
+                                  else 1; directories say it themselves)
 nnet3 teachers
   --online-ivector-dir DIR        for the networks that take i-vectors (default: none)
   --frames-per-chunk N            (default: 50; for recurrent teachers as in their training)
@@ -63,7 +64,8 @@ look_at_nnet3() { # DIR
   local t=$1 info nodes name other tree dim rate
   program nnet3-compute nnet3-am-copy nnet3-am-info feat-to-dim apply-cmvn
   files "$data/cmvn.scp"
-  info=$(nnet3-am-info "$t/final.mdl" 2>/dev/null) || fail "$t/final.mdl is no nnet3 model: nnet3-am-info cannot read it"
+  info=$(nnet3-am-info "$t/final.mdl" 2>/dev/null) ||
+    fail "$t/final.mdl is no nnet3 model: nnet3-am-info cannot read it"
   told() { awk -v name="$1:" '$1 == name { print $2; exit }' <<<"$info"; }
   nodes=" $(sed -n 's/^output-node name=\([^ ]*\) .*/\1/p' <<<"$info" | tr '\n' ' ')"
   [[ $nodes == *" $output_name "* ]] || fail "$t has no output '$output_name' (--output-name); it has:$nodes"
@@ -72,7 +74,8 @@ look_at_nnet3() { # DIR
   for name in output-xent output-default-xent; do [[ $nodes != *" $name "* ]] || other=$name; done
   if [ "$output_name" = output ]; then
     [ -z "$other" ] || fail "$t is a chain model, whose 'output' is no posterior. Take its cross-entropy output by\
- --output-name $other, and as ALI the directory of its tree, such as exp/chain/tree_sp (steps/nnet3/chain/build_tree.sh)"
+ --output-name $other, and as ALI the directory of its tree, such as exp/chain/tree_sp\
+ (steps/nnet3/chain/build_tree.sh)"
     if [ -f "$t/den.fst" ] || [ -d "$t/den_fsts" ]; then
       fail "$t is a chain model without a cross-entropy output (output-xent): it has no posteriors to learn from"
     fi
@@ -81,8 +84,8 @@ look_at_nnet3() { # DIR
   if [ ! -f "$tree" ] && [ -f "$t/default.tree" ]; then tree=$t/default.tree; fi  # of steps/chain2
   files "$tree"
   [ ! -f "$ali/tree" ] || cmp -s "$ali/tree" "$tree" ||
-    fail "$tree is not $ali/tree: the senones of this model are others. ALI must have the tree of the teachers${other:+; that\
- of a chain model is the directory that steps/nnet3/chain/build_tree.sh made, such as exp/chain/tree_sp}"
+    fail "$tree is not $ali/tree: the senones of this model are others. ALI must have the tree of the teachers\
+${other:+; that of a chain model is the directory that steps/nnet3/chain/build_tree.sh made, such as exp/chain/tree_sp}"
   if [ -f "$t/online_cmvn" ]; then
     program apply-cmvn-online
     files "$t"/{cmvn_opts,global_cmvn.stats}
@@ -90,16 +93,19 @@ look_at_nnet3() { # DIR
   fi
   dim=$(feat-to-dim "scp:$data/feats.scp" - 2>/dev/null) || fail "$data/feats.scp: Kaldi's feat-to-dim cannot read it"
   [ "$dim" = "$(told input-dim)" ] ||
-    fail "$t takes features of $(told input-dim) numbers, those of $data have $dim: give data with its features (${data}_hires?)"
+    fail "$t takes features of $(told input-dim) numbers, those of $data have $dim:\
+ give data with its features (${data}_hires?)"
   dim=$(told ivector-dim)
   dim=${dim/#-1/0}
   if [ "${dim:=0}" -gt 0 ]; then
     [ -n "$online_ivector_dir" ] || fail "$t takes i-vectors of $dim numbers: give --online-ivector-dir"
-    [ "$dim" = "$ivector_dim" ] || fail "$t takes i-vectors of $dim numbers, those in $online_ivector_dir have $ivector_dim"
+    [ "$dim" = "$ivector_dim" ] ||
+      fail "$t takes i-vectors of $dim numbers, those in $online_ivector_dir have $ivector_dim"
   fi
   ivectors+=("$dim")
   rate=$(cat "$t/frame_subsampling_factor" 2>/dev/null) ||
-    rate=$(awk '$1 == "frame_subsampling_factor" { print $2 }' "$t/init/info.txt" 2>/dev/null) || true  # of steps/chain2
+    # of steps/chain2
+    rate=$(awk '$1 == "frame_subsampling_factor" { print $2 }' "$t/init/info.txt" 2>/dev/null) || true
   whole_number "${rate:-1}" "frame_subsampling_factor of $t"
   factors+=("${rate:-1}")
 }
@@ -128,14 +134,17 @@ for t in "${teachers[@]}"; do
     kinds+=(table) ivectors+=(0)
     look_at_table "$t"
   else
-    fail "teacher '$t' is neither an nnet3 directory with final.mdl, nor a model directory with final.pt, nor an .scp file"
+    fail "teacher '$t' is neither an nnet3 directory with final.mdl, nor a model directory with final.pt,\
+ nor an .scp file"
   fi
   [ "${factors[-1]}" = "${factors[0]}" ] ||
-    fail "$t has a row every ${factors[-1]} frames, ${teachers[0]} every ${factors[0]}: teachers of one ensemble need one rate"
+    fail "$t has a row every ${factors[-1]} frames, ${teachers[0]} every ${factors[0]}:\
+ teachers of one ensemble need one rate"
 done
 case " ${kinds[*]} " in
   *" nnet3 "*" table "* | *" table "*" nnet3 "*)
-    [ "$input" != prob ] || fail "matrices of probabilities and nnet3 teachers do not mix: give log-probabilities and --input log" ;;
+    [ "$input" != prob ] ||
+      fail "matrices of probabilities and nnet3 teachers do not mix: give log-probabilities and --input log" ;;
 esac
 factor=${factors[0]}
 
@@ -147,10 +156,12 @@ for i in "${!teachers[@]}"; do
   if [ "${kinds[i]}" = model ]; then
     tree=$(awk '/^tree_hash:/ && $2 != "null" { print $2 }' "${teachers[i]}/model.yaml")
     [ -z "$tree" ] || [ -z "$ali_tree" ] || [ "$tree" = "$ali_tree" ] ||
-      fail "${teachers[i]} was trained on another tree (tree_hash of its model.yaml) than that of $ali: its senones are others"
+      fail "${teachers[i]} was trained on another tree (tree_hash of its model.yaml) than that of $ali:\
+ its senones are others"
   fi
 done
-settings="top_k=$top_k T=$temperature combine=$combine weights=$weights input=$input factor=$factor nj=$nj node=$output_name${by_speaker:+ speakers}
+settings="top_k=$top_k T=$temperature combine=$combine weights=$weights input=$input factor=$factor nj=$nj\
+ node=$output_name${by_speaker:+ speakers}
 chunk=$frames_per_chunk $extra_left_context $extra_right_context $extra_left_context_initial $extra_right_context_final"
 inputs=("$data/feats.scp")
 for i in "${!teachers[@]}"; do
@@ -238,5 +249,6 @@ models=()
 for t in "${teachers[@]}"; do models+=(--model "$t"); done
 scps=()
 for ((j = 1; j <= nj; j++)); do scps+=("$out/jobs/$j/post.scp"); done
-essence join-post --ali-dir "$out/ali" --utts "$data/feats.scp" --frame-shift-ms "$((10 * factor))" "${models[@]}" "$out" "${scps[@]}"
+essence join-post --ali-dir "$out/ali" --utts "$data/feats.scp" --frame-shift-ms "$((10 * factor))" \
+  "${models[@]}" "$out" "${scps[@]}"
 mark_done "$out" "$all_fp" post.scp essence.json

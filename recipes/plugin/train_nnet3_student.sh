@@ -40,7 +40,8 @@ srand=0
 data=$1 ali=$2 targets=$3 dir=$4
 shift 4
 [ $# -eq 0 ] || shift
-# How many models Kaldi's trainer trains side by side at the end: each takes an archive, and it refuses to begin with fewer.
+# How many models Kaldi's trainer trains side by side at the end: each takes an archive, and it refuses
+# to begin with fewer.
 side_by_side=
 for ((i = 1; i <= $#; i++)); do
   case ${!i} in
@@ -48,26 +49,32 @@ for ((i = 1; i <= $#; i++)); do
     --trainer.optimization.num-jobs-final) next=$((i + 1)) side_by_side=${!next:-} ;;
   esac
 done
-[[ ${side_by_side:-1} =~ ^[1-9][0-9]*$ ]] || refuse "--trainer.optimization.num-jobs-final takes a whole number, not '$side_by_side'"
+[[ ${side_by_side:-1} =~ ^[1-9][0-9]*$ ]] ||
+  refuse "--trainer.optimization.num-jobs-final takes a whole number, not '$side_by_side'"
 case $trainer in dnn | rnn) ;; *) refuse "--trainer is dnn or rnn, not '$trainer'" ;; esac
 numbers samples_per_iter num_utts_subset
 [[ $frames_per_eg =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] ||
   refuse "--frames-per-eg takes whole numbers with commas between, not '$frames_per_eg'"
-program nnet3-get-egs nnet3-copy-egs nnet3-shuffle-egs nnet3-subset-egs nnet3-train feat-to-dim feat-to-len ali-to-pdf apply-cmvn copy-post
+program nnet3-get-egs nnet3-copy-egs nnet3-shuffle-egs nnet3-subset-egs nnet3-train feat-to-dim feat-to-len ali-to-pdf \
+  apply-cmvn copy-post
 files "$data"/{feats.scp,utt2spk,spk2utt,cmvn.scp} "$ali"/{final.mdl,tree,ali.1.gz,num_jobs,phones.txt}
-[ -d "$targets/ali" ] || fail "'$targets/ali' is missing: TARGETS is what essence_targets.sh leaves (of other posteriors give it the scp)"
+[ -d "$targets/ali" ] ||
+  fail "'$targets/ali' is missing: TARGETS is what essence_targets.sh leaves (of other posteriors give it the scp)"
 files "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,num_pdfs} "$dir"/configs/{vars,final.config}
 [ -z "$untranscribed$untranscribed_targets" ] ||
   files "$untranscribed"/{feats.scp,utt2spk,cmvn.scp} "$untranscribed_targets"/{post.scp,essence.json}
-[ -f "steps/nnet3/train_$trainer.py" ] || fail "there is no steps/nnet3/train_$trainer.py here: run this in a Kaldi recipe directory"
+[ -f "steps/nnet3/train_$trainer.py" ] ||
+  fail "there is no steps/nnet3/train_$trainer.py here: run this in a Kaldi recipe directory"
 ivector_dim=$(sed -n 's/^input-node name=ivector dim=\([0-9]*\).*/\1/p' "$dir/configs/final.config")
 ivector_dim=${ivector_dim:-0}
 if [ -n "$online_ivector_dir" ]; then
   files "$online_ivector_dir"/{ivector_online.scp,ivector_period}
   given=$(feat-to-dim "scp:$online_ivector_dir/ivector_online.scp" - 2>/dev/null) || given=unknown
-  [ "$given" = "$ivector_dim" ] || fail "i-vectors in $online_ivector_dir have $given numbers, the network $dir/configs takes $ivector_dim"
+  [ "$given" = "$ivector_dim" ] ||
+    fail "i-vectors in $online_ivector_dir have $given numbers, the network $dir/configs takes $ivector_dim"
   in=$(wc -l <"$data/feats.scp") n=$(only "$data/feats.scp" "$online_ivector_dir/ivector_online.scp" | wc -l)
-  [ $((100 * n)) -ge $((95 * in)) ] || fail "$online_ivector_dir has i-vectors of $n of the $in utterances of $data: other data?"
+  [ $((100 * n)) -ge $((95 * in)) ] ||
+    fail "$online_ivector_dir has i-vectors of $n of the $in utterances of $data: other data?"
 elif [ "$ivector_dim" -gt 0 ]; then
   fail "the network $dir/configs takes i-vectors of $ivector_dim numbers: give --online-ivector-dir"
 fi
@@ -86,25 +93,31 @@ whole_number "$left" "left_context of $dir/configs/vars"
 whole_number "$right" "right_context of $dir/configs/vars"
 left=$((left + chunk_left_context)) right=$((right + chunk_right_context))
 
-# Is the tree of ALI one for a low frame rate, whose graph decode.sh needs every Nth frame for? build_tree.sh says so, or the
-# first alignment is shorter than its features.
+# Is the tree of ALI one for a low frame rate, whose graph decode.sh needs every Nth frame for? build_tree.sh says so,
+# or the first alignment is shorter than its features.
 low_rate() {
   local utt length frames
   [ ! -f "$ali/frame_subsampling_factor" ] || return 0
-  read -r utt length < <(gunzip -c "$ali/ali.1.gz" | ali-to-pdf "$ali/final.mdl" ark:- ark,t:- 2>/dev/null | awk 'NR == 1 { print $1, NF - 1 }')
+  read -r utt length < <(gunzip -c "$ali/ali.1.gz" | ali-to-pdf "$ali/final.mdl" ark:- ark,t:- 2>/dev/null |
+    awk 'NR == 1 { print $1, NF - 1 }')
   frames=$(grep "^$utt " "$data/feats.scp" | feat-to-len scp:- ark,t:- 2>/dev/null | awk '{ print $2 }')
   [ -n "$frames" ] && [ "$length" -lt "$((frames / 2))" ]
 }
-# Networks learn from all frames, as in Kaldi's own recipes of a low rate, so targets of such a rate are brought to the features':
-# where the tree is of that rate by repeating the mixed targets, elsewhere each frame's own alignment is mixed with the soft target
-# nearest to it. nnet3-get-egs --frame-subsampling-factor=N would take every Nth row, but multiplies it with a weight that it reads
-# at N times the place, beyond the end of its vector (Kaldi since July 2020, #4183).
+# Networks learn from all frames, as in Kaldi's own recipes of a low rate, so targets of such a rate are brought to the
+# features': where the tree is of that rate by repeating the mixed targets, elsewhere each frame's own alignment is
+# mixed with the soft target nearest to it. nnet3-get-egs --frame-subsampling-factor=N would take every Nth row, but
+# multiplies it with a weight that it reads at N times the place, beyond the end of its vector
+# (Kaldi since July 2020, #4183).
 times=1 mix=(--frame-subsampling-factor "$factor")
 if [ "$factor" -gt 1 ] && low_rate; then times=$factor; else mix+=(--every-frame); fi
 egs=$dir/egs more=()
-if [ -n "$untranscribed" ]; then more=("$untranscribed"/{feats,cmvn}.scp "$untranscribed_targets"/{post.scp,essence.json}); fi
-fp=$(fingerprint plugin "egs $trainer ${mix[*]} A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter cmvn=$cmvn_opts
-subset=$num_utts_subset srand=$srand" "$data/feats.scp" "$data/cmvn.scp" "$targets"/{post.scp,essence.json} "$targets/ali/ali.scp" \
+if [ -n "$untranscribed" ]; then
+  more=("$untranscribed"/{feats,cmvn}.scp "$untranscribed_targets"/{post.scp,essence.json})
+fi
+settings="egs $trainer ${mix[*]} A=$soft_weight frames=$frames_per_eg context=$left,$right samples=$samples_per_iter\
+ cmvn=$cmvn_opts
+subset=$num_utts_subset srand=$srand"
+fp=$(fingerprint plugin "$settings" "$data"/{feats,cmvn}.scp "$targets"/{post.scp,essence.json} "$targets/ali/ali.scp" \
   ${online_ivector_dir:+"$online_ivector_dir/ivector_online.scp"} "${more[@]}")
 if is_done "$egs" "$fp" && [ "${side_by_side:-1}" -le "$(cat "$egs/info/num_archives")" ]; then
   echo "$0: $egs is up to date"
@@ -131,9 +144,14 @@ else
   # Whoever has targets, apart from the utterances (all versions of them) that are for validation.
   only "$egs/jobs/post.scp" "$all/feats.scp" >"$egs/jobs/feats.scp"
   in=$(wc -l <"$all/feats.scp") n=$(wc -l <"$egs/jobs/feats.scp")
-  [ $((100 * n)) -ge $((95 * in)) ] || fail "$targets/post.scp has targets of $n of the $in utterances of $data${untranscribed:+ and $untranscribed}: other data?"
+  [ $((100 * n)) -ge $((95 * in)) ] ||
+    fail "$targets/post.scp has targets of $n of the $in utterances of $data${untranscribed:+ and $untranscribed}:\
+ other data?"
   uniq=$all/utt2uniq
-  if [ ! -f "$uniq" ]; then awk '{ print $1, $1 }' "$egs/jobs/feats.scp" >"$egs/jobs/utt2uniq"; uniq=$egs/jobs/utt2uniq; fi
+  if [ ! -f "$uniq" ]; then
+    uniq=$egs/jobs/utt2uniq
+    awk '{ print $1, $1 }' "$egs/jobs/feats.scp" >"$uniq"
+  fi
   awk -v n="$num_utts_subset" -v seed="$srand" '
     NR == FNR { uniq[$1] = $2; next }
     { id[++count] = $1; group = uniq[$1]; if (!(group in versions)) order[++groups] = group; versions[group]++ }
@@ -149,7 +167,8 @@ else
   awk '$2 == "train" { print $1 }' "$egs/jobs/part" >"$egs/jobs/train_uttlist"
   [ -s "$egs/valid_uttlist" ] || fail "$data: $n utterances are too few: none can be held out for validation"
   awk -v n="$num_utts_subset" -v total="$(wc -l <"$egs/jobs/train_uttlist")" \
-    'BEGIN { step = total > n ? total / n : 1 } NR > at { print; at += step }' "$egs/jobs/train_uttlist" >"$egs/train_subset_uttlist"
+    'BEGIN { step = total > n ? total / n : 1 } NR > at { print; at += step }' \
+    "$egs/jobs/train_uttlist" >"$egs/train_subset_uttlist"
 
   frames=$(essence get "$egs/jobs/essence.json" num_frames)
   per_eg=${frames_per_eg%%,*}
@@ -157,7 +176,8 @@ else
   archives=$((frames / (per_eg * samples_per_iter) + 1))
   if [ "$archives" -lt "${side_by_side:-1}" ]; then archives=$side_by_side; fi
   [ $((archives + 16)) -le "$(ulimit -n)" ] ||
-    fail "$archives archives are more than files can be open (ulimit -n: $(ulimit -n)): raise that or --samples-per-iter"
+    fail "$archives archives are more than files can be open (ulimit -n: $(ulimit -n)):\
+ raise that or --samples-per-iter"
   echo "$left" >"$egs/info/left_context"
   echo "$right" >"$egs/info/right_context"
   echo -1 | tee "$egs/info/left_context_initial" >"$egs/info/right_context_final"
@@ -172,7 +192,8 @@ else
   rm -f "$dir/frame_subsampling_factor"
   [ "$times" -eq 1 ] || echo "$times" >"$dir/frame_subsampling_factor"
   if [ -n "$online_ivector_dir" ]; then
-    steps/nnet2/get_ivector_id.sh "$online_ivector_dir" >"$egs/info/final.ie.id" 2>/dev/null || rm -f "$egs/info/final.ie.id"
+    steps/nnet2/get_ivector_id.sh "$online_ivector_dir" >"$egs/info/final.ie.id" 2>/dev/null ||
+      rm -f "$egs/info/final.ie.id"
     options+=(--online-ivectors="scp:$online_ivector_dir/ivector_online.scp"
       --online-ivector-period="$(cat "$online_ivector_dir/ivector_period")")
   fi
@@ -234,14 +255,17 @@ if [ "$trainer" = rnn ]; then
 fi
 archives=$(cat "$egs/info/num_archives")
 whole_number "$archives" "$egs/info/num_archives"
-[ -n "$side_by_side" ] || width+=(--trainer.optimization.num-jobs-final "$((archives < 8 ? archives : 8))")  # Kaldi's default: 8
+# Kaldi's default: 8
+[ -n "$side_by_side" ] || width+=(--trainer.optimization.num-jobs-final "$((archives < 8 ? archives : 8))")
 if [ -n "$online_ivector_dir" ]; then width+=(--feat.online-ivector-dir "$online_ivector_dir"); fi
-if [ "$trainer" = rnn ] && [ ! -f "$dir/configs/init.config" ]; then  # no LDA layer, which train_rnn.py takes for granted
+# no LDA layer, which train_rnn.py takes for granted
+if [ "$trainer" = rnn ] && [ ! -f "$dir/configs/init.config" ]; then
   nnet3-init --srand="$srand" "$dir/configs/final.config" "$dir/initial.raw" 2>"$egs/log/init.log"
   width+=(--trainer.input-model "$dir/initial.raw")
 fi
 # --stage: Kaldi's default leaves out the first step, which networks with an LDA layer need
 steps/nnet3/train_"$trainer".py --stage=-10 --cmd "$cmd" --feat.cmvn-opts "$cmvn_opts" --egs.dir "$egs" "${width[@]}" \
-  --trainer.srand "$srand" --feat-dir "$data" --ali-dir "$ali" --dir "$dir" "$@" || fail "the trainer failed; logs: $dir/log"
+  --trainer.srand "$srand" --feat-dir "$data" --ali-dir "$ali" --dir "$dir" "$@" ||
+  fail "the trainer failed; logs: $dir/log"
 if [ -f "$dir/final.mdl" ]; then echo "$0: the student is in $dir; steps/nnet3/decode.sh decodes it"
 else echo "$0: as it was told, the trainer ended before $dir/final.mdl"; fi

@@ -9,7 +9,8 @@ help_message="Usage: ESSENCE/recipes/plugin/train_student.sh [options] DATA TARG
   --model YAML        (default: ESSENCE/conf/models/student_tdnn.yaml)
   --set 'KEY=VALUE ..' settings that differ from it, such as 'optim.epochs=20'
   --soft-weight A     weight of the soft loss, 0 for a baseline (default: 0.9)
-  --untranscribed DATA, --untranscribed-targets TARGETS   audio without transcripts, and what essence_targets.sh left of it
+  --untranscribed DATA, --untranscribed-targets TARGETS
+                      audio without transcripts, and what essence_targets.sh left of it
   --min-confidence P  leave out utterances of it whose targets have a best class below P in the mean (default: none)
   --seed N            (default: 1)
   --cmd COMMAND       how the training runs (default: run.pl where it is found, else on this machine)
@@ -28,9 +29,12 @@ gpu=false
 [ $# -eq 3 ] || usage
 data=$1 targets=$2 dir=$3
 model=${model:-$ESSENCE_ROOT/conf/models/student_tdnn.yaml}
-[ -d "$targets/ali" ] || fail "'$targets/ali' is missing: TARGETS is what essence_targets.sh leaves (of other posteriors give it the scp)"
-files "$model" "$data"/{feats.scp,utt2spk} "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,num_pdfs,priors.txt}
-[ -z "$untranscribed$untranscribed_targets" ] || files "$untranscribed"/{feats.scp,utt2spk} "$untranscribed_targets"/{post.scp,essence.json}
+[ -d "$targets/ali" ] ||
+  fail "'$targets/ali' is missing: TARGETS is what essence_targets.sh leaves (of other posteriors give it the scp)"
+files "$model" "$data"/{feats.scp,utt2spk} "$targets"/{post.scp,essence.json} \
+  "$targets"/ali/{ali.scp,num_pdfs,priors.txt}
+[ -z "$untranscribed$untranscribed_targets" ] ||
+  files "$untranscribed"/{feats.scp,utt2spk} "$untranscribed_targets"/{post.scp,essence.json}
 default_cmd
 [ "$gpu" = false ] || cmd="$cmd --gpu 1"
 shift_ms=$(essence get --default '' "$targets/essence.json" frame_shift_ms)
@@ -39,8 +43,9 @@ shift_ms=${shift_ms%.*}
 
 more=()
 if [ -n "$untranscribed" ]; then more=("$untranscribed/feats.scp" "$untranscribed_targets"/{post.scp,essence.json}); fi
-fp=$(fingerprint train "plugin $set weight=$soft_weight seed=$seed${min_confidence:+ confidence=$min_confidence}" "$model" "$data/feats.scp" "$targets"/{post.scp,essence.json} \
-  "$targets"/ali/{ali.scp,priors.txt} "${more[@]}")  # an index alone may be that of other targets
+# an index alone may be that of other targets
+fp=$(fingerprint train "plugin $set weight=$soft_weight seed=$seed${min_confidence:+ confidence=$min_confidence}" \
+  "$model" "$data/feats.scp" "$targets"/{post.scp,essence.json} "$targets"/ali/{ali.scp,priors.txt} "${more[@]}")
 if is_done "$dir" "$fp"; then echo "$0: $dir is up to date"; exit 0; fi
 resume "$dir" "$fp"
 mkdir -p "$dir/log" "$dir/data"
@@ -65,7 +70,8 @@ if [ -n "$untranscribed" ]; then
 fi
 job_script "$dir/train.sh" '' "$(quoted essence train "${args[@]}" "$dir/data" "$targets/ali" "$dir")"
 # shellcheck disable=SC2086  # cmd is words
-$cmd "$dir/log/train.log" bash "$dir/train.sh" || fail "training failed; log: $dir/log/train.log. The same command goes on from there"
+$cmd "$dir/log/train.log" bash "$dir/train.sh" ||
+  fail "training failed; log: $dir/log/train.log. The same command goes on from there"
 if [ -f "$targets/ali/final.mdl" ]; then  # of Kaldi: what decode_student.sh, utils/mkgraph.sh and scoring take
   cp "$targets"/ali/{final.mdl,tree,phones.txt} "$dir"
   # A topology of one state a phone is one for rows of 30 ms, as in chain recipes.

@@ -2,8 +2,9 @@
 # Stage 0 of the corpus swbd: data preparation by Kaldi's egs/swbd/s5c/local, dictionary and language model included.
 help_message="Usage: recipes/swbd/prepare_data.sh [options] DATA
  e.g.: recipes/swbd/prepare_data.sh data/swbd_kaldi
- reads the corpora that recipes/swbd/recipe.conf names; leaves DATA/{train,dev,eval_swbd,eval_che}, DATA/dict, DATA/lm_text,
- DATA/lm_arpa.gz and DATA/rescore_arpa.gz (with SRILM; the latter with Fisher), and DATA/prep, the recipe directory in which Kaldi's scripts ran
+ reads the corpora that recipes/swbd/recipe.conf names; leaves DATA/{train,dev,eval_swbd,eval_che}, DATA/dict,
+ DATA/lm_text, DATA/lm_arpa.gz and DATA/rescore_arpa.gz (with SRILM; the latter with Fisher), and DATA/prep, the recipe
+ directory in which Kaldi's scripts ran
   --size default|made_up   (default: default)
   --nj N                   for run.sh; Kaldi's preparation is one process"
 size=default
@@ -59,8 +60,8 @@ utils/subset_data_dir.sh --last data/train $((all - dev_utts)) data/nodev
 # shellcheck disable=SC2154
 utils/data/remove_dup_utts.sh "$dups" data/nodev data/nodup
 
-# 3. The two halves of the evaluation: sw_* is Switchboard, en_* CallHome. Its transcripts come in upper case and with optional
-# hesitations in brackets; the text here is for counting by utterance, the stm for counting by time.
+# 3. The two halves of the evaluation: sw_* is Switchboard, en_* CallHome. Its transcripts come in upper case and with
+# optional hesitations in brackets; the text here is for counting by utterance, the stm for counting by time.
 for half in swbd:sw_ che:en_; do
   set=eval_${half%%:*} prefix=${half##*:}
   awk -v p="$prefix" 'index($1, p) == 1 { print $1 }' data/eval2000/utt2spk >data/local/"$set".utts
@@ -81,7 +82,8 @@ for half in swbd:sw_ che:en_; do
   # an utterance of nothing but hesitations has no words to count
   awk 'NF < 2 { print $1 }' "data/$set/text" >data/local/"$set".empty
   if [ -s data/local/"$set".empty ]; then
-    echo "$0: $(count data/local/"$set".empty) utterances of $set have no words but optional ones and are left to the stm"
+    echo "$0: $(count data/local/"$set".empty) utterances of $set have no words but optional ones" \
+      "and are left to the stm"
     awk 'NF > 1' "data/$set/text" >data/local/"$set".text
     mv data/local/"$set".text "data/$set/text"
   fi
@@ -94,7 +96,8 @@ for set in dev eval_swbd eval_che; do mv "data/$set" "$data/$set"; done
 cp -rL data/local/dict_nosp "$data/dict"
 rm -f "$data"/dict/lexicon[0-9].txt "$data/dict/lexiconp.txt" "$data"/dict/acronyms*
 cut -d' ' -f2- "$data/train/text" >"$data/lm_text"
-for f in $fisher; do cat "$f"/data/trans/*/*.txt; done | awk '!/^#/ && NF > 3' | cut -d' ' -f4- | local/fisher_map_words.pl >>"$data/lm_text"
+for f in $fisher; do cat "$f"/data/trans/*/*.txt; done | awk '!/^#/ && NF > 3' | cut -d' ' -f4- |
+  local/fisher_map_words.pl >>"$data/lm_text"
 for arpa in data/local/lm/sw1_fsh.o3g.kn.gz data/local/lm/sw1.o3g.kn.gz; do
   if [ -f "$arpa" ]; then cp "$arpa" "$data/lm_arpa.gz"; break; fi
 done
@@ -102,4 +105,5 @@ if [ -f data/local/lm/sw1_fsh.o4g.kn.gz ]; then cp data/local/lm/sw1_fsh.o4g.kn.
 for set in train dev eval_swbd eval_che; do
   echo "$0: $data/$set: $(count "$data/$set/utt2spk") utterances, $(count "$data/$set/spk2utt") speakers"
 done
-echo "$0: of $all utterances of Switchboard, $(count "$data/train/utt2spk") are for training and $(count "$data/dev/utt2spk") for development"
+echo "$0: of $all utterances of Switchboard, $(count "$data/train/utt2spk") are for training" \
+  "and $(count "$data/dev/utt2spk") for development"

@@ -34,11 +34,14 @@ enter_recipe_dir
   fi
 }
 # align MODEL DATA DIR; train SCRIPT NUMBER DATA ALI DIR OPTION...: with the NUMBERth numbers of leaves and Gaussians
-align() { step "${3##*/}" ali.1.gz "steps/align_$4.sh" --cmd "$cmd" --nj "$(jobs_for "$2" "$nj")" "$2" data/lang "$1" "$3"; }
+align() {
+  step "${3##*/}" ali.1.gz "steps/align_$4.sh" --cmd "$cmd" --nj "$(jobs_for "$2" "$nj")" "$2" data/lang "$1" "$3"
+}
 train() {
   local script=$1 n=$2 of=$3 ali=$4 dir=$5
   shift 5
-  step "${dir##*/}" final.mdl "steps/train_$script.sh" --cmd "$cmd" "$@" "${leaves[n]}" "${gauss[n]}" "$of" data/lang "$ali" "$dir"
+  step "${dir##*/}" final.mdl "steps/train_$script.sh" --cmd "$cmd" "$@" "${leaves[n]}" "${gauss[n]}" \
+    "$of" data/lang "$ali" "$dir"
 }
 short=exp/subsets/short part=exp/subsets/part whole=data/$set
 step mono final.mdl steps/train_mono.sh --cmd "$cmd" --nj "$(jobs_for $short "$nj")" $short data/lang exp/mono

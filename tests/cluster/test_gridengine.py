@@ -27,7 +27,8 @@ class GridEngine:
         with socket.socket() as a, socket.socket() as b:
             a.bind(("", 0)), b.bind(("", 0))
             ports = a.getsockname()[1], b.getsockname()[1]
-        self.environment = {**os.environ, "SGE_ROOT": str(folder), "SGE_CELL": "default", "SGE_QMASTER_PORT": str(ports[0]),
+        self.environment = {**os.environ, "SGE_ROOT": str(folder), "SGE_CELL": "default",
+                            "SGE_QMASTER_PORT": str(ports[0]),
                             "SGE_EXECD_PORT": str(ports[1]), "SGE_ND": "1",
                             "ESSENCE_PYTHON": os.environ.get("ESSENCE_PYTHON", sys.executable)}
         common = folder / "default" / "common"
@@ -46,7 +47,8 @@ scheduler_threads 1
 """)
         (common / "act_qmaster").write_text(f"{self.host}\n")
         (common / "host_aliases").write_text(f"{self.host} localhost\n")  # where the host's name is one of 127.0.0.1
-        changes = {"execd_spool_dir": f"{folder}/spool/execd", "min_uid": "0", "min_gid": "0", "load_report_time": "00:00:01"}
+        changes = {"execd_spool_dir": f"{folder}/spool/execd", "min_uid": "0", "min_gid": "0",
+                   "load_report_time": "00:00:01"}
         settings = self._changed(open(f"{SHARE}/default-configuration").read(), changes)
         self._tell(f"{LIB}/spoolinit", "berkeleydb", "libspoolb", f"{folder}/spool/db", "init")
         self._tell(f"{LIB}/spooldefaults", "configuration", self._file("configuration", settings))
@@ -59,11 +61,15 @@ scheduler_threads 1
         self._start("sge_execd")
         self._wait("qconf", "-se", self.host)
         self._change("-sc", "-Mc", {}, more="gpu gpu INT <= YES YES 0 0\nram_free ram_free MEMORY <= YES YES 0 0\n")
-        self._change("-ssconf", "-Msconf", {"schedule_interval": "0:0:1", "flush_submit_sec": "1", "flush_finish_sec": "1"})
-        self._tell("qconf", "-Ap", self._file("smp", "pe_name smp\nslots 9\nuser_lists NONE\nxuser_lists NONE\nstart_proc_args NONE\n"
+        self._change("-ssconf", "-Msconf", {"schedule_interval": "0:0:1", "flush_submit_sec": "1",
+                                            "flush_finish_sec": "1"})
+        self._tell("qconf", "-Ap", self._file("smp", "pe_name smp\nslots 9\nuser_lists NONE\nxuser_lists NONE\n"
+                                              "start_proc_args NONE\n"
                                               "stop_proc_args NONE\nallocation_rule $pe_slots\ncontrol_slaves FALSE\n"
-                                              "job_is_first_task TRUE\nurgency_slots min\naccounting_summary FALSE\nqsort_args NONE\n"))
-        self._change("-sq", "-Aq", {"qname": "all.q", "hostlist": self.host, "slots": "4", "load_thresholds": "NONE", "pe_list": "smp",
+                                              "job_is_first_task TRUE\nurgency_slots min\n"
+                                              "accounting_summary FALSE\nqsort_args NONE\n"))
+        self._change("-sq", "-Aq", {"qname": "all.q", "hostlist": self.host, "slots": "4",
+                                    "load_thresholds": "NONE", "pe_list": "smp",
                                     "complex_values": "gpu=2,ram_free=8G"})
 
     def _file(self, name, text):
@@ -97,7 +103,8 @@ scheduler_threads 1
             time.sleep(0.1)
         for daemon in self.daemons:
             daemon.kill()
-        raise AssertionError("GridEngine does not come up: " + "".join(p.read_text() for p in self.folder.glob("*.out")))
+        printed = "".join(p.read_text() for p in self.folder.glob("*.out"))
+        raise AssertionError("GridEngine does not come up: " + printed)
 
     def stop(self):
         self.ask("qdel", "-f", "-u", "root")
@@ -126,4 +133,5 @@ def test_kaldis_queue_pl_runs_the_jobs_of_a_stage(grid, tmp_path):
     stage.one_job_ends_well_and_one_fails(
         f"{os.environ['KALDI_ROOT']}/egs/wsj/s5/utils/parallel/queue.pl --mem 100M --num-threads 2 --gpu 1")
     script = (stage.exp / "q" / "train.sh").read_text()
-    assert "mem_free=100M,ram_free=100M" in script and "-pe smp 2" in script and "-l gpu=1" in script and "-tc 1" in script
+    assert "mem_free=100M,ram_free=100M" in script and "-pe smp 2" in script and "-l gpu=1" in script
+    assert "-tc 1" in script

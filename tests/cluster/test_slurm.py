@@ -50,7 +50,8 @@ def test_jobs_of_an_array_write_their_logs(cluster, tmp_path):
         text = (tmp_path / "a 50% log" / f"j.{j}.log").read_text()
         assert f"I am {j} of two  words,  in {ROOT}\n0\n" in text and "status 0" in text
     assert sorted(p.name for p in log.parent.iterdir()) == [f"j.{j}.log" for j in range(2, 6)]
-    assert ended(cluster.start(tmp_path / "one.log", "echo", "alone", "|", "tr", "a-z", "A-Z"))[0] == 0  # as Kaldi's steps say it
+    alone = cluster.start(tmp_path / "one.log", "echo", "alone", "|", "tr", "a-z", "A-Z")  # as Kaldi's steps say it
+    assert ended(alone)[0] == 0
     assert "ALONE\n" in (tmp_path / "one.log").read_text()
 
 
@@ -123,8 +124,10 @@ def test_what_the_recipe_swbd_asks_of_a_cluster(cluster, tmp_path, name, want):
     script = tmp_path / "recipes" / "swbd" / "slurm" / "run.sh"
     script.parent.mkdir(parents=True)
     shutil.copy(ROOT / "recipes" / "swbd" / "slurm" / "run.sh", script)
-    (tmp_path / "run.sh").write_text('#!/bin/sh\nwhile [ $# -gt 0 ]; do [ "$1" = --cmd ] && echo "cmd=$2"; shift; done\n'
-                                     'echo "cuda_cmd=$cuda_cmd"; echo "forward_cmd=$forward_cmd"; echo "launcher=$train_launcher"\n')
+    (tmp_path / "run.sh").write_text('#!/bin/sh\n'
+                                     'while [ $# -gt 0 ]; do [ "$1" = --cmd ] && echo "cmd=$2"; shift; done\n'
+                                     'echo "cuda_cmd=$cuda_cmd"; echo "forward_cmd=$forward_cmd"\n'
+                                     'echo "launcher=$train_launcher"\n')
     (tmp_path / "run.sh").chmod(0o755)
     told = subprocess.run([script, "--stage", "5"], capture_output=True, text=True, check=True).stdout
     commands = dict(line.split("=", 1) for line in told.splitlines())
@@ -142,7 +145,8 @@ def test_what_the_recipe_swbd_asks_of_a_cluster(cluster, tmp_path, name, want):
 
 @pytest.mark.parametrize("script, options, cores, limit", [
     ("recipes/swbd/slurm/train.sbatch", [], "20", "2-00:00:00"),
-    ("recipes/mini/slurm/train.sbatch", ["--partition=gpu", "--nodes", "2", "--gpus-per-node", "4"], "1", "4-00:00:00")])
+    ("recipes/mini/slurm/train.sbatch", ["--partition=gpu", "--nodes", "2", "--gpus-per-node", "4"], "1",
+     "4-00:00:00")])
 def test_what_the_scripts_for_sbatch_ask_for(cluster, script, options, cores, limit):
     """As they stand there, with the options that they tell of; only nodes with four GPUs will do, which are down."""
     done = subprocess.run(["sbatch", "--parsable", "--output=/dev/null", *options, script], cwd=ROOT, text=True,
@@ -175,7 +179,8 @@ def test_one_training_on_two_nodes(cluster, tmp_path, script, options):
     corpus = make_data(tmp_path / "corpus", utterances=4)
     words = ["--set", "optim.epochs=2", "--set", "data.batch_frames=300", "--set", "model.hidden=16", "--set",
              "model.dropout=0", "--set", "data.heldout=0.3", corpus.data, corpus.ali, tmp_path / "model"]
-    done = subprocess.run(["sbatch", "--wait", f"--output={tmp_path}/log", *options, script, *map(str, words)], cwd=ROOT,
+    done = subprocess.run(["sbatch", "--wait", f"--output={tmp_path}/log", *options, script, *map(str, words)],
+                          cwd=ROOT,
                           text=True, env=cluster.environment, capture_output=True, timeout=600)
     log = (tmp_path / "log").read_text()
     assert done.returncode == 0, log + done.stderr
@@ -193,11 +198,13 @@ def test_a_stage_trains_with_a_process_a_gpu(cluster, tmp_path):
     assert "a is up to date" in stage.train_models("local/jobs.sh").stdout
     # then it answers, in jobs of one GPU
     out = stage.exp / "posteriors"
-    done = stage.script("local/dump_posteriors.sh", "--nj", "2", "--cmd", "local/slurm.sh --partition all", "--forward-cmd",
+    done = stage.script("local/dump_posteriors.sh", "--nj", "2", "--cmd", "local/slurm.sh --partition all",
+                        "--forward-cmd",
                         "local/slurm.sh --partition gpu --gpu 1")
     assert done.returncode == 0, done.stderr
     assert len((out / "wide.scp").read_text().splitlines()) == 12 and (out / "post_stats.json").exists()
-    assert [" on " in (out / "log" / name).read_text() for name in ("dump.1.log", "dump.2.log", "post_stats.log")] == [True] * 3
+    logs = [(out / "log" / name).read_text() for name in ("dump.1.log", "dump.2.log", "post_stats.log")]
+    assert [" on " in log for log in logs] == [True] * 3
 
 
 @pytest.mark.kaldi("egs/wsj/s5/utils/parallel/slurm.pl")

@@ -122,5 +122,6 @@ def test_the_verb(kaldi, shell):
     done = shell("local/bin/essence", "import-ali", "--transitions", root / "transitions.txt", root / "data",
                  f"ark:cat {root}/ali.ark |", root / "out")
     assert done.returncode == 0 and "19 of 20 utterances aligned" in done.stdout
-    done = shell("local/bin/essence", "import-ali", "--transitions", root / "none", root / "data", "ark:x", root / "out")
+    done = shell("local/bin/essence", "import-ali", "--transitions", root / "none", root / "data", "ark:x",
+                 root / "out")
     assert done.returncode == 1 and "Traceback" not in done.stderr

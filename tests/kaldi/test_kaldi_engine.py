@@ -1,4 +1,4 @@
-"""With a compiled Kaldi (KALDI_ROOT): its decoder against ours, the plug-in's nnet3 side, the swbd recipe's preparation."""
+"""With a compiled Kaldi (KALDI_ROOT): its decoder against ours, the plug-in's nnet3 side, the preparation of swbd."""
 from __future__ import annotations
 
 import json
@@ -28,7 +28,8 @@ SMALL = ("--use-gpu no --trainer.num-epochs 1 --trainer.optimization.num-jobs-in
 
 def bash(cwd, script, **env):
     """Runs lines of shell with Kaldi's and this project's programs on PATH; returns what it printed."""
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", f". {ROOT}/path.sh; {script}"], cwd=cwd, capture_output=True,
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", f". {ROOT}/path.sh; {script}"], cwd=cwd,
+                          capture_output=True,
                           text=True, timeout=100, env={**os.environ, **env})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -37,7 +38,8 @@ def bash(cwd, script, **env):
 @pytest.fixture(scope="module")
 def kaldi(tmp_path_factory):
     """A recipe directory with lang, an untrained monophone model, its graph, data of noise, and an equal alignment."""
-    missing = subprocess.run(["local/kaldi/check.sh", "--lattices", "true", "--nnet3", "true"], cwd=ROOT, capture_output=True,
+    missing = subprocess.run(["local/kaldi/check.sh", "--lattices", "true", "--nnet3", "true"], cwd=ROOT,
+                             capture_output=True,
                              text=True)
     if missing.returncode:
         pytest.fail(f"KALDI_ROOT is set, but {missing.stderr}")
@@ -69,27 +71,33 @@ def kaldi(tmp_path_factory):
         utils/prepare_lang.sh data/dict '<unk>' data/local data/lang
         essence train-lm --order 2 --words data/lang/words.txt --test lm_text lm_text lm.arpa.gz
         gunzip -c lm.arpa.gz | arpa2fst --disambig-symbol='#0' --read-symbol-table=data/lang/words.txt - data/lang/G.fst
-        compute-cmvn-stats --spk2utt=ark:data/train/spk2utt scp:data/train/feats.scp ark,scp:cmvn.ark,data/train/cmvn.scp
+        compute-cmvn-stats --spk2utt=ark:data/train/spk2utt scp:data/train/feats.scp \\
+          ark,scp:cmvn.ark,data/train/cmvn.scp
         mkdir -p exp/ali exp/mono
-        gmm-init-mono --shared-phones=data/lang/phones/sets.int --train-feats=scp:data/train/feats.scp data/lang/topo 13 \\
+        gmm-init-mono --shared-phones=data/lang/phones/sets.int --train-feats=scp:data/train/feats.scp \\
+          data/lang/topo 13 \\
           exp/mono/final.mdl exp/mono/tree
         cp exp/mono/* data/lang/phones.txt exp/ali; cp data/lang/phones.txt exp/mono; echo 1 >exp/ali/num_jobs
         utils/mkgraph.sh data/lang exp/mono exp/graph
         utils/sym2int.pl --map-oov 1 -f 2- data/lang/words.txt data/train/text |
           compile-train-graphs --read-disambig-syms=data/lang/phones/disambig.int exp/ali/tree exp/ali/final.mdl \\
-            data/lang/L.fst ark:- ark:- | align-equal-compiled ark:- scp:data/train/feats.scp ark:- | gzip -c >exp/ali/ali.1.gz
+            data/lang/L.fst ark:- ark:- | align-equal-compiled ark:- scp:data/train/feats.scp ark:- |
+            gzip -c >exp/ali/ali.1.gz
         show-transitions data/lang/phones.txt exp/ali/final.mdl >transitions.txt
         essence import-ali --transitions transitions.txt data/train \\
           'ark:gunzip -c exp/ali/ali.*.gz | ali-to-pdf exp/ali/final.mdl ark:- ark:- |' exp/our_ali
         essence import-graph --ali-dir exp/our_ali exp/graph/HCLG.fst exp/mono/final.mdl exp/graph/words.txt graph
-        cp exp/mono/final.mdl exp/graph/HCLG.fst graph; cp -r exp/graph/phones graph""", ESSENCE_PYTHON=os.sys.executable)
+        cp exp/mono/final.mdl exp/graph/HCLG.fst graph; cp -r exp/graph/phones graph""",
+         ESSENCE_PYTHON=os.sys.executable)
     return room
 
 
 def test_an_imported_alignment_is_kaldis(kaldi):
-    told = dict(line.split(maxsplit=1) for line in bash(kaldi, "gunzip -c exp/ali/ali.1.gz | ali-to-pdf exp/ali/final.mdl "
+    told = dict(line.split(maxsplit=1) for line in bash(kaldi, "gunzip -c exp/ali/ali.1.gz | "
+                                                        "ali-to-pdf exp/ali/final.mdl "
                                                         "ark:- ark,t:- 2>/dev/null").splitlines())
-    ours = dict(line.split(maxsplit=1) for line in bash(kaldi, "copy-int-vector scp:exp/our_ali/ali.scp ark,t:-").splitlines())
+    told_of_ours = bash(kaldi, "copy-int-vector scp:exp/our_ali/ali.scp ark,t:-")
+    ours = dict(line.split(maxsplit=1) for line in told_of_ours.splitlines())
     assert ours == told and len(ours) == 24
     pdfs = int(bash(kaldi, "am-info exp/mono/final.mdl 2>/dev/null").split("pdfs")[1].split()[0])
     assert (kaldi / "exp" / "our_ali" / "num_pdfs").read_text().strip() == str(pdfs)
@@ -110,7 +118,7 @@ def test_kaldis_run_pl_runs_the_jobs_of_a_stage(tmp_path):
 
 
 def plan_beside(data, exp, wav, word):
-    """EXP/plan.json of a run whose training set lies in DATA; beside that a set of one utterance, and one without text."""
+    """EXP/plan.json of a run with its training set in DATA; also a set of one utterance, and one without text."""
     for name, utt in (("dev", "u"), ("more", "m")):
         (data / name).mkdir()
         shutil.copy(wav, data / name / "a.wav")
@@ -139,9 +147,11 @@ def test_features_by_jobs(tmp_path, shell):
     assert done.returncode == 0, done.stdout + done.stderr
     matrices = {name: dict(read_matrices(f"scp:{data}/{name}/feats.scp")) for name in ("train", "train_hires")}
     assert {name: {u: m.shape for u, m in table.items()} for name, table in matrices.items()} == {
-        "train": {f"s{i // 2}-{i}": (98, 13) for i in range(3)}, "train_hires": {f"s{i // 2}-{i}": (98, 40) for i in range(3)}}
+        "train": {f"s{i // 2}-{i}": (98, 13) for i in range(3)},
+        "train_hires": {f"s{i // 2}-{i}": (98, 40) for i in range(3)}}
     logs = tmp_path / "exp" / "kaldi" / "exp" / "make_fbank" / "train"
-    assert sorted(p.name for p in logs.glob("*.log")) == ["cmvn.log", *(f"fbank.{j}.log" for j in (1, 2, 3)), "join.log"]
+    names = sorted(p.name for p in logs.glob("*.log"))
+    assert names == ["cmvn.log", *(f"fbank.{j}.log" for j in (1, 2, 3)), "join.log"]
     assert "up to date" in shell("local/kaldi/make_feats.sh", plan).stdout
     assert not (data / "more" / "feats.scp").exists()
     for name in ("dev", "dev_hires", "more_cut_hires"):
@@ -193,19 +203,23 @@ def test_kaldis_decoder_and_ours_find_the_same_words(kaldi, tmp_path, shift):
             writer.write(utt, (scores * shift / 10).astype(np.float32))
     shutil.copy(kaldi / "data" / "train" / "text", tmp_path / "all")
     (tmp_path / "text").write_text("".join(sorted((tmp_path / "all").read_text().splitlines(keepends=True))[:6]))
-    (tmp_path / "conf.yaml").write_text(f"acoustic_scale: 0.4\nbeam: 14.0\noutput_beam: 4.0\nframe_shift_ms: {shift}.0\n"
-                                        "sweep_scales: [0.3, 0.4]\nsweep_penalties: [0.0, 1.0]\nsweep_output_beam: 4.0\n")
+    frame_shift = f"frame_shift_ms: {shift}.0\n"
+    (tmp_path / "conf.yaml").write_text(f"acoustic_scale: 0.4\nbeam: 14.0\noutput_beam: 4.0\n{frame_shift}"
+                                        "sweep_scales: [0.3, 0.4]\nsweep_penalties: [0.0, 1.0]\n"
+                                        "sweep_output_beam: 4.0\n")
     # a search so narrow that words are found only if the penalty, here a gain, is known to it
-    (tmp_path / "narrow.yaml").write_text(f"acoustic_scale: 0.1\nbeam: 4.0\noutput_beam: 1.0\nframe_shift_ms: {shift}.0\n"
+    (tmp_path / "narrow.yaml").write_text(f"acoustic_scale: 0.1\nbeam: 4.0\noutput_beam: 1.0\n{frame_shift}"
                                           "word_insertion_penalty: -4.0\n")
     env = {"ESSENCE_PYTHON": os.sys.executable}
     bash(kaldi, f"""
         lattice="essence decode --decoder kaldi-lattice"
         essence decode --decoder kaldi --config {tmp_path}/conf.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/ours
         $lattice --config {tmp_path}/conf.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/kaldis
-        essence decode --decoder kaldi --config {tmp_path}/narrow.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/our_narrow
+        essence decode --decoder kaldi --config {tmp_path}/narrow.yaml graph ark:{tmp_path}/scores.ark \\
+          {tmp_path}/our_narrow
         $lattice --config {tmp_path}/narrow.yaml graph ark:{tmp_path}/scores.ark {tmp_path}/kaldi_narrow
-        essence decode --decoder kaldi --config {tmp_path}/conf.yaml --sweep {tmp_path}/text graph ark:{tmp_path}/scores.ark \\
+        essence decode --decoder kaldi --config {tmp_path}/conf.yaml --sweep {tmp_path}/text graph \\
+          ark:{tmp_path}/scores.ark \\
           {tmp_path}/our_sweep
         $lattice --config {tmp_path}/conf.yaml --sweep {tmp_path}/text graph ark:{tmp_path}/scores.ark \\
           {tmp_path}/kaldi_sweep""", **env)
@@ -213,7 +227,8 @@ def test_kaldis_decoder_and_ours_find_the_same_words(kaldi, tmp_path, shift):
     assert hyps[0] == hyps[1] and len(hyps[0].split()) > 6
     narrow = [(tmp_path / name / "hyp.txt").read_text() for name in ("our_narrow", "kaldi_narrow")]
     assert narrow[0] == narrow[1] != hyps[0]
-    ctm = [[line.split()[:5] for line in (tmp_path / name / "hyp.ctm").read_text().splitlines()] for name in ("ours", "kaldis")]
+    ctm = [[line.split()[:5] for line in (tmp_path / name / "hyp.ctm").read_text().splitlines()]
+           for name in ("ours", "kaldis")]
     assert [(c[0], c[4]) for c in ctm[0]] == [(c[0], c[4]) for c in ctm[1]]
     off = [abs(float(a[2]) - float(b[2])) for a, b in zip(*ctm)]
     assert np.median(off) < 0.02 and json.loads((tmp_path / "kaldis" / "decode.json").read_text())["no_path"] == 0
@@ -225,7 +240,7 @@ def test_kaldis_decoder_and_ours_find_the_same_words(kaldi, tmp_path, shift):
 @pytest.mark.kaldi(*(f"src/{name}" for name in ("lmbin/arpa-to-const-arpa", "latbin/lattice-lmrescore",
                                                 "latbin/lattice-lmrescore-const-arpa")))
 def test_lattices_rescored_by_kaldi_and_lists_by_us_have_the_same_costs(kaldi, tmp_path, shell):
-    """The graph's bigram replaced by a trigram: the best path's cost by Kaldi's lattice tools is that of our n-best list."""
+    """The graph's bigram replaced by a trigram: our n-best list's best cost is that by Kaldi's lattice tools."""
     done = shell("local/kaldi/check.sh", "--gmm", "false", "--lattices", "true", "--rescore", "true")
     assert done.returncode == 0, done.stderr
     pdfs = int((kaldi / "exp" / "our_ali" / "num_pdfs").read_text())
@@ -264,11 +279,13 @@ def test_lattices_rescored_by_kaldi_and_lists_by_us_have_the_same_costs(kaldi, t
           graph ark:{tmp_path}/scores.ark {tmp_path}/kaldis
         $lattice --config {tmp_path}/conf.yaml --old-lm data/lang/G.fst --new-lm {data}/lang_rescore/G.carpa \
           --data {few} graph 'lat:gunzip -c {tmp_path}/plain/lat.gz |' {tmp_path}/again
-        essence decode {' '.join(map(str, lists))} --old-lm lm.arpa.gz --new-lm {data}/lm_rescore/lm.arpa.gz --rescore-n-best 1000 \
+        essence decode {' '.join(map(str, lists))} --old-lm lm.arpa.gz --new-lm {data}/lm_rescore/lm.arpa.gz \
+          --rescore-n-best 1000 \
           graph ark:{tmp_path}/scores.ark {tmp_path}/ours""", ESSENCE_PYTHON=os.sys.executable)
     hyps = {name: (tmp_path / name / "hyp.txt").read_text() for name in ("plain", "kaldis", "ours")}
     assert hyps["kaldis"] == hyps["ours"] == (tmp_path / "again" / "hyp.txt").read_text() != hyps["plain"]
-    paths = bash(kaldi, f"lattice-add-penalty --word-ins-penalty=0.5 'ark:gunzip -c {tmp_path}/kaldis/lat_rescored.gz |' ark:- |"
+    lattices = f"gunzip -c {tmp_path}/kaldis/lat_rescored.gz"
+    paths = bash(kaldi, f"lattice-add-penalty --word-ins-penalty=0.5 'ark:{lattices} |' ark:- |"
                  "lattice-scale --acoustic-scale=0.3 ark:- ark:- | lattice-1best ark:- ark,t:- 2>/dev/null")
     costs = {}
     for block in paths.strip().split("\n\n"):
@@ -276,15 +293,18 @@ def test_lattices_rescored_by_kaldi_and_lists_by_us_have_the_same_costs(kaldi, t
         weights = [arc.split()[-1].split(",") for arc in arcs if "," in arc]
         costs[utt.strip()] = sum(float(graph) + float(acoustic) for graph, acoustic, *_ in weights)
     ours = dict(line.rsplit("-1 ", 1) for line in (tmp_path / "ours" / "nbest.cost").read_text().splitlines())
-    assert len(ours) == 8 and {u: float(c) for u, c in ours.items()} == {u: pytest.approx(c, abs=0.02) for u, c in costs.items()}
-    told = [json.loads((tmp_path / name / "decode.json").read_text())["rescoring"] for name in ("plain", "kaldis", "ours")]
+    near = {u: pytest.approx(c, abs=0.02) for u, c in costs.items()}
+    assert len(ours) == 8 and {u: float(c) for u, c in ours.items()} == near
+    told = [json.loads((tmp_path / name / "decode.json").read_text())["rescoring"]
+            for name in ("plain", "kaldis", "ours")]
     assert told[0] is None and [(t["method"], t["order"]) for t in told[1:]] == [("lattice", 3), ("n-best", 3)]
 
 
 def test_a_failing_program_names_its_log(kaldi, tmp_path, shell):
     with MatrixWriter(f"ark:{tmp_path}/scores.ark") as writer:
         writer.write("u", np.zeros((5, 3), np.float32))
-    done = shell("local/bin/essence", "decode", "--decoder", "kaldi-lattice", kaldi / "graph", f"ark:{tmp_path}/scores.ark",
+    done = shell("local/bin/essence", "decode", "--decoder", "kaldi-lattice", kaldi / "graph",
+                 f"ark:{tmp_path}/scores.ark",
                  tmp_path / "out", env={"PATH": bash(kaldi, "echo $PATH").strip()})
     assert done.returncode == 1 and "3 columns" in done.stderr and "Traceback" not in done.stderr
     broken = tmp_path / "graph"
@@ -317,10 +337,12 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
         --trainer.optimization.minibatch-size 64"""
     bash(kaldi, f"""
         {plugin}/essence_targets.sh --nj 2 --top-k 5 data/train exp/ali teacher.scp exp/essence
-        steps/nnet3/xconfig_to_configs.py --xconfig-file exp/student/configs/network.xconfig --config-dir exp/student/configs""", **env)
+        steps/nnet3/xconfig_to_configs.py --xconfig-file exp/student/configs/network.xconfig \\
+          --config-dir exp/student/configs""", **env)
     # writing egs is interrupted: the logs are named, and the same command writes them all
     (kaldi / "stops.sh").write_text('case "$*" in *shuffle.JOB.log*) exit 1 ;; esac\nexec utils/parallel/run.pl "$@"\n')
-    done = subprocess.run(["bash", "-c", train.replace(" --nj", " --cmd 'bash stops.sh' --nj", 1)], cwd=kaldi, capture_output=True,
+    stopped = train.replace(" --nj", " --cmd 'bash stops.sh' --nj", 1)
+    done = subprocess.run(["bash", "-c", stopped], cwd=kaldi, capture_output=True,
                           text=True, env={**os.environ, **env, "PATH": bash(kaldi, "echo $PATH").strip()})
     assert done.returncode == 1 and "writing egs failed; logs: exp/student/egs/log" in done.stderr
     assert (student / "egs" / "jobs").exists() and not (student / "egs" / ".marker").exists()
@@ -331,7 +353,8 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     assert int((egs / "info" / "num_frames").read_text()) == frames and not (egs / "jobs").exists()
     # the examples: half the weight on the aligned class, half on the five of the teacher (one may be both)
     text = bash(kaldi, "nnet3-copy-egs ark:exp/student/egs/egs.1.ark ark,t:- 2>/dev/null")
-    rows = [[float(w) for w in row.split()[1::2]] for row in re.findall(r"dim=\d+ \[ ([^\]]*)\]", text.replace("\n", " "))]
+    vectors = re.findall(r"dim=\d+ \[ ([^\]]*)\]", text.replace("\n", " "))
+    rows = [[float(w) for w in row.split()[1::2]] for row in vectors]
     rows = [row for row in rows if row]
     # nnet3-get-egs weighs rows down that two chunks share
     assert len(rows) > 300 and all(sum(row) < 1.001 and max(row) >= 0.499 * sum(row) for row in rows)
@@ -345,7 +368,8 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
         lines[name] = dict(line.split(maxsplit=1) for line in (kaldi / name).read_text().splitlines())
     utts = sorted(lines["teacher.scp"])[:4]
     speaker = lines["data/train/utt2spk"]
-    for path, line in ((found / "feats.scp", lambda u: lines["data/train/feats.scp"][u]), (found / "utt2spk", "z-{}".format),
+    for path, line in ((found / "feats.scp", lambda u: lines["data/train/feats.scp"][u]),
+                       (found / "utt2spk", "z-{}".format),
                        (found / "cmvn.scp", lambda u: lines["data/train/cmvn.scp"][speaker[u]]),
                        (kaldi / "found.scp", lambda u: lines["teacher.scp"][u])):
         path.write_text("".join(f"z-{utt} {line(utt)}\n" for utt in utts))
@@ -365,7 +389,8 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     bash(kaldi, f"""
         {plugin}/essence_targets.sh --nj 2 --top-k 5 data/train exp/ali exp/student exp/essence2
         utils/subset_data_dir.sh --first data/train 3 data/few
-        steps/nnet3/decode.sh --nj 1 --beam 6 --lattice-beam 1 --max-active 300 --skip-scoring true --skip-diagnostics true \\
+        steps/nnet3/decode.sh --nj 1 --beam 6 --lattice-beam 1 --max-active 300 --skip-scoring true \\
+          --skip-diagnostics true \\
           exp/graph data/few exp/student/decode
         test -s exp/student/decode/lat.1.gz""", **env)
     fields = json.loads((kaldi / "exp" / "essence2" / "essence.json").read_text())
@@ -378,13 +403,15 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
         essence forward --output logprob exp/student data/train ark:ours.ark
         essence dump-post --keep 5 --feats scp:data/train/feats.scp exp/student ark,scp:wide.ark,wide.scp
         for j in 1 2 3; do
-          essence dump-post --job $j/3 --batch-frames 900 --keep 5 --feats scp:data/train/feats.scp exp/student ark,scp:w.$j.ark,w.$j.scp
+          essence dump-post --job $j/3 --batch-frames 900 --keep 5 --feats scp:data/train/feats.scp exp/student \\
+            ark,scp:w.$j.ark,w.$j.scp
         done
         essence join-post shared.scp w.1.scp w.2.scp w.3.scp
         nnet3-compute 'nnet3-am-copy --raw=true exp/student/final.mdl - |' \
           "ark:apply-cmvn $(cat exp/student/cmvn_opts) --utt2spk=ark:data/train/utt2spk scp:data/train/cmvn.scp \
            scp:data/train/feats.scp ark:- |" ark:theirs.ark""", **env)
-    alone, shared = ([(utt, post.ids.tolist(), post.probs.tolist()) for utt, post in read_posteriors(f"scp:{kaldi}/{name}.scp")]
+    alone, shared = ([(utt, post.ids.tolist(), post.probs.tolist())
+                      for utt, post in read_posteriors(f"scp:{kaldi}/{name}.scp")]
                      for name in ("wide", "shared"))
     assert alone == shared and all(0 < len((kaldi / f"w.{j}.scp").read_text().splitlines()) < 24 for j in (1, 2, 3))
     theirs = dict(read_matrices(f"ark:{kaldi}/theirs.ark"))
@@ -393,7 +420,8 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     # a path may have a blank in it; what Kaldi's programs pass over is an error and no shorter archive
     odd = kaldi / "some data"
     shutil.copytree(kaldi / "data" / "train", odd, ignore=shutil.ignore_patterns("split*"))
-    forward = [ROOT / "local" / "bin" / "essence", "forward", "--output", "logprob", "exp/student", odd, "ark:again.ark"]
+    forward = [ROOT / "local" / "bin" / "essence", "forward", "--output", "logprob", "exp/student", odd,
+               "ark:again.ark"]
     path = bash(kaldi, "echo $PATH").strip()
     done = subprocess.run(forward, cwd=kaldi, capture_output=True, text=True, env={**os.environ, **env, "PATH": path})
     assert done.returncode == 0 and list(ours) == [u for u, _ in read_matrices(f"ark:{kaldi}/again.ark")], done.stderr
@@ -404,7 +432,8 @@ def test_an_nnet3_student_by_kaldis_trainer_and_as_a_teacher(kaldi, tmp_path):
     # a teacher of another tree is refused before any work
     shutil.copytree(student, kaldi / "exp" / "other", ignore=shutil.ignore_patterns("egs"))
     (kaldi / "exp" / "other" / "tree").write_bytes(b"another")
-    done = subprocess.run([plugin / "essence_targets.sh", "data/train", "exp/ali", "exp/other", "exp/essence3"], cwd=kaldi,
+    done = subprocess.run([plugin / "essence_targets.sh", "data/train", "exp/ali", "exp/other", "exp/essence3"],
+                          cwd=kaldi,
                           capture_output=True, text=True, env={**os.environ, **env})
     assert done.returncode == 1 and "exp/other/tree is not exp/ali/tree" in done.stderr
 
@@ -435,7 +464,8 @@ def test_a_recurrent_nnet3_student_with_ivectors_of_targets_at_30_ms(kaldi):
     bash(kaldi, f"""
         {plugin}/essence_targets.sh --nj 2 --top-k 5 --frame-subsampling-factor 3 data/train exp/ali slow.scp exp/slow
         steps/nnet3/xconfig_to_configs.py --xconfig-file exp/lstm/configs/network.xconfig --config-dir exp/lstm/configs
-        {plugin}/train_nnet3_student.sh --nj 2 --trainer rnn --soft-weight 0.5 --num-utts-subset 4 --frames-per-eg 20,14 \\
+        {plugin}/train_nnet3_student.sh --nj 2 --trainer rnn --soft-weight 0.5 --num-utts-subset 4 \\
+          --frames-per-eg 20,14 \\
           --chunk-left-context 6 --samples-per-iter 1000 --online-ivector-dir exp/ivectors \\
           data/train exp/ali exp/slow exp/lstm -- {SMALL} --trainer.rnn.num-chunk-per-minibatch 16""", **env)
     text = bash(kaldi, "nnet3-copy-egs ark:exp/lstm/egs/egs.1.ark ark,t:- 2>/dev/null").replace("\n", " ")
@@ -446,14 +476,16 @@ def test_a_recurrent_nnet3_student_with_ivectors_of_targets_at_30_ms(kaldi):
     assert -np.log(pdfs) - 1 < float(re.search(r"log-likelihood for 'output' is (\S+) per frame", log)[1]) < 0
     bash(kaldi, f"""
         test ! -e exp/lstm/frame_subsampling_factor  # the alignments are of every frame, and so is their graph
-        mkdir exp/plain; cp exp/lstm/{{tree,cmvn_opts}} exp/plain; echo 3 | tee exp/lstm/frame_subsampling_factor >exp/plain/frame_subsampling_factor
+        mkdir exp/plain; cp exp/lstm/{{tree,cmvn_opts}} exp/plain
+        echo 3 | tee exp/lstm/frame_subsampling_factor >exp/plain/frame_subsampling_factor
         printf '%s\\n' 'input dim=13 name=input' 'output-layer name=output dim={pdfs}' >exp/plain/network.xconfig
         steps/nnet3/xconfig_to_configs.py --xconfig-file exp/plain/network.xconfig --config-dir exp/plain
         nnet3-init exp/plain/final.config - | nnet3-am-init exp/ali/final.mdl - exp/plain/final.mdl
         {plugin}/essence_targets.sh --nj 2 --top-k 5 --frames-per-chunk 21 --extra-left-context 6 \\
           --online-ivector-dir exp/ivectors data/train exp/ali exp/lstm exp/plain exp/slow2
         utils/subset_data_dir.sh --first data/train 2 data/two
-        steps/nnet3/decode.sh --nj 1 --beam 6 --lattice-beam 1 --max-active 300 --skip-scoring true --skip-diagnostics true \\
+        steps/nnet3/decode.sh --nj 1 --beam 6 --lattice-beam 1 --max-active 300 --skip-scoring true \\
+          --skip-diagnostics true \\
           --online-ivector-dir exp/ivectors exp/graph data/two exp/lstm/decode
         test -s exp/lstm/decode/lat.1.gz""", **env)
     fields = json.loads((kaldi / "exp" / "slow2" / "essence.json").read_text())
@@ -477,10 +509,12 @@ def test_a_chain_model_as_a_teacher(kaldi):
     (net / "configs").mkdir(parents=True)
     bash(kaldi, """
         cp -r data/lang data/lang_chain
-        python3 steps/nnet3/chain/gen_topo.py $(cat data/lang/phones/nonsilence.csl) $(cat data/lang/phones/silence.csl) \\
+        python3 steps/nnet3/chain/gen_topo.py $(cat data/lang/phones/nonsilence.csl) \\
+          $(cat data/lang/phones/silence.csl) \\
           >data/lang_chain/topo
         tree=exp/chain/tree_sp; mkdir $tree
-        gmm-init-mono --shared-phones=data/lang/phones/sets.int --train-feats=scp:data/train/feats.scp data/lang_chain/topo 13 \\
+        gmm-init-mono --shared-phones=data/lang/phones/sets.int --train-feats=scp:data/train/feats.scp \\
+          data/lang_chain/topo 13 \\
           $tree/final.mdl $tree/tree
         cp data/lang/phones.txt $tree; echo 1 >$tree/num_jobs
         convert-ali --frame-subsampling-factor=3 exp/ali/final.mdl $tree/final.mdl $tree/tree \\
@@ -489,9 +523,11 @@ def test_a_chain_model_as_a_teacher(kaldi):
         printf '%s\n' 'input dim=13 name=input' 'relu-batchnorm-layer name=tdnn1 dim=16 input=Append(-1,0,1)' \\
           "output-layer name=output input=tdnn1 include-log-softmax=false dim=$pdfs" \\
           "output-layer name=output-xent input=tdnn1 dim=$pdfs" >exp/chain/net/configs/network.xconfig
-        steps/nnet3/xconfig_to_configs.py --xconfig-file exp/chain/net/configs/network.xconfig --config-dir exp/chain/net/configs
+        steps/nnet3/xconfig_to_configs.py --xconfig-file exp/chain/net/configs/network.xconfig \\
+          --config-dir exp/chain/net/configs
         nnet3-init exp/chain/net/configs/final.config - |
-          nnet3-copy --edits="set-learning-rate learning-rate=1" - - | nnet3-am-init $tree/final.mdl - exp/chain/net/final.mdl
+          nnet3-copy --edits="set-learning-rate learning-rate=1" - - |
+          nnet3-am-init $tree/final.mdl - exp/chain/net/final.mdl
         cp $tree/tree exp/chain/net; echo 3 >exp/chain/net/frame_subsampling_factor
         echo --norm-means=true >exp/chain/net/cmvn_opts""", **env)
 
@@ -505,11 +541,13 @@ def test_a_chain_model_as_a_teacher(kaldi):
     assert "is a chain model" in said and "--output-name output-xent, and as ALI the directory of its tree" in said
     said = refused("--output-name", "output-xent", "data/train", "exp/ali", "exp/chain/net", "exp/refused")
     assert "net/tree is not exp/ali/tree" in said and "steps/nnet3/chain/build_tree.sh made" in said
-    assert "no output 'xent'" in refused("--output-name", "xent", "data/train", "exp/chain/tree_sp", "exp/chain/net", "exp/refused")
+    assert "no output 'xent'" in refused("--output-name", "xent", "data/train", "exp/chain/tree_sp", "exp/chain/net",
+                                         "exp/refused")
     assert "exp/mono/final.mdl is no nnet3 model" in refused("data/train", "exp/ali", "exp/mono", "exp/refused")
 
     bash(kaldi, f"""
-        {plugin}/essence_targets.sh --nj 2 --top-k 5 --output-name output-xent data/train exp/chain/tree_sp exp/chain/net exp/chain/essence
+        {plugin}/essence_targets.sh --nj 2 --top-k 5 --output-name output-xent data/train exp/chain/tree_sp \\
+          exp/chain/net exp/chain/essence
         steps/nnet3/compute_output.sh --nj 1 --output-name output-xent --frame-subsampling-factor 3 --apply-exp true \\
           data/train exp/chain/net exp/chain/output""", **env)
     theirs = dict(read_matrices(f"ark:{kaldi}/exp/chain/output/output.1.ark"))
@@ -526,15 +564,18 @@ def test_a_chain_model_as_a_teacher(kaldi):
     said = bash(kaldi, f"""
         cp -r exp/chain/net exp/chain/online; touch exp/chain/online/online_cmvn; echo >exp/chain/online/cmvn_opts
         matrix-sum --binary=false scp:data/train/cmvn.scp exp/chain/online/global_cmvn.stats
-        {plugin}/essence_targets.sh --nj 7 --top-k 5 --output-name output-xent data/train exp/chain/tree_sp exp/chain/online \\
+        {plugin}/essence_targets.sh --nj 7 --top-k 5 --output-name output-xent data/train exp/chain/tree_sp \\
+          exp/chain/online \\
           exp/chain/essence_online
         nnet3-compute --frame-subsampling-factor=3 'nnet3-am-copy --raw=true exp/chain/net/final.mdl - | nnet3-copy \\
           --edits="remove-output-nodes name=output;rename-node old-name=output-xent new-name=output" - - |' \\
-          'ark:apply-cmvn-online --spk2utt=ark:data/train/spk2utt exp/chain/online/global_cmvn.stats scp:data/train/feats.scp ark:- |' \\
+          "ark:apply-cmvn-online --spk2utt=ark:data/train/spk2utt exp/chain/online/global_cmvn.stats \\
+             scp:data/train/feats.scp ark:- |" \\
           'ark:| copy-matrix --apply-exp ark:- ark:online.ark'""", **env)
     assert "in 3 jobs" in said
     are_the_largest_of(dict(read_matrices(f"ark:{kaldi}/online.ark")), "exp/chain/essence_online")
-    hard = bash(kaldi, "gunzip -c exp/chain/tree_sp/ali.1.gz | ali-to-pdf exp/chain/tree_sp/final.mdl ark:- ark,t:- 2>/dev/null")
+    hard = bash(kaldi, "gunzip -c exp/chain/tree_sp/ali.1.gz | "
+                       "ali-to-pdf exp/chain/tree_sp/final.mdl ark:- ark,t:- 2>/dev/null")
     ours = {utt: ali[::3].tolist() for utt, ali in read_int_vectors(f"scp:{kaldi}/exp/chain/essence/ali/ali.scp")}
     assert ours == {line.split()[0]: [int(p) for p in line.split()[1:]] for line in hard.splitlines()}
 
@@ -562,7 +603,8 @@ def test_a_chain_model_as_a_teacher(kaldi):
     assert ali_lengths(kaldi, "exp/third_student/decode/lat.*.gz") == {utt: 3 * n for utt, n in frames.items()}
     for decode in ("chain/student", "third_student"):
         assert "%WER" in (kaldi / "exp" / decode / "decode" / "wer_10_0.0").read_text()
-    done = subprocess.run([plugin / "decode_student.sh", "exp/graph", "data/nine", "exp/chain/student/decode2"], cwd=kaldi,
+    done = subprocess.run([plugin / "decode_student.sh", "exp/graph", "data/nine", "exp/chain/student/decode2"],
+                          cwd=kaldi,
                           capture_output=True, text=True, env={**os.environ, **env})
     assert done.returncode == 1 and "exp/graph is a graph for" in done.stderr
 
@@ -577,7 +619,8 @@ def test_the_swbd_recipe_prepares_made_up_corpora(tmp_path, shell):
     data = tmp_path / "data"
     done = shell("recipes/swbd/prepare_data.sh", "--size", "made_up", data, env=env, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    count = {name: len((data / name / "text").read_text().splitlines()) for name in ("train", "dev", "eval_swbd", "eval_che")}
+    count = {name: len((data / name / "text").read_text().splitlines())
+             for name in ("train", "dev", "eval_swbd", "eval_che")}
     assert count == {"train": 64, "dev": 8, "eval_swbd": 40, "eval_che": 40}
     for name in count:
         text = (data / name / "text").read_text()

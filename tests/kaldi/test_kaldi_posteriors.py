@@ -56,7 +56,8 @@ def test_sum_post_adds_ours(here):
                                                                               [0.5, 0.5, 1.0, 1.0])
     write("ark:one.ark", {"u": one})
     write("ark,scp:two.ark,two.scp", {"u": two})
-    done = subprocess.run([program, "--scale1=0.5", "--scale2=0.5", "ark:one.ark", "scp:two.scp", "ark,t:-"], check=True,
+    done = subprocess.run([program, "--scale1=0.5", "--scale2=0.5", "ark:one.ark", "scp:two.scp", "ark,t:-"],
+                          check=True,
                           capture_output=True, text=True)
     assert entries(done.stdout) == [{7: 0.25, 3: 0.375, 9: 0.25}, {1: 1.0}, {4: 0.5}]
 

@@ -58,7 +58,8 @@ def test_the_corpus_mini_is_valid(tmp_path):
 @pytest.mark.parametrize("changes, fine", [
     ({"lexicon.txt": "#metoo AX\n# D\n- AX\na(2) D AX\n<unk> SPN\n"}, True),
     *(({"lexicon.txt": f"{word} AX\n"}, False) for word in ("<s>", "</s>", "<eps>", "#0", "10\xa0km", "a\u3000b")),
-    *(({"nonsilence_phones.txt": f"AX\n{phone}\n", "lexicon.txt": "a AX\n", "extra_questions.txt": None}, phone == "T_Z")
+    *(({"nonsilence_phones.txt": f"AX\n{phone}\n", "lexicon.txt": "a AX\n", "extra_questions.txt": None},
+       phone == "T_Z")
       for phone in ("#1", "#x", "<eps>", "T_S", "T_B", "T_I", "T_E", "T_Z", "SIL"))])
 def test_what_a_dict_may_not_have(tmp_path, changes, fine):
     make_dict(tmp_path / "dict", **changes)

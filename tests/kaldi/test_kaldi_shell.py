@@ -71,7 +71,8 @@ def without_kaldi(tmp_path):
     """A PATH with what every system has, and nothing of Kaldi's or OpenFst's."""
     programs = tmp_path / "programs"
     programs.mkdir(exist_ok=True)
-    for name in ("bash", "sh", "env", "dirname", "cat", "sed", "awk", "grep", "perl", "gzip", "sox", "mkdir", "rm", "nproc", "python3"):
+    for name in ("bash", "sh", "env", "dirname", "cat", "sed", "awk", "grep", "perl", "gzip", "sox", "mkdir", "rm",
+                 "nproc", "python3"):
         for folder in ("/usr/bin", "/bin"):
             if os.path.exists(f"{folder}/{name}") and not (programs / name).exists():
                 (programs / name).symlink_to(f"{folder}/{name}")
@@ -96,7 +97,8 @@ def test_half_compiled_names_the_first_missing_program(shell, tmp_path, kaldi_ro
 
     done = shell("/bin/bash", "local/kaldi/check.sh", env=env)
     assert done.returncode == 1 and "OpenFst's 'fstcompile'" in done.stderr
-    compiled("fstcompile", "fstarcsort", "fstconvert", "fstdraw", "copy-int-vector", "copy-matrix", "copy-post", "ali-to-pdf",
+    compiled("fstcompile", "fstarcsort", "fstconvert", "fstdraw", "copy-int-vector", "copy-matrix", "copy-post",
+             "ali-to-pdf",
              "ali-to-post", "ali-to-phones", "show-transitions")
     for name in ("sox", "perl"):
         if not (programs / name).exists():
@@ -149,7 +151,8 @@ def test_a_network_of_kaldis_without_its_programs(shell, tmp_path):
 
 def test_kaldis_decoder_names_what_a_graph_lacks(shell, tmp_path):
     (tmp_path / "graph.npz").write_text("")
-    done = shell("local/bin/essence", "decode", "--decoder", "kaldi-lattice", tmp_path, "ark:scores.ark", tmp_path / "out")
+    done = shell("local/bin/essence", "decode", "--decoder", "kaldi-lattice", tmp_path, "ark:scores.ark",
+                 tmp_path / "out")
     assert done.returncode == 1 and "HCLG.fst: missing" in done.stderr and "Traceback" not in done.stderr
     done = shell("local/bin/essence", "decode", "--decoder", "kaldi-lattice", tmp_path)
     assert done.returncode == 1 and "--jobs-file" in done.stderr
@@ -167,7 +170,8 @@ def test_grammars_that_cannot_be(tmp_path):
 
 def carpa(order):
     """How Kaldi's ConstArpaLm begins: bos, eos, unk, order."""
-    return b"\0B<ConstArpaLm> <LmInfo> " + b"".join(b"\4" + n.to_bytes(4, "little") for n in (5, 6, 2, order)) + b"</LmInfo> "
+    numbers = b"".join(b"\4" + n.to_bytes(4, "little") for n in (5, 6, 2, order))
+    return b"\0B<ConstArpaLm> <LmInfo> " + numbers + b"</LmInfo> "
 
 
 def write(path, content):

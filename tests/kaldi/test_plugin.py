@@ -44,7 +44,8 @@ def plugin(shell, recipe):
 
 
 def targets(plugin, *options, teachers=("a.scp", "b.scp"), out="essence"):
-    return plugin("essence_targets.sh", "--cmd", ROOT / "local/jobs.sh", "--frame-subsampling-factor", "3", "--top-k", "4", *options,
+    return plugin("essence_targets.sh", "--cmd", ROOT / "local/jobs.sh", "--frame-subsampling-factor", "3",
+                  "--top-k", "4", *options,
                   "data", "ali", *teachers, out)
 
 
@@ -89,7 +90,8 @@ def test_a_job_that_dies_is_named_and_the_rest_is_kept(plugin, recipe):
     (recipe.root / "a.ark").write_bytes(ark)
     done = targets(plugin, "--nj", "3")
     assert done.returncode == 0, done.stderr
-    assert kept.stat().st_mtime_ns == before and read_sidecar(recipe.root / "essence" / "essence.json")["num_utts"] == 15
+    assert kept.stat().st_mtime_ns == before
+    assert read_sidecar(recipe.root / "essence" / "essence.json")["num_utts"] == 15
 
 
 def test_other_alignments_for_the_same_targets(plugin, recipe):
@@ -100,7 +102,8 @@ def test_other_alignments_for_the_same_targets(plugin, recipe):
     ali = recipe.root / "ali2"
     (ali / "tree.txt").write_text((ali / "tree.txt").read_text().replace(" 1 0\n", " 1 5\n"))
     write_sidecar(ali / "ali.json", {"kind": "alignment", "num_pdfs": 12, "tree_hash": sha256_file(ali / "tree.txt")})
-    done = plugin("essence_targets.sh", "--frame-subsampling-factor", "3", "--top-k", "4", "--nj", "2", "data", "ali2", "a.scp",
+    done = plugin("essence_targets.sh", "--frame-subsampling-factor", "3", "--top-k", "4", "--nj", "2", "data", "ali2",
+                  "a.scp",
                   "b.scp", "essence")  # without --cmd: local/jobs.sh, for the folder has a blank in its name
     assert done.returncode == 0 and "up to date" not in done.stdout, done.stderr
     assert read_sidecar(recipe.root / "essence" / "essence.json")["tree_hash"] == sha256_file(ali / "tree.txt")
@@ -126,7 +129,7 @@ def test_the_rate_of_matrices_is_what_their_sidecar_says(plugin, recipe):
 
 
 def test_lines_are_dealt_out(shell, tmp_path):
-    """As many parts as asked for, however long the lines are, and none without a line; a speaker's lines stay together."""
+    """As many parts as asked for, however long lines are, and none without a line; a speaker's lines stay together."""
     scp, utt2spk = tmp_path / "feats.scp", tmp_path / "utt2spk"
     names = [f"s{i // 4}-{i:02d}" for i in range(10)]
     scp.write_text("".join(f"{u} {'x' * (2000 if i == 3 else 1)}\n" for i, u in enumerate(names)))
@@ -141,7 +144,8 @@ def test_lines_are_dealt_out(shell, tmp_path):
         assert done.returncode == 0, done.stderr
         count = int(done.stdout.splitlines()[-1])
         assert len(list(tmp_path.glob("part.*"))) == count
-        return [[line.split()[0] for line in (tmp_path / f"part.{j}").read_text().splitlines()] for j in range(1, count + 1)]
+        return [[line.split()[0] for line in (tmp_path / f"part.{j}").read_text().splitlines()]
+                for j in range(1, count + 1)]
 
     for nj in (1, 3, 7, 10, 32):
         made = parts(nj)
@@ -180,10 +184,12 @@ def test_what_does_not_fit_is_refused(plugin, recipe, teachers, options, message
 
 def test_a_student_of_our_trainer(plugin, recipe, shell):
     assert targets(plugin, "--nj", "1").returncode == 0
-    args = ["--cmd", ROOT / "local/jobs.sh", "--set", "optim.epochs=1 model.hidden=16 data.heldout=0.2", "data", "essence", "student"]
+    args = ["--cmd", ROOT / "local/jobs.sh", "--set", "optim.epochs=1 model.hidden=16 data.heldout=0.2", "data",
+            "essence", "student"]
     done = plugin("train_student.sh", *args)
     assert done.returncode == 0, done.stderr
-    scores = shell("local/bin/essence", "forward", recipe.root / "student", recipe.data, f"ark:{recipe.root}/scores.ark")
+    scores = shell("local/bin/essence", "forward", recipe.root / "student", recipe.data,
+                   f"ark:{recipe.root}/scores.ark")
     assert scores.returncode == 0, scores.stderr
     assert {u: m.shape for u, m in read_matrices(f"ark:{recipe.root}/scores.ark")} == {
         u: p.shape for u, p in recipe.probs.items()}
@@ -211,7 +217,8 @@ def test_a_student_with_audio_without_transcripts(plugin, recipe):
     shutil.rmtree(pool.ali)
     pool.dense()
     assert targets(plugin, "--nj", "1").returncode == 0
-    done = plugin("essence_targets.sh", "--cmd", ROOT / "local/jobs.sh", "--frame-subsampling-factor", "3", "--top-k", "4",
+    done = plugin("essence_targets.sh", "--cmd", ROOT / "local/jobs.sh", "--frame-subsampling-factor", "3", "--top-k",
+                  "4",
                   "--nj", "1", "pool/data", "essence/ali", "pool/full.scp", "essence_pool")
     assert done.returncode == 0, done.stderr
     args = ["--cmd", ROOT / "local/jobs.sh", "--set", "optim.epochs=1 model.hidden=16 data.heldout=0.2",
@@ -227,8 +234,10 @@ def test_a_student_with_audio_without_transcripts(plugin, recipe):
 
 def test_a_model_takes_off_the_mean_of_all_that_a_speaker_says(plugin, recipe, shell):
     """Whatever the number of jobs."""
-    small = ["--set", "optim.epochs=1", "--set", "model.hidden=16", "--set", "data.heldout=0.2", "--set", "data.cmn=speaker"]
-    done = shell("local/bin/essence", "train", "--model", "conf/models/student_tdnn.yaml", *small, recipe.data, recipe.ali,
+    small = ["--set", "optim.epochs=1", "--set", "model.hidden=16", "--set", "data.heldout=0.2",
+             "--set", "data.cmn=speaker"]
+    done = shell("local/bin/essence", "train", "--model", "conf/models/student_tdnn.yaml", *small, recipe.data,
+                 recipe.ali,
                  recipe.root / "model")
     assert done.returncode == 0, done.stderr
     done = targets(plugin, "--nj", "4", teachers=["model"])
@@ -245,8 +254,9 @@ def test_a_model_takes_off_the_mean_of_all_that_a_speaker_says(plugin, recipe, s
     # a model of another tree, and one of another frame rate, are refused before any job
     yaml = recipe.root / "model" / "model.yaml"
     good = yaml.read_text()
-    for old, new, teachers, message in (("tree_hash: ", "tree_hash: beef", ["model"], "model was trained on another tree"),
-                                        ("factor: 3", "factor: 1", ["a.scp", "model"], "model has a row every 1 frames, a.scp every 3")):
+    for old, new, teachers, message in (
+            ("tree_hash: ", "tree_hash: beef", ["model"], "model was trained on another tree"),
+            ("factor: 3", "factor: 1", ["a.scp", "model"], "model has a row every 1 frames, a.scp every 3")):
         assert old in good
         yaml.write_text(good.replace(old, new))
         done = targets(plugin, teachers=teachers, out="refused")
@@ -255,7 +265,8 @@ def test_a_model_takes_off_the_mean_of_all_that_a_speaker_says(plugin, recipe, s
 
 def test_the_nnet3_student_needs_kaldi_and_says_so(plugin, recipe):
     done = plugin("train_nnet3_student.sh", "data", "ali", "essence", "student", env={"KALDI_ROOT": ""})
-    assert done.returncode == 1 and ("Kaldi's program 'nnet3-get-egs' is not found" in done.stderr or "is missing" in done.stderr)
+    assert done.returncode == 1
+    assert "Kaldi's program 'nnet3-get-egs' is not found" in done.stderr or "is missing" in done.stderr
     done = plugin("train_nnet3_student.sh", "--trainer", "lstm", "data", "ali", "essence", "student")
     assert done.returncode == 2 and "--trainer is dnn or rnn" in done.stderr
     done = plugin("train_nnet3_student.sh", "--frames-per-eg", "8,x", "data", "ali", "essence", "student")
@@ -269,8 +280,10 @@ def parts(root, **changes):
         folder = root / str(number)
         folder.mkdir()
         with PosteriorWriter(f"ark,scp:{folder}/post.ark,{folder}/post.scp") as writer:
-            writer.write(f"u{number}", Posterior.from_fixed(np.zeros((2 * number, 1), np.int32), np.ones((2 * number, 1), np.float32)))
-        fields = {"kind": "essence", "num_pdfs": 3, "k": 1, "num_utts": 1, "num_frames": 2 * number, "num_entries": 2 * number,
+            probs = np.ones((2 * number, 1), np.float32)
+            writer.write(f"u{number}", Posterior.from_fixed(np.zeros((2 * number, 1), np.int32), probs))
+        fields = {"kind": "essence", "num_pdfs": 3, "k": 1, "num_utts": 1, "num_frames": 2 * number,
+                  "num_entries": 2 * number,
                   "mean_mass": number / 10}
         if number == 2:
             fields.update(changes)

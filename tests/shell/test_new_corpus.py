@@ -215,8 +215,9 @@ def test_words_that_the_lexicon_lacks(run, checkout, tmp_path):
     assert stages(done) == [0, 1, 2, 3, 4]
     for told in ("lm_text: 3 words (2 different; most often: gnu 2, yak 1) are not in ",
                  "learn: 3 utterances, 3 speakers, 3 recordings, 9 words, 0.1 min, 3 words (1 different; most often: "
-                 "yak 3) outside the lexicon", "easy: 3 utterances, 3 speakers, 3 recordings, 6 words, 0.1 min, 0 words "
-                 "outside the lexicon", "learn/text: 3 words (1 different; most often: yak 3) are not in ",
+                 "yak 3) outside the lexicon",
+                 "easy: 3 utterances, 3 speakers, 3 recordings, 6 words, 0.1 min, 0 words outside the lexicon",
+                 "learn/text: 3 words (1 different; most often: yak 3) are not in ",
                  "learn_sp/text: 9 words (1 different; most often: yak 9) are not in ", "taken as <unk>"):
         assert told in said(done)
     with gzip.open(data / "lm" / "lm.arpa.gz", "rt") as arpa:

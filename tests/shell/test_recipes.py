@@ -57,8 +57,10 @@ def test_librispeech_says_what_is_missing_and_what_it_takes(shell, tmp_path):
     folder = make_librispeech(tmp_path / "LibriSpeech")
     done = run_librispeech(shell, folder, tmp_path, "--check", "true", "--dev-speakers", "20")
     assert done.returncode == 0, done.stderr
-    assert "\ntrain: 12 utterances, 0.00 h\ndev: 4 utterances, 0.00 h\ntest_clean: 12 utterances, 0.00 h\n" in done.stdout
-    assert "three teachers and the twin" in done.stdout and "recipes/librispeech/check.sh: nothing is missing" in done.stdout
+    assert ("\ntrain: 12 utterances, 0.00 h\ndev: 4 utterances, 0.00 h\ntest_clean: 12 utterances, 0.00 h\n"
+            in done.stdout)
+    assert "three teachers and the twin" in done.stdout
+    assert "recipes/librispeech/check.sh: nothing is missing" in done.stdout
     for size, counted, disk in (("clean-100", "28539 utterances, 100.60 h", r"7[0-9]\.\d"),
                                 ("full-960", "281241 utterances, 960.90 h", r"7[0-9]{2}\.\d")):
         done = shell("recipes/librispeech/check.sh", "--librispeech-dir", folder, "--size", size)
@@ -73,7 +75,8 @@ def test_librispeech_says_what_is_missing_and_what_it_takes(shell, tmp_path):
 
 
 def test_librispeech_by_run_sh(shell, tmp_path):
-    folder = make_librispeech(tmp_path / "LibriSpeech", {"train-clean-5": ("10", "11", "12"), "test-clean": ("237", "61")})
+    folder = make_librispeech(tmp_path / "LibriSpeech",
+                              {"train-clean-5": ("10", "11", "12"), "test-clean": ("237", "61")})
     data = tmp_path / "work" / "data" / "librispeech_mini"
     done = run_librispeech(shell, folder, tmp_path, "--stop-stage", "0")  # speakers of recipe.conf
     assert done.returncode == 0, done.stdout + done.stderr
@@ -92,7 +95,8 @@ def test_librispeech_by_run_sh(shell, tmp_path):
 
 def test_librispeech_for_kaldi(shell, tmp_path):
     folder = make_librispeech(tmp_path / "Libri Speech's")
-    done = shell("recipes/librispeech/prepare_data.sh", "--librispeech-dir", folder, "--lm-text", folder / "lm" / "text",
+    done = shell("recipes/librispeech/prepare_data.sh", "--librispeech-dir", folder, "--lm-text",
+                 folder / "lm" / "text",
                  "--dev-speakers", "20", tmp_path / "data", env={"ESSENCE_ENGINE": "kaldi"})
     if done.returncode:  # neither flac nor sox
         assert "Kaldi reads FLAC by the program flac or sox, and neither is here" in done.stderr

@@ -104,7 +104,7 @@ def test_a_marker_knows_settings_inputs_and_outputs(shell, tmp_path):
 
 @pytest.fixture
 def marker(shell, tmp_path):
-    """Runs lines of shell with the functions of local/marker.sh, where $out is a directory; its exit status and output."""
+    """Runs lines of shell with the functions of local/marker.sh, where $out is a directory; exit status and output."""
     def run(script, source=ROOT / "local" / "marker.sh"):
         done = shell("bash", "-c", f"set -euo pipefail; . {source}; out={tmp_path}/out; {script}", cwd=tmp_path)
         return done.returncode, done.stdout + done.stderr
@@ -143,7 +143,8 @@ def test_what_is_forced_is_made_anew_once(marker, tmp_path):
     assert marker(f"begin $out fp; touch $out/old; {made}; touch -d '1 hour ago' $out/.marker")[0] == 0
     force = f"export ESSENCE_FORCE={tmp_path}/stamp; touch $ESSENCE_FORCE"
     assert marker("is_done $out fp; resume $out fp; [ -f $out/old ]")[0] == 0
-    assert marker(f"{made}; touch -d '1 hour ago' $out/.marker; {force}; ! is_done $out fp; resume $out fp; {made}; is_done $out fp")[0] == 0
+    assert marker(f"{made}; touch -d '1 hour ago' $out/.marker; {force}; ! is_done $out fp; resume $out fp; {made}; "
+                  "is_done $out fp")[0] == 0
     assert names(tmp_path / "out") == [".marker", "f"]
 
 
@@ -177,7 +178,8 @@ def test_a_directory_that_is_only_begun_is_no_input(marker):
     assert status == 1 and "out' is missing or not whole: stage 4 makes it" in said and "on\n" not in said
     status, said = marker("begin $out fp; fp=$(fingerprint ali '' $out); echo on")
     assert status == 1 and "missing input" in said and "on\n" not in said
-    assert marker("begin $out fp; mark_done $out fp; need 4 $out; fp=$(fingerprint ali '' $out); echo on") == (0, "on\n")
+    assert marker("begin $out fp; mark_done $out fp; need 4 $out; fp=$(fingerprint ali '' $out); echo on") == (
+        0, "on\n")
 
 
 def test_a_fingerprint_has_the_version_of_what_it_is_of(marker, tmp_path):
@@ -199,7 +201,8 @@ def test_a_fingerprint_has_the_version_of_what_it_is_of(marker, tmp_path):
 
 def test_jobs_write_logs_and_a_failure_names_its_own(shell, tmp_path):
     log = tmp_path / "log" / "j.JOB.log"
-    done = shell("local/jobs.sh", "--mem", "4G", "--max-jobs-run", "2", "JOB=1:5", log, "bash", "-c", "echo I am JOB; [ JOB != 3 ]")
+    done = shell("local/jobs.sh", "--mem", "4G", "--max-jobs-run", "2", "JOB=1:5", log, "bash", "-c",
+                 "echo I am JOB; [ JOB != 3 ]")
     assert done.returncode == 1
     assert "j.3.log" in done.stderr and "j.2.log" not in done.stderr and "1 of 5 jobs failed" in done.stderr
     for j in range(1, 6):
@@ -212,7 +215,8 @@ def test_jobs_write_logs_and_a_failure_names_its_own(shell, tmp_path):
 @pytest.mark.parametrize("status, words", [
     (1, "ended with status 1"), (128, "ended with status 128"), (255, "ended with status 255"),
     (137, "was killed by SIGKILL (status 137; out of memory?)"), (143, "was killed by SIGTERM (status 143)"),
-    (141, "was killed by SIGPIPE (status 141)"), (135, "was killed by SIGBUS (status 135; /dev/shm or the disk is full?)")])
+    (141, "was killed by SIGPIPE (status 141)"),
+    (135, "was killed by SIGBUS (status 135; /dev/shm or the disk is full?)")])
 def test_how_a_command_ended(shell, tmp_path, status, words):
     """In the words of a stage that dies of it without a word of its own, and in those of a runner."""
     ends = f"sh -c 'exit {status}'"
@@ -229,7 +233,8 @@ def test_commands_may_be_pieces_of_shell_as_kaldis_scripts_write_them(shell, tmp
         text = (tmp_path / "7.log").read_text().splitlines()
         return done.returncode, text[2:-1]
 
-    assert said("echo", "two  words", 'a "b" c', "$HOME;x", "") == (0, ['two  words a "b" c $HOME;x '])  # no operator: as it is
+    # no operator: as it is
+    assert said("echo", "two  words", 'a "b" c', "$HOME;x", "") == (0, ['two  words a "b" c $HOME;x '])
     assert said("echo", "two  words", 'a "b" c', "JOB", "|", "tr", "-d", "w") == (0, ['to  ords a "b" c 7'])
     assert said("false", "||", "echo", "x", ">", tmp_path / "x.JOB") == (0, [])
     assert (tmp_path / "x.7").read_text() == "x\n"
@@ -238,7 +243,8 @@ def test_commands_may_be_pieces_of_shell_as_kaldis_scripts_write_them(shell, tmp
 def test_a_list_of_jobs_runs_in_the_environment_of_its_stage(shell, tmp_path):
     """queue.pl and slurm.pl hand a job nothing but PATH, and start it anywhere."""
     made, there = tmp_path / "a list", tmp_path / "work dir"
-    made.write_text("pwd && echo $WORK_DIR $OMP_NUM_THREADS 2>/dev/null && essence --version\nfalse\necho 'three;' && exit 3\n")
+    made.write_text("pwd && echo $WORK_DIR $OMP_NUM_THREADS 2>/dev/null && essence --version\nfalse\n"
+                    "echo 'three;' && exit 3\n")
     head = f"help_message=x; cd '{ROOT}'; . local/stage.sh; unset OMP_NUM_THREADS"
     done = shell("bash", "-c", f"{head}; as_jobs '{made}'", env={"WORK_DIR": str(there)})
     assert done.returncode == 0, done.stderr
@@ -326,7 +332,8 @@ def test_every_script_has_help_and_refuses_nonsense(shell, path):
         assert shell("bash", relative).returncode == 2
 
 
-@pytest.mark.parametrize("args, message", [  # one of a kind; tests/unit/test_plan_options.py has all that a plan refuses
+# one of a kind; tests/unit/test_plan_options.py has all that a plan refuses
+@pytest.mark.parametrize("args, message", [
     (["--nope", "1"], "invalid option --nope"),  # run.sh
     (["surplus"], "unexpected argument 'surplus'"),
     (["--check", "yes"], "--check takes true or false"),
@@ -392,14 +399,17 @@ def test_folders_that_cd_would_take_another_for(shell, tmp_path):
     """CDPATH leads to a folder of the checkout's name."""
     (tmp_path / "others" / "essence").mkdir(parents=True)
     (tmp_path / "essence").symlink_to(ROOT)
-    for path in ("essence/local/bin/essence", "essence/run.sh", "essence/recipes/plugin/essence_targets.sh", "essence/local/setup_env.sh"):
+    for path in ("essence/local/bin/essence", "essence/run.sh", "essence/recipes/plugin/essence_targets.sh",
+                 "essence/local/setup_env.sh"):
         for cdpath in (".", tmp_path / "others"):
-            done = shell("bash", path, "--help", cwd=tmp_path, env={"CDPATH": str(cdpath), "ESSENCE_PYTHON": "", "PYTHONPATH": ""})
+            done = shell("bash", path, "--help", cwd=tmp_path,
+                         env={"CDPATH": str(cdpath), "ESSENCE_PYTHON": "", "PYTHONPATH": ""})
             assert done.returncode == 0 and "sage: " in done.stdout and done.stderr == "", done.stderr
 
 
 def test_a_stage_called_from_another_folder_does_nothing(shell, tmp_path):
-    for script in STAGES + sorted((ROOT / "local" / "kaldi").glob("*.sh")) + [ROOT / "recipes" / "swbd" / "train_gmm.sh"]:
+    kaldis = sorted((ROOT / "local" / "kaldi").glob("*.sh"))
+    for script in [*STAGES, *kaldis, ROOT / "recipes" / "swbd" / "train_gmm.sh"]:
         sourced = re.search(r"^\. (local/(?:stage|kaldi/recipe_dir)\.sh)", script.read_text(), re.M)
         if sourced and script.name != "recipe_dir.sh":
             done = shell("bash", script, tmp_path / "plan.json", cwd=tmp_path)
@@ -411,13 +421,15 @@ def test_modules_of_the_working_directory_are_not_python_s(shell, tmp_path):
     for name in ("queue.py", "io.py", "yaml.py"):
         (tmp_path / name).write_text("raise SystemExit('taken from the working directory')")
     (tmp_path / "a.json").write_text('{"b": 1}')
-    for words in (("get", "a.json", "b"), ("copy-post", "--help"), ("get", ROOT / "conf/essence.yaml", "--default", "1", "b")):
+    for words in (("get", "a.json", "b"), ("copy-post", "--help"),
+                  ("get", ROOT / "conf/essence.yaml", "--default", "1", "b")):
         done = shell(ROOT / "local/bin/essence", *words, cwd=tmp_path)
         assert done.returncode == 0 and done.stdout[0] in "1u", done.stderr
 
 
 SURROUNDINGS = {  # what a user's profile may have exported
-    "PYTHONPATH with modules of Python's names": {"PYTHONPATH": "shadow"}, "the working directory": {"PYTHONPATH": "shadow:"},
+    "PYTHONPATH with modules of Python's names": {"PYTHONPATH": "shadow"},
+    "the working directory": {"PYTHONPATH": "shadow:"},
     "another Python's home": {"PYTHONHOME": "/nonexistent"}, "warnings": {"PYTHONWARNINGS": "error"},
     "safe path": {"PYTHONSAFEPATH": "1"}, "-OO": {"PYTHONOPTIMIZE": "2"}, "no threads": {"OMP_NUM_THREADS": "0"},
     "threads": {"OMP_NUM_THREADS": "many"}, "TMPDIR": {"TMPDIR": "/nonexistent"}, "POSIX": {"POSIXLY_CORRECT": "1"},
@@ -446,7 +458,8 @@ def test_what_surrounds_a_stage(shell, tmp_path):
     done = shell("./run.sh", "--work-dir", tmp_path, "--stage", "7", "--stop-stage", "7",
                  env={**variables, "BASH_ENV": f"{tmp_path}/profile", "BASH_FUNC_grep%%": "() { echo nothing; }"})
     assert done.returncode == 1 and "stage 6 makes it" in done.stderr, done.stderr
-    assert done.stdout.count("said by the profile") <= 1 and "engine native" in done.stdout  # 1: before run.sh's first line
+    assert "engine native" in done.stdout
+    assert done.stdout.count("said by the profile") <= 1  # 1: before run.sh's first line
 
 
 def test_a_checkout_with_a_colon_in_its_path(shell, tmp_path):
@@ -463,7 +476,8 @@ def test_a_checkout_with_a_colon_in_its_path(shell, tmp_path):
 def test_run_sh_says_which_stage_is_missing(shell, tmp_path):
     done = shell("./run.sh", "--work-dir", tmp_path, "--stage", "7", "--stop-stage", "7",
                  env={"CC": "/nowhere/cc", "ESSENCE_KERNELS": str(tmp_path)})
-    assert "there are no compiled inner loops (/nowhere/cc: " in done.stderr  # before any work, not in a job's log alone
+    # before any work, not in a job's log alone
+    assert "there are no compiled inner loops (/nowhere/cc: " in done.stderr
     assert done.returncode == 1 and "stage 6 makes it" in done.stderr
 
 
@@ -551,7 +565,8 @@ def test_jobs_of_one_number_do_not_meet(shell, tmp_path):
     for name, line in (("scontrol", "echo NodeAddr=10.0.0.1"), ("srun", 'printf "%s\\n" "$@"')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_JOB_NUM_NODES": "2"}
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n",
+           "SLURM_JOB_NUM_NODES": "2"}
     found = []
     for _ in range(3):
         words = shell("local/torchrun.sh", "train", env=env).stdout.splitlines()
@@ -689,9 +704,10 @@ def test_setup_without_a_network_names_the_packages_and_the_way_out(shell, tmp_p
 
 
 def test_a_wheel_page_out_of_reach_leaves_kaldi_decoder(shell, tmp_path):
-    """Without k2's wheel page and without an index the set-up says so in one line, ends well, and does not try again."""
+    """Without k2's wheel page and an index the set-up says so in one line, ends well, and does not try again."""
     nowhere = "http://127.0.0.1:9"
-    env = {"PIP_INDEX_URL": f"{nowhere}/simple", "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "", "ESSENCE_K2_PYTHON": "",
+    env = {"PIP_INDEX_URL": f"{nowhere}/simple", "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "",
+           "ESSENCE_K2_PYTHON": "",
            "PIP_CONFIG_FILE": "/dev/null", "http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": "",
            "PIP_RETRIES": "0"}
     done = shell("local/setup_env.sh", "--work-dir", tmp_path, env=env, timeout=300)
@@ -722,7 +738,8 @@ def test_an_utterance_too_short_at_one_speed_is_no_failure(shell, tmp_path):
     ends = {**{f"u{i:02d}": 0.5 for i in range(29)}, "u29": 0.027}  # 25 ms make a frame
     for name, line in (("wav.scp", f"r {tmp_path}/r.wav\n"), ("feats.scp", "".join(f"{u} -\n" for u in ends)),
                        ("segments", "".join(f"{u} r 0.00 {end:.3f}\n" for u, end in ends.items())),
-                       *((name, "".join(f"{u} {u}\n" for u in ends)) for name in ("utt2spk", "text")), (".marker", "done 0\n")):
+                       *((name, "".join(f"{u} {u}\n" for u in ends)) for name in ("utt2spk", "text")),
+                       (".marker", "done 0\n")):
         (train / name).write_text(line)
     plan = plans.write(plans.make_plan(tmp_path / "exp" / "mini", data=str(tmp_path)))
     done = shell("local/native/perturb_speed.sh", "--nj", "1", f"{plan.exp}/plan.json")

@@ -14,7 +14,8 @@ from essence_kd.hmm.graph import save_graph
 from essence_kd.io.posterior import read_posteriors
 from essence_kd.io.tables import IntVectorWriter
 
-SENTENCES = [line.split() for line in ("a b c", "a b", "b c a b", "c", "a a b c c a", "b b a c", "c a b c b a a", "a c b")]
+SENTENCES = [line.split() for line in
+             ("a b c", "a b", "b c a b", "c", "a a b c c a", "b b a c", "c a b c b a a", "a c b")]
 
 
 def mark(*folders):
@@ -44,7 +45,8 @@ def test_the_larger_model_of_stage_1(tmp_path, shell):
     assert stage("native/prepare_lang").returncode == 0 and not (data / "lm_rescore").exists()
     done = stage("rescore_lm", rescore_lm_order=3)
     assert done.returncode == 0, done.stderr
-    assert "lm/lm.arpa.gz: 2-gram, perplexity" in done.stdout and "lm_rescore/lm.arpa.gz: 3-gram, perplexity" in done.stdout
+    assert "lm/lm.arpa.gz: 2-gram, perplexity" in done.stdout
+    assert "lm_rescore/lm.arpa.gz: 3-gram, perplexity" in done.stdout
     assert len(lm.read_arpa(data / "lm_rescore" / "lm.arpa.gz").orders) == 3
     assert "lm_rescore is up to date" in stage("native/prepare_lang", rescore_lm_order=3).stdout
     # another order is another grammar and no other lang, on which GMM and networks depend
@@ -158,7 +160,8 @@ def test_stage_9_rescores_decodes_anew_and_resumes(tmp_path, shell):
     data, exp = tmp_path / "data", tmp_path / "exp"
     graph = loop_graph(num_words=9, num_phones=3, seed=1)
     corpus = make_data(data / "dev_hires", utterances=4, num_pdfs=graph.num_pdfs)
-    train(load_settings(TrainSettings, None, ["arch=tdnn", "model.hidden=12", "optim.epochs=1"]), corpus.data, corpus.ali,
+    settings = load_settings(TrainSettings, None, ["arch=tdnn", "model.hidden=12", "optim.epochs=1"])
+    train(settings, corpus.data, corpus.ali,
           exp / "baseline")
     graph.meta["tree_hash"] = tree_hash(corpus.ali)
     for folder in (data / "lang", exp / "gmm", exp / "graph"):
@@ -179,7 +182,8 @@ def test_stage_9_rescores_decodes_anew_and_resumes(tmp_path, shell):
         lm.write_arpa(data / name / "lm.arpa.gz", lm.estimate(sentences, order, graph.words[1:].tolist()))
     parts = [data / "lang", data / "lm", exp / "gmm", exp / "ali"]
     mark(*parts, data / "lm_rescore", exp / "baseline")
-    made = subprocess.run(["bash", "-c", '. local/marker.sh; mark_done "$1" "$(fingerprint graph transition_scale=0.3 "${@:2}")"',
+    made = subprocess.run(["bash", "-c", '. local/marker.sh; '
+                           'mark_done "$1" "$(fingerprint graph transition_scale=0.3 "${@:2}")"',
                            "-", exp / "graph", *parts], cwd=ROOT)  # what local/native/make_graph.sh finds up to date
     assert made.returncode == 0
 
@@ -217,10 +221,12 @@ def test_a_damaged_plan_and_a_role_that_is_none_are_refused(tmp_path, shell):
     done = shell("local/train_models.sh", path, "twins")
     assert done.returncode == 2 and "ROLE is teacher, twin or student, not 'twins'" in done.stderr
     text = path.read_text()
-    for spoiled, message in ((text[:700], "not JSON"), (text.replace('"role": "twin"', '"role": "twn"'), "is 'twn', none of")):
+    for spoiled, message in ((text[:700], "not JSON"),
+                             (text.replace('"role": "twin"', '"role": "twn"'), "is 'twn', none of")):
         path.write_text(spoiled)
         for script in ("local/train_models.sh", "local/decode.sh", "local/native/make_feats.sh"):
             done = shell(script, path, *(["twin"] if "train" in script else []))
-            assert done.returncode == 1 and str(path) in done.stderr and message in done.stderr, done.stdout + done.stderr
+            assert done.returncode == 1, done.stdout + done.stderr
+            assert str(path) in done.stderr and message in done.stderr, done.stdout + done.stderr
             assert len(done.stderr.splitlines()) == 1
     assert plan.exp == str(path.parent)

@@ -39,10 +39,12 @@ def kaldi_root(tmp_path):
 
 def test_everything_that_is_missing_is_named_at_once(shell, tmp_path):
     env = {"KALDI_ROOT": "", "LDC97S62": str(tmp_path / "a b"), "LDC2002S09": str(tmp_path / "s"),
-           "LDC2002T43": str(tmp_path / "t"), "FISHER": str(tmp_path / "f"), "SWBD_LM": "nope", "LDC97S62_DOCS": str(tmp_path)}
+           "LDC2002T43": str(tmp_path / "t"), "FISHER": str(tmp_path / "f"), "SWBD_LM": "nope",
+           "LDC97S62_DOCS": str(tmp_path)}
     done = shell("recipes/swbd/check.sh", env=env)
     assert done.returncode == 1
-    for name in ("KALDI_ROOT", "a b", "hub5e_00.pem", "hub5e00.english.000405.stm", "en20000405_hub5.glm", "f/data/trans",
+    for name in ("KALDI_ROOT", "a b", "hub5e_00.pem", "hub5e00.english.000405.stm", "en20000405_hub5.glm",
+                 "f/data/trans",
                  "'nope', neither srilm nor own", "conv.tab"):
         assert any(line.startswith("missing: ") and name in line for line in done.stderr.splitlines()), name
     assert "things are missing" in done.stderr

@@ -174,7 +174,7 @@ class Processes:
 
 
 class _Watch(threading.Thread):
-    """Every process says now and then that it lives, and which batch it is at; who falls silent is named.
+    """Every process says from time to time that it lives, and which batch it is at; who falls silent is named.
 
     Connections of a process that ends are closed, which the others notice at once. This is for those that are there
     and do not answer: stopped, or on a machine that hangs or is cut off. The others end then, with status 1.

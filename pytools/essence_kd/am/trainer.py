@@ -358,7 +358,7 @@ class Trainer:
         c, step = self.settings.checkpoint, self.state.step
         if c.every_steps and step % c.every_steps == 0:
             return True
-        # the clocks of processes differ, so the first one's counts, and is asked now and then
+        # the clocks of processes differ, so the first one's counts, and is asked from time to time
         return c.every_minutes > 0 and step % 10 == 0 and self.processes.told(seconds > 60 * c.every_minutes)
 
     def _save_checkpoint(self) -> None:

@@ -2,7 +2,7 @@
 
 e.g.: essence calibration --ali exp/mini/calibration/ali_dev/ali.scp out.json \\
         'baseline=ark:essence forward --output logprob exp/mini/baseline data/mini/dev_hires ark:- |'
---ali may be repeated; a system then has as many tables, in the same order: NAME=TABLE NAME=TABLE ...
+--ali may be repeated; each system has as many tables, in the same order: NAME=TABLE NAME=TABLE ...
 """
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Tally:
 
 
 class Progress:
-    """A line on stderr now and then: how far, how fast, and when it will be done."""
+    """A line on stderr from time to time: how far, how fast, and when it will be done."""
 
     def __init__(self, name: str, total: Optional[int], every: float = 10.0):
         self.name, self.total, self.every = name, total, every

@@ -6,6 +6,7 @@
 unset CDPATH
 cd -P "$(dirname "$0")/../../.." || exit 1
 export train_launcher=local/torchrun.sh
-export cuda_cmd=${cuda_cmd:-local/slurm.sh --partition gpu --nodes 2 --gpu 4 --num-threads 20 --mem 64G --time 2-00:00:00}
+gpus="local/slurm.sh --partition gpu --nodes 2 --gpu 4 --num-threads 20 --mem 64G --time 2-00:00:00"
+export cuda_cmd=${cuda_cmd:-$gpus}
 export forward_cmd=${forward_cmd:-local/slurm.sh --partition gpu --gpu 1 --num-threads 4 --mem 32G}
 exec ./run.sh --corpus swbd --engine kaldi --nj 100 --cmd "${cmd:-local/slurm.sh --partition cpu --mem 8G}" "$@"
