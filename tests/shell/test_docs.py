@@ -92,9 +92,40 @@ def test_lines_of_prose_are_at_most_120_characters(doc):
 
 def test_a_rate_says_per():
     """20 classes per frame, not 20 classes a frame: in documents, and in what the programs say."""
-    rate = re.compile(r"\b(bytes|classes|entries|frames|lines|nats|rows|samples|seconds|states|utterances|words) an? "
-                      r"(batch|entry|epoch|feature frame|file|frame|line|row|second|sentence|step|utterance)\b")
-    files = [*DOCS, *NOTES, *(ROOT / "pytools").rglob("*.py"), *(ROOT / "local").rglob("*.sh"),
-             *(ROOT / "recipes").rglob("*.sh"), ROOT / "run.sh"]
+    rate = re.compile(r"\b(bytes|classes|entries|frames|ids|lines|nats|rows|samples|seconds|states|utterances|words) an? "
+                      r"(batch|entry|epoch|feature frame|file|frame|line|row|second|sentence|step|utterance)\b",
+                      re.I)
+    files = [*DOCS, *NOTES, *ROOT.glob("*.md"), *(ROOT / "examples").glob("*.ipynb"), *(ROOT / "pytools").rglob("*.py"),
+             *(ROOT / "pytools").rglob("*.c"), *(ROOT / "pytools").rglob("*.html"), *(ROOT / "local").rglob("*.sh"),
+             *(ROOT / "recipes").rglob("*.sh"), *(ROOT / "conf").rglob("*.yaml"), ROOT / "run.sh"]
     found = [f"{path}: {match.group()}" for path in files for match in rate.finditer(path.read_text(encoding="utf-8"))]
     assert found == []
+
+
+def test_figures_of_the_readme_are_those_of_the_results():
+    """Each row of README's result table, and each interval, is one of docs/results.md, whose first is of RESULTS."""
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").replace("−", "-")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("−", "-").partition("## The result")[2]
+    rows = re.findall(r"^\|.*\d.*\|$", readme.partition("\n## ")[0], re.M)
+    number, whole = r"[-+]?\d+\.\d", r"(?<![\w.,])\d+\.\d\b(?! M)"
+    triple = rf"({number}\d*) \[({number}\d*), ({number}\d*)\]"
+
+    def rounds(short, long):
+        return len(short) == len(long) and all(abs(float(s) - float(g)) < 0.0501 for s, g in zip(short, long))
+
+    tables = [re.findall(r"(?<![\w.,])\d+\.\d\d(?=\*{0,2} \|)", row) for row in re.findall(r"^\|.*\|$", results, re.M)]
+    measured = re.findall(triple, results)
+    assert len(rows) > 3
+    for row in rows:
+        rates = re.findall(whole, re.sub(triple, "", row))
+        assert any(rounds(rates, table[-len(rates):]) for table in tables), row
+        for interval in re.findall(triple, row):
+            assert any(rounds(interval, other) for other in measured), (interval, row)
+    printed = (ROOT / "recipes" / "mini" / "RESULTS").read_text(encoding="utf-8")
+    first = results.partition("How good is each system?")[2].partition("./run.sh")[0]
+    for system, parameters, *rates in re.findall(r"^\| (\w+) .*?\| ([\d,]+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$",
+                                                 first, re.M):
+        sets = ("/decode_dev", "/decode_eval_swbd", "/decode_eval_che", " (total of eval_swbd and eval_che)")
+        for rate, where in zip(rates, sets):
+            assert re.search(rf"^%WER {rate} .* exp/mini/{system}{re.escape(where)}$", printed, re.M), (system, rate)
+        assert re.search(rf"^{system} +{parameters} ", printed, re.M), (system, parameters)

@@ -595,7 +595,7 @@ int64_t posterior_entries(const uint8_t *restrict data, int64_t T, int64_t k, co
 }
 
 /* Whether one of T frames names a pdf-id (>= 0) twice: 1 or 0; -1 without memory, or with a frame of more than 65,536
-   ids. The frames' offsets, or NULL: k ids a frame. An id's place in its frame is noted under the id, where a later
+   ids. The frames' offsets, or NULL: k ids per frame. An id's place in its frame is noted under the id, where a later
    place of the same id takes its stead. */
 int64_t repeated_entries(const int32_t *ids, int64_t T, int64_t k, const int64_t *offsets) {
   int64_t n = offsets ? offsets[T] : T * k, most = offsets ? 0 : k;

@@ -71,7 +71,7 @@ class Rule(Parametrised):
         return None
 
     def usual(self) -> float:
-        """Entries a frame, roughly, for a forecast."""
+        """Entries per frame, roughly, for a forecast."""
         return float(self.exact or 10)
 
     def reach(self, columns: Optional[int]) -> Optional[int]:
