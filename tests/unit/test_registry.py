@@ -7,6 +7,7 @@ import sys
 import pytest
 from builders import refused
 
+from essence_kd.io.errors import UserError
 from essence_kd.io.registry import Registry
 
 
@@ -34,8 +35,12 @@ def test_an_entry_is_found_by_its_file_alone(colours):
     assert "helper" not in colours and "no such/name" not in colours and "" not in colours
 
 
-def test_what_is_missing_is_told_with_what_there_is(colours):
-    refused(lambda: colours.get("grey", "a.yaml"), "a.yaml: unknown colour 'grey' (known: blue, dark-red)")
+def test_what_is_missing_is_told_with_what_there_is(colours, monkeypatch):
+    refused(lambda: colours.get("grey", "a.yaml"), "a.yaml: unknown colour 'grey' (known: blue, dark-red); if it is one "
+            "of yours, ESSENCE_PLUGINS must name its module")
+    monkeypatch.setenv("ESSENCE_PLUGINS", "sys")
+    with pytest.raises(UserError, match=r"\(known: blue, dark-red\)$"):
+        colours.get("grey")
 
 
 def test_plugins_of_the_environment(colours, tmp_path, monkeypatch):

@@ -42,7 +42,8 @@ class Registry(Generic[T]):
         """The entry of this name. Raises UserError that starts with ``where`` (a file) and names what there is."""
         if name not in self:
             start = f"{where}: " if where else ""
-            raise UserError(f"{start}unknown {self.what} '{name}' (known: {', '.join(self.names())})")
+            own = "" if os.environ.get(PLUGINS) else f"; if it is one of yours, {PLUGINS} must name its module"
+            raise UserError(f"{start}unknown {self.what} '{name}' (known: {', '.join(self.names())}){own}")
         return self._entries[name]
 
     def __contains__(self, name: str) -> bool:
