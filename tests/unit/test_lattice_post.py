@@ -18,7 +18,7 @@ from essence_kd.io.posterior import PosteriorWriter, read_posteriors
 from essence_kd.io.tables import MatrixWriter, read_matrices
 
 SCALE, WIDE = 0.3, {"beam": 100.0, "output_beam": 100.0}
-EVERYTHING = LatticeSettings(acoustic_scale=SCALE, **WIDE)
+EVERYTHING = LatticeSettings(acoustic_scale=SCALE, temperature=1.0, **WIDE)
 
 
 def all_paths(graph, scores, scale):
@@ -81,7 +81,8 @@ def test_a_matrix_becomes_the_mixture_with_the_probabilities_of_all_paths(made, 
     folder, graph, posts = made
     for weight in (0.75, 1.0):
         tally = mix_with_lattices(folder / "graph", f"scp:{folder}/full.scp", folder / "priors",
-                                  f"ark:{tmp_path}/x.ark", LatticeSettings(weight, SCALE, **WIDE), decoder="kaldi")
+                                  f"ark:{tmp_path}/x.ark", LatticeSettings(weight, SCALE, temperature=1.0, **WIDE),
+                                  decoder="kaldi")
         found = dict(read_matrices(f"ark:{tmp_path}/x.ark"))
         assert list(found) == list(posts) and (tally.num_utts, found["none"].size) == (5, 0)
         for utt in list(posts)[:4]:
@@ -106,6 +107,18 @@ def test_a_sparse_posterior_keeps_its_number_of_entries_and_its_lacking_classes_
         assert ids.shape == (len(dense), 4)
         np.testing.assert_allclose(probs, -np.sort(-mixture, axis=1)[:, :4], atol=2e-5)
         np.testing.assert_allclose(probs, np.take_along_axis(mixture, ids, 1), atol=2e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.25, 0.5, 2.0])
+def test_a_temperature_makes_the_mixture_surer_or_less_sure(made, tmp_path, temperature):
+    folder, _, posts = made
+    settings = LatticeSettings(acoustic_scale=SCALE, temperature=temperature, **WIDE)
+    mix_with_lattices(folder / "graph", f"scp:{folder}/full.scp", folder / "priors", f"ark:{tmp_path}/x.ark", settings,
+                      decoder="kaldi")
+    for utt, found in read_matrices(f"ark:{tmp_path}/x.ark"):
+        if utt != "none":
+            power = wanted(made, utt, posts[utt], 0.75) ** (1 / temperature)
+            np.testing.assert_allclose(found, power / power.sum(axis=1, keepdims=True), atol=2e-5)
 
 
 def test_lattices_know_what_single_frames_do_not(made):
@@ -141,8 +154,8 @@ def test_both_decoders_and_several_processes_say_the_same(made, k2, tmp_path):
         # k2 gets a graph without epsilons, where of several ways between two states the best one is left
         np.testing.assert_allclose(answers[2][utt].probs, post.probs, atol=0.02)
     sidecar = json.loads((tmp_path / "k2.json").read_text())
-    assert sidecar["lattice"] == {"weight": 0.75, "acoustic_scale": 0.25, "beam": 100.0, "output_beam": 30.0,
-                                  "decoder": "k2", "without_path": 0}
+    assert sidecar["lattice"] == {"weight": 0.75, "acoustic_scale": 0.25, "temperature": 0.25, "beam": 100.0,
+                                  "output_beam": 30.0, "decoder": "k2", "without_path": 0}
 
 
 def test_utterances_without_a_path_keep_their_posteriors_and_are_named(made, tmp_path, capsys):
@@ -166,6 +179,7 @@ def test_what_is_refused(made, tmp_path, capsys):
 
     refused(mix(settings=LatticeSettings(weight=0)), "--weight is 0, but must be above 0 and at most 1")
     refused(mix(settings=LatticeSettings(acoustic_scale=0)), "--acoustic-scale is 0")
+    refused(mix(settings=LatticeSettings(temperature=0)), "--temperature is 0, but must be from 0.01 to 100")
     refused(mix(decoder="kaldi-lattice"), "--decoder kaldi-lattice gives no lattices")
     refused(mix(decoder="nothing"), "nothing")
     (tmp_path / "priors").write_text("0.5\n0.5\n")

@@ -21,6 +21,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--weight", type=float, metavar="W", help="of the lattice, above 0 and at most 1")
     parser.add_argument("--acoustic-scale", type=float, metavar="X",
                         help="of log posterior less log prior, in the lattice; a smaller one spreads it")
+    parser.add_argument("--temperature", type=float, metavar="T",
+                        help="of the result; below 1 it is surer of the best pdf than the mixture")
     parser.add_argument("--beam", type=float, metavar="X", help="of the search")
     parser.add_argument("--output-beam", type=float, metavar="X", help="what the lattice keeps around the best path")
     tell_defaults(parser, LatticeSettings)

@@ -4,10 +4,12 @@ Where nobody transcribed the audio, an ensemble labels each frame from a few hun
 of the same posteriors knows which words they can belong to (V. Manohar et al., "Semi-supervised training of acoustic
 models using lattice-free MMI", ICASSP 2018, learn from such lattices). For a frame t and a pdf c
 
-    target(t, c) = weight * lattice(t, c) + (1 - weight) * posterior(t, c),
+    mixture(t, c) = weight * lattice(t, c) + (1 - weight) * posterior(t, c)
+    target(t, c) = mixture(t, c) ** (1 / temperature), divided by its sum over c,
 
 where lattice(t, c) is the sum over the lattice's arcs of row t and pdf c of their probabilities among all paths, at
-scores acoustic_scale * (log posterior - log prior).
+scores acoustic_scale * (log posterior - log prior). A small acoustic_scale lets the language model say much, and leaves
+many paths; a temperature below 1 then makes the target as sure as a label.
 """
 from __future__ import annotations
 
@@ -42,10 +44,11 @@ Stored = Union[Posterior, np.ndarray]
 
 @dataclass
 class LatticeSettings:
-    """How much of a target is the lattice's, and how the lattice is made."""
+    """How much of a target is the lattice's, how the lattice is made, and how sure the target is."""
 
     weight: float = 0.75
     acoustic_scale: float = 0.25
+    temperature: float = 0.25
     beam: float = 8.0
     output_beam: float = 6.0
 
@@ -53,6 +56,8 @@ class LatticeSettings:
         """Those of the search. Raises UserError for a value without meaning."""
         if not 0 < self.weight <= 1:
             raise UserError(f"--weight is {self.weight}, but must be above 0 and at most 1")
+        if not 0.01 <= self.temperature <= 100:
+            raise UserError(f"--temperature is {self.temperature}, but must be from 0.01 to 100")
         options = DecodeOptions(acoustic_scale=self.acoustic_scale, beam=self.beam, output_beam=self.output_beam,
                                 active_rows=0)
         options.check()
@@ -74,9 +79,10 @@ def lattice_posterior(lattice: Lattice, graph: Graph, acoustic_scale: float) -> 
 class LatticeMixer:
     """A decoder of a process, and what it makes of posteriors. ``graph``: itself or the name of its file."""
 
-    def __init__(self, kind, graph: Union[Graph, str], options: DecodeOptions, log_priors: np.ndarray, weight: float):
+    def __init__(self, kind, graph: Union[Graph, str], settings: LatticeSettings, options: DecodeOptions,
+                 log_priors: np.ndarray):
         self.decoder = kind(load_graph(graph) if isinstance(graph, str) else graph, options)
-        self.log_priors, self.weight = log_priors, weight
+        self.settings, self.log_priors = settings, log_priors
 
     def run(self, batch: List[Stored]) -> List[Optional[np.ndarray]]:
         """The mixture, float32 (T, C), for each posterior with T > 0; None where no path survived."""
@@ -93,8 +99,17 @@ class LatticeMixer:
                 continue
             found = lattice_posterior(answer.lattice, graph, options.acoustic_scale)
             found = found.reshape(len(matrix), repeat, -1).mean(axis=1)
-            mixtures.append((self.weight * found + (1 - self.weight) * matrix).astype(np.float32))
+            weight = self.settings.weight
+            mixtures.append(_sharpened(weight * found + (1 - weight) * matrix, self.settings.temperature))
         return mixtures
+
+
+def _sharpened(mixture: np.ndarray, temperature: float) -> np.ndarray:
+    """float32 (T, C) of a mixture at a temperature; as it is at 1."""
+    if temperature != 1:
+        mixture = (mixture / mixture.max(axis=1, keepdims=True)) ** (1 / temperature)
+        mixture /= mixture.sum(axis=1, keepdims=True)
+    return mixture.astype(np.float32)
 
 
 def _frames(value: Stored) -> int:
@@ -139,7 +154,7 @@ def mix_with_lattices(graph_dir, rspecifier: str, priors, wspecifier: str, setti
     if nj > 1:
         kind.check()
     tally, lost, progress = Tally(), [], Progress("lattice-post", num_utterances(rspecifier))
-    arguments = [(kind, graph if nj == 1 else str(path), options, log_priors, settings.weight)] * nj
+    arguments = [(kind, graph if nj == 1 else str(path), settings, options, log_priors)] * nj
     with Workers(LatticeMixer, arguments, "a decoding process died, perhaps for want of memory; take a smaller --nj",
                  one_thread=True) as workers, ExitStack() as opened:
         writer: Union[PosteriorWriter, MatrixWriter, None] = None
