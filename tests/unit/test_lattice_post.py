@@ -138,8 +138,8 @@ def test_both_decoders_and_several_processes_say_the_same(made, k2, tmp_path):
     folder, _, _ = made
 
     def run(name, *options):
-        command = [sys.executable, "-m", "essence_kd", "lattice-post", "--beam", "100", "--output-beam", "30", *options,
-                   folder / "graph", f"scp:{folder}/wide.scp", folder / "priors",
+        command = [sys.executable, "-m", "essence_kd", "lattice-post", "--beam", "100", "--output-beam", "30",
+                   "--temperature", "1", *options, folder / "graph", f"scp:{folder}/wide.scp", folder / "priors",
                    f"ark,scp:{tmp_path}/{name}.ark,{tmp_path}/{name}.scp"]
         environment = {**os.environ, **k2, "PYTHONPATH": str(ROOT / "pytools"), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
@@ -154,7 +154,7 @@ def test_both_decoders_and_several_processes_say_the_same(made, k2, tmp_path):
         # k2 gets a graph without epsilons, where of several ways between two states the best one is left
         np.testing.assert_allclose(answers[2][utt].probs, post.probs, atol=0.02)
     sidecar = json.loads((tmp_path / "k2.json").read_text())
-    assert sidecar["lattice"] == {"weight": 0.75, "acoustic_scale": 0.25, "temperature": 0.25, "beam": 100.0,
+    assert sidecar["lattice"] == {"weight": 0.75, "acoustic_scale": 0.25, "temperature": 1.0, "beam": 100.0,
                                   "output_beam": 30.0, "decoder": "k2", "without_path": 0}
 
 

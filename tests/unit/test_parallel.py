@@ -1,6 +1,7 @@
 """Work side by side: fresh processes, processes that live on, threads over a stream, threads over rows."""
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -39,6 +40,20 @@ def test_jobs_run_in_processes_of_their_own_and_keep_their_order():
     results = run_jobs(_square, [(x,) for x in range(7)], nj=3)
     assert [value for _, value in results] == [x * x for x in range(7)]
     assert len({pid for pid, _ in results} | {os.getpid()}) == 8
+
+
+def test_what_jobs_took_is_time_of_the_callers_children():
+    code = ("import time, timeit; from essence_kd.io import parallel as p\n"
+            "print(p.run_jobs(timeit.timeit, [('sum(range(1000))', '', time.process_time, 100000)])[0])")
+
+    def spent():
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before = spent()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "pytools")})
+    assert done.returncode == 0 and spent() - before > float(done.stdout) > 0.3, done.stderr
 
 
 def test_a_temporary_folder_whose_path_is_too_long_for_sockets(tmp_path):

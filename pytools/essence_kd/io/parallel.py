@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import os
 import queue
@@ -71,6 +72,15 @@ def sockets_in_reach() -> None:
             tempfile.tempdir = usual
 
 
+def _end_fork_server() -> None:
+    """Waits for the fork server, so that what its processes took counts as time of this one's children (`times`)."""
+    from multiprocessing import forkserver
+
+    stop = getattr(getattr(forkserver, "_forkserver", None), "_stop", None)
+    if stop is not None:
+        stop()
+
+
 def _job(pipe: Connection, function: Callable[..., Any], args: tuple, environment: dict[str, str | None]) -> None:
     """A process of run_jobs. The fork server's environment may be older than the setting for pipes."""
     _set_environment(environment)
@@ -112,6 +122,8 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], nj: int = 1) -
     sockets_in_reach()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
+    atexit.unregister(_end_fork_server)
+    atexit.register(_end_fork_server)
     server: dict[str, str | None] = {**_ONE_THREAD}  # nj processes, one thread each
     if os.environ.get("PYTHONPATH"):  # it must not take a queue.py that lies there for Python's
         server["PYTHONPATH"] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
