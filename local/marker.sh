@@ -11,7 +11,7 @@
 # work of an older checkout is made anew.
 declare -A versions=(
   [data]=1 [untranscribed]=1 [lang]=2 [lm]=1 [rescore-lm]=1 [const-arpa]=1 [feats]=1 [perturb]=1 [gmm]=2 [gmm-step]=1
-  [ali]=2 [train]=1 [posteriors]=1 [targets]=1 [graph]=2 [scores]=1 [sweep]=1 [decode]=1 [calibration]=2
+  [ali]=2 [train]=1 [posteriors]=1 [targets]=2 [graph]=2 [scores]=1 [sweep]=1 [decode]=1 [calibration]=2
   [report]=1 [plugin]=1)
 
 fingerprint() {
