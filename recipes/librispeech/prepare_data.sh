@@ -12,7 +12,8 @@ eval_speakers=
 size=mini
 nj=2
 help_message="Usage: recipes/librispeech/prepare_data.sh [options] DATA
- e.g.: recipes/librispeech/prepare_data.sh --librispeech-dir ~/LibriSpeech --lm-text lm_text.gz --lexicon lexicon.txt DATA
+ e.g.: recipes/librispeech/prepare_data.sh --librispeech-dir ~/LibriSpeech --lm-text lm_text.gz \\
+         --lexicon lexicon.txt DATA
  leaves DATA/{train,dev,test_clean}, test_other where it is there, untranscribed with --transcribed, DATA/dict, and
  DATA/lm_text or DATA/lm_arpa.gz; audio stays where it is, but for DATA/wav with --telephone true
   --librispeech-dir DIR       parts such as train-clean-5, or a folder LibriSpeech that holds them
