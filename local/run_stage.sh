@@ -70,17 +70,18 @@ trap 'stop 1' HUP
 trap 'stop 2' INT
 trap 'stop 15' TERM
 
-# CPU seconds of what this script has waited for; jobs that a cluster runs are not among them.
-cpu_seconds() {
+# CPU time of what this script has waited for, in tenths of a second; jobs that a cluster runs are not in it.
+cpu_time() {
   local stat
   read -r stat </proc/$$/stat
   # shellcheck disable=SC2086  # fields after the name, which may hold spaces: proc_pid_stat(5)
   set -- ${stat##*) }
-  echo $(((${14} + ${15}) / $(getconf CLK_TCK)))
+  echo $(((${14} + ${15}) * 10 / $(getconf CLK_TCK)))
 }
 # A line of stages.jsonl on the stage that runs: what it took, and more about it as JSON where given.
 note_stage() {
-  local took="\"seconds\": $((SECONDS - at_start)), \"cpu_seconds\": $(($(cpu_seconds) - at_cpu))"
+  local cpu=$(($(cpu_time) - at_cpu)) took
+  took="\"seconds\": $((SECONDS - at_start)), \"cpu_seconds\": $((cpu / 10)).$((cpu % 10))"
   took+=", \"bytes\": $((($(size_kb) - at_size) * 1024)), \"ended\": $(printf '%(%s)T' -1)"
   echo "{\"stage\": $at_stage, \"name\": \"$at_what\", $took${1:+, $1}}" >>"$exp/stages.jsonl"
 }
@@ -92,7 +93,7 @@ run_stage() {
   seconds=$(cut -d' ' -f$((n + 1)) <<<"$stage_seconds")
   export ESSENCE_WORKED=$exp/.worked
   rm -f "$ESSENCE_WORKED"
-  at_what=$what at_start=$SECONDS at_cpu=$(cpu_seconds) at_size=$(size_kb) at_stage=$n
+  at_what=$what at_start=$SECONDS at_cpu=$(cpu_time) at_size=$(size_kb) at_stage=$n
   if [ -n "$live" ]; then
     live_begin "stage $n: $what" "$seconds"
     run "$@" || status=$?

@@ -82,7 +82,7 @@ def test_a_terminal_shows_a_line_per_stage(work):
     assert "lang and language model are in" in log and "\x1b" not in log
     noted, = map(json.loads, (exp / "stages.jsonl").read_text().splitlines())
     assert noted["stage"] == 1 and abs(noted["ended"] - time.time()) < 60
-    assert 1 <= noted["cpu_seconds"] <= (os.cpu_count() or 1) * (noted["seconds"] + 1)
+    assert 0.1 <= noted["cpu_seconds"] <= (os.cpu_count() or 1) * (noted["seconds"] + 1)
     again = Terminal(*run_sh(work), work=work)
     assert again.status() == 0
     assert again.lines()[1:3] == ["./run.sh: seconds, if nothing has changed since the last run; all anew took 10 s",

@@ -36,8 +36,8 @@ def test_an_entry_is_found_by_its_file_alone(colours):
 
 
 def test_what_is_missing_is_told_with_what_there_is(colours, monkeypatch):
-    refused(lambda: colours.get("grey", "a.yaml"), "a.yaml: unknown colour 'grey' (known: blue, dark-red); if it is one "
-            "of yours, ESSENCE_PLUGINS must name its module")
+    refused(lambda: colours.get("grey", "a.yaml"), "a.yaml: unknown colour 'grey' (known: blue, dark-red); if it is "
+            "one of yours, ESSENCE_PLUGINS must name its module")
     monkeypatch.setenv("ESSENCE_PLUGINS", "sys")
     with pytest.raises(UserError, match=r"\(known: blue, dark-red\)$"):
         colours.get("grey")
