@@ -2,8 +2,6 @@
 """Compares exports of the format onnx with the model in PyTorch: bytes, processor time, scores, word errors.
 
     benchmarks/deployment.py exp/mini/student_essence exp/mini/graph data/mini/eval_swbd data/mini/eval_che --out OUT...
-
-    benchmarks/deployment.py exp/mini/student_essence exp/mini/graph data/mini/eval_swbd data/mini/eval_che --out OUT...
     benchmarks/deployment.py ... --models exp/mini/{teacher_1,teacher_2,baseline} --json exp/mini/deployment.json
 
 Prints a Markdown table. With --json it also measures whole recognition, by features, network and search, of MODEL_DIR,

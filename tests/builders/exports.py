@@ -72,25 +72,21 @@ def make_system(root):
     return root
 
 
-def sherpa_recognizer(out, snip_edges=True, **options):
+def sherpa_recognizer(out):
     """A recogniser of the Python package sherpa_onnx for a folder of --format sherpa, as its README.md has it."""
     from sherpa_onnx.lib import _sherpa_onnx as sherpa
 
     told = json.loads((out / "export.json").read_text())
-    program, model = told["program"], sherpa.OfflineTdnnModelConfig(str(out / told["model"]))
-    options = {"normalize_samples": told["normalize_samples"], **options}
+    model = sherpa.OfflineOmnilingualAsrCtcModelConfig(str(out / told["model"]))
     return sherpa.OfflineRecognizer(sherpa.OfflineRecognizerConfig(
-        feat_config=sherpa.FeatureExtractorConfig(
-            sampling_rate=program["sample-rate"], feature_dim=program["feat-dim"], low_freq=float(program["low-freq"]),
-            high_freq=float(program["high-freq"]), snip_edges=snip_edges, **options),
-        model_config=sherpa.OfflineModelConfig(tdnn=model, tokens=str(out / "tokens.txt")),
+        model_config=sherpa.OfflineModelConfig(omnilingual=model, tokens=str(out / "tokens.txt")),
         ctc_fst_decoder_config=sherpa.OfflineCtcFstDecoderConfig(graph=str(out / "HLG.fst"), max_active=7000),
         rule_fsts=str(out / "words_only.fst")))
 
 
-def sherpa_texts(out, data, batch, **options):
+def sherpa_texts(out, data, batch):
     """Utterance -> words, and utterance -> its result (with the number of frames), of a directory of whole wavs."""
-    recognizer, words, results = sherpa_recognizer(out, **options), {}, {}
+    recognizer, words, results = sherpa_recognizer(out), {}, {}
     lines = [line.split() for line in (data / "wav.scp").read_text().splitlines()]
     for first in range(0, len(lines), batch):
         streams = []

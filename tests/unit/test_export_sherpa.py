@@ -10,29 +10,32 @@ import numpy as np
 import pytest
 from builders import refused
 from builders.decoding import best_cost
-from builders.exports import make_model, make_system, sherpa_recognizer, sherpa_texts
+from builders.exports import make_model, make_system, make_wavs, sherpa_recognizer, sherpa_texts
 from builders.graphs import as_fst, loop_graph, random_path, scores_of
 
 import essence_kd
+from essence_kd.corpus.features import FeatureOptions, make_feats
 from essence_kd.decode.decoders.kaldi import load_kaldi
 from essence_kd.export.epsilon_free import without_epsilons
 from essence_kd.export.exporter import export
 from essence_kd.export.format import ExportSettings
-from essence_kd.export.formats.sherpa import free_marks, spelling
+from essence_kd.export.formats.sherpa import half_band, response, words_between
+from essence_kd.export.formats.sherpa_streaming import endless
+from essence_kd.export.sherpa_files import free_marks, spelling, weights
 from essence_kd.hmm.fst import read_fst, to_kaldifst
-from essence_kd.hmm.graph import Graph
+from essence_kd.hmm.graph import Graph, load_graph
 
 
-def decoded(fst, scores):
-    """(output labels, cost) of the best path by kaldi-decoder at a wide beam."""
+def best_path(fst, scores):
+    """(input labels, output labels, cost) of the best path by kaldi-decoder at a wide beam."""
     kaldi_decoder, kaldifst = load_kaldi()
     graph = kaldifst.StdConstFst(to_kaldifst(fst))
     decoder = kaldi_decoder.FasterDecoder(graph, kaldi_decoder.FasterDecoderOptions(beam=60.0, max_active=10 ** 6))
     scores = np.ascontiguousarray(scores, np.float32)
     decoder.decode(kaldi_decoder.DecodableCtc(scores))
     ok, best = decoder.get_best_path()
-    _, _, labels, weight = kaldifst.get_linear_symbol_sequence(best)
-    return labels, weight.value1 + weight.value2
+    _, taken, labels, weight = kaldifst.get_linear_symbol_sequence(best)
+    return taken, labels, weight.value1 + weight.value2
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -45,9 +48,9 @@ def test_a_graph_without_epsilons_has_the_same_words_at_the_same_costs(moved):
     for _ in range(12):
         path = random_path(graph, int(rng.integers(1, 6)), rng)
         scores = scores_of(graph, path, rng, strength=6.0)
-        labels, cost = decoded(free.fst, scores)
+        _, labels, cost = best_path(free.fst, scores)
         words = [word for label in labels for word in free.phrases[label]]
-        assert words == decoded(as_fst(graph), scores)[0]
+        assert words == best_path(as_fst(graph), scores)[1]
         np.testing.assert_allclose(cost, best_cost(graph, scores, 1.0, 0.0), rtol=1e-5)
 
 
@@ -65,7 +68,7 @@ def test_epsilons_at_the_start_and_at_the_end():
     free = without_epsilons(graph)
     found = {}
     for rows in (1, 2):
-        labels, cost = decoded(free.fst, np.zeros((rows, 2)))
+        _, labels, cost = best_path(free.fst, np.zeros((rows, 2)))
         found[rows] = [word for label in labels for word in free.phrases[label]], float(cost)
     assert found == {1: ([3, 2], 1.0 + 0.25 + 4 + 8), 2: ([1, 2], 0.5 + 2 + 0.25 + 4 + 8)}
 
@@ -92,31 +95,60 @@ def test_sherpa_onnx_has_the_words_of_essence_decode(corpus):
         assert sherpa_texts(corpus.root / "out", corpus.data, batch)[0] == corpus.words
 
 
-def test_times_are_those_of_the_rows(corpus):
-    """A pdf is heard at the begin of its row of 30 ms, a word 10 ms later; of words, those of the graph's path."""
-    _, results = sherpa_texts(corpus.root / "out", corpus.data, 10)
-    for utt, result in results.items():
-        frames, words = np.array(result.timestamps) / 0.01, [token != "@" for token in result.tokens]
-        assert len(frames) == len(result.tokens) and np.allclose(frames, frames.round(), atol=1e-3)
-        frames = frames.round().astype(int)
-        assert (frames % 3 == words).all()
-        # every row is heard, whatever else is in the batch
-        assert (frames[np.logical_not(words)] == np.arange(0, result.frames, 3)).all()
-
-
-def test_streaming_students_take_samples_from_minus_one_to_one(corpus, tmp_path):
-    """A running mean does not take the scale off: all programs give the network what it expects."""
-    told = json.loads((corpus.root / "out" / "export.json").read_text())
-    assert not told["normalize_samples"] and "normalize_samples=False" in (corpus.root / "out/README.md").read_text()
-    online = {"online_cmn": {"prior": 30, "window": 100, "look_ahead": 0, "mean": [9.0] * 40}}
-    model = make_model(tmp_path / "model", num_pdfs=told["num_pdfs"], cmn="online", about=online)
-    export("sherpa", model, tmp_path / "out", corpus.root / "graph", corpus.settings)
-    assert json.loads((tmp_path / "out" / "export.json").read_text())["normalize_samples"]
-    words = essence_kd.decode(corpus.root / "graph", essence_kd.forward(model, corpus.root / "data_hires"),
+def test_a_model_of_16_khz(corpus, tmp_path):
+    """Nothing is left out of its samples."""
+    num_pdfs = load_graph(corpus.root / "graph" / "graph.npz").num_pdfs
+    model = make_model(tmp_path / "model", num_pdfs=num_pdfs, about={"sample_rate": 16000})
+    data = make_wavs(tmp_path / "data", 6, 16000)
+    make_feats(data, kinds=["fbank"], nj=1, options=FeatureOptions(sample_frequency=16000))
+    settings = dataclasses.replace(corpus.settings, test_data=None)
+    export("sherpa", model, tmp_path / "out", corpus.root / "graph", settings)
+    words = essence_kd.decode(corpus.root / "graph", essence_kd.forward(model, tmp_path / "data_hires"),
                               decoder="kaldi", acoustic_scale=0.7, word_insertion_penalty=0.5, beam=12.0)
-    assert any(words.values())
-    for batch in (1, 10):
-        assert sherpa_texts(tmp_path / "out", corpus.data, batch)[0] == words
+    assert sum(map(len, words.values())) > 10
+    assert sherpa_texts(tmp_path / "out", data, 6)[0] == words
+
+
+def raised(samples):
+    """Twice as many samples, as Kaldi's LinearResample makes them with six zeros and a cutoff of 3,960 Hz of 8 kHz."""
+    out, cutoff = np.zeros(2 * len(samples)), 3960.0
+    for odd in range(2):
+        late = (2 * np.arange(-8, 9) + odd) / 16000  # from the samples that come in to the one that goes out
+        window = np.where(abs(late) < 3 / cutoff, 1 + np.cos(2 * np.pi * cutoff / 6 * late), 0)
+        weights = 2 * cutoff * np.sinc(2 * cutoff * late) * window / 2 / 8000
+        out[odd::2] = np.convolve(samples, weights, mode="same")
+    return out
+
+
+def test_the_rate_is_raised_and_lowered_without_loss():
+    """What is left of tones of 8 kHz is what ``response`` says; tones that are no part of such audio are left out."""
+    assert (response(1, 512) == 1).all() and (half_band(1) == 1).all()
+    for band in range(5, 120, 9):
+        tone = np.exp(2j * np.pi * band / 256 * np.arange(4000))
+        found = np.convolve(raised(tone.real) + 1j * raised(tone.imag), half_band(2), mode="same")[::2]
+        np.testing.assert_allclose(found[200:-200], response(2, 256)[band] * tone[200:-200], atol=2e-3)
+        alias = np.convolve(np.cos(np.pi * (256 - band) / 256 * np.arange(8000)), half_band(2), mode="same")
+        assert abs(alias[200:-200]).max() < 2e-3
+
+
+def test_times_are_those_of_the_rows(corpus):
+    """Words of kaldi-decoder's best path are said 20 ms after their rows of 30 ms, every second one 50 ms after, or
+    where the utterance ends."""
+    free = without_epsilons(load_graph(corpus.root / "graph" / "graph.npz"))
+    scores, words = dict(essence_kd.forward(corpus.model, corpus.root / "data_hires")), 0
+    num_pdfs = len(next(iter(scores.values()))[0])
+    fst, columns, _ = endless(free, num_pdfs, weights(free, corpus.settings), 16 / 12)
+    for utt, result in sherpa_texts(corpus.root / "out", corpus.data, 10)[1].items():
+        rows = np.pad(scores[utt] * np.float32(0.7 * 16 / 12), ((0, 0), (1, 0)), constant_values=-1e4)
+        labels = best_path(fst, rows[:, columns])[0]
+        assert len(labels) == len(rows)
+        end = 30 * len(rows)
+        heard = [min(60 * (row // 2) + 20 + 60 * (row % 2), end) for row, label in enumerate(labels)
+                 if label > 1 + num_pdfs]
+        found = [round(1000 * time) for time, token in zip(result.timestamps, result.tokens) if token != "@"]
+        assert found == heard
+        words += len(heard)
+    assert words > 20
 
 
 def test_the_program_on_the_command_line(corpus):
@@ -128,8 +160,16 @@ def test_the_program_on_the_command_line(corpus):
     assert done.returncode == 0, done.stderr
     said = [json.loads(line)["text"].split() for line in (done.stdout + done.stderr).splitlines()
             if line.startswith("{")]
-    found, _ = sherpa_texts(out, corpus.data, 1, snip_edges=False, normalize_samples=True)
-    assert said == list(found.values())[:3]
+    assert said == list(corpus.words.values())[:3]
+
+
+def test_with_too_many_phrases_words_keep_apart(corpus, monkeypatch):
+    """The graph has no other phrases than before, and is smaller."""
+    free = without_epsilons(load_graph(corpus.root / "graph" / "graph.npz"))
+    every, phrases = words_between(free, 87, weights(free, corpus.settings), 1.0)
+    monkeypatch.setattr("essence_kd.export.formats.sherpa.MOST", len(free.phrases))
+    fst, fewer = words_between(free, 87, weights(free, corpus.settings), 1.0)
+    assert fewer == free.phrases and len(phrases) > len(fewer) and fst.num_arcs < every.num_arcs
 
 
 def test_it_is_the_same_at_every_export_and_small_in_8_bits(corpus, tmp_path):
@@ -166,4 +206,9 @@ def test_what_is_refused(corpus, tmp_path):
     other = make_model(tmp_path / "other", num_pdfs=json.loads((corpus.root / "out" / "export.json").read_text())[
         "num_pdfs"], tree_hash="f00d")
     refused(lambda: export("sherpa", other, tmp_path / "out", corpus.root / "graph"), "tree_hash differs")
+    for about, message in (({"cmn": "online"}, "cmn is 'online', which the format sherpa cannot hold"),
+                           ({"sample_rate": 11025}, "hears 11025 samples per second, but --format sherpa has 16000")):
+        other = make_model(tmp_path / message[:6], num_pdfs=load_graph(corpus.root / "graph" / "graph.npz").num_pdfs,
+                           about=about)
+        refused(lambda: export("sherpa", other, tmp_path / "out", corpus.root / "graph"), message)
     assert read_fst(corpus.root / "out" / "HLG.fst").ilabel.min() == 1  # no epsilon

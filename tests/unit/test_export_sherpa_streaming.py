@@ -40,7 +40,7 @@ def recogniser(out):
 
 
 def test_words_of_sherpa_onnx_are_those_of_essence_decode(system):
-    """Ten utterances in parts of 0.1 s, all streams at once; what is cut off by zeros at the end may be other words."""
+    """Ten utterances in parts of 0.1 s, all streams at once, zeros behind each."""
     root, _ = system
     words = essence_kd.decode(root / "graph", essence_kd.forward(root / "online", root / "data_hires"), decoder="kaldi",
                               acoustic_scale=0.7, word_insertion_penalty=-4.0)
@@ -58,10 +58,7 @@ def test_words_of_sherpa_onnx_are_those_of_essence_decode(system):
         if not ready:
             break
         running.decode_streams(ready)
-    found = {utt: running.get_result(stream).text.split() for utt, stream in streams.items()}
-    begins = {utt: words[utt][:max(1, len(words[utt]) - 2)] for utt in words}
-    same = [utt for utt in words if found[utt][:len(begins[utt])] == begins[utt]]
-    assert len(same) >= 8, [(found[utt], words[utt]) for utt in words]
+    assert {utt: running.get_result(stream).text.split() for utt, stream in streams.items()} == words
 
 
 def test_what_it_tells(system):

@@ -6,7 +6,7 @@ that they lead to. Words that follow each other without a row between them lie o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Tuple
+from typing import Dict, Iterable, List, Tuple
 
 import numpy as np
 
@@ -17,10 +17,10 @@ Phrase = Tuple[int, ...]  # word-ids
 
 
 class Phrases:
-    """Word sequences by number; 0 is the empty one, and a single word has the word's own number."""
+    """Word sequences by number; 0 is the empty one."""
 
-    def __init__(self, num_words: int) -> None:
-        self.words: List[Phrase] = [(), *((word,) for word in range(1, num_words))]
+    def __init__(self, words: Iterable[Phrase]) -> None:
+        self.words: List[Phrase] = list(words)
         self._number: Dict[Phrase, int] = {words: number for number, words in enumerate(self.words)}
 
     def joined(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ class EpsilonFree:
 
 def without_epsilons(graph: Graph) -> EpsilonFree:
     """The same word sequences at the same costs, but for the empty one of no rows. Epsilons must form no cycle."""
-    phrases, free = Phrases(len(graph.words)), graph.ilabel == 0
+    phrases, free = Phrases([(), *((word,) for word in range(1, len(graph.words)))]), graph.ilabel == 0
     begin, end, cost, words = _closure(graph, np.flatnonzero(free), phrases)
     final = graph.final.astype(np.float64)
     leaves = np.bincount(graph.src[~free], minlength=graph.num_states) > 0
@@ -55,7 +55,7 @@ def without_epsilons(graph: Graph) -> EpsilonFree:
     taking = np.flatnonzero(~free)
     first = np.searchsorted(begin, graph.dst[taking])
     count = np.searchsorted(begin, graph.dst[taking], side="right") - first
-    arc, at = np.repeat(taking, count), _ranges(first, count)
+    arc, at = np.repeat(taking, count), ranges(first, count)
     src, dst, label = graph.src[arc], end[at], graph.ilabel[arc]
     weight = graph.weight[arc].astype(np.float64) + cost[at]
     spoken = phrases.joined(graph.olabel[arc], words[at])
@@ -66,7 +66,7 @@ def without_epsilons(graph: Graph) -> EpsilonFree:
     behind = np.flatnonzero((begin == 0) & (end != 0))
     first = np.searchsorted(src, end[behind])
     count = np.searchsorted(src, end[behind], side="right") - first
-    arc, at = _ranges(first, count), np.repeat(behind, count)
+    arc, at = ranges(first, count), np.repeat(behind, count)
     src, dst = np.concatenate([src, np.zeros(len(arc), src.dtype)]), np.concatenate([dst, dst[arc]])
     label, weight = np.concatenate([label, label[arc]]), np.concatenate([weight, weight[arc] + cost[at]])
     spoken = np.concatenate([spoken, phrases.joined(words[at], spoken[arc])])
@@ -78,7 +78,7 @@ def without_epsilons(graph: Graph) -> EpsilonFree:
     return EpsilonFree(fst, phrases.words)
 
 
-def _ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
+def ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
     """first[0], first[0] + 1, ... (count[0] numbers), first[1], ..."""
     return np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
 
@@ -96,7 +96,7 @@ def _closure(graph: Graph, free: np.ndarray, phrases: Phrases):
         begin, end, cost, words = ways[-1]
         first = np.searchsorted(sources, end)
         count = np.searchsorted(sources, end, side="right") - first
-        arc, at = free[_ranges(first, count)], np.repeat(np.arange(len(end)), count)
+        arc, at = free[ranges(first, count)], np.repeat(np.arange(len(end)), count)
         ways.append((begin[at], graph.dst[arc].astype(np.int64), cost[at] + graph.weight[arc],
                      phrases.joined(words[at], graph.olabel[arc])))
     begin, end, cost, words = (np.concatenate(column) for column in zip(*ways))

@@ -331,7 +331,7 @@ def _stages(content: Content) -> Values | None:
             for n, s in stages.items()]
     return {"total": sum(spent.values()),
             "longest": [(stages[n].get("name") or f'stage {stages[n]["stage"]}', spent[n]) for n in longest],
-            "times": bar_rows(times, title="Time a stage"), "disk": bar_rows(disk, title="Disk a stage")}
+            "times": bar_rows(times, title="Time per stage"), "disk": bar_rows(disk, title="Disk per stage")}
 
 
 def merge_alignments(first, second) -> list[tuple[str | None, str | None, str | None]]:

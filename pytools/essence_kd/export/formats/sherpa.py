@@ -1,40 +1,36 @@
-"""sherpa-onnx: a model of the type ``tdnn`` (offline), a graph for its CTC-FST search, and what makes text of it.
+"""sherpa-onnx: a model of the type ``omnilingual`` (offline), which is given samples, and a graph for its search.
 
-What the search of sherpa-onnx does, and what is made for it:
+The network computes the features itself, so that they are those of training in every language and program. sherpa-onnx
+gives it one utterance at a time, of 16,000 samples per second, less their mean and over their standard deviation. How
+loud it was is lost, so the model must be one that takes the utterance's mean off: a factor of the samples is a constant
+of all log-mels.
 
-- It drops words of arcs that consume no row, and counts such arcs as time: the graph has none.
-- A row is 10 ms. So a row of scores is followed by rows of zeros, until the next one begins, and every arc of the
-  graph by arcs that consume them. The first of these says the words, if any.
-- ``text`` is the tokens' symbols, not the words: words have columns of their own, whose symbols they are. Every other
-  symbol is one character, which a rule FST deletes; where an arc has two words another one stands between them, which
-  becomes a space. Column 0 is the blank, which says nothing: it is what the other rows of zeros are consumed with.
-- Several utterances come at once, the shorter ones padded, and nothing tells their lengths: the network finds the
-  padding by its value, computes each utterance alone, and what is behind its end is consumed by blanks.
-- Its beam is 16: costs and scores are multiplied so that 16 is as wide as the beam that was asked for.
+A row is 20 ms there, and one of scores 30 ms. So behind the first of two rows of scores comes one in which words are
+said: they have columns of their own, which are nothing in other rows. What is said by an arc of the second of two rows
+waits for the next such row. All that says nothing there consumes a blank.
 """
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import List, Tuple
 
 import numpy as np
 
-from essence_kd.export.epsilon_free import EpsilonFree, without_epsilons
-from essence_kd.export.format import Format, Written, register_format
-from essence_kd.export.formats.onnx import (ARCHITECTURES, CMN, PACKAGES, calibration_of, check_calibration,
-                                            front_end_text, metadata, score_settings)
+from essence_kd.corpus.features import FeatureExtractor
+from essence_kd.export.epsilon_free import EpsilonFree, Phrase, Phrases, ranges, without_epsilons
+from essence_kd.export.format import TOLERANCE, Format, Written, register_format
+from essence_kd.export.formats.onnx import (ARCHITECTURES, PACKAGES, calibration_of, check_calibration, metadata,
+                                            score_settings)
 from essence_kd.export.onnx_file import FORM, INT8, quantised, session
-from essence_kd.hmm.fst import Fst, make_fst, write_fst
+from essence_kd.export.sherpa_files import (BEAM, BLANK, GRAPH, NOTHING, RULE, TOKENS, free_marks, log_mels, weights,
+                                            wrapped, write_graph_files)
+from essence_kd.hmm.fst import Fst, make_fst
 from essence_kd.io.errors import UserError
-from essence_kd.io.provenance import write_text
 
-BEAM = 16.0  # of sherpa-onnx
-NOTHING = -1e4  # score of what cannot be: a blank where there are scores, a pdf behind the end
-PADDING = -23.025850929940457  # features behind the end of the shorter utterances of a batch
-NO_PADDING = -20.0  # that no log-mel is below
-INT16 = float(2 * np.log(32768))  # what log-mels of samples from -1 to 1 are below those of 16-bit samples
-MARKS = "@#|^~_=+*%$"  # of these the first two that no word has: what is deleted, and what becomes a space
-GRAPH, TOKENS, RULE, WORDS = "HLG.fst", "tokens.txt", "words_only.fst", "words.txt"
+RATE = 16000  # Hz of what the model type is given
+LEVEL = 1000.0  # what its standard deviation becomes: that of speech at 16 bits, so that the least energy is training's
+MOST = 30000  # phrases: each is a column of 50 rows per second
+ZEROS = 28  # of the filter before samples are left out, on each side
 
 README = """# {arch}, {num_pdfs} pdfs, for sherpa-onnx
 
@@ -45,42 +41,33 @@ Offline recognition in the unmodified sherpa-onnx, from 2.0.1 on:
       {wav}
 
 From the folder where these files lie. `text` is the words. `tokens` has them, too, and `{erased}` where something else
-was heard; `timestamps`, in seconds, tell where the graph says each word, which is not always where it begins. Where two
-words are said at one row they are one token, with `{between}` between them. `words` are ids of `words.txt`. Several
-files at once get the same answers as one by one, and two runs the same ones.
+was heard; `timestamps`, in seconds, are 20 or 50 ms after the row where the graph says each word, which is not always
+where it begins. Where two words are said at once they are one token, with `{between}` between them. `words` are ids of
+`words.txt`. Several files at once get the same answers as one by one, and two runs the same ones.
 
 In Python (`sherpa_onnx.OfflineRecognizer` has no factory for a graph; this is what lies beneath it):
 
     from sherpa_onnx.lib import _sherpa_onnx as S
     recognizer = S.OfflineRecognizer(S.OfflineRecognizerConfig(
-        feat_config=S.FeatureExtractorConfig(sampling_rate={rate}, feature_dim={feat_dim}, low_freq={low:g},
-                                             high_freq={high:g}, snip_edges=True,
-                                             normalize_samples={normalize}),
-        model_config=S.OfflineModelConfig(tdnn=S.OfflineTdnnModelConfig("{file}"), tokens="{tokens}"),
+        model_config=S.OfflineModelConfig(omnilingual=S.OfflineOmnilingualAsrCtcModelConfig("{file}"),
+                                          tokens="{tokens}"),
         ctc_fst_decoder_config=S.OfflineCtcFstDecoderConfig(graph="{graph}", max_active={max_active}),
         rule_fsts="{rule}"))
     stream = recognizer.create_stream()
-    stream.accept_waveform({rate}, samples)  # float32, from -1 to 1
+    stream.accept_waveform({rate}, samples)  # float32, from -1 to 1, of any rate from {rate} Hz on
     recognizer.decode_streams([stream])
     print(stream.result.text)
 
-{exact}
-
 `sherpa-onnx-offline-websocket-server` takes the same options as the command, and `sherpa-onnx-vad-with-offline-asr`
-cuts long audio. In other languages these files go into the OfflineRecognizerConfig of the C API: `model_config.tdnn`,
-`model_config.tokens`, `ctc_fst_decoder_config.graph`, `rule_fsts`.
+cuts long audio. In other languages these files go into the OfflineRecognizerConfig of the C API:
+`model_config.omnilingual`, `model_config.tokens`, `ctc_fst_decoder_config.graph`, `rule_fsts`.
+
+The network computes the features itself, of audio of {rate} samples per second; sherpa-onnx gives it 16,000. Audio of a
+lower rate lacks what it listens to.
 
 The graph is set for a beam of {beam:g} (sherpa-onnx's own is fixed at 16: all costs are multiplied by {widen:g}),
 the acoustic scale {acoustic_scale:g} and the word insertion penalty {penalty:g}. Scores of {file} differ from PyTorch's
-by at most {{worst}} before that multiplication.
-
-{front_end}"""
-EXACT = """These are the features that the model was trained on. The command and the other languages have no options
-`snip_edges` and `normalize_samples`: their frames lie 7.5 ms earlier, and very soft sounds are cut off, so that their
-words are others in some utterances."""
-SHIFTED = """The network expects features of samples from -1 to 1, which the command and other languages compute, too;
-but they have no option `snip_edges`: their frames lie 7.5 ms earlier, so that their words are others in some
-utterances."""
+by at most {{worst}} before that multiplication."""
 
 
 @register_format
@@ -90,17 +77,21 @@ class Sherpa(Format):
     name = "sherpa"
     architectures = ARCHITECTURES
     packages = PACKAGES
-    cmn = CMN
+    cmn = ("utterance",)
     needs_graph = True
     int8 = INT8
 
     def check(self) -> None:
-        """Static int8 needs features; two characters must be free; a row needs columns for words behind its scores."""
+        """Static int8 needs features; two characters must be free; the rates must fit those of the model type."""
         check_calibration(self.settings)
         free_marks(self.source.graph.words)
-        if self.source.factor < 2:
-            raise UserError(f"{self.source.model_dir / 'model.yaml'}: frame_subsampling_factor is 1, but the format "
-                            f"{self.name} says words in the frames between two rows of scores: there must be some")
+        where, rate = self.source.model_dir / "model.yaml", self.settings.sample_rate
+        if self.source.factor < 3:
+            raise UserError(f"{where}: frame_subsampling_factor is {self.source.factor}, but the format {self.name} "
+                            "has a row every 20 ms, and words between rows of scores: it must be 3 or more")
+        if RATE % rate:
+            raise UserError(f"{where}: hears {rate} samples per second, but --format {self.name} has {RATE}, or a "
+                            "whole part of it, such as 8000")
 
     def write(self, folder: Path) -> Written:
         """All files."""
@@ -108,57 +99,61 @@ class Sherpa(Format):
 
         source, settings = self.source, self.settings
         self.file = "model.int8.onnx" if settings.int8 else "model.onnx"
-        self.running: Any = None
         self.widen, num_pdfs = BEAM / settings.beam, source.model.num_pdfs
-        erased, between = free_marks(source.graph.words)
+        self.extractor, self.every = FeatureExtractor(front_end(settings), ["fbank"]), RATE // settings.sample_rate
+        self.response = response(self.every, self.extractor._fft_size)
         free = without_epsilons(source.graph)
-        texts = [between.join(str(source.graph.words[word]) for word in phrase) for phrase in free.phrases]
-        fst = spread_out(free, num_pdfs, settings.word_insertion_penalty, self.widen, source.factor)
-        tokens = ["<blk>", *[erased] * num_pdfs, *(f"\u2581{text}" for text in texts[1:])]
-        self.num_columns = len(tokens)
-        write_fst(folder / GRAPH, fst)
-        write_text(folder / TOKENS, "".join(f"{symbol} {i}\n" for i, symbol in enumerate(tokens)))
-        write_text(folder / WORDS, "".join(f"{text or '<eps>'} {i}\n" for i, text in enumerate(texts)))
-        write_fst(folder / RULE, spelling(erased, between))
+        fst, phrases = words_between(free, num_pdfs, weights(free, settings), self.widen)
+        self.num_columns = num_pdfs + len(phrases)
+        write_graph_files(folder, source, fst, 1 + num_pdfs, phrases, range(1, len(phrases)))
         (folder / self.file).write_bytes(self._bytes())
-        ends, exact = front_end(settings), source.about["cmn"] == "utterance"
-        options = {"sample-rate": ends.sample_frequency, "feat-dim": source.model.feat_dim,
-                   "low-freq": f"{ends.low_freq:g}", "high-freq": f"{ends.top_freq:g}", "tdnn-model": self.file,
-                   "tokens": TOKENS, "ctc.graph": GRAPH, "ctc.max-active": settings.max_active, "rule-fsts": RULE,
-                   "num-threads": 1}
+        self.difference = self._compared(folder)
+        erased, between = free_marks(source.graph.words)
+        options = {"omnilingual-asr-model": self.file, "tokens": TOKENS, "ctc.graph": GRAPH,
+                   "ctc.max-active": settings.max_active, "rule-fsts": RULE, "num-threads": 1}
         readme = README.format(
             file=self.file, arch=source.about["arch"], num_pdfs=num_pdfs, erased=erased, between=between,
             wav="test_wavs/*.wav" if settings.test_data else "a.wav b.wav", tokens=TOKENS, rule=RULE, graph=GRAPH,
-            options=wrapped([f"--{name}={value}" for name, value in options.items()]), rate=ends.sample_frequency,
-            feat_dim=source.model.feat_dim, low=ends.low_freq, high=ends.top_freq, max_active=settings.max_active,
-            normalize=not exact, exact=EXACT if exact else SHIFTED,
-            beam=settings.beam, widen=self.widen, penalty=settings.word_insertion_penalty,
-            acoustic_scale=settings.acoustic_scale, front_end=front_end_text(ends))
+            options=wrapped([f"--{name}={value}" for name, value in options.items()]), rate=settings.sample_rate,
+            max_active=settings.max_active, beam=settings.beam, widen=self.widen,
+            penalty=settings.word_insertion_penalty, acoustic_scale=settings.acoustic_scale)
         return Written(readme, {"model": self.file, "graph": GRAPH, "num_states": fst.num_states,
-                                "num_arcs": fst.num_arcs, "num_columns": len(tokens), "program": options,
-                                "normalize_samples": not exact})
+                                "num_arcs": fst.num_arcs, "num_columns": self.num_columns, "program": options})
 
-    def verify(self, folder: Path, feats: np.ndarray) -> np.ndarray:
-        """By onnxruntime, beside a longer utterance; what is in the rows between is looked at, too."""
-        self.running = self.running or session(folder / self.file)
-        factor, num_pdfs = self.source.factor, self.source.model.num_pdfs
-        batch = np.full((2, len(feats) + 40, feats.shape[1]), PADDING, np.float32)
-        batch[0, :len(feats)] = feats - self.shift
-        batch[1] = np.resize(feats, batch[1].shape) - self.shift
-        found, = self.running.run(None, {"x": batch})
-        rows = -(-len(feats) // factor)
-        spread = found[0].reshape(-1, factor, self.num_columns)
-        if len(spread) != -(-batch.shape[1] // factor) or not (spread[:rows, 0, 0] == NOTHING).all() \
-                or spread[:rows, 0, 1 + num_pdfs:].any() or spread[:rows, 1:].any() \
-                or not (spread[rows:, :, 1:1 + num_pdfs] == NOTHING).all() or spread[rows:, :, 0].any():
-            raise UserError(f"{self.source.model_dir}: exported as {self.name}, {len(feats)} frames give "
-                            f"{len(spread)} rows, and others than scores and zeros")
-        return spread[:rows, 0, 1:1 + num_pdfs] / np.float32(self.widen)
+    def verify(self, folder: Path, feats: np.ndarray) -> None:
+        """Nothing: the network takes samples, and was compared when it was written."""
 
-    @property
-    def shift(self) -> float:
-        """What log-mels have less in sherpa-onnx than in training; the mean of an utterance has it, too."""
-        return 0.0 if self.source.about["cmn"] == "utterance" else INT16
+    def _compared(self, folder: Path) -> float:
+        """The largest difference to PyTorch's scores, of noise of 1 to 1,000 frames."""
+        from essence_kd.export.exporter import LENGTHS, torch_scores
+
+        rng, worst, ends, running = np.random.default_rng(1), 0.0, self.extractor.options, session(folder / self.file)
+        for frames in LENGTHS:
+            length = self.every * (ends.window + (frames - 1) * ends.shift)
+            samples = rng.standard_normal(length) * np.interp(np.arange(length), np.linspace(0, length, 9),
+                                                              rng.uniform(0.05, 3, 9))
+            samples = ((samples - samples.mean()) / samples.std()).astype(np.float32)
+            found, = running.run(None, {"x": samples[None]})
+            theirs = torch_scores(self, self._features(samples))
+            rows = row_places(len(theirs), self.source.factor)
+            between, pdfs = np.delete(found[0], rows, axis=0), slice(1, 1 + self.source.model.num_pdfs)
+            if len(found[0]) != self.source.factor * (len(theirs) // 2 + 1) or (between[:, pdfs] != NOTHING).any() \
+                    or np.delete(between, pdfs, axis=1).any() \
+                    or (np.delete(found[0, rows], pdfs, axis=1) != NOTHING).any():
+                raise UserError(f"{self.source.model_dir}: exported as {self.name}, there are other rows than expected")
+            worst = max(worst, float(np.abs(found[0, rows, pdfs] / np.float32(self.widen) - theirs).max()))
+        if not worst <= 2 * TOLERANCE and self.settings.int8 is None:  # features are computed in single precision
+            raise UserError(f"{self.source.model_dir}: exported as {self.name}, scores differ from PyTorch's by "
+                            f"{worst:.3g}: nothing was left")
+        return worst
+
+    def _features(self, samples: np.ndarray) -> np.ndarray:
+        """What the network computes of samples, by NumPy in double precision."""
+        wave = LEVEL * np.convolve(samples, half_band(self.every), mode="same")[::self.every]
+        frames = np.lib.stride_tricks.sliding_window_view(wave, self.extractor.options.window)
+        frames = frames[::self.extractor.options.shift] @ self.extractor._prepare
+        power = (abs(np.fft.rfft(frames, self.extractor._fft_size)) / self.response)**2
+        return np.log(np.maximum(power @ self.extractor._banks["fbank"], np.finfo(np.float32).eps)).astype(np.float32)
 
     def _bytes(self) -> bytes:
         from essence_kd.export.onnx_network import Network
@@ -170,118 +165,121 @@ class Sherpa(Format):
                             [("scores", np.float32, [1, "rows", source.model.num_pdfs])], {})
         if settings.int8 is not None:
             data = quantised(data, settings.int8, ({"feats": feats[None]} for feats in calibration_of(self)))
-        about = {**metadata(source, settings), "model_type": "tdnn", "vocab_size": self.num_columns,
-                 "subsampling_factor": source.factor}
-        return batched(data, source.model.feat_dim, source.factor, self.num_columns, self.shift, about)
+        return self._of_samples(data)
+
+    def _of_samples(self, data: bytes) -> bytes:
+        """The model file ``data`` (feats -> scores) for samples x (1, n): (1, rows of 20 ms, columns)."""
+        import onnx
+        from onnx import compose
+
+        from essence_kd.export.onnx_network import OnnxGraph
+
+        inner = compose.add_prefix_graph(onnx.load_from_string(data).graph, "net/")
+        ends, net = self.extractor.options, OnnxGraph()
+        add, ints = net.add, net.ints
+
+        def size(value: str, axis: int) -> str:
+            return add("Gather", add("Shape", value), ints(axis))
+
+        wave = add("Mul", "x", net.constant(LEVEL))
+        if self.every > 1:
+            weights = half_band(self.every)
+            wave = add("Conv", add("Unsqueeze", wave, ints(1)), net.constant(weights[None, None]),
+                       kernel_shape=[len(weights)], strides=[self.every], pads=[len(weights) // 2] * 2)
+        wave = add("Reshape", wave, ints(-1))
+        lacking = add("Max", add("Sub", ints(ends.window), size(wave, 0)), ints(0))  # a frame at least
+        wave = add("Pad", wave, add("Concat", ints(0), lacking, axis=0))
+        begins = add("Range", ints(0), add("Sub", size(wave, 0), ints(ends.window - 1)), ints(ends.shift))
+        places = add("Add", add("Unsqueeze", begins, ints(1)), ints(*range(ends.window)))
+        add("Unsqueeze", log_mels(net, wave, places, self.extractor, self.response), ints(0), name="net/feats")
+        net.nodes.extend(inner.node)
+
+        num_pdfs, factor, columns = self.source.model.num_pdfs, self.source.factor, self.num_columns
+        scores = add("Pad", "net/scores", ints(0, 0, 1, 0, 0, columns - 1 - num_pdfs), net.constant(NOTHING))
+        saying = np.zeros((1, 1, columns))
+        saying[..., 1:1 + num_pdfs] = NOTHING
+
+        def rows_between(number: str, where: str) -> str:
+            shape = add("Concat", add("Slice", add("Shape", where), ints(0), ints(1)), number, ints(1), axis=0)
+            return add("Expand", net.constant(saying), shape)
+
+        more = add("Sub", ints(2), add("Mod", size(scores, 1), ints(2)))  # words that waited are said at the end
+        pairs = add("Reshape", add("Concat", scores, rows_between(more, scores), axis=1), ints(-1, 2, columns))
+        first, second = (add("Slice", pairs, ints(i), ints(i + 1), ints(1)) for i in range(2))
+        ahead = -(-factor // 2)
+        parts = [first, rows_between(ints(ahead - 1), pairs), second, rows_between(ints(factor - ahead - 1), pairs)]
+        add("Reshape", add("Concat", *parts, axis=1), ints(1, -1, columns), name="log_probs")
+        net.constants.update({tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in inner.initializer})
+        about = {**metadata(self.source, self.settings), "model_type": "omnilingual"}
+        return net.to_bytes([("x", np.float32, [1, "samples"])],
+                            [("log_probs", np.float32, [1, "all", columns])], about)
 
 
-def batched(data: bytes, feat_dim: int, factor: int, num_columns: int, shift: float, about: dict) -> bytes:
-    """The model file ``data`` (feats -> scores of one utterance) for several: x (N, T, F), the shorter ones padded,
-    plus ``shift`` -> (N, factor x R, num_columns): blank, scores, words, a row of scores before factor - 1 of zeros.
-
-    Behind the end of an utterance there is nothing but blanks."""
-    import onnx
-    from onnx import TensorProto, compose, helper, numpy_helper
-
-    from essence_kd.export.onnx_network import OnnxGraph
-
-    inner = compose.add_prefix_graph(onnx.load_from_string(data).graph, "net/")
-    num_pdfs = inner.output[0].type.tensor_type.shape.dim[2].dim_value
-    net = OnnxGraph()
-    factors, one = net.constant(factor, np.int64), net.constant(1, np.int64)
-    loud = net.add("ReduceMax", "x", axes=[2], keepdims=0)
-    there = net.add("Cast", net.add("Greater", loud, net.constant(NO_PADDING)), to=TensorProto.INT64)
-    frames = net.add("Max", net.add("ReduceSum", there, net.ints(1), keepdims=0), one)  # (N,)
-    longest = net.add("ReduceMax", frames, axes=[0], keepdims=1)
-    rows = net.add("Mul", net.add("Div", net.add("Add", longest, net.constant(factor - 1, np.int64)), factors), factors)
-
-    body = OnnxGraph()
-    body.add("Identity", "go", name="on")
-    count = body.add("Unsqueeze", body.add("Gather", frames, "number", axis=0), body.ints(0))
-    feats = body.add("Slice", body.add("Gather", "x", "number", axis=0), body.ints(0), count, body.ints(0))
-    if shift:
-        feats = body.add("Add", feats, body.constant(shift))
-    body.add("Unsqueeze", feats, body.ints(0), name="net/feats")
-    body.nodes.extend(inner.node)
-    scores = body.add("Pad", "net/scores", body.ints(0, 0, 1, 0, 0, 0), body.constant(NOTHING))
-    scores = body.add("Unsqueeze", scores, body.ints(2))
-    scores = body.add("Pad", scores, body.ints(0, 0, 0, 0, 0, 0, factor - 1, num_columns - 1 - num_pdfs))
-    scores = body.add("Reshape", scores, body.ints(-1, num_columns))
-    left = body.add("Sub", rows, body.add("Slice", body.add("Shape", scores), body.ints(0), body.ints(1)))
-    behind = np.zeros((1, num_columns))
-    behind[0, 1:1 + num_pdfs] = NOTHING
-    behind = body.add("Expand", body.constant(behind), body.add("Concat", left, body.ints(num_columns), axis=0))
-    body.add("Concat", scores, behind, axis=0, name="spread")
-    for node in body.nodes:
-        for names in (node.input, node.output):
-            names[:] = [f"body/{name}" if name in body.constants else name for name in names]
-    constants = [numpy_helper.from_array(array, f"body/{name}") for name, array in body.constants.items()]
-    graph = helper.make_graph(
-        body.nodes, "utterance",
-        [helper.make_tensor_value_info("number", TensorProto.INT64, []),
-         helper.make_tensor_value_info("go", TensorProto.BOOL, [])],
-        [helper.make_tensor_value_info("on", TensorProto.BOOL, []),
-         helper.make_tensor_value_info("spread", TensorProto.FLOAT, ["all", num_columns])],
-        [*inner.initializer, *constants])
-    utterances = net.add("Gather", net.add("Shape", "x"), net.constant(0, np.int64))
-    net.add("Loop", utterances, "", name="log_probs", body=graph)
-    return net.to_bytes([("x", np.float32, ["utterances", "frames", feat_dim])],
-                        [("log_probs", np.float32, ["utterances", "all", num_columns])], about)
+def row_places(rows: int, factor: int) -> np.ndarray:
+    """Which rows of 20 ms the rows of scores become, of ``factor`` frames each."""
+    number = np.arange(rows)
+    return number // 2 * factor + number % 2 * -(-factor // 2)
 
 
-def spread_out(free: EpsilonFree, num_pdfs: int, penalty: float, widen: float, factor: int) -> Fst:
-    """The graph for sherpa-onnx of one without epsilons: ``factor`` > 1 arcs in the place of each.
+def half_band(every: int) -> np.ndarray:
+    """Weights float64 of the filter after which each ``every``-th sample may stand for all; 1.0 for 1."""
+    if every == 1:
+        return np.ones(1)
+    at = np.arange(-ZEROS * every, ZEROS * every + 1)
+    weights = np.sinc(at / every) * np.kaiser(len(at), 6.0)
+    return weights / weights.sum()
 
-    Input labels are columns + 1: 0 blank, 1 + pdf, num_pdfs + phrase; output labels are phrases. An arc consumes its
-    pdf at its cost (with ``penalty`` a word), then its phrase or a blank, then blanks. Behind a final state blanks may
-    follow without end. Costs are times ``widen``.
+
+def response(every: int, fft_size: int) -> np.ndarray:
+    """(fft_size // 2 + 1,): what is left of each frequency up to half of RATE / ``every``.
+
+    sherpa-onnx raises the rate of such audio with Kaldi's LinearResample, six zeros and a cutoff of 0.99 of the
+    highest frequency; half_band follows.
     """
-    fst, blank = free.fst, 1
-    counts = np.array([len(phrase) for phrase in free.phrases])
-    weight = (fst.weight + penalty * counts[fst.olabel]) * widen
-    # more states: one for every phrase that leads to a state, factor - 2 in front of each state that is led to, and
-    # the one behind the end
-    pairs, place = np.unique(np.stack([fst.dst, fst.olabel]).astype(np.int64), axis=1, return_inverse=True)
-    led_to, where = np.unique(pairs[0], return_inverse=True)
-    spoken = fst.num_states + np.arange(pairs.shape[1])
-    more = fst.num_states + pairs.shape[1] + np.arange((factor - 2) * len(led_to)).reshape(factor - 2, -1)
-    behind = fst.num_states + pairs.shape[1] + more.size
-    chain, ends = [*more, led_to], np.flatnonzero(np.isfinite(fst.final))
-    label = np.where(pairs[1] > 0, num_pdfs + pairs[1] + 1, blank)
-    parts = [(fst.src, spoken[place.ravel()], fst.ilabel + 1, np.zeros(fst.num_arcs), weight),
-             (spoken, chain[0][where.ravel()], label, pairs[1], np.zeros(len(spoken)))]
-    for here, there, cost in (*((a, b, np.zeros(len(a))) for a, b in zip(chain, chain[1:])),
-                              (ends, np.full(len(ends), behind), fst.final[ends] * widen), ([behind], [behind], [0])):
-        parts.append((here, there, np.full(len(here), blank), np.zeros(len(here)), cost))
-    final = np.full(behind + 1, np.inf)
-    final[:fst.num_states], final[behind] = fst.final * widen, 0
-    src, dst, ilabel, olabel, cost = (np.concatenate(column) for column in zip(*parts))
-    return make_fst(src, dst, ilabel, olabel, cost, final, fst.start)
+    if every == 1:
+        return np.ones(fft_size // 2 + 1)
+    cutoff, zeros = 0.99 / every, 6  # 1: half of RATE
+    at = np.arange(-int(zeros / cutoff), int(zeros / cutoff) + 1)
+    raising = cutoff * np.sinc(cutoff * at) * 0.5 * (1 + np.cos(np.pi * cutoff / zeros * at))
+    angles = np.pi / every * np.arange(fft_size // 2 + 1) / (fft_size // 2)
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        return np.cos(np.outer(angles, np.arange(len(weights)) - len(weights) // 2)) @ weights
+
+    return of(raising) * of(half_band(every))
 
 
-def free_marks(words) -> Tuple[str, str]:
-    """Two characters that are in no word. Raises UserError where there are none."""
-    used = set("".join(map(str, words[1:])))
-    free = [mark for mark in MARKS if mark not in used]
-    if len(free) < 2:
-        raise UserError(f"words.txt: --format sherpa needs two of the characters {MARKS} that no word has, but "
-                        f"{'only ' + free[0] + ' is' if free else 'none is'} free")
-    return free[0], free[1]
+def words_between(free: EpsilonFree, num_pdfs: int, weight: np.ndarray, widen: float) -> Tuple[Fst, List[Phrase]]:
+    """(graph, phrases) of a graph without epsilons, where words are said by arcs of their own.
 
+    Input labels are columns + 1: blank, 1 + pdf, num_pdfs + phrase; output labels are phrases; costs ``weight``, and
+    final ones times ``widen``. Behind an arc that says something comes one that consumes its phrase, at once or after
+    another pdf; what that one says is then said with it. Every other state has an arc that consumes a blank and stays.
+    Where that makes more phrases than MOST, words do not follow each other within 30 ms.
+    """
+    fst, phrases = free.fst, Phrases(free.phrases)
+    words, states = fst.olabel > 0, np.arange(fst.num_states)
+    waiting, place = np.unique(np.stack([fst.dst[words], fst.olabel[words]]), axis=1, return_inverse=True)
+    dst, here = fst.dst.copy(), fst.num_states + np.arange(waiting.shape[1])
+    dst[words] = here[place.ravel()]
+    first = np.searchsorted(fst.src, waiting[0])
+    count = np.searchsorted(fst.src, waiting[0], side="right") - first
+    arc, at = ranges(first, count), np.repeat(np.arange(len(here)), count)
+    both = np.unique(np.stack([waiting[1][at], fst.olabel[arc]])[:, words[arc]], axis=1)
+    if both.shape[1] + len(phrases.words) > MOST:
+        arc, at = arc[~words[arc]], at[~words[arc]]
+    longer, place = np.unique(np.stack([fst.dst[arc], phrases.joined(waiting[1][at], fst.olabel[arc])]), axis=1,
+                              return_inverse=True)
+    there = fst.num_states + len(here) + np.arange(longer.shape[1])
 
-def spelling(erased: str, between: str) -> Fst:
-    """A transducer over bytes that deletes one character and makes another a space, as --rule-fsts takes it."""
-    byte = np.arange(1, 256)
-    nothing = np.zeros(255)
-    out = np.where(byte == ord(erased), 0, np.where(byte == ord(between), ord(" "), byte))
-    return make_fst(nothing, nothing, byte, out, nothing, [0.0])
+    def none(arcs) -> np.ndarray:
+        return np.zeros(len(arcs))
 
-
-def wrapped(words: List[str], width: int = 100) -> str:
-    """Options of a command, on several lines where one would be too long."""
-    lines = [""]
-    for word in words:
-        if lines[-1] and len(lines[-1]) + len(word) > width:
-            lines.append("")
-        lines[-1] += f" {word}" if lines[-1] else word
-    return " \\\n      ".join(lines)
+    arcs = [(fst.src, dst, fst.ilabel + 1, none(dst), weight),
+            (here[at], there[place.ravel()], fst.ilabel[arc] + 1, none(arc), weight[arc]),
+            (here, waiting[0], waiting[1] + num_pdfs + 1, waiting[1], none(here)),
+            (there, longer[0], longer[1] + num_pdfs + 1, longer[1], none(there)),
+            (states, states, none(states) + BLANK, none(states), none(states))]
+    final = np.concatenate([fst.final * widen, np.full(len(here) + len(there), np.inf)])
+    src, dst, ilabel, olabel, cost = (np.concatenate(column) for column in zip(*arcs))
+    return make_fst(src, dst, ilabel, olabel, cost, final, fst.start), phrases.words

@@ -23,15 +23,15 @@ from essence_kd.corpus.features import FeatureExtractor
 from essence_kd.export.epsilon_free import EpsilonFree, without_epsilons
 from essence_kd.export.format import TOLERANCE, Format, Written, register_format
 from essence_kd.export.formats.onnx import PACKAGES, metadata, score_settings
-from essence_kd.export.formats.sherpa import (BEAM, GRAPH, NOTHING, RULE, TOKENS, WORDS, free_marks, spelling,
-                                              wrapped)
 from essence_kd.export.onnx_file import FORM, quantised, session
-from essence_kd.hmm.fst import Fst, make_fst, write_fst
+from essence_kd.export.sherpa_files import (BEAM, BLANK, GRAPH, NOTHING, RULE, TOKENS, free_marks, log_mels, weights,
+                                            wrapped, write_graph_files)
+from essence_kd.hmm.fst import Fst, make_fst
 from essence_kd.io.errors import UserError
 from essence_kd.io.frames import FRAME_SHIFT_MS
-from essence_kd.io.provenance import write_text
 
 RATE, CHUNK_MS, ROW_MS = 8000, 300, 30  # of the model type
+SILENT_SAMPLES = 4  # of digital silence with which a frame ends that is taken for silence
 SILENT_FRAMES = 64  # of digital silence at most that are taken for the frame before them
 README = """# {arch}, {num_pdfs} pdfs, for sherpa-onnx while speech goes on
 
@@ -119,12 +119,8 @@ class SherpaStreaming(Format):
         self.extractor = FeatureExtractor(front_end(settings), ["fbank"])
         erased, between = free_marks(source.graph.words)
         free = without_epsilons(source.graph)
-        texts = [between.join(str(source.graph.words[word]) for word in phrase) for phrase in free.phrases]
-        fst, self.columns, tokens = with_columns(free, texts, num_pdfs, settings.word_insertion_penalty, self.widen)
-        write_fst(folder / GRAPH, fst)
-        write_text(folder / TOKENS, "".join(f"{symbol or erased} {i}\n" for i, symbol in enumerate(tokens)))
-        write_text(folder / WORDS, "".join(f"{text or '<eps>'} {i}\n" for i, text in enumerate(texts)))
-        write_fst(folder / RULE, spelling(erased, between))
+        fst, self.columns, spoken = endless(free, num_pdfs, weights(free, settings), self.widen)
+        write_graph_files(folder, source, fst, 1 + num_pdfs, free.phrases, spoken)
         (folder / self.file).write_bytes(self._bytes())
         self.difference = worst = self._compared(folder)
         options = {"t-one-ctc-model": self.file, "tokens": TOKENS, "ctc-graph": GRAPH,
@@ -137,7 +133,7 @@ class SherpaStreaming(Format):
             rule=RULE, beam=settings.beam, max_active=settings.max_active, widen=self.widen,
             acoustic_scale=settings.acoustic_scale, penalty=settings.word_insertion_penalty, worst=worst)
         return Written(readme, {"model": self.file, "graph": GRAPH, "num_states": fst.num_states,
-                                "num_arcs": fst.num_arcs, "num_columns": len(tokens), "program": options,
+                                "num_arcs": fst.num_arcs, "num_columns": len(self.columns), "program": options,
                                 "times_late": late})
 
     def verify(self, folder: Path, feats: np.ndarray) -> None:
@@ -209,13 +205,11 @@ class SherpaStreaming(Format):
         samples = add("Add", samples, add("Sign", samples))  # 32767/32768 of a sample, cut off, is one less
         wave = add("Concat", add("Add", part(0, old), part(old, old)), samples, axis=0)
         places = np.arange(frames)[:, None] * ends.shift + np.arange(ends.window)
-        spectrum = np.fft.rfft(self.extractor._prepare, self.extractor._fft_size, axis=1)
-        spectrum = add("MatMul", add("Gather", wave, const(places, np.int64), axis=0),
-                       const(np.concatenate([spectrum.real, spectrum.imag], axis=1)))
-        banks = self.extractor._banks["fbank"]
-        energy = add("MatMul", add("Mul", spectrum, spectrum), const(np.concatenate([banks, banks])))
-        floor = float(np.finfo(np.float32).eps)
-        mel = add("Log", add("Max", energy, const(floor)))
+        mel = log_mels(body, wave, const(places, np.int64), self.extractor)
+        floor = math.log(np.finfo(np.float32).eps)  # of a log-mel
+        end = add("Abs", add("Gather", wave, const(places[:, -SILENT_SAMPLES:], np.int64), axis=0))
+        end = add("Greater", add("ReduceMax", end, axes=[1], keepdims=1), const(0.0))
+        mel = add("Where", end, mel, const(floor))  # a frame that ends in silence is not wholly inside the utterance
         first = 2 * old
         past = add("Add", part(first, kept * bins), part(first + kept * bins, kept * bins))
         feats = add("Concat", add("Reshape", past, ints(kept, bins)), mel, axis=0)  # (count, bins)
@@ -226,7 +220,7 @@ class SherpaStreaming(Format):
         begin = add("Max", begin, const(0.0))
         wanted = np.arange(kept + early - factor * (self.delay + self.before), count)
         at = add("Max", const(wanted), begin)
-        loud = add("Greater", add("ReduceMax", feats, axes=[1], keepdims=0), const(math.log(floor) + 1e-3))
+        loud = add("Greater", add("ReduceMax", feats, axes=[1], keepdims=0), const(floor + 1e-3))
         heard = add("Reshape", add("Where", loud, const(np.arange(count)), const(-1.0)), ints(1, 1, count))
         heard = add("MaxPool", heard, kernel_shape=[SILENT_FRAMES], strides=[1], pads=[SILENT_FRAMES - 1, 0])
         heard = add("Gather", add("Reshape", heard, ints(count)), number_of(at), axis=0)
@@ -306,28 +300,24 @@ def chunk_scores(running: Any, samples: np.ndarray) -> np.ndarray:
     return np.concatenate(rows, axis=1)
 
 
-def with_columns(free: EpsilonFree, texts: List[str], num_pdfs: int, penalty: float,
-                 widen: float) -> Tuple[Fst, np.ndarray, List[str]]:
-    """(graph, columns, tokens) of a graph without epsilons; ``texts``: of its phrases.
 
-    Graph: input labels column + 1, output labels phrase, costs (with ``penalty`` a word) times ``widen``. Blanks lead
+def endless(free: EpsilonFree, num_pdfs: int, weight: np.ndarray, widen: float) -> Tuple[Fst, np.ndarray, np.ndarray]:
+    """(graph, columns, spoken) of a graph without epsilons.
+
+    Graph: input labels column + 1, output labels phrase, costs ``weight`` and final ones times ``widen``. Blanks lead
     from its end to its beginning, and stand there. ``columns`` int64 (V,): which of (blank, pdf 0, pdf 1, ...) each
-    column is. tokens: the symbol of each column, empty where it says nothing.
+    column is. ``spoken``: the phrases of the columns behind those.
     """
     fst = free.fst
-    spoken = fst.olabel > 0
-    pairs, place = np.unique(np.stack([fst.olabel[spoken], fst.ilabel[spoken]]), axis=1, return_inverse=True)
+    words = fst.olabel > 0
+    pairs, place = np.unique(np.stack([fst.olabel[words], fst.ilabel[words]]), axis=1, return_inverse=True)
     label = fst.ilabel + 1
-    label[spoken] = 2 + num_pdfs + place.ravel()
-    columns = np.concatenate([np.arange(num_pdfs + 1), pairs[1]])
-    tokens = ["<blk>", *[""] * num_pdfs, *(f"\u2581{texts[number]}" for number in pairs[0])]
-    counts = np.array([len(phrase) for phrase in free.phrases])
-    weight = (fst.weight + penalty * counts[fst.olabel]) * widen
+    label[words] = 2 + num_pdfs + place.ravel()
     start, first, ends = fst.num_states, fst.src == fst.start, np.flatnonzero(np.isfinite(fst.final))
     ones, none = np.ones(len(ends) + 1), np.zeros(len(ends) + 1)
     arcs = [(fst.src, fst.dst, label, fst.olabel, weight),
             (np.full(first.sum(), start), fst.dst[first], label[first], fst.olabel[first], weight[first]),
-            ([*ends, start], start * ones, ones, none, [*(fst.final[ends] * widen), 0])]
+            ([*ends, start], start * ones, BLANK * ones, none, [*(fst.final[ends] * widen), 0])]
     src, dst, ilabel, olabel, cost = (np.concatenate(column) for column in zip(*arcs))
     graph = make_fst(src, dst, ilabel, olabel, cost, [*(fst.final * widen), 0], start)
-    return graph, columns, tokens
+    return graph, np.concatenate([np.arange(num_pdfs + 1), pairs[1]]), pairs[0]
