@@ -19,9 +19,9 @@ from essence_kd.decode.decoders.kaldi import load_kaldi
 from essence_kd.export.epsilon_free import without_epsilons
 from essence_kd.export.exporter import export
 from essence_kd.export.format import ExportSettings
-from essence_kd.export.formats.sherpa import half_band, response, words_between
+from essence_kd.export.formats.sherpa import low_pass, response, words_between
 from essence_kd.export.formats.sherpa_streaming import endless
-from essence_kd.export.sherpa_files import free_marks, spelling, weights
+from essence_kd.export.sherpa_files import arc_costs, free_marks, spelling
 from essence_kd.hmm.fst import read_fst, to_kaldifst
 from essence_kd.hmm.graph import Graph, load_graph
 
@@ -122,12 +122,12 @@ def raised(samples):
 
 def test_the_rate_is_raised_and_lowered_without_loss():
     """What is left of tones of 8 kHz is what ``response`` says; tones that are no part of such audio are left out."""
-    assert (response(1, 512) == 1).all() and (half_band(1) == 1).all()
+    assert (response(1, 512) == 1).all() and (low_pass(1) == 1).all()
     for band in range(5, 120, 9):
         tone = np.exp(2j * np.pi * band / 256 * np.arange(4000))
-        found = np.convolve(raised(tone.real) + 1j * raised(tone.imag), half_band(2), mode="same")[::2]
+        found = np.convolve(raised(tone.real) + 1j * raised(tone.imag), low_pass(2), mode="same")[::2]
         np.testing.assert_allclose(found[200:-200], response(2, 256)[band] * tone[200:-200], atol=2e-3)
-        alias = np.convolve(np.cos(np.pi * (256 - band) / 256 * np.arange(8000)), half_band(2), mode="same")
+        alias = np.convolve(np.cos(np.pi * (256 - band) / 256 * np.arange(8000)), low_pass(2), mode="same")
         assert abs(alias[200:-200]).max() < 2e-3
 
 
@@ -137,7 +137,7 @@ def test_times_are_those_of_the_rows(corpus):
     free = without_epsilons(load_graph(corpus.root / "graph" / "graph.npz"))
     scores, words = dict(essence_kd.forward(corpus.model, corpus.root / "data_hires")), 0
     num_pdfs = len(next(iter(scores.values()))[0])
-    fst, columns, _ = endless(free, num_pdfs, weights(free, corpus.settings), 16 / 12)
+    fst, columns, _ = endless(free, num_pdfs, arc_costs(free, corpus.settings), 16 / 12)
     for utt, result in sherpa_texts(corpus.root / "out", corpus.data, 10)[1].items():
         rows = np.pad(scores[utt] * np.float32(0.7 * 16 / 12), ((0, 0), (1, 0)), constant_values=-1e4)
         labels = best_path(fst, rows[:, columns])[0]
@@ -166,9 +166,9 @@ def test_the_program_on_the_command_line(corpus):
 def test_with_too_many_phrases_words_keep_apart(corpus, monkeypatch):
     """The graph has no other phrases than before, and is smaller."""
     free = without_epsilons(load_graph(corpus.root / "graph" / "graph.npz"))
-    every, phrases = words_between(free, 87, weights(free, corpus.settings), 1.0)
+    every, phrases = words_between(free, 87, arc_costs(free, corpus.settings), 1.0)
     monkeypatch.setattr("essence_kd.export.formats.sherpa.MOST", len(free.phrases))
-    fst, fewer = words_between(free, 87, weights(free, corpus.settings), 1.0)
+    fst, fewer = words_between(free, 87, arc_costs(free, corpus.settings), 1.0)
     assert fewer == free.phrases and len(phrases) > len(fewer) and fst.num_arcs < every.num_arcs
 
 

@@ -45,7 +45,7 @@ def write_graph_files(folder: Path, source: Source, fst: Fst, num_blanks: int, p
     write_fst(folder / RULE, spelling(erased, between))
 
 
-def weights(free: EpsilonFree, settings: ExportSettings) -> np.ndarray:
+def arc_costs(free: EpsilonFree, settings: ExportSettings) -> np.ndarray:
     """Costs of the arcs with the word insertion penalty, as wide as sherpa-onnx's beam asks for."""
     counts = np.array([len(phrase) for phrase in free.phrases])
     return (free.fst.weight + settings.word_insertion_penalty * counts[free.fst.olabel]) * (BEAM / settings.beam)

@@ -22,7 +22,7 @@ from essence_kd.export.format import TOLERANCE, Format, Written, register_format
 from essence_kd.export.formats.onnx import (ARCHITECTURES, PACKAGES, calibration_of, check_calibration, metadata,
                                             score_settings)
 from essence_kd.export.onnx_file import FORM, INT8, quantised, session
-from essence_kd.export.sherpa_files import (BEAM, BLANK, GRAPH, NOTHING, RULE, TOKENS, free_marks, log_mels, weights,
+from essence_kd.export.sherpa_files import (BEAM, BLANK, GRAPH, NOTHING, RULE, TOKENS, arc_costs, free_marks, log_mels,
                                             wrapped, write_graph_files)
 from essence_kd.hmm.fst import Fst, make_fst
 from essence_kd.io.errors import UserError
@@ -103,7 +103,7 @@ class Sherpa(Format):
         self.extractor, self.every = FeatureExtractor(front_end(settings), ["fbank"]), RATE // settings.sample_rate
         self.response = response(self.every, self.extractor._fft_size)
         free = without_epsilons(source.graph)
-        fst, phrases = words_between(free, num_pdfs, weights(free, settings), self.widen)
+        fst, phrases = words_between(free, num_pdfs, arc_costs(free, settings), self.widen)
         self.num_columns = num_pdfs + len(phrases)
         write_graph_files(folder, source, fst, 1 + num_pdfs, phrases, range(1, len(phrases)))
         (folder / self.file).write_bytes(self._bytes())
@@ -149,7 +149,7 @@ class Sherpa(Format):
 
     def _features(self, samples: np.ndarray) -> np.ndarray:
         """What the network computes of samples, by NumPy in double precision."""
-        wave = LEVEL * np.convolve(samples, half_band(self.every), mode="same")[::self.every]
+        wave = LEVEL * np.convolve(samples, low_pass(self.every), mode="same")[::self.every]
         frames = np.lib.stride_tricks.sliding_window_view(wave, self.extractor.options.window)
         frames = frames[::self.extractor.options.shift] @ self.extractor._prepare
         power = (abs(np.fft.rfft(frames, self.extractor._fft_size)) / self.response)**2
@@ -183,7 +183,7 @@ class Sherpa(Format):
 
         wave = add("Mul", "x", net.constant(LEVEL))
         if self.every > 1:
-            weights = half_band(self.every)
+            weights = low_pass(self.every)
             wave = add("Conv", add("Unsqueeze", wave, ints(1)), net.constant(weights[None, None]),
                        kernel_shape=[len(weights)], strides=[self.every], pads=[len(weights) // 2] * 2)
         wave = add("Reshape", wave, ints(-1))
@@ -221,7 +221,7 @@ def row_places(rows: int, factor: int) -> np.ndarray:
     return number // 2 * factor + number % 2 * -(-factor // 2)
 
 
-def half_band(every: int) -> np.ndarray:
+def low_pass(every: int) -> np.ndarray:
     """Weights float64 of the filter after which each ``every``-th sample may stand for all; 1.0 for 1."""
     if every == 1:
         return np.ones(1)
@@ -234,7 +234,7 @@ def response(every: int, fft_size: int) -> np.ndarray:
     """(fft_size // 2 + 1,): what is left of each frequency up to half of RATE / ``every``.
 
     sherpa-onnx raises the rate of such audio with Kaldi's LinearResample, six zeros and a cutoff of 0.99 of the
-    highest frequency; half_band follows.
+    highest frequency; low_pass follows.
     """
     if every == 1:
         return np.ones(fft_size // 2 + 1)
@@ -246,7 +246,7 @@ def response(every: int, fft_size: int) -> np.ndarray:
     def of(weights: np.ndarray) -> np.ndarray:
         return np.cos(np.outer(angles, np.arange(len(weights)) - len(weights) // 2)) @ weights
 
-    return of(raising) * of(half_band(every))
+    return of(raising) * of(low_pass(every))
 
 
 def words_between(free: EpsilonFree, num_pdfs: int, weight: np.ndarray, widen: float) -> Tuple[Fst, List[Phrase]]:

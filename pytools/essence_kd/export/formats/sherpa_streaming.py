@@ -24,7 +24,7 @@ from essence_kd.export.epsilon_free import EpsilonFree, without_epsilons
 from essence_kd.export.format import TOLERANCE, Format, Written, register_format
 from essence_kd.export.formats.onnx import PACKAGES, metadata, score_settings
 from essence_kd.export.onnx_file import FORM, quantised, session
-from essence_kd.export.sherpa_files import (BEAM, BLANK, GRAPH, NOTHING, RULE, TOKENS, free_marks, log_mels, weights,
+from essence_kd.export.sherpa_files import (BEAM, BLANK, GRAPH, NOTHING, RULE, TOKENS, arc_costs, free_marks, log_mels,
                                             wrapped, write_graph_files)
 from essence_kd.hmm.fst import Fst, make_fst
 from essence_kd.io.errors import UserError
@@ -119,7 +119,7 @@ class SherpaStreaming(Format):
         self.extractor = FeatureExtractor(front_end(settings), ["fbank"])
         erased, between = free_marks(source.graph.words)
         free = without_epsilons(source.graph)
-        fst, self.columns, spoken = endless(free, num_pdfs, weights(free, settings), self.widen)
+        fst, self.columns, spoken = endless(free, num_pdfs, arc_costs(free, settings), self.widen)
         write_graph_files(folder, source, fst, 1 + num_pdfs, free.phrases, spoken)
         (folder / self.file).write_bytes(self._bytes())
         self.difference = worst = self._compared(folder)
