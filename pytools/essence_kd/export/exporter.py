@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Type
 
@@ -51,7 +52,7 @@ def export(name: str, model_dir, out, graph_dir=None, settings: Optional[ExportS
     try:
         folder.mkdir(parents=True)
         written = made.write(folder)
-        worst = compare(made, folder)
+        worst, speed = compare(made, folder), speed_text(made, folder)
         test_wavs = write_test_wavs(settings, folder)
         _describe(made, folder, written, worst, test_wavs)
         _replace(folder, out)
@@ -60,7 +61,7 @@ def export(name: str, model_dir, out, graph_dir=None, settings: Optional[ExportS
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    return f"{out}: {name} of {model_dir}, {size:,} bytes; largest difference to PyTorch {worst:.2g}"
+    return f"{out}: {name} of {model_dir}, {size:,} bytes; largest difference to PyTorch {worst:.2g}{speed}"
 
 
 def load_source(kind: Type[Format], model_dir, graph_dir, settings: ExportSettings) -> Source:
@@ -158,6 +159,19 @@ def compare(made: Format, folder: Path) -> float:
                             f"differ from PyTorch's by {difference:.3g}, more than {TOLERANCE:g}: nothing was left")
         worst = max(worst, difference)
     return worst
+
+
+def speed_text(made: Format, folder: Path) -> str:
+    """What the network takes, the least of five passes, where what was written runs here."""
+    timed = made.timed(folder)
+    if timed is None:
+        return ""
+    (run, seconds), spent = timed, []
+    for _ in range(5):
+        began = time.process_time()
+        run()
+        spent.append(time.process_time() - began)
+    return f"; {1000 * min(spent) / seconds:.2g} ms of processor time per second of audio"
 
 
 def write_test_wavs(settings: ExportSettings, folder: Path, count: int = 3) -> list[str]:

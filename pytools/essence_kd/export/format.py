@@ -24,7 +24,7 @@ import importlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, Optional, Tuple
 
 import numpy as np
 
@@ -149,6 +149,13 @@ class Format(abc.ABC):
         They are compared with acoustic scale x (log p - prior scale x log prior) of PyTorch. None: this utterance
         cannot be compared.
         """
+
+    def timed(self, folder: Path) -> Optional[Tuple[Callable[[], Any], float]]:
+        """What computes scores by the files, on one thread, and of how many seconds of audio, for its speed.
+
+        None: another program does that.
+        """
+        return None
 
 
 FORMATS: "Registry[Any]" = Registry("format", "essence_kd.export.formats")

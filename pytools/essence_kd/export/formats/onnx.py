@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Callable, Dict, Tuple
 
 import numpy as np
 
@@ -90,6 +91,10 @@ class Onnx(Format):
         """By onnxruntime."""
         self.score = self.score or scorer(folder / self.file)
         return self.score(feats)
+
+    def timed(self, folder: Path) -> Tuple[Callable[[], Any], float]:
+        """By onnxruntime."""
+        return partial(self.verify, folder, np.zeros((1000, self.source.model.feat_dim), np.float32)), 10.0
 
     def _bytes(self) -> bytes:
         from essence_kd.export.onnx_network import Network

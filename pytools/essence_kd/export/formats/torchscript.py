@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Callable, Dict, Tuple
 
 import numpy as np
 
@@ -76,6 +77,10 @@ class TorchScript(Format):
             warnings.simplefilter("ignore")
             self.running = self.running or torch.jit.load(str(folder / FILE))
             return self.running(torch.from_numpy(feats)[None])[0].numpy()
+
+    def timed(self, folder: Path) -> Tuple[Callable[[], Any], float]:
+        """By PyTorch."""
+        return partial(self.verify, folder, np.zeros((1000, self.source.model.feat_dim), np.float32)), 10.0
 
 
 def _module(nodes, constants: Dict[str, np.ndarray]):
