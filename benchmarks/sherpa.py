@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares sherpa-onnx, with an export of the format sherpa or sherpa-streaming, with essence decode: words, errors, time.
+"""Compares sherpa-onnx, with an export of the format sherpa or sherpa-streaming, with essence decode.
 
     benchmarks/sherpa.py exp/student_sherpa exp/mini/student_essence exp/mini/graph data/mini/eval_swbd data/mini/eval_che
 
