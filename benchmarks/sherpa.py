@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares sherpa-onnx, with an export of the format sherpa or sherpa-streaming, with essence decode.
 
-    benchmarks/sherpa.py exp/student_sherpa exp/mini/student_essence exp/mini/graph data/mini/eval_swbd data/mini/eval_che
+    benchmarks/sherpa.py exp/student_sherpa exp/mini/student_essence exp/mini/graph data/mini/eval_swbd
 
 Prints a Markdown table: utterances with the words of kaldi-decoder at the settings of OUT, word errors, processor time
 per second of audio; while speech goes on also the ms of a chunk of 300 ms (half of them, 99 %), search included.
