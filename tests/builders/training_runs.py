@@ -10,7 +10,8 @@ import torch
 from essence_kd.am import trainer
 
 SMALL = ["model.hidden=24", "optim.epochs=3", "data.batch_frames=300", "optim.lr=0.01", "data.heldout=0.2",
-         "augment.freq_width=1", "augment.time_width=3", "optim.ema_decay=0.9"]
+         "augment.freq_width=1", "augment.time_width=3", "optim.ema_decay=0.9",
+         "precision=float32"]  # the same wherever the tests run
 
 
 def state(model_dir):

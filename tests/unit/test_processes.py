@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 from builders import ROOT
 from builders.sweep import marked
 from builders.training_data import make_data
@@ -79,3 +80,18 @@ def test_one_that_is_killed_is_named_with_the_signal(corpus, tmp_path):
     while marked(token) and time.monotonic() < until:
         time.sleep(0.1)
     assert not marked(token)
+
+
+@pytest.mark.parametrize("vendor, flags, precision", [
+    ("AuthenticAMD", "avx512f avx512_bf16", "bfloat16"), ("AuthenticAMD", "avx512f", "float32"),
+    ("GenuineIntel", "avx512f avx512_bf16", "float32"),
+    ("GenuineIntel", "avx512f avx512_bf16 amx_tile amx_bf16", "bfloat16")])
+def test_precision_follows_the_cpu(tmp_path, monkeypatch, vendor, flags, precision):
+    told = tmp_path / "cpuinfo"
+    told.write_text(f"vendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n")
+    monkeypatch.setattr(processes, "CPUINFO", told)
+    cpu = torch.device("cpu")
+    assert processes.precision_of("auto", cpu) == precision
+    assert processes.precision_of("float32", cpu) == "float32"
+    told.unlink()
+    assert processes.precision_of("auto", cpu) == "float32"
