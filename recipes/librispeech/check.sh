@@ -46,12 +46,13 @@ if [ "$g2p" = true ] && ! "$ESSENCE_PYTHON" -c 'import espeakng_loader' 2>/dev/n
 fi
 
 if [ "$forecast" = true ]; then
-  # A row of posteriors has 5 + 10 k bytes; features 13 + 40 float32 per frame. Rates are core hours on one core of the
-  # machine of docs/benchmarks.md. Training of the networks of mini: feature frames per second and core, context
-  # included, by essence bench-train with 2,000 pdfs (the Conformer: by its ratio to the CNN-TDNN on mini). Those of
-  # larger sizes: 6 operations per parameter and row.
+  # A row of posteriors has 5 + 10 k bytes; features 13 + 40 float32 per frame. Core hours are by the rates of a run of
+  # mini on two cores of an AMD EPYC with AVX-512, in the precision in which this machine trains: feature frames per
+  # second and core, context included. Training of larger networks: 6 operations per parameter and row.
+  precision=$("$ESSENCE_PYTHON" -c 'from essence_kd.am.processes import device_of, precision_of
+print(precision_of("auto", device_of("cpu")))')
   awk -v size="$size" -v fuse="$fuse" -v all_labels="$all_labels" -v telephone="$telephone" -v part="$transcribed" \
-    -v tflops="$gpu_tflops" -v leaves="${num_leaves:-500}" -v why="$why" '
+    -v tflops="$gpu_tflops" -v leaves="${num_leaves:-500}" -v why="$why" -v precision="$precision" '
     function row(stage, what, gb, cpu, gpu) {
       printf "%5s  %-46s %9.1f %9.2f %8.1f\n", stage, what, gb, cpu, gpu
       disk += gb; core += cpu; card += gpu
@@ -72,9 +73,10 @@ if [ "$forecast" = true ]; then
         systems = 7
       } else if (size == "mini") {
         context = 342 / 300 / 3600
-        cnn = 5 / 20000; conformer = 4 / 14000; blstm = 4 / 24500; tdnn = 6 / 30000   # epochs per rate
-        cpu5 = frames * context * (cnn + conformer + blstm + tdnn)
-        cpu6 = frames * context / 3 * (cnn / 5 + conformer / 4 + blstm / 4); cpu8 = frames * context * (tdnn + cnn)
+        cnn = 5 / 20000; conformer = 4 / 14000; blstm = 4 / 22000; tdnn = 6 / 30000   # epochs per rate
+        cpu6 = frames * context / 2.5 * (cnn / 5 + conformer / 4 + blstm / 4)
+        if (precision == "bfloat16") { cnn = 5 / 26000; conformer = 4 / 17000; blstm = 4 / 34000; tdnn = 6 / 52000 }
+        cpu5 = frames * context * (cnn + conformer + blstm + tdnn); cpu8 = frames * context * (tdnn + cnn)
         systems = 8
       } else {
         cpu5 = cpu8 = 0.05; cpu6 = 0.01; systems = 6
@@ -85,10 +87,10 @@ if [ "$forecast" = true ]; then
       printf "%5s  %-46s %9s %9s %8s\n", "stage", "", "disk, GB", "core, h", "GPU, h"
       row(0, "data, dictionary" (telephone == "true" ? ", telephone audio" : ""),
           telephone == "true" ? (all + held) * 0.0576 : 0.01, telephone == "true" ? (all + held) / 150 : all / 20000, 0)
-      row(1, "lang, language models", 0.2, 0.05, 0)
-      row(2, "MFCC and filterbanks", (train + held) * 360000 * 53 * 4 / 1e9, (train + held) / 300, 0)
-      row(3, "speed perturbation and its features", frames * 53 * 4 / 1e9, hours / 300, 0)
-      row(4, "GMM, alignment", frames * 8 / 1e9, train / 15, 0)
+      row(1, "lang, language models", 0.2, 0.01, 0)
+      row(2, "MFCC and filterbanks", (train + held) * 360000 * 53 * 4 / 1e9, (train + held) / 520, 0)
+      row(3, "speed perturbation and its features", frames * 53 * 4 / 1e9, hours / 520, 0)
+      row(4, "GMM, alignment", frames * 8 / 1e9, train / 16, 0)
       row(5, "three teachers and the twin", 0.1, cpu5, gpu5)
       row(6, "posteriors of the teachers, the 100 largest", fuse == "true" ? 0 : rows * 1005 / 1e9, cpu6, gpu6)
       if (all_labels == "true") row("", "all posteriors, with --all-labels true", rows * leaves * 4 / 1e9, 0, 0)
