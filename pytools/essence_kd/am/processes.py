@@ -20,8 +20,8 @@ from essence_kd.io.errors import UserError
 MEETING = 600.0  # seconds in which all processes of a training must have started
 BEAT = 10.0  # seconds between two signs of life of a process
 SILENCE = 30  # signs of life that may be missing
-CPUINFO = Path("/proc/cpuinfo")
 ANSWER = timedelta(hours=2)  # the others wait so long while the first one decodes for early stopping
+CPUINFO = Path("/proc/cpuinfo")  # what the processor can do
 
 
 def device_of(name: Optional[str] = None) -> torch.device:
@@ -40,8 +40,8 @@ def precision_of(wanted: str, device: torch.device) -> str:
     """float32 or bfloat16. "auto" is a rule, not a timing: bfloat16 where the hardware multiplies it faster.
 
     That is CUDA with bfloat16, CPUs with AMX tiles, and AMD's with AVX-512's bfloat16 instructions: there a step of the
-    networks of conf/models took 0.57 to 0.86 of its time in float32. These instructions alone do not make it so: on
-    another CPU bfloat16 was slower, 0.7 times as fast as float32.
+    networks of conf/models took 0.57 to 0.86 of its time in float32 (essence bench-train --set precision=...). These
+    instructions alone do not make it so: on another CPU bfloat16 was slower, 0.7 times as fast as float32.
     """
     if wanted != "auto":
         return wanted
