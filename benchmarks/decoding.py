@@ -9,8 +9,8 @@ the first utterance alone is subtracted, with that utterance's duration, and the
 alternate between the decoders; the smallest of --repeats counts, since other work on the machine only adds.
 
 --part asks other questions: "long" decodes one utterance of --seconds of the scores, whole and in pieces, "sweep" tries
-the whole grid of a sweep and decodes at each scale, "rescoring" takes the best of 100 from a bigram graph by the
-language model of DATA/lm.
+the whole grid of a sweep and decodes at each scale, "rescoring" rescores lattices of a bigram's graph by a trigram,
+both of the text of DATA.
 """
 from __future__ import annotations
 
@@ -192,22 +192,23 @@ def sweeps(bench: Bench, beam: float) -> None:
 
 
 def rescoring(bench: Bench, beam: float, exp: Path, data: Path) -> None:
-    """A bigram graph, the 100 best of it by the model of DATA/lm, and the graph of that model."""
-    here, meta = bench.here, bench.graph.meta
+    """A bigram graph, its lattices rescored by a trigram, and the graph of that, all of the text of DATA."""
+    here, meta, models = bench.here, bench.graph.meta, {}
     text = data / "lm_text" if (data / "lm_text").exists() else data / "train" / "text"
-    shutil.copytree(data / "lang", here / "lang")
-    bigram = here / "bigram.arpa.gz"
-    measured([*ESSENCE, "train-lm", "--order", 2, "--words", data / "lang" / "words.txt", text, bigram])
-    measured([*ESSENCE, "make-grammar", bigram, here / "lang"])
-    measured([*ESSENCE, "make-graph", "--frame-subsampling-factor", meta["frame_subsampling_factor"],
-              "--transition-scale", meta["transition_scale"], "--ali-dir", exp / "ali", here / "lang", exp / "gmm",
-              here / "bigram"])
+    for name, order in (("trigram", 3), ("bigram", 2)):
+        lang, models[name] = here / f"lang_{name}", here / f"{name}.arpa.gz"
+        shutil.copytree(data / "lang", lang)
+        measured([*ESSENCE, "train-lm", "--order", order, "--words", lang / "words.txt", text, models[name]])
+        measured([*ESSENCE, "make-grammar", models[name], lang])
+        measured([*ESSENCE, "make-graph", "--frame-subsampling-factor", meta["frame_subsampling_factor"],
+                  "--transition-scale", meta["transition_scale"], "--ali-dir", exp / "ali", lang, exp / "gmm",
+                  here / name])
     decode = bench.commands(beam, "all", here / "out")[bench.backends[0][0]][:-3]  # but for graph, scores and folder
-    larger, first = ["--old-lm", bigram, "--new-lm", data / "lm" / "lm.arpa.gz"], None
+    larger, first = ["--old-lm", models["bigram"], "--new-lm", models["trigram"]], None
     print("| decoded with | arcs | WER | words of the first | CPU s |\n|---|---|---|---|---|")
-    for name, graph, options in (("graph of the larger model", bench.graph_dir, []),
-                                 ("bigram graph", here / "bigram", []),
-                                 ("bigram graph, best of 100 by the larger model", here / "bigram", larger)):
+    for name, graph, options in (("graph of the trigram", here / "trigram", []),
+                                 ("graph of the bigram", here / "bigram", []),
+                                 ("graph of the bigram, rescored by the trigram", here / "bigram", larger)):
         cpu = measured([*decode, *options, graph, f"ark:{here}/all.ark", here / "out" / name]).cpu
         found = bench.words(here / "out", name)
         first = first or found

@@ -205,7 +205,7 @@ def test_stage_9_rescores_decodes_anew_and_resumes(tmp_path, shell):
     assert told is None and decoded()[0]
     current, told, words = decoded(3)
     assert not current and words != plain and len(words.splitlines()) == 12
-    assert (told["new_lm"], told["order"], told["n_best"]) == (str(data / "lm_rescore" / "lm.arpa.gz"), 3, 100)
+    assert (told["new_lm"], told["order"], told["method"]) == (str(data / "lm_rescore" / "lm.arpa.gz"), 3, "lattice")
     assert decoded(3)[0]
     (data / "lm_rescore" / ".marker").write_text("done another\n")
     assert not decoded(3)[0]

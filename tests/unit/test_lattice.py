@@ -1,12 +1,16 @@
-"""Paths and lattices: word times, confidences, n-best and forward-backward against counting every path."""
+"""Paths and lattices: word times, confidences, n-best, other language models, each against counting every path."""
 import math
 
 import numpy as np
 import pytest
 from builders.graphs import loop_graph, random_path, scores_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from essence_kd.decode.lattice import (Lattice, Occurrences, edit_distance, hypothesis, label_frames, lattice_lines,
                                        n_best, path_cost, path_word_spans, path_words, word_confidences)
+from essence_kd.decode.rescoring import Histories, Rescorer, make_rescorer
+from essence_kd.hmm.lm import estimate, read_arpa, sentence_scores, write_arpa
 
 
 def small_lattice(graph, seed, num_states=7):
@@ -127,6 +131,53 @@ def test_n_best_of_an_empty_lattice_is_empty():
     lattice = small_lattice(loop_graph(), 0)
     lattice.final[:] = np.inf
     assert n_best(lattice, loop_graph(), 5, 1.0) == []
+
+
+def model_cost(model, words):
+    """Cost of a sentence, where a word that the model lacks costs as much as its rarest one."""
+    (total,), _, (unknown,) = sentence_scores(model, [words])
+    logprob = model.orders[0].logprob
+    return -math.log(10) * (total + unknown * logprob[logprob > -90].min())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abcd"), max_size=6), min_size=1, max_size=12), st.integers(1, 4),
+       st.lists(st.sampled_from("abcde"), max_size=6))
+def test_histories_cost_what_the_model_says(sentences, order, said):
+    model = estimate([*sentences, ["a"]], order)
+    symbols = ["<eps>", *"edcba"]
+    histories = Histories.of(model, symbols)
+    state, total = histories.start, 0.0
+    for word in [*(symbols.index(word) for word in said), 0]:
+        state, cost = histories.step(state, np.array([word]))
+        total += cost[0]
+    assert total == pytest.approx(model_cost(model, said), abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_rescored_lattice_has_the_same_paths_with_other_costs(tmp_path, seed):
+    graph, rng = loop_graph(), np.random.default_rng(seed)
+    lattice, vocabulary, models = small_lattice(graph, seed), graph.words[1:].tolist(), []
+    for name, order in (("old", 2), ("new", 3)):
+        text = [rng.choice(vocabulary, rng.integers(1, 6)).tolist() for _ in range(40)]
+        write_arpa(tmp_path / f"{name}.arpa", estimate(text, order, vocabulary if name == "old" else None))
+        models.append(read_arpa(tmp_path / f"{name}.arpa"))
+    make_rescorer(tmp_path, tmp_path / "old.arpa", tmp_path / "new.arpa", 0.7, graph, "graph.npz")
+
+    def sentences(lattice, arcs):
+        return graph.words[path_words(graph, lattice.path_of(np.array(arcs, np.int64)))].tolist()
+
+    expected = sorted((cost + 0.7 * model_cost(models[1], words) - model_cost(models[0], words), words)
+                      for cost, words in ((cost, sentences(lattice, arcs)) for cost, arcs in all_paths(
+                          lattice, lattice.arc_costs(graph, 0.5, 0.2))))
+    rescored = Rescorer(tmp_path).rescored(lattice, graph, 0.5, 0.2)
+    costs = rescored.arc_costs(graph, 0.5, 0.2)
+    found = sorted((cost, sentences(rescored, arcs)) for cost, arcs in all_paths(rescored, costs))
+    assert [cost for cost, _ in found] == pytest.approx([cost for cost, _ in expected], abs=1e-4)
+    assert sorted(words for _, words in found) == sorted(words for _, words in expected)
+    assert sentences(rescored, rescored.best_path(costs)) == expected[0][1]
+    pruned = Rescorer(tmp_path).rescored(lattice, graph, 0.5, 0.2, most=1)
+    assert len(pruned.final) <= len(lattice.final)  # no state is split
 
 
 def test_text_lattice_has_the_same_paths():

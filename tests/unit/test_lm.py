@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from essence_kd.cli.main import main
-from essence_kd.decode.rescoring import Rescorer
+from essence_kd.decode.rescoring import Histories
 from essence_kd.hmm import lm
 from essence_kd.hmm.fst import write_fst
 from essence_kd.io.errors import UserError
@@ -537,7 +537,9 @@ def test_words_that_never_come(tmp_path, capsys):
     assert best_cost(fst, [1, 2], 4) == pytest.approx((0.2 + 0.1 + 0.5 + 0.4) * math.log(10), abs=1e-4)
     assert lm.sentence_scores(model, [["b"], ["c"]])[0].tolist() == [-math.inf, pytest.approx(-0.2 - 99 - 0.5)]
     assert lm.perplexity(model, [["b"]])[0] == math.inf
-    assert np.isfinite(Rescorer(tmp_path / "x").costs([["b"], ["c"], ["a", "b"]])).all()
+    histories = Histories.of(model, words)
+    said = [histories.step(histories.start, np.array([word]))[1][0] for word in (1, 2, 3)]
+    assert said == pytest.approx([0.2 * math.log(10), 1e9, (0.2 + 99) * math.log(10)], abs=1)
 
 
 @pytest.mark.parametrize("old, new, told", [

@@ -47,13 +47,11 @@ def add_arguments(parser) -> None:
                         help="also write lat.txt, lattices in Kaldi's text form")
     parser.add_argument("--old-lm", metavar="ARPA",
                         help="the n-gram model that is in the graph (kaldi-lattice: its G.fst)")
-    parser.add_argument("--new-lm", metavar="ARPA", help="a larger one that takes its place in the choice among the "
-                        "--rescore-n-best word sequences of each utterance (kaldi-lattice: in whole lattices, and a "
-                        "G.carpa, as utils/build_const_arpa_lm.sh writes it)")
-    parser.add_argument("--lm-scale", type=float, metavar="S", help="weight of the language model in that choice, "
+    parser.add_argument("--new-lm", metavar="ARPA", help="a larger one that takes its place in the lattices, and "
+                        "so in what is made of them (kaldi-lattice: a G.carpa, as utils/build_const_arpa_lm.sh writes "
+                        "it)")
+    parser.add_argument("--lm-scale", type=float, metavar="S", help="weight of the language model there, "
                         "of --new-lm or else of --old-lm")
-    parser.add_argument("--rescore-n-best", type=int, metavar="N",
-                        help="word sequences of an utterance to choose among")
     tell_defaults(parser, Request)
     parser.add_argument("--sweep", metavar="TEXT", help="reference words: try all scales and penalties, write "
                         "sweep.json, decode at the best")
@@ -105,8 +103,8 @@ def _decode(args) -> None:
         raise UserError("--old-lm and --new-lm belong together, or --old-lm and --lm-scale")
     if not request.lm_scale > 0:
         raise UserError(f"--lm-scale is {request.lm_scale}, but must be greater than 0")
-    if request.n_best < 0 or request.rescore_n_best < 1:
-        raise UserError("--n-best must be at least 0 and --rescore-n-best at least 1")
+    if request.n_best < 0:
+        raise UserError("--n-best must be at least 0")
     options = decode_options(args)
     reference = read_words(args.sweep) if args.sweep else None
     with open_decoder(args.decoder, args.graph, options, args.nj) as decoder:

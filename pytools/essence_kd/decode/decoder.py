@@ -10,7 +10,7 @@ A new one is a subclass of :class:`Decoder` in any module that the environment v
             return [Decoded(path) for path in ...]
 
 ``essence decode --decoder mine`` then checks scores, cuts and batches, shares work out to processes, sweeps, rescores
-n-best lists and writes files as for every other. A decoder whose programs take whole archives is an
+lattices and writes files as for every other. A decoder whose programs take whole archives is an
 :class:`ArchiveDecoder`.
 """
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Request:
     """What is wanted besides words and times: lists of so many word sequences, lattices, another language model.
 
     The weight of the language model ``old_lm`` of the graph becomes ``lm_scale``, or that of ``new_lm`` in its place,
-    in the choice among the ``rescore_n_best`` best word sequences; a decoder of whole lattices may need no lists.
+    in the lattices, and so in words, times, confidences, lists and the lattices written.
     """
 
     n_best: int = 0
@@ -87,7 +87,6 @@ class Request:
     old_lm: Optional[str] = None
     new_lm: Optional[str] = None
     lm_scale: float = 1.0
-    rescore_n_best: int = 100
 
 
 class _Named:

@@ -16,6 +16,7 @@ from typing import Sequence
 
 import numpy as np
 
+from essence_kd.hmm.fst import ranges
 from essence_kd.hmm.graph import Graph
 
 _NONWORD, _BEGIN, _END, _INTERNAL, _SINGLETON = range(5)
@@ -32,6 +33,14 @@ class Hypothesis:
     start: np.ndarray
     length: np.ndarray
     confidence: np.ndarray
+
+
+@dataclass
+class Entry:
+    """One word sequence of an n-best list: its cost, and its words with times (confidences 1)."""
+
+    cost: float
+    hyp: Hypothesis
 
 
 def empty_hypothesis() -> Hypothesis:
@@ -169,18 +178,60 @@ class Lattice:
         return (self.graph_cost.astype(np.float64) + word_insertion_penalty * self.arc_words(graph)
                 - acoustic_scale * self.score)
 
+    def levels(self) -> np.ndarray:
+        """The most arcs that lead from the start to each state: int64 (M,)."""
+        level = [0] * len(self.final)
+        order = np.argsort(self.src, kind="stable")
+        for src, dst in zip(self.src[order].tolist(), self.dst[order].tolist()):
+            if level[src] >= level[dst]:
+                level[dst] = level[src] + 1
+        return np.asarray(level)
+
+    def costs_to_go(self, costs: np.ndarray) -> np.ndarray:
+        """Cost of the best path from each state to the end (float64 (M,), +inf: none), given arc costs (N,)."""
+        to_go = self.final.tolist()
+        order = np.argsort(self.src, kind="stable")[::-1]
+        for src, dst, cost in zip(self.src[order].tolist(), self.dst[order].tolist(), costs[order].tolist()):
+            cost += to_go[dst]
+            if cost < to_go[src]:
+                to_go[src] = cost
+        return np.asarray(to_go)
+
+    def best_path(self, costs: np.ndarray) -> np.ndarray:
+        """The cheapest path's arcs (int64), given arc costs (N,); none where the start does not lead to the end."""
+        to_go, path, state = self.costs_to_go(costs), [], 0
+        order = np.argsort(self.src, kind="stable")
+        first = np.searchsorted(self.src[order], np.arange(len(self.final) + 1))
+        while to_go[state] < self.final[state]:
+            leaving = order[first[state]:first[state + 1]]
+            path.append(leaving[(costs[leaving] + to_go[self.dst[leaving]]).argmin()])
+            state = self.dst[path[-1]]
+        return np.asarray(path, np.int64)
+
     def arc_posteriors(self, costs: np.ndarray) -> np.ndarray:
         """Probability of each arc (float64 (N,)) among all paths, given arc costs float64 (N,): forward-backward."""
-        order = np.argsort(self.src, kind="stable")
-        arcs = [(int(a), int(self.src[a]), int(self.dst[a]), -float(costs[a])) for a in order]
-        forward = np.full(len(self.final), -np.inf)
-        backward = -self.final.astype(np.float64)
+        forward, backward = np.full(len(self.final), -np.inf), -self.final.astype(np.float64)
         forward[0] = 0.0
-        for _, src, dst, weight in arcs:
-            forward[dst] = np.logaddexp(forward[dst], forward[src] + weight)
-        for _, src, dst, weight in reversed(arcs):
-            backward[src] = np.logaddexp(backward[src], backward[dst] + weight)
+        level = self.levels()[self.src]
+        order = np.argsort(level, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(level[order])) + 1)
+        for arcs in groups:
+            np.logaddexp.at(forward, self.dst[arcs], forward[self.src[arcs]] - costs[arcs])
+        for arcs in reversed(groups):
+            np.logaddexp.at(backward, self.src[arcs], backward[self.dst[arcs]] - costs[arcs])
         return np.exp(forward[self.src] - costs + backward[self.dst] - backward[0])
+
+    def without_dead_ends(self) -> "Lattice":
+        """The same lattice without what no path from the start to the end goes through; ``posterior`` is left out."""
+        alive = np.isfinite(self.costs_to_go(np.zeros(len(self.src))))
+        kept = np.flatnonzero(alive[self.dst])
+        number = np.cumsum(alive) - 1
+        lengths = self.offsets[kept + 1] - self.offsets[kept]
+        return Lattice(src=number[self.src[kept]].astype(np.int32), dst=number[self.dst[kept]].astype(np.int32),
+                       offsets=np.append(0, np.cumsum(lengths)),
+                       graph_arcs=self.graph_arcs[ranges(self.offsets[kept], lengths)], frame=self.frame[kept],
+                       graph_cost=self.graph_cost[kept], score=self.score[kept], final=self.final[alive],
+                       num_frames=self.num_frames)
 
     def occurrences(self, graph: Graph, posteriors: np.ndarray) -> Occurrences:
         """Word labels of the lattice with their rows and the posteriors (N,) of their arcs."""
@@ -208,9 +259,7 @@ def n_best(lattice: Lattice, graph: Graph, count: int, acoustic_scale: float,
     cost = lattice.arc_costs(graph, acoustic_scale, word_insertion_penalty).tolist()
     src, dst, final = lattice.src.tolist(), lattice.dst.tolist(), lattice.final.astype(np.float64).tolist()
     order = np.argsort(lattice.src, kind="stable").tolist()
-    to_go = list(final)
-    for arc in reversed(order):
-        to_go[src[arc]] = min(to_go[src[arc]], cost[arc] + to_go[dst[arc]])
+    to_go = lattice.costs_to_go(np.asarray(cost)).tolist()
     if not to_go or to_go[0] == np.inf:
         return []
     leaving: list[list[int]] = [[] for _ in final]

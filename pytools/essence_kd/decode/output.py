@@ -9,10 +9,9 @@ import numpy as np
 
 from essence_kd.decode.checks import ctm_places
 from essence_kd.decode.decoder import Decoder, Job, Request
-from essence_kd.decode.lattice import Hypothesis, ctm_lines
+from essence_kd.decode.lattice import Entry, Hypothesis, ctm_lines
 from essence_kd.decode.options import DecodeOptions
 from essence_kd.decode.pieces import joined, joined_lists
-from essence_kd.decode.rescoring import Entry, Rescorer
 from essence_kd.decode.workers import Outcome
 from essence_kd.hmm.graph import Graph
 from essence_kd.io.provenance import write_text
@@ -49,18 +48,6 @@ class DecodedSet:
 
     def _graph_rows(self, utt: str) -> list[int]:
         return [start * self.options.repeat_rows for start in self.starts[utt]]
-
-    def rescore(self, rescorer: Rescorer) -> None:
-        """Put the costs of another language model in the place of the graph's."""
-        rescorer.unknown = 0
-        outcomes = self.all_pieces()
-        for outcome, entries in zip(outcomes, rescorer.rescore([o.n_best for o in outcomes], self.graph.words)):
-            outcome.n_best = entries
-            if entries:
-                outcome.hyp = entries[0].hyp
-        if rescorer.unknown:
-            print(f"essence decode: {self.job.out_dir}: {rescorer.unknown} words of the n-best lists are not in "
-                  "the new language model and cost as much as its rarest word", file=sys.stderr)
 
     def write(self, request: Request, rescoring: dict | None, wall: float, nj: int) -> dict:
         """Write all files and tell what there is of note; what decode.json has."""

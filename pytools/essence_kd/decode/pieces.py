@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from essence_kd.decode.lattice import Hypothesis
-from essence_kd.decode.rescoring import Entry
+from essence_kd.decode.lattice import Entry, Hypothesis
 from essence_kd.hmm.graph import Graph
 
 _NONWORD = 0  # hmm.graph: phone_kind
@@ -57,7 +56,7 @@ def joined_lists(lists: list[list[Entry]], starts: list[int], count: int) -> lis
     """The ``count`` best combinations of entries of the pieces' lists, best first; a piece without adds nothing."""
     best: list[Entry] = []
     for entries, start in zip(lists, starts):
-        moved = [Entry(e.cost, joined([e.hyp], [start]), e.labels + start) for e in entries]
+        moved = [Entry(e.cost, joined([e.hyp], [start])) for e in entries]
         if not best or not moved:
             best = best or moved
             continue
@@ -68,7 +67,7 @@ def joined_lists(lists: list[list[Entry]], starts: list[int], count: int) -> lis
             hyp = joined([one.hyp, other.hyp], [0, 0])
             if hyp.words.tobytes() not in seen:
                 seen.add(hyp.words.tobytes())
-                chosen.append(Entry(float(costs.flat[place]), hyp, np.concatenate([one.labels, other.labels])))
+                chosen.append(Entry(float(costs.flat[place]), hyp))
             if len(chosen) == count:
                 break
         best = chosen

@@ -21,7 +21,7 @@ from essence_kd.decode.lattice import edit_distance, empty_hypothesis
 from essence_kd.decode.options import DecodeOptions
 from essence_kd.decode.output import DecodedSet
 from essence_kd.decode.pieces import first_rows, silence_pdfs
-from essence_kd.decode.rescoring import Rescorer
+from essence_kd.decode.rescoring import make_rescorer
 from essence_kd.decode.sweeps import Grid, pool, read_best, sweep_in_turn, sweep_lattices, sweep_table, write_sweep
 from essence_kd.decode.workers import Outcome, Task, open_workers
 from essence_kd.hmm.graph import load_graph
@@ -77,19 +77,17 @@ class Runner(ArchiveDecoder):
         self.workers.close()
 
     def decode(self, jobs: list[Job], request: Request | None = None) -> list[dict]:
-        request, rescorer, reports = request or Request(), None, []
-        if request.old_lm is not None:
-            rescorer = Rescorer(request.old_lm, request.new_lm, request.lm_scale)
-            rescorer.check(self.graph.words, self.graph_path)
+        request, reports = request or Request(), []
         options = [self._job_options(job) for job in jobs]
-        begin = time.perf_counter()
-        for progress in self._collect(jobs, options, request):
+        with tempfile.TemporaryDirectory(prefix="essence-rescore-") as folder:
             rescoring = None
-            if rescorer:
-                progress.rescore(rescorer)
-                rescoring = {**rescorer.about(), "n_best": request.rescore_n_best}
-            reports.append(progress.write(request, rescoring, time.perf_counter() - begin, self.nj))
+            if request.old_lm is not None:
+                rescoring = make_rescorer(folder, request.old_lm, request.new_lm, request.lm_scale, self.graph,
+                                          self.graph_path)
             begin = time.perf_counter()
+            for progress in self._collect(jobs, options, request, rescorer=folder if rescoring else None):
+                reports.append(progress.write(request, rescoring, time.perf_counter() - begin, self.nj))
+                begin = time.perf_counter()
         return reports
 
     def sweep(self, jobs: list[Job], reference: dict[str, list[str]], pooled=None, only: bool = False) -> list[dict]:
@@ -115,12 +113,12 @@ class Runner(ArchiveDecoder):
         return dataclasses.replace(self.options, **best)
 
     def _collect(self, jobs: list[Job], all_options: list[DecodeOptions], request: Request,
-                 reference: dict | None = None) -> Iterator[DecodedSet]:
+                 reference: dict | None = None, rescorer: str | None = None) -> Iterator[DecodedSet]:
         """Every job's results as soon as they are whole, in the order of the jobs; with a reference, of a sweep."""
         sets = [DecodedSet(job, fit_rates(job.scores, options, self.graph, self.graph_path), self.kind, self.graph,
                            self.graph_path) for job, options in zip(jobs, all_options)]
         done, utterances, shown = 0, 0, time.monotonic()
-        tasks = ((task,) for task in self._tasks(sets, request, reference))
+        tasks = ((task,) for task in self._tasks(sets, request, reference, rescorer))
         for (task,), (outcomes, seconds) in self.workers.in_order("run", tasks):
             while done < task.job:
                 yield sets[done]
@@ -141,9 +139,9 @@ class Runner(ArchiveDecoder):
             sets[done].outcomes = {}
             done += 1
 
-    def _tasks(self, sets: list[DecodedSet], request: Request, reference: dict | None) -> Iterator[Task]:
+    def _tasks(self, sets: list[DecodedSet], request: Request, reference: dict | None,
+               rescorer: str | None) -> Iterator[Task]:
         silence, sweep = silence_pdfs(self.graph), reference is not None
-        lists = max(request.n_best, request.rescore_n_best if request.old_lm is not None else 0)
         for number, progress in enumerate(sets):
             held: list[tuple[tuple[str, int], np.ndarray]] = []
             job, options, cells = progress.job, progress.options, 0
@@ -154,8 +152,8 @@ class Runner(ArchiveDecoder):
             def tasks() -> Iterator[Task]:
                 """The batches of what is held."""
                 for group in self._groups([matrix for _, matrix in held], options):
-                    yield Task(number, [held[i][0] for i in group], [held[i][1] for i in group], options, lists,
-                               request.lattices, sweep)
+                    yield Task(number, [held[i][0] for i in group], [held[i][1] for i in group], options,
+                               request.n_best, request.lattices, rescorer, sweep)
 
             for utt, matrix in read_matrices(job.scores):
                 if utt in progress.rows:

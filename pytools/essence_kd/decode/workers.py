@@ -8,9 +8,9 @@ from typing import Optional
 import numpy as np
 
 from essence_kd.decode.decoder import Decoded, Decoder
-from essence_kd.decode.lattice import Hypothesis, empty_hypothesis, hypothesis, label_frames, lattice_lines, n_best
+from essence_kd.decode.lattice import Entry, Hypothesis, empty_hypothesis, hypothesis, lattice_lines, n_best
 from essence_kd.decode.options import DecodeOptions
-from essence_kd.decode.rescoring import Entry
+from essence_kd.decode.rescoring import open_rescorer
 from essence_kd.hmm.graph import Graph, load_graph
 from essence_kd.io.parallel import Workers
 
@@ -19,7 +19,8 @@ from essence_kd.io.parallel import Workers
 class Task:
     """A batch of one job for one process; ``pieces``: (utterance, number of its piece).
 
-    ``count``: instead of decoding, count the states that are active after the last row of each matrix.
+    ``rescorer``: a folder (rescoring.make_rescorer) of language models to exchange in the lattices. ``count``: instead
+    of decoding, count the states that are active after the last row of each matrix.
     """
 
     job: int
@@ -28,6 +29,7 @@ class Task:
     options: DecodeOptions
     n_best: int = 0
     lattices: bool = False
+    rescorer: Optional[str] = None
     sweep: bool = False
     count: bool = False
 
@@ -61,22 +63,26 @@ def run_task(decoder: Decoder, task: Task) -> tuple[list, float]:
         outcomes = [Outcome(empty_hypothesis(), True, sweep=grid) for grid in grids]
         return outcomes, time.perf_counter() - begin
     outcomes = []
-    for answer in decoder.decode(batch, lattices=task.lattices or task.n_best > 0):
+    for answer in decoder.decode(batch, lattices=task.lattices or task.n_best > 0 or task.rescorer is not None):
         outcomes.append(_outcome(decoder.graph, answer, task))
     return outcomes, time.perf_counter() - begin
 
 
 def _outcome(graph: Graph, answer: Decoded, task: Task) -> Outcome:
-    found = answer.path is not None
-    hyp = hypothesis(graph, answer.path, answer.occurrences) if found else empty_hypothesis()
-    outcome = Outcome(hyp, found, answer.retried, answer.states, answer.arcs)
-    if answer.lattice is not None:
-        scale, penalty = task.options.acoustic_scale, task.options.word_insertion_penalty
-        if task.n_best:
-            outcome.n_best = [Entry(cost, hypothesis(graph, path, None), label_frames(graph, path))
-                              for cost, path in n_best(answer.lattice, graph, task.n_best, scale, penalty)]
-        if task.lattices:
-            outcome.lattice = lattice_lines(answer.lattice, graph, penalty)
+    lattice, path, occurrences = answer.lattice, answer.path, answer.occurrences
+    scale, penalty = task.options.acoustic_scale, task.options.word_insertion_penalty
+    if lattice is not None and task.rescorer is not None:
+        lattice = open_rescorer(task.rescorer).rescored(lattice, graph, scale, penalty)
+        costs = lattice.arc_costs(graph, scale, penalty)
+        path = lattice.path_of(lattice.best_path(costs))
+        occurrences = lattice.occurrences(graph, lattice.arc_posteriors(costs))
+    hyp = empty_hypothesis() if path is None else hypothesis(graph, path, occurrences)
+    outcome = Outcome(hyp, path is not None, answer.retried, answer.states, answer.arcs)
+    if lattice is not None and task.n_best:
+        outcome.n_best = [Entry(cost, hypothesis(graph, words, None))
+                          for cost, words in n_best(lattice, graph, task.n_best, scale, penalty)]
+    if lattice is not None and task.lattices:
+        outcome.lattice = lattice_lines(lattice, graph, penalty)
     return outcome
 
 

@@ -10,7 +10,7 @@ from typing import Dict, Iterable, List, Tuple
 
 import numpy as np
 
-from essence_kd.hmm.fst import Fst, make_fst
+from essence_kd.hmm.fst import Fst, make_fst, ranges
 from essence_kd.hmm.graph import Graph, trim
 
 Phrase = Tuple[int, ...]  # word-ids
@@ -76,11 +76,6 @@ def without_epsilons(graph: Graph) -> EpsilonFree:
     best = order[np.append(True, (keys[:, 1:] != keys[:, :-1]).any(axis=0))]
     fst = trim(make_fst(src[best], dst[best], label[best], spoken[best], weight[best], final))
     return EpsilonFree(fst, phrases.words)
-
-
-def ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """first[0], first[0] + 1, ... (count[0] numbers), first[1], ..."""
-    return np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
 
 
 def _closure(graph: Graph, free: np.ndarray, phrases: Phrases):

@@ -61,6 +61,11 @@ def make_fst(src, dst, ilabel, olabel, weight, final, start: int = 0) -> Fst:
     return Fst(src[order], dst, ilabel, olabel, weight, np.asarray(final, dtype=np.float32), int(start))
 
 
+def ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """first[0], first[0] + 1, ... (count[0] numbers), first[1], ..."""
+    return np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
+
+
 def sort_arcs(fst: Fst, by: str = "ilabel") -> Fst:
     """The same transducer with each state's arcs in order of ``ilabel`` or ``olabel`` (ties: the other label)."""
     first, second = (fst.ilabel, fst.olabel) if by == "ilabel" else (fst.olabel, fst.ilabel)

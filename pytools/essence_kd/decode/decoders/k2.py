@@ -11,6 +11,7 @@ from essence_kd.decode.decoder import LAST_ROWS, Decoded, Decoder, register_deco
 from essence_kd.decode.k2_python import k2_here, run_in_k2_python
 from essence_kd.decode.lattice import Lattice, Occurrences
 from essence_kd.decode.options import DecodeOptions
+from essence_kd.hmm.fst import ranges
 from essence_kd.hmm.graph import Graph
 from essence_kd.io.errors import UserError
 
@@ -93,11 +94,8 @@ class K2Decoder(Decoder):
 
     def _expand(self, numbers: np.ndarray) -> np.ndarray:
         """Arcs of the graph (int64) that a sequence of k2 arcs stands for."""
-        starts, ends = self.chain_splits[numbers], self.chain_splits[numbers + 1]
-        lengths = ends - starts
-        total = int(lengths.sum())
-        shift = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-        return self.chain[np.arange(total) + shift]
+        starts = self.chain_splits[numbers]
+        return self.chain[ranges(starts, self.chain_splits[numbers + 1] - starts)]
 
     def _search(self, batch: list[np.ndarray], widen: float):
         """Lattices (FsaVec) of scores float32 (T, C); costs there are scaled and penalised as the options say."""
