@@ -73,6 +73,8 @@ make_targets() { # forward|lattices|targets
     fi
     begin "$out" "$target_fp"
     printf '%q ' "${work[@]}" >>"$list"
+    # the job knows how many cores it has
+    if [ $part = lattices ]; then printf '%s' "--nj \$((OMP_NUM_THREADS < $nj ? OMP_NUM_THREADS : $nj))" >>"$list"; fi
     echo >>"$list"
     todo+=("$out") fps+=("$target_fp") outputs+=("$stem") made_of+=("$feats")
   done <<<"$wanted"
