@@ -48,9 +48,10 @@ fi
 if [ "$forecast" = true ]; then
   # A row of posteriors has 5 + 10 k bytes; features 13 + 40 float32 per frame. Core hours are by the rates of a run of
   # mini on two cores of an AMD EPYC with AVX-512, in the precision in which this machine trains: feature frames per
-  # second and core, context included. Training of larger networks: 6 operations per parameter and row.
-  precision=$("$ESSENCE_PYTHON" -c 'from essence_kd.am.processes import device_of, precision_of
-print(precision_of("auto", device_of("cpu")))')
+  # second and core, context included. Training of larger networks: 6 operations per parameter and row. Audio without
+  # transcripts, where there is some, is taken to be learned from (--untranscribed true), by students of their own.
+  precision=$("$ESSENCE_PYTHON" -c 'from essence_kd.io.processor import precision_of_cpu
+print(precision_of_cpu())')
   awk -v size="$size" -v fuse="$fuse" -v all_labels="$all_labels" -v telephone="$telephone" -v part="$transcribed" \
     -v tflops="$gpu_tflops" -v leaves="${num_leaves:-500}" -v why="$why" -v precision="$precision" '
     function row(stage, what, gb, cpu, gpu) {
@@ -63,21 +64,22 @@ print(precision_of("auto", device_of("cpu")))')
     }
     END {
       all = train; train *= part; hours = train * (1 / 0.9 + 1 + 1 / 1.1); frames = hours * 360000; rows = frames / 3
+      more = (all - train) * 360000; learned = frames + (more > 0 ? frames + more : 0)
       big = size == "clean-100" || size == "full-960"
       if (big) {
         teachers = 95.8e6 + 3 * 1024 * (leaves - 8816); student = 11.5e6 + 768 * (leaves - 8816)
         epochs = 6; own = 8; num_students = 1; hour = tflops * 1e12 * 3600; train_ops = 6 * 342 / 300
         gpu5 = (train_ops * teachers * epochs + train_ops * student * own) * rows / hour
-        gpu6 = 2 * teachers * rows / hour; gpu8 = train_ops * student * own * rows / hour
+        gpu6 = 2 * teachers * (rows + more / 3) / hour; gpu8 = train_ops * student * own * learned / 3 / hour
         gpu9 = 2 * (2 * teachers + 3 * student) * held * 120000 / hour
-        systems = 7
+        systems = more > 0 ? 8 : 7
       } else if (size == "mini") {
         context = 342 / 300 / 3600
         cnn = 5 / 20000; conformer = 4 / 14000; blstm = 4 / 22000; tdnn = 6 / 30000   # epochs per rate
-        cpu6 = frames * context / 2.5 * (cnn / 5 + conformer / 4 + blstm / 4)
+        cpu6 = (frames + more) * context / 2.5 * (cnn / 5 + conformer / 4 + blstm / 4)
         if (precision == "bfloat16") { cnn = 5 / 26000; conformer = 4 / 17000; blstm = 4 / 34000; tdnn = 6 / 52000 }
-        cpu5 = frames * context * (cnn + conformer + blstm + tdnn); cpu8 = frames * context * (tdnn + cnn)
-        systems = 8
+        cpu5 = frames * context * (cnn + conformer + blstm + tdnn); cpu8 = learned * context * (tdnn + cnn)
+        systems = more > 0 ? 10 : 8
       } else {
         cpu5 = cpu8 = 0.05; cpu6 = 0.01; systems = 6
       }
@@ -88,13 +90,14 @@ print(precision_of("auto", device_of("cpu")))')
       row(0, "data, dictionary" (telephone == "true" ? ", telephone audio" : ""),
           telephone == "true" ? (all + held) * 0.0576 : 0.01, telephone == "true" ? (all + held) / 150 : all / 20000, 0)
       row(1, "lang, language models", 0.2, 0.01, 0)
-      row(2, "MFCC and filterbanks", (train + held) * 360000 * 53 * 4 / 1e9, (train + held) / 520, 0)
+      row(2, "MFCC and filterbanks", (all + held) * 360000 * 53 * 4 / 1e9, (all + held) / 520, 0)
       row(3, "speed perturbation and its features", frames * 53 * 4 / 1e9, hours / 520, 0)
       row(4, "GMM, alignment", frames * 8 / 1e9, train / 16, 0)
       row(5, "three teachers and the twin", 0.1, cpu5, gpu5)
-      row(6, "posteriors of the teachers, the 100 largest", fuse == "true" ? 0 : rows * 1005 / 1e9, cpu6, gpu6)
+      row(6, "posteriors of the teachers, the 100 largest", fuse == "true" ? 0 : (rows + more / 3) * 1005 / 1e9, cpu6, gpu6)
       if (all_labels == "true") row("", "all posteriors, with --all-labels true", rows * leaves * 4 / 1e9, 0, 0)
-      row(7, "essence targets, k = 20", rows * 205 / 1e9, rows / 130000 / 3600, 0)
+      row(7, "essence targets, k = 20" (more > 0 ? "; lattices of the others" : ""),
+          rows * 205 / 1e9 + more / 3 * 1210 / 1e9, rows / 130000 / 3600 + (all - train) / 24, 0)
       row(8, "students", 0.1, cpu8, gpu8)
       row(9, "graph, decoding of dev and tests", 1, systems * held / 12, gpu9)
       row(10, "scores, report", 0.05, 0.02, 0)

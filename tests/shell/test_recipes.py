@@ -1,6 +1,7 @@
 """The recipes' preparation of data, as scripts: sizes, sources, and what is said without a network."""
 import json
 import re
+import sys
 
 import pytest
 from builders.corpora import make_takes
@@ -61,6 +62,15 @@ def test_librispeech_says_what_is_missing_and_what_it_takes(shell, tmp_path):
             in done.stdout)
     assert "three teachers and the twin" in done.stdout
     assert "recipes/librispeech/check.sh: nothing is missing" in done.stdout
+    bare = tmp_path / "python"  # as before the set-up: Python and its own library
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    again = shell("recipes/librispeech/check.sh", "--librispeech-dir", folder, "--lm-text", folder / "lm" / "text",
+                  "--dev-speakers", "20", env={"ESSENCE_PYTHON": str(bare)})
+    assert again.returncode == 0 and "three teachers and the twin" in again.stdout, again.stderr
+    third = shell("recipes/librispeech/check.sh", "--librispeech-dir", folder, "--lm-text", folder / "lm" / "text",
+                  "--dev-speakers", "20", "--transcribed", "0.33")
+    assert third.returncode == 0 and "lattices of the others" in third.stdout, third.stderr
     for size, counted, disk in (("clean-100", "28539 utterances, 100.60 h", r"7[0-9]\.\d"),
                                 ("full-960", "281241 utterances, 960.90 h", r"7[0-9]{2}\.\d")):
         done = shell("recipes/librispeech/check.sh", "--librispeech-dir", folder, "--size", size)

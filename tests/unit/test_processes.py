@@ -15,6 +15,7 @@ from builders.training_runs import SMALL, together
 
 from essence_kd.am import processes, trainer
 from essence_kd.cli.main import main
+from essence_kd.io import processor
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_one_that_is_killed_is_named_with_the_signal(corpus, tmp_path):
 def test_precision_follows_the_cpu(tmp_path, monkeypatch, vendor, flags, precision):
     told = tmp_path / "cpuinfo"
     told.write_text(f"vendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n")
-    monkeypatch.setattr(processes, "CPUINFO", told)
+    monkeypatch.setattr(processor, "CPUINFO", told)
     cpu = torch.device("cpu")
     assert processes.precision_of("auto", cpu) == precision
     assert processes.precision_of("float32", cpu) == "float32"

@@ -10,18 +10,17 @@ import sys
 import threading
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import List, Optional, Sequence
 
 import torch
 
 from essence_kd.io.errors import UserError
+from essence_kd.io.processor import precision_of_cpu
 
 MEETING = 600.0  # seconds in which all processes of a training must have started
 BEAT = 10.0  # seconds between two signs of life of a process
 SILENCE = 30  # signs of life that may be missing
 ANSWER = timedelta(hours=2)  # the others wait so long while the first one decodes for early stopping
-CPUINFO = Path("/proc/cpuinfo")  # what the processor can do
 
 
 def device_of(name: Optional[str] = None) -> torch.device:
@@ -37,22 +36,12 @@ def device_of(name: Optional[str] = None) -> torch.device:
 
 
 def precision_of(wanted: str, device: torch.device) -> str:
-    """float32 or bfloat16. "auto" is a rule, not a timing: bfloat16 where the hardware multiplies it faster.
-
-    That is CUDA with bfloat16, CPUs with AMX tiles, and AMD's with AVX-512's bfloat16 instructions: there a step of the
-    networks of conf/models took 0.57 to 0.86 of its time in float32 (essence bench-train --set precision=...). These
-    instructions alone do not make it so: on another CPU bfloat16 was slower, 0.7 times as fast as float32.
-    """
+    """float32 or bfloat16. "auto" is bfloat16 on CUDA devices that have it, and on CPUs where it is faster."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    try:
-        words = set(CPUINFO.read_text().split())
-    except OSError:
-        words = set()
-    fast = "amx_bf16" in words or {"AuthenticAMD", "avx512_bf16"} <= words
-    return "bfloat16" if fast else "float32"
+    return precision_of_cpu()
 
 
 def keep_freed_memory() -> None:
