@@ -94,7 +94,8 @@ print(precision_of_cpu())')
       row(3, "speed perturbation and its features", frames * 53 * 4 / 1e9, hours / 520, 0)
       row(4, "GMM, alignment", frames * 8 / 1e9, train / 16, 0)
       row(5, "three teachers and the twin", 0.1, cpu5, gpu5)
-      row(6, "posteriors of the teachers, the 100 largest", fuse == "true" ? 0 : (rows + more / 3) * 1005 / 1e9, cpu6, gpu6)
+      row(6, "posteriors of the teachers, the 100 largest",
+          fuse == "true" ? 0 : (rows + more / 3) * 1005 / 1e9, cpu6, gpu6)
       if (all_labels == "true") row("", "all posteriors, with --all-labels true", rows * leaves * 4 / 1e9, 0, 0)
       row(7, "essence targets, k = 20" (more > 0 ? "; lattices of the others" : ""),
           rows * 205 / 1e9 + more / 3 * 1210 / 1e9, rows / 130000 / 3600 + (all - train) / 24, 0)
