@@ -1,7 +1,9 @@
 """Decoding with k2: batches of utterances against one graph, lattices, posteriors, sweeps; CPU or GPU.
 
-k2 wants a graph without epsilons, so epsilons are removed once when the graph is loaded; each arc of the k2 graph
-remembers the chain of arcs of ``hmm.graph.Graph`` that it stands for. k2's scores are negated costs.
+k2 knows no epsilons. Were they removed, each end of a word would have the arcs of all beginnings of words behind it,
+and k2 would look at all of them for each. So k2 gets a row without scores before each row and after the last: there a
+state waits, at no cost, or goes along a way of epsilons (hmm.epsilons). Each arc of the k2 graph remembers the chain of
+arcs of ``hmm.graph.Graph`` that it stands for. k2's scores are negated costs.
 """
 from __future__ import annotations
 
@@ -11,13 +13,14 @@ from essence_kd.decode.decoder import LAST_ROWS, Decoded, Decoder, register_deco
 from essence_kd.decode.k2_python import k2_here, run_in_k2_python
 from essence_kd.decode.lattice import Lattice, Occurrences
 from essence_kd.decode.options import DecodeOptions
+from essence_kd.hmm.epsilons import Phrases, epsilon_ways
 from essence_kd.hmm.fst import ranges
 from essence_kd.hmm.graph import Graph
 from essence_kd.io.errors import UserError
 
 _DEAD = -1e30  # backward scores of states from which no path leads to the end are minus infinity
 _EVERYTHING = 1000.0  # an output beam that nothing lies outside of
-_NEVER = -1e9  # score of the column for label 0, which no arc carries
+_NEVER = -1e9  # score of what cannot be
 
 
 def load_k2():
@@ -61,31 +64,27 @@ class K2Decoder(Decoder):
 
     def _load(self, graph: Graph) -> None:
         k2, torch = self._k2, self._torch
-        final = np.flatnonzero(np.isfinite(graph.final))
-        src = np.concatenate([graph.src, final])
+        self._between = graph.num_pdfs + 1  # the label of rows between rows
+        final, emitting = np.flatnonzero(np.isfinite(graph.final)), np.flatnonzero(graph.ilabel > 0)
+        ways = epsilon_ways(graph, Phrases.of_words(len(graph.words)))
+        nothing, between = np.zeros(len(final), np.int64), np.full(len(ways.begin), self._between)
+        src = np.concatenate([graph.src[emitting], ways.begin, final])
+        dst = np.concatenate([graph.dst[emitting], ways.end, nothing + graph.num_states])
+        label = np.concatenate([graph.ilabel[emitting], between, nothing - 1])
+        scores = -np.concatenate([graph.weight[emitting], ways.cost, graph.final[final]]).astype(np.float32)
+        lengths = np.concatenate([np.ones(len(emitting), np.int64), np.diff(ways.offsets), nothing])
         order = np.argsort(src, kind="stable")
-        scores = -np.concatenate([graph.weight, graph.final[final]]).astype(np.float32)
-        arcs = np.stack([src, np.concatenate([graph.dst, np.full(len(final), graph.num_states)]),
-                         np.concatenate([graph.ilabel, np.full(len(final), -1)]), scores.view(np.int32)], axis=1)
-        number = np.concatenate([np.arange(1, graph.num_arcs + 1), np.zeros(len(final))])  # 0, the filler: final arcs
-        fsa = k2.Fsa(torch.from_numpy(arcs[order].astype(np.int32)))
-        fsa.chain = torch.from_numpy(number[order].astype(np.int32))
-        fsa.chain_filler = 0
-        fsa = k2.arc_sort(k2.connect(k2.remove_epsilon(fsa)))
-        if isinstance(fsa.chain, k2.RaggedTensor):
-            self.chain_splits = fsa.chain.shape.row_splits(1).numpy().astype(np.int64)
-            self.chain = fsa.chain.values.numpy().astype(np.int64) - 1
-        else:  # k2 leaves a graph without epsilons as it is
-            number = fsa.chain.numpy().astype(np.int64)
-            self.chain_splits = np.append(0, np.cumsum(number > 0))
-            self.chain = number[number > 0] - 1
+        arcs = np.stack([*(column.astype(np.int32) for column in (src, dst, label)), scores.view(np.int32)], axis=1)
+        starts, lengths = (np.cumsum(lengths) - lengths)[order], lengths[order]
+        self.chain = np.append(emitting, ways.arcs)[ranges(starts, lengths)]
+        self.chain_splits = np.append(0, np.cumsum(lengths))
         labels = np.append(0, np.cumsum(graph.olabel[self.chain] > 0))
         self.num_words = (labels[self.chain_splits[1:]] - labels[self.chain_splits[:-1]]).astype(np.float32)
-        bare = k2.Fsa(fsa.arcs)
-        bare.number = torch.arange(bare.num_arcs, dtype=torch.int32)
-        bare.graph_scores = fsa.scores.detach().clone()
-        bare.penalised = torch.from_numpy(self.num_words)
-        self._fsa = k2.create_fsa_vec([bare]).to(self.device)
+        fsa = k2.Fsa(torch.from_numpy(arcs[order]))
+        fsa.number = torch.arange(fsa.num_arcs, dtype=torch.int32)
+        fsa.graph_scores = fsa.scores.detach().clone()
+        fsa.penalised = torch.from_numpy(self.num_words)
+        self._fsa = k2.create_fsa_vec([fsa]).to(self.device)
 
     def set_options(self, options: DecodeOptions) -> None:
         super().set_options(options)
@@ -99,19 +98,27 @@ class K2Decoder(Decoder):
 
     def _search(self, batch: list[np.ndarray], widen: float):
         """Lattices (FsaVec) of scores float32 (T, C); costs there are scaled and penalised as the options say."""
-        k2, torch = self._k2, self._torch
+        return self._k2.intersect_dense_pruned(
+            self._fsa, self._dense(batch, self._between + 1, 1), search_beam=self.options.beam * widen,
+            output_beam=self.options.output_beam, min_active_states=self.options.min_active,
+            max_active_states=int(self.options.max_active * widen ** 2), frame_idx_name="frame")
+
+    def _dense(self, batch: list[np.ndarray], columns: int, more: int):
+        """Scaled scores for k2: row 2 t + 1 is row t of an utterance, those between them have but label ``_between``.
+
+        The ``more`` rows after the last have the last of the columns alone.
+        """
+        torch = self._torch
         longest = max(len(scores) for scores in batch)
-        width = batch[0].shape[1]
-        dense = torch.full((len(batch), longest, width + 1), _NEVER, dtype=torch.float32)  # (N, T, 1 + C)
+        dense = torch.full((len(batch), 2 * longest + more, columns), _NEVER, dtype=torch.float32)
         for row, scores in enumerate(batch):
-            dense[row, :len(scores), 1:] = torch.from_numpy(np.ascontiguousarray(scores))
-        dense[:, :, 1:] *= self.options.acoustic_scale
-        segments = torch.tensor([[row, 0, len(scores)] for row, scores in enumerate(batch)], dtype=torch.int32)
-        return k2.intersect_dense_pruned(
-            self._fsa, k2.DenseFsaVec(dense.to(self.device), segments),
-            search_beam=self.options.beam * widen, output_beam=self.options.output_beam,
-            min_active_states=self.options.min_active, max_active_states=int(self.options.max_active * widen ** 2),
-            frame_idx_name="frame")
+            end = 2 * len(scores)
+            dense[row, 1:end:2, 1:self._between] = torch.from_numpy(scores * np.float32(self.options.acoustic_scale))
+            dense[row, 0:end:2, self._between] = 0.0
+            dense[row, end:, -1] = 0.0
+        segments = torch.tensor([[row, 0, 2 * len(scores) + more] for row, scores in enumerate(batch)],
+                                dtype=torch.int32)
+        return self._k2.DenseFsaVec(dense.to(self.device), segments)
 
     def active_states(self, batch: list[np.ndarray]) -> list[int]:
         """States that the search holds active after the last row of each matrix float32 (T, C), T > 0.
@@ -123,17 +130,11 @@ class K2Decoder(Decoder):
         k2, torch = self._k2, self._torch
         if self._waiting is None or self._waiting_penalty != self.options.word_insertion_penalty:
             self._waiting, self._waiting_penalty = self._waiting_graph(), self.options.word_insertion_penalty
-        longest, width = max(len(scores) for scores in batch) + LAST_ROWS, batch[0].shape[1]
-        dense = torch.full((len(batch), longest, width + 2), _NEVER, dtype=torch.float32)
-        for row, scores in enumerate(batch):
-            dense[row, :len(scores), 1:-1] = torch.from_numpy(scores * np.float32(self.options.acoustic_scale))
-            dense[row, len(scores):, -1] = 0.0
         order = sorted(range(len(batch)), key=lambda row: -len(batch[row]))
-        segments = torch.tensor([[row, 0, len(batch[row]) + LAST_ROWS] for row in order], dtype=torch.int32)
         with torch.no_grad():
             found = k2.intersect_dense_pruned(
-                self._waiting, k2.DenseFsaVec(dense.to(self.device), segments), search_beam=self.options.beam,
-                output_beam=_EVERYTHING, min_active_states=self.options.min_active,
+                self._waiting, self._dense([batch[row] for row in order], self._between + 2, LAST_ROWS),
+                search_beam=self.options.beam, output_beam=_EVERYTHING, min_active_states=self.options.min_active,
                 max_active_states=self.options.max_active)
         _, arcs = self._splits(found)
         ends = np.append(0, np.cumsum(found.arcs.values()[:, 2].cpu().numpy() == -1))
@@ -143,14 +144,14 @@ class K2Decoder(Decoder):
         return counts
 
     def _waiting_graph(self):
-        """The graph with a loop (label C + 1) and an arc to the end, both free, at every state."""
+        """The graph with a loop (label C + 2) and an arc to the end, both free, at every state."""
         k2, torch = self._k2, self._torch
         arcs = self._fsa.arcs.values().cpu().numpy().copy()
         arcs[:, 3] = self._fsa.scores.detach().cpu().numpy().view(np.int32)
         arcs = arcs[arcs[:, 2] != -1]
         last = int(self._splits(self._fsa)[0][-1]) - 1
         state, nothing = np.arange(last), np.zeros(last)
-        loops = np.stack([state, state, nothing + self.graph.num_pdfs + 1, nothing], axis=1)
+        loops = np.stack([state, state, nothing + self._between + 1, nothing], axis=1)
         ends = np.stack([state, nothing + last, nothing - 1, nothing], axis=1)
         arcs = np.concatenate([arcs, loops.astype(np.int32), ends.astype(np.int32)])
         arcs = arcs[np.argsort(arcs[:, 0], kind="stable")]
@@ -186,14 +187,16 @@ class K2Decoder(Decoder):
             states, arcs = self._splits(found)
             # pruning leaves dead ends; confidences need the log semiring's sums, which k2 keeps
             alive = found.get_backward_scores(True, confidences).cpu().numpy() > _DEAD
-            arrows = found.arcs.values()[:, 1].cpu().numpy()
-            target = arrows + np.repeat(states[:-1], np.diff(arcs))
+            values = found.arcs.values().cpu().numpy()
+            target = values[:, 1] + np.repeat(states[:-1], np.diff(arcs))
+            emitting = np.flatnonzero((values[:, 2] > 0) & (values[:, 2] < self._between) & alive[target])
+            bounds, entered = np.searchsorted(emitting, arcs), np.unique(target[emitting])
             answers = []
             for row in range(len(batch)):
                 path = numbers[best_splits[row]:best_splits[row + 1]]
                 answers.append(Decoded(path=self._expand(path) if len(path) else None,
-                                       states=int(np.count_nonzero(alive[states[row]:states[row + 1]])),
-                                       arcs=int(np.count_nonzero(alive[target[arcs[row]:arcs[row + 1]]]))))
+                                       states=int(np.diff(np.searchsorted(entered, states[row:row + 2]))[0]),
+                                       arcs=int(bounds[row + 1] - bounds[row])))
             posterior = found.get_arc_post(True, True).exp().cpu().numpy() if confidences and found.num_arcs else None
             if posterior is not None:
                 self._add_occurrences(found, posterior, arcs, answers)
@@ -201,8 +204,8 @@ class K2Decoder(Decoder):
                 for row, answer in enumerate(answers):
                     if answer.path is not None:
                         kept = arcs[row] + np.flatnonzero(alive[target[arcs[row]:arcs[row + 1]]])
-                        answer.lattice = self._lattice(found, kept, alive[states[row]:states[row + 1]], batch[row])
-                        answer.lattice.posterior = None if posterior is None else posterior[kept]
+                        answer.lattice = self._lattice(found, kept, batch[row],
+                                                       None if posterior is None else posterior[kept])
         return answers
 
     def _add_occurrences(self, found, posterior: np.ndarray, splits: np.ndarray, answers: list[Decoded]) -> None:
@@ -216,26 +219,42 @@ class K2Decoder(Decoder):
         bounds = np.searchsorted(owner, splits)
         for row, answer in enumerate(answers):
             mine = slice(bounds[row], bounds[row + 1])
-            answer.occurrences = Occurrences(word[mine], frame[owner[mine]], posterior[owner[mine]])
+            answer.occurrences = Occurrences(word[mine], frame[owner[mine]] // 2, posterior[owner[mine]])
 
-    def _lattice(self, found, arcs: np.ndarray, alive: np.ndarray, scores: np.ndarray) -> Lattice:
-        """One utterance's lattice: its ``arcs`` of all (int64), states renumbered to those ``alive`` (bool)."""
+    def _lattice(self, found, arcs: np.ndarray, scores: np.ndarray, posterior: np.ndarray | None) -> Lattice:
+        """The lattice of one utterance: its ``arcs`` of all (int64).
+
+        A state between rows that one arc alone enters is joined with the state which that arc leaves.
+        """
         index = self._torch.from_numpy(arcs).to(self.device)
         values = found.arcs.values()[index].cpu().numpy()
         number = found.number[index].cpu().numpy().astype(np.int64)
-        frame = found.frame[index].cpu().numpy()
-        label = values[:, 2]
-        emitting = label > 0
-        score = np.zeros(len(values), np.float32)
+        src, dst, label = values[:, 0], values[:, 1], values[:, 2]
+        num_states = int(dst.max()) + 1
+        entering = np.bincount(dst, minlength=num_states)
+        joined = (label == self._between) & (entering[dst] == 1)
+        before = np.full(num_states, -1)  # of each state that is joined, the arc that enters it
+        before[dst[joined]] = np.flatnonzero(joined)
+        kept = np.flatnonzero(~joined)
+        way = before[src[kept]]
+        cost = -found.graph_scores[index].cpu().numpy()
+        chains = np.stack([np.where(way >= 0, number[way], -1), number[kept]], axis=1)
+        starts = np.where(chains >= 0, self.chain_splits[chains], 0)
+        lengths = np.where(chains >= 0, self.chain_splits[chains + 1] - starts, 0)
+        src, dst, label = np.where(way >= 0, src[way], src[kept]), dst[kept], label[kept]
+        frame = (found.frame[index].cpu().numpy() // 2)[kept]
+        emitting = (label > 0) & (label < self._between)
+        score = np.zeros(len(kept), np.float32)
         score[emitting] = scores[frame[emitting], label[emitting] - 1]
-        rank = np.cumsum(alive, dtype=np.int32) - 1
+        there = np.zeros(num_states, bool)
+        there[src] = there[dst] = True
+        rank = np.cumsum(there, dtype=np.int32) - 1
         final = np.full(rank[-1] + 1, np.inf, np.float32)
         final[-1] = 0.0
-        lengths = self.chain_splits[number + 1] - self.chain_splits[number]
-        return Lattice(src=rank[values[:, 0]], dst=rank[values[:, 1]], offsets=np.append(0, np.cumsum(lengths)),
-                       graph_arcs=self._expand(number), frame=frame,
-                       graph_cost=-found.graph_scores[index].cpu().numpy(), score=score, final=final,
-                       num_frames=len(scores))
+        return Lattice(src=rank[src], dst=rank[dst], offsets=np.append(0, np.cumsum(lengths.sum(axis=1))),
+                       graph_arcs=self.chain[ranges(starts.ravel(), lengths.ravel())], frame=frame,
+                       graph_cost=np.where(way >= 0, cost[way], 0) + cost[kept], score=score, final=final,
+                       num_frames=len(scores), posterior=None if posterior is None else posterior[kept])
 
     def sweep(self, batch: list[np.ndarray], scales: list[float],
               penalties: list[float]) -> list[list[list[np.ndarray]]]:
