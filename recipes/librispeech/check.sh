@@ -48,8 +48,9 @@ fi
 if [ "$forecast" = true ]; then
   # A row of posteriors has 5 + 10 k bytes; features 13 + 40 float32 per frame. Core hours are by the rates of a run of
   # mini on two cores of an AMD EPYC with AVX-512, in the precision in which this machine trains: feature frames per
-  # second and core, context included. Training of larger networks: 6 operations per parameter and row. Audio without
-  # transcripts, where there is some, is taken to be learned from (--untranscribed true), by students of their own.
+  # second and core, context included. Lattices and decoding are by the rates of a run with a third of the transcripts.
+  # Training of larger networks: 6 operations per parameter and row. Audio without transcripts, where there is some, is
+  # taken to be learned from (--untranscribed true), by students of their own.
   precision=$("$ESSENCE_PYTHON" -c 'from essence_kd.io.processor import precision_of_cpu
 print(precision_of_cpu())')
   awk -v size="$size" -v fuse="$fuse" -v all_labels="$all_labels" -v telephone="$telephone" -v part="$transcribed" \
@@ -100,7 +101,7 @@ print(precision_of_cpu())')
       row(7, "essence targets, k = 20" (more > 0 ? "; lattices of the others" : ""),
           rows * 205 / 1e9 + more / 3 * 1210 / 1e9, rows / 130000 / 3600 + (all - train) / 24, 0)
       row(8, "students", 0.1, cpu8, gpu8)
-      row(9, "graph, decoding of dev and tests", 1, systems * held / 12, gpu9)
+      row(9, "graph, decoding of dev and tests", 1, systems * held / 25, gpu9)
       row(10, "scores, report", 0.05, 0.02, 0)
       printf "%5s  %-46s %9.1f %9.2f %8.1f\n", "", "together", disk, core, card
     }' <<<"$found"
