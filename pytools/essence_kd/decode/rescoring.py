@@ -97,7 +97,7 @@ class Rescorer:
         return np.stack([old, new]), self.scale * added - taken
 
     def rescored(self, lattice: Lattice, graph: Graph, acoustic_scale: float, word_insertion_penalty: float,
-                 most: int = 100) -> Lattice:
+                 most: int = 20) -> Lattice:
         """The lattice with the new costs, each of its states split by the pairs of histories that lead to it.
 
         Of these, no more than the ``most`` best are kept. The answer has no ``posterior``.
