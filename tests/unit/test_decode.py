@@ -220,6 +220,11 @@ def test_a_plugin_adds_a_decoder(corpus, tmp_path):
         assert (tmp_path / "mine" / name).read_text() == (tmp_path / "kaldi" / name).read_text()
     report, table = (json.loads((tmp_path / "mine" / name).read_text()) for name in ("decode.json", "sweep.json"))
     assert report["decoder"] == table["decoder"] == "mine" and len(table["points"]) == 2
+    model = language_model(tmp_path / "one.arpa", corpus, 1)
+    done = mine("--old-lm", model, "--lm-scale", 2, corpus.folder / "graph", f"scp:{tmp_path}/s.scp", tmp_path / "old")
+    assert done.returncode == 0, done.stderr
+    assert "5 of 5 utterances have words of the graph's language model (no lattice to rescore): utt" in done.stderr
+    assert len(json.loads((tmp_path / "old" / "decode.json").read_text())["unrescored_utts"]) == 5
     environment["ESSENCE_PLUGINS"] = ""
     done = mine(*common, tmp_path / "none")
     assert done.returncode == 1 and "unknown decoder 'mine' (known: k2, kaldi, kaldi-lattice)" in done.stderr

@@ -110,6 +110,7 @@ class DecodedSet:
             "lattice_states_per_frame": per_row(0), "lattice_arcs_per_frame": per_row(1),
             "retried": sum(o.retried for o in outcomes),
             "no_path": len(lost), "no_path_utts": lost, "no_path_in_a_piece_utts": gaps,
+            "unrescored_utts": [utt for utt in self.order if any(o.unrescored for o in self.pieces(utt))],
             "empty_audio": len(empty), "empty_audio_utts": empty,
         }
 
@@ -125,6 +126,7 @@ class DecodedSet:
               file=sys.stderr)
         for key, why in (("no_path_utts", "an empty hypothesis (no path survived the search)"),
                          ("no_path_in_a_piece_utts", "no words in a piece (no path survived the search there)"),
+                         ("unrescored_utts", "words of the graph's language model (no lattice to rescore)"),
                          ("empty_audio_utts", "an empty hypothesis (no audio)")):
             names = report[key]
             if names:

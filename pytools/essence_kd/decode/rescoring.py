@@ -43,7 +43,10 @@ class Histories:
 
     @classmethod
     def of(cls, model: NgramModel, words: list[str]) -> "Histories":
-        """A model's over the symbols ``words`` (0: <eps>). A word that it lacks costs as much as its rarest word."""
+        """A model's over the symbols ``words`` (0: <eps>). A word that it lacks costs as much as its rarest word.
+
+        Raises UserError where the model does not say how sentences begin and end (hmm.lm.make_grammar).
+        """
         symbols = words if "#0" in words else [*words, "#0"]
         fst, _ = make_grammar(model, symbols)
         size, falls, states = len(symbols), fst.olabel == 0, np.arange(fst.num_states)

@@ -46,6 +46,7 @@ class Outcome:
     n_best: list = field(default_factory=list)  # of Entry
     lattice: list = field(default_factory=list)  # lines
     sweep: list = field(default_factory=list)  # [scale][penalty] of word-ids
+    unrescored: bool = False  # another language model was wanted, but no lattice came
 
 
 def run_task(decoder: Decoder, task: Task) -> tuple[list, float]:
@@ -77,7 +78,8 @@ def _outcome(graph: Graph, answer: Decoded, task: Task) -> Outcome:
         path = lattice.path_of(lattice.best_path(costs))
         occurrences = lattice.occurrences(graph, lattice.arc_posteriors(costs))
     hyp = empty_hypothesis() if path is None else hypothesis(graph, path, occurrences)
-    outcome = Outcome(hyp, path is not None, answer.retried, answer.states, answer.arcs)
+    outcome = Outcome(hyp, path is not None, answer.retried, answer.states, answer.arcs,
+                      unrescored=task.rescorer is not None and path is not None and lattice is None)
     if lattice is not None and task.n_best:
         outcome.n_best = [Entry(cost, hypothesis(graph, words, None))
                           for cost, words in n_best(lattice, graph, task.n_best, scale, penalty)]
